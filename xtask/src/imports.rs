@@ -37,7 +37,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("drain", "status"),
         ],
     ),
-    ("lb_daemon::daemon", &[("peers", "flows"), ("peers", "sharers")]),
     ("lb_cli::doctor", &[("first_buffer", "backend")]),
     ("lb_control::engine", &[("history", "sweep")]),
 ];

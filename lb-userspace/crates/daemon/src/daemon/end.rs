@@ -51,7 +51,7 @@ impl<D: DataPlane> Daemon<D> {
             self.effects.notifier.stopping("the virtual routers end");
         }
         // The end of a handover that is under way goes on here.
-        if self.handover.is_none() {
+        if !self.handovers.is_under_way() {
             self.hand_all_over();
         }
     }

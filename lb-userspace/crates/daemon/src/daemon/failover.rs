@@ -61,6 +61,43 @@ impl Asker {
     }
 }
 
+/// The handover that is under way, and what earlier ones have left.
+#[derive(Default)]
+pub(super) struct Handovers {
+    current: Option<(Handover, Asker)>,
+    /// When routers were handed over, or should have been, to a peer with a higher priority.
+    gave_way: BTreeMap<RouterKey, Instant>,
+    /// The services of which no flow is pinned, since they are handed over.
+    held: BTreeSet<ServiceKey>,
+}
+
+impl Handovers {
+    pub(super) const fn is_under_way(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// When the handover that is under way is to be looked at again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.current.as_ref()?.0.deadline())
+    }
+
+    fn current(&mut self) -> Option<&mut Handover> {
+        Some(&mut self.current.as_mut()?.0)
+    }
+
+    /// Takes the handover that is over, with the outcomes of its routers.
+    fn take_ended(&mut self, now: Instant) -> Option<(Vec<Ending>, Asker)> {
+        let endings = self.current()?.ended(now)?;
+        Some((endings, self.current.take()?.1))
+    }
+
+    /// Of the routers that peers want, those that may be handed over now: a peer is asked again after a while only.
+    fn may_give_way(&mut self, wanted: &mut BTreeMap<RouterKey, (PeerId, u8)>, now: Instant) {
+        self.gave_way.retain(|key, _| wanted.contains_key(key));
+        wanted.retain(|key, _| self.gave_way.get(key).is_none_or(|at| *at + GIVE_WAY_AGAIN <= now));
+    }
+}
+
 /// Routers that go together, and how: those of a sync group, or one.
 pub(super) type Unit = (BTreeSet<RouterKey>, Way);
 
@@ -111,7 +148,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     fn plan_failover(&self, which: &Failover) -> Result<Vec<Unit>, Refusal> {
-        if self.handover.is_some() || self.leaving.is_some() {
+        if self.handovers.is_under_way() || self.leaving.is_some() {
             let error = "a handover is under way";
             return Err(Refusal::new(RefusalKind::Conflict, error).hint("wait for its end"));
         }
@@ -240,56 +277,57 @@ impl<D: DataPlane> Daemon<D> {
                 group.rim.ask_to_take_over(peer, keys.into_iter().collect());
             }
         }
-        self.handover = Some((handover, asker));
+        self.handovers.current = Some((handover, asker));
         self.look_at_handover();
     }
 
     /// Hands over what a peer with a higher priority waits for, so that it takes over when it has all
     /// flows: if it preempted, those would be lost that have begun in the last moment.
     pub(super) fn give_way(&mut self, now: Instant) {
-        if self.handover.is_some() || self.leaving.is_some() {
+        if self.handovers.is_under_way() || self.leaving.is_some() {
             return;
         }
         let Some(group) = &self.group else { return };
         let mut wanted = group.wanted();
         wanted.retain(|key, _| self.vrrp.state(*key) == State::Active);
-        self.gave_way.retain(|key, _| wanted.contains_key(key));
+        self.handovers.may_give_way(&mut wanted, now);
         if wanted.is_empty() {
             return;
         }
         for status in self.vrrp.rim.status() {
             wanted.retain(|key, (_, theirs)| *key != status.key || *theirs > status.priority);
         }
-        wanted.retain(|key, _| self.gave_way.get(key).is_none_or(|at| *at + GIVE_WAY_AGAIN <= now));
         let (keys, peers): (BTreeSet<_>, BTreeSet<_>) =
             wanted.into_iter().map(|(key, (peer, _))| (key, peer)).unzip();
         let mut units = self.units(&keys);
         units.retain(|(_, way)| matches!(way, Way::Asked(peer, _) if peers.contains(peer)));
         let Some((_, Way::Asked(_, peer))) = units.first() else { return };
         let why = format!("{peer} has the higher priority");
-        self.gave_way.extend(units.iter().flat_map(|(keys, _)| keys).map(|key| (*key, now)));
+        self.handovers
+            .gave_way
+            .extend(units.iter().flat_map(|(keys, _)| keys).map(|key| (*key, now)));
         self.hand_over(units, Asker::Higher(why));
     }
 
     /// Has no flow of these services pinned.
     fn hold(&mut self, services: BTreeSet<ServiceKey>) {
-        if services == self.held {
+        if services == self.handovers.held {
             return;
         }
         if let Err(error) = self.engine.hold_pins(&services) {
             // Flows that are pinned now may be lost to the other node; nothing else is.
             tracing::warn!("pins are made during a handover: {error:#}");
         }
-        if !services.is_subset(&self.held) {
+        if !services.is_subset(&self.handovers.held) {
             // Packets that have met the service as it was are still on their way through the program.
             thread::sleep(UNDERWAY);
         }
-        self.held = services;
+        self.handovers.held = services;
     }
 
     /// The yield of a router has ended.
     pub(super) fn yielded(&mut self, router: RouterKey, by: Result<IpAddr, String>) {
-        if let Some((handover, _)) = &mut self.handover {
+        if let Some(handover) = self.handovers.current() {
             handover.yielded(router, by, Instant::now());
         }
         self.look_at_handover();
@@ -297,10 +335,10 @@ impl<D: DataPlane> Daemon<D> {
 
     /// A router has another state.
     pub(super) fn moved(&mut self, router: RouterKey, to: State) {
-        if let Some((handover, _)) = &mut self.handover {
+        if let Some(handover) = self.handovers.current() {
             handover.moved(router, to, Instant::now());
         }
-        let awaited = self.handover.as_ref().is_some_and(|(handover, _)| handover.awaits(router));
+        let awaited = self.handovers.current().is_some_and(|handover| handover.awaits(router));
         if to == State::Active && !awaited {
             self.release_pins([router]);
         }
@@ -310,28 +348,26 @@ impl<D: DataPlane> Daemon<D> {
     /// Flows of services that no router holds any more are pinned again: nobody would say so later.
     pub(super) fn release_stray_pins(&mut self) {
         let theirs = self.services_of(self.routers().iter().map(|router| router.key));
-        self.hold(self.held.intersection(&theirs).copied().collect());
+        self.hold(self.handovers.held.intersection(&theirs).copied().collect());
     }
 
     /// Flows of these routers' services may be pinned again.
     fn release_pins(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
         let theirs = self.services_of(routers);
-        let held = self.held.difference(&theirs).copied().collect();
+        let held = self.handovers.held.difference(&theirs).copied().collect();
         self.hold(held);
     }
 
     /// A peer has answered whether it takes over.
     pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>) {
-        if let Some((handover, _)) = &mut self.handover {
+        if let Some(handover) = self.handovers.current() {
             handover.answered(peer, answer, Instant::now());
         }
     }
 
     /// Ends the handover when it is over.
     pub(super) fn look_at_handover(&mut self) {
-        let Some((handover, _)) = &mut self.handover else { return };
-        let Some(endings) = handover.ended(Instant::now()) else { return };
-        let Some((_, asker)) = self.handover.take() else { return };
+        let Some((endings, asker)) = self.handovers.take_ended(Instant::now()) else { return };
         // Who is still busy with the question must not take over when it is forgotten here.
         let stay = endings.iter().filter(|ending| ending.outcome.is_err());
         let asked: BTreeSet<PeerId> = stay.filter_map(|ending| ending.asked).collect();

@@ -1,7 +1,7 @@
 //! The history of flows, on its way to the peers and from them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
@@ -11,18 +11,13 @@ use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
 use lb_sync::{Mark, PeerId, Piece};
 
-use super::{BEAT, Daemon, likeness::Unlike, peers::Group, roles::Whose};
+use super::{BEAT, Daemon, peers::Group};
 
 /// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
 /// each beat, or with news that a peer has not taken yet. No longer than it takes to see that a peer is
 /// late, and to tell what follows from that: nobody else knows of a pin that is made when the daemon is
 /// dead.
 const LEASE: Duration = LATE.saturating_add(BEAT);
-/// When a peer is asked again for what could not be taken.
-const FIRST_AGAIN: Duration = Duration::from_secs(1);
-const LONGEST_AGAIN: Duration = Duration::from_secs(60);
-/// Different things that could not be learnt of a peer, which are told.
-const TOLD: usize = 100;
 
 impl<D: DataPlane> Daemon<D> {
     /// Tells a peer all of this node's history.
@@ -33,7 +28,7 @@ impl<D: DataPlane> Daemon<D> {
         match self.engine.history(now) {
             Ok(mut pieces) => {
                 if let Some(group) = &self.group {
-                    pieces.extend(group.legacy_of(&self.whose));
+                    pieces.extend(group.legacy_of(self.roles.whose()));
                     group.rim.send_all(id, pieces);
                 }
             }
@@ -88,80 +83,40 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     fn learn_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
-        if let Some(group) = &mut self.group {
-            group.take_members(id, &pieces);
-        }
-        let Some(peer) = self.group.as_mut().and_then(|group| group.peers.get_mut(&id)) else {
-            return;
-        };
-        let counted = counted(&self.whose, id, &peer.unlike);
-        let alike = |key: &ServiceKey| {
-            peer.unlike.altogether.is_none() && !peer.unlike.services.contains_key(key)
-        };
-        // Who tells pins of a service is Active for it, or was until now: beside this node, or before
-        // it. It is where their flows were; what is not pinned here is taken.
-        let late = |piece: &Piece| {
-            matches!(piece, Piece::Pins { .. })
-                && self.whose.get(&piece.service()) == Some(&Whose::Own)
-                && alike(&piece.service())
-        };
-        let (taken, left): (Vec<_>, Vec<_>) =
-            pieces.into_iter().partition(|piece| counted.contains(&piece.service()) || late(piece));
-        for piece in left {
-            peer.followed.remove(&piece.service());
-        }
+        let Some(group) = &mut self.group else { return };
+        let taken = group.accepted(id, pieces, self.roles.whose());
         if taken.is_empty() {
             return;
         }
-        let now = self.now();
-        match self.engine.learn(taken, now) {
-            Ok(unlearnt) => self.tell_unlearnt(id, unlearnt),
+        match self.engine.learn(taken, self.now()) {
+            Ok(reasons) => {
+                let news = self.group.as_mut().map(|group| group.rejected(id, reasons));
+                self.record(news.into_iter().flatten());
+            }
             Err(error) => self.history_fails(&error),
         }
-        self.miss(id);
-    }
-
-    /// What could not be taken is missing here until all is told again: soon, and then less and less
-    /// often, since what has no room is not likely to have it a moment later.
-    fn miss(&mut self, id: PeerId) {
-        let mut missed = self.engine.take_unlearnt();
-        let Some(peer) = self.peer(id) else { return };
-        missed.retain(|key| peer.followed.remove(key));
-        if missed.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let wait = match peer.again {
-            None => Some(FIRST_AGAIN),
-            Some((at, wait)) => (at <= now).then(|| (wait * 2).min(LONGEST_AGAIN)),
-        };
-        if let Some(wait) = wait {
-            peer.again = Some((now + wait, wait));
-        }
-        self.tell_of_missing(id, &missed, "they could not be written; it is asked for them again");
+        let missed = self.engine.take_unlearnt();
+        let Some(group) = &mut self.group else { return };
+        let missed = group.miss(id, missed, Instant::now());
+        let cause = "they could not be written; it is asked for them again";
+        self.tell_of_missing(id, &missed, cause);
     }
 
     /// Flows on a backend that peers knew before this node did are missing here: an operator adds it to
     /// one node after the other. All is asked for again, at once.
     pub(super) fn meet_backends(&mut self) {
         let known = self.engine.take_newly_known();
-        if known.is_empty() {
-            return;
-        }
-        let peers = self.group.iter_mut().flat_map(|group| &mut group.peers);
-        let missed = peers.map(|(id, peer)| {
-            let missed = known.iter().filter(|key| peer.followed.remove(key));
-            (*id, missed.copied().collect::<BTreeSet<_>>())
-        });
-        for (id, missed) in missed.collect::<Vec<_>>() {
-            if !missed.is_empty() {
-                let cause = "their backend was not known here; it is asked for them again";
-                self.tell_of_missing(id, &missed, cause);
-            }
+        let Some(group) = self.group.as_mut().filter(|_| !known.is_empty()) else { return };
+        for (id, missed) in group.miss_flows_of(&known) {
+            let cause = "their backend was not known here; it is asked for them again";
+            self.tell_of_missing(id, &missed, cause);
         }
     }
 
     fn tell_of_missing(&self, id: PeerId, missed: &BTreeSet<ServiceKey>, cause: &str) {
+        if missed.is_empty() {
+            return;
+        }
         let services = self.store.desired().services.iter();
         let names = services.filter(|(_, service)| missed.contains(&service.key));
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
@@ -175,20 +130,6 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn send_owed(&mut self) {
         let owed = self.group.as_mut().map(|group| std::mem::take(&mut group.owed));
         owed.into_iter().flatten().for_each(|id| self.send_all(id));
-    }
-
-    fn tell_unlearnt(&mut self, id: PeerId, unlearnt: Vec<String>) {
-        let Some(group) = &mut self.group else { return };
-        let name = if unlearnt.is_empty() { String::new() } else { group.name(id) };
-        let Some(peer) = group.peers.get_mut(&id) else { return };
-        let mut news = Vec::new();
-        for text in unlearnt {
-            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
-                let message = format!("{name}: {text}");
-                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
-            }
-        }
-        news.into_iter().for_each(|news| self.tell(news));
     }
 
     pub(super) fn history_fails(&self, error: &anyhow::Error) {
@@ -218,65 +159,4 @@ impl<D: DataPlane> Daemon<D> {
             self.tell_news();
         }
     }
-}
-
-/// News that peers have not taken yet.
-///
-/// As long as there are some from longer ago than the lease, no pin is made, and no slot settles before
-/// peers know. So what dies with a node is what it has done within that time, however late peers are. A
-/// peer that stays behind for long is not waited for: then drains would never end.
-#[derive(Debug, Default)]
-pub(super) struct Untaken {
-    /// Their numbers, and when they were told, on CLOCK_MONOTONIC.
-    news: VecDeque<(u64, Duration)>,
-    last: u64,
-    taken: u64,
-}
-
-impl Untaken {
-    /// How long peers are waited for.
-    const PATIENCE: Duration = Duration::from_secs(2);
-
-    /// News with this number are told.
-    fn told(&mut self, number: u64, now: Duration) {
-        self.last = number;
-        self.news.push_back((number, now));
-    }
-
-    /// Peers have taken all up to a number; the last one that they are not waited for any more.
-    fn taken(&mut self, taken: u64, now: Duration) -> u64 {
-        let over = |(number, told): &mut (u64, Duration)| {
-            *number <= taken || now.saturating_sub(*told) > Self::PATIENCE
-        };
-        while let Some((number, _)) = self.news.pop_front_if(over) {
-            self.taken = number;
-        }
-        self.taken
-    }
-
-    /// When the first of them were told.
-    fn since(&self) -> Option<Duration> {
-        self.news.front().map(|(_, told)| *told)
-    }
-
-    /// The number of the last ones.
-    pub(super) const fn last(&self) -> u64 {
-        self.last
-    }
-}
-
-/// The services whose pieces count when this peer tells them.
-pub(super) fn counted(
-    whose: &BTreeMap<ServiceKey, Whose>,
-    peer: PeerId,
-    unlike: &Unlike,
-) -> BTreeSet<ServiceKey> {
-    if unlike.altogether.is_some() {
-        return BTreeSet::new();
-    }
-    let theirs = whose.iter().filter(|(key, whose)| {
-        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
-            && !unlike.services.contains_key(key)
-    });
-    theirs.map(|(key, _)| *key).collect()
 }

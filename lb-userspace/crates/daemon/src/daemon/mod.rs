@@ -26,13 +26,14 @@ mod reload;
 mod requests;
 mod roles;
 mod save;
-mod sharers;
+mod settle;
 pub mod trunks;
+mod unacked;
 mod vrrp;
 mod writing;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -45,7 +46,7 @@ use lb_control::engine::Engine;
 use lb_datapath::DataPlane;
 use lb_health::prober::Report;
 use lb_model::{
-    desired::{Admin, Desired, ServiceKey},
+    desired::{Admin, Desired},
     hop::{Neighbourhood, Want},
     refusal::{Refusal, RefusalKind},
     time::Now,
@@ -61,9 +62,8 @@ use tokio::{
 
 pub use self::health::Checks;
 use self::{
-    end::Leaving, failover::Asker, files::Files, handover::Handover, health::Health,
-    hearing::await_first_hops, peers::Group, reach::Reach, roles::Whose, vrrp::Virtual,
-    writing::Writing,
+    end::Leaving, failover::Handovers, files::Files, health::Health, hearing::await_first_hops,
+    peers::Group, reach::Reach, roles::Roles, vrrp::Virtual, writing::Writing,
 };
 use crate::{
     api::Request,
@@ -186,17 +186,8 @@ pub struct Daemon<D> {
     health: Health,
     vrrp: Virtual,
     group: Option<Group>,
-    /// Whose history counts, of each service.
-    whose: BTreeMap<ServiceKey, Whose>,
-    /// The services whose packets go to another node, which tells nothing of their flows.
-    unsynced: BTreeSet<ServiceKey>,
-    /// The services of which no flow is pinned, since they are handed over.
-    held: BTreeSet<ServiceKey>,
-    handover: Option<(Handover, Asker)>,
-    /// Whether peers have said more than was heard: what is known of them was so once.
-    behind: bool,
-    /// When routers were handed over, or should have been, to a peer with a higher priority.
-    gave_way: BTreeMap<lb_model::router::RouterKey, Instant>,
+    roles: Roles,
+    handovers: Handovers,
     leaving: Option<Leaving>,
     reach: Reach,
     /// The addresses of the other balancers, as the engine knows them.
@@ -260,12 +251,8 @@ impl<D: DataPlane> Daemon<D> {
             effects,
             vrrp: Virtual::new(vrrp),
             group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
-            whose: BTreeMap::new(),
-            unsynced: BTreeSet::new(),
-            held: BTreeSet::new(),
-            handover: None,
-            behind: false,
-            gave_way: BTreeMap::new(),
+            roles: Roles::default(),
+            handovers: Handovers::default(),
             leaving: None,
             reach: Reach::default(),
             balancers: BTreeSet::new(),
@@ -390,7 +377,7 @@ impl<D: DataPlane> Daemon<D> {
                 }
                 effect = self.files.done(), if !rests => {
                     let effect = effect.context("the thread of the configuration's file has ended")?;
-                    self.behind = !inputs.peers.is_empty();
+                    self.look_at_backlog(&inputs);
                     self.take_up(effect);
                     continue;
                 }
@@ -399,14 +386,14 @@ impl<D: DataPlane> Daemon<D> {
                     let report = report.context("the virtual routers have ended")?;
                     // What the peer has said that is followed counts, though it waits: once this node
                     // is Active, it goes by its own history.
-                    let waiting = if self.follows() { inputs.peers.len() } else { 0 };
+                    let waiting = if self.roles.follows() { inputs.peers.len() } else { 0 };
                     for _ in 0..waiting {
                         let Ok(report) = inputs.peers.try_recv() else { break };
-                        self.behind = !inputs.peers.is_empty();
+                        self.look_at_backlog(&inputs);
                         self.hear_peers(report);
                         self.settle();
                     }
-                    self.behind = !inputs.peers.is_empty();
+                    self.look_at_backlog(&inputs);
                     self.hear_routers(report);
                     while let Ok(report) = inputs.vrrp.try_recv() {
                         self.hear_routers(report);
@@ -415,7 +402,7 @@ impl<D: DataPlane> Daemon<D> {
                     continue;
                 }
                 report = inputs.peers.recv(), if self.group.is_some() => {
-                    self.behind = !inputs.peers.is_empty();
+                    self.look_at_backlog(&inputs);
                     self.hear_peers(report.context("what talks to the peers has ended")?);
                     self.settle();
                     continue;
@@ -429,7 +416,7 @@ impl<D: DataPlane> Daemon<D> {
                     continue;
                 }
                 _ = tick.tick() => {
-                    self.behind = !inputs.peers.is_empty();
+                    self.look_at_backlog(&inputs);
                     self.tick();
                     continue;
                 }
@@ -456,7 +443,7 @@ impl<D: DataPlane> Daemon<D> {
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
-            self.behind = !inputs.peers.is_empty();
+            self.look_at_backlog(&inputs);
             while waiting.len() < BATCH
                 && let Ok(request) = inputs.requests.try_recv()
             {
@@ -473,10 +460,15 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
+    fn look_at_backlog(&mut self, inputs: &Inputs) {
+        if let Some(group) = &mut self.group {
+            group.has_backlog = !inputs.peers.is_empty();
+        }
+    }
+
     /// When something that is under way is to be looked at again.
     fn wakes_at(&self) -> Option<Instant> {
-        let handover = self.handover.as_ref().map(|(handover, _)| handover.deadline());
-        handover.into_iter().chain(self.leaves_until()).min()
+        self.handovers.deadline().into_iter().chain(self.leaves_until()).min()
     }
 
     fn now(&self) -> Now {

@@ -52,11 +52,11 @@ impl<D: DataPlane> Daemon<D> {
             kept = Some(self.keep());
         }
         let active = self.active_routers();
-        if change.draining && self.handover.is_none() {
+        if change.draining && !self.handovers.is_under_way() {
             notes.extend(self.lost_by(&self.units(&active)));
         }
         let mut done = Done { message, notes, plan: None };
-        let begins = change.draining && !active.is_empty() && self.handover.is_none();
+        let begins = change.draining && !active.is_empty() && !self.handovers.is_under_way();
         if begins {
             // An event says so if it can't be kept.
             self.hand_over(self.units(&active), Asker::Drain(tell, done));

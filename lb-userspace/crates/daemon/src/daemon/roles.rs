@@ -36,6 +36,44 @@ impl Whose {
     }
 }
 
+/// Whose history of each service counts, as it was assigned last.
+#[derive(Debug, Default)]
+pub(super) struct Roles {
+    whose: BTreeMap<ServiceKey, Whose>,
+    /// The services whose packets go to another node, which sends none of their flows.
+    unsynced: BTreeSet<ServiceKey>,
+}
+
+impl Roles {
+    pub(super) const fn whose(&self) -> &BTreeMap<ServiceKey, Whose> {
+        &self.whose
+    }
+
+    /// Whether a peer is followed: its flow records count while it is.
+    pub(super) fn follows(&self) -> bool {
+        self.whose.values().any(|whose| matches!(whose, Whose::Peers(_) | Whose::Kept))
+    }
+
+    /// The services that are this node's own now and not any more with these roles.
+    pub(super) fn left_with(&self, whose: &BTreeMap<ServiceKey, Whose>) -> BTreeSet<ServiceKey> {
+        let left = whose.iter().filter(|(_, whose)| **whose != Whose::Own).map(|(key, _)| *key);
+        left.filter(|key| self.whose.get(key) == Some(&Whose::Own)).collect()
+    }
+
+    pub(super) fn set_whose(&mut self, whose: BTreeMap<ServiceKey, Whose>) {
+        self.whose = whose;
+    }
+
+    /// Whether that changes anything.
+    pub(super) fn set_unsynced(&mut self, unsynced: &BTreeSet<ServiceKey>) -> bool {
+        let changes = self.unsynced != *unsynced;
+        if changes {
+            self.unsynced.clone_from(unsynced);
+        }
+        changes
+    }
+}
+
 /// A peer that is there, as far as it matters here.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {

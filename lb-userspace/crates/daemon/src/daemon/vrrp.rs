@@ -18,7 +18,7 @@ use lb_api::{
 use lb_datapath::DataPlane;
 use lb_model::router::{Router, RouterKey, State};
 use lb_sync::PeerId;
-use lb_vrrp::{Facts, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
+use lb_vrrp::{Facts, Notice, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 
 use super::{Daemon, peers::Group};
 
@@ -81,6 +81,112 @@ impl Virtual {
     pub(super) fn state(&self, router: RouterKey) -> State {
         self.states.get(&router).copied().unwrap_or_default()
     }
+
+    /// Forgets routers that are not configured any more; the virtual MAC addresses that are not needed with them.
+    fn configure(&mut self, routers: &[Router]) -> Vec<[u8; 6]> {
+        let configured = |name: &str| routers.iter().find(|router| router.name == name);
+        self.reported.retain(|name, (key, _)| configured(name).is_some_and(|one| one.key == *key));
+        self.gather_states();
+        let needs = |name: &str, held: [u8; 6]| {
+            configured(name).is_some_and(|one| one.virtual_mac.is_some() && mac(one.key) == held)
+        };
+        let gone = self.resumed.extract_if(.., |name, held| !needs(name, *held));
+        gone.map(|(_, mac)| mac).collect()
+    }
+
+    /// The virtual MAC addresses that are not needed any more since the routers that a predecessor held them for hold them
+    /// no more, or have taken them themselves.
+    fn end_resuming(&mut self) -> Vec<[u8; 6]> {
+        if self.resumed.is_empty() {
+            return Vec::new();
+        }
+        let ended = self.rim.status().into_iter().filter(|status| match status.state {
+            State::Initialize => false,
+            // It listens, and another router was heard, or not yet.
+            State::Backup => status.active.is_some(),
+            State::Active | State::Fault => true,
+        });
+        ended.filter_map(|status| self.resumed.remove(&status.name)).collect()
+    }
+
+    /// A virtual MAC address is needed, or no more; whether that changes whose frames are taken.
+    fn count_mac(&mut self, mac: [u8; 6], take: bool) -> bool {
+        let count = self.macs.entry(mac).or_default();
+        let before = *count;
+        *count = if take { before + 1 } else { before.saturating_sub(1) };
+        (before == 0) != (*count == 0)
+    }
+
+    /// Sends the facts to the routers, if they have changed.
+    fn send_facts(&mut self, facts: Facts) {
+        if self.told.as_ref() != Some(&facts) {
+            self.rim.order(Order::Facts(facts.clone()));
+            self.told = Some(facts);
+        }
+    }
+
+    /// Of the routers that peers are Active for, those which would be handed over. A peer that does not hand over is
+    /// preempted.
+    fn handed_over(&self, theirs: &BTreeSet<RouterKey>) -> BTreeSet<RouterKey> {
+        theirs.difference(&self.in_vain).copied().collect()
+    }
+
+    /// Looks which routers have waited for a peer to hand over, and for how long. Peers are Active for `theirs`.
+    fn look_at_wanting(&mut self, theirs: &BTreeSet<RouterKey>, now: Instant) {
+        self.in_vain.retain(|key| theirs.contains(key));
+        let wants = self.rim.status().into_iter().filter(|status| status.wants);
+        let wants: BTreeSet<RouterKey> = wants.map(|status| status.key).collect();
+        self.wanting.retain(|key, _| wants.contains(key));
+        for key in wants {
+            if now.saturating_duration_since(*self.wanting.entry(key).or_insert(now)) >= IN_VAIN {
+                self.in_vain.insert(key);
+            }
+        }
+    }
+
+    /// A router has changed its state.
+    fn follow(&mut self, Transition { router, key, to, .. }: &Transition) {
+        self.reported.insert(router.clone(), (*key, *to));
+        self.gather_states();
+    }
+}
+
+/// The event of a transition of a router that has these addresses.
+fn event_of_transition(transition: Transition, addresses: &str) -> News {
+    let Transition { router, from, to, cause, .. } = transition;
+    let (kind, message) = match to {
+        State::Active => {
+            (Kind::VrrpActive, format!("{router} is active: this node holds {addresses}"))
+        }
+        State::Backup => (Kind::VrrpBackup, format!("{router} is backup")),
+        State::Fault => {
+            (Kind::VrrpFault, format!("{router} is in fault: this node can't hold {addresses}"))
+        }
+        State::Initialize => (Kind::VrrpEnded, format!("{router} has ended")),
+    };
+    let message = match from {
+        State::Active => format!("{message}, and was active"),
+        _ => message,
+    };
+    News::new(kind, message, cause)
+}
+
+/// The event of a notice of the virtual routers.
+fn event_of_notice(notice: Notice) -> News {
+    let kind = match notice.kind {
+        NoticeKind::TwoActive => Kind::VrrpTwoActive,
+        NoticeKind::Mismatch => Kind::VrrpMismatch,
+        NoticeKind::AddressElsewhere => Kind::VrrpAddressElsewhere,
+        NoticeKind::Leftover => Kind::VrrpLeftover,
+        NoticeKind::Trouble => Kind::VrrpTrouble,
+        NoticeKind::Track => Kind::VrrpTrack,
+        NoticeKind::Stalled => Kind::VrrpStalled,
+    };
+    let message = match notice.router.as_str() {
+        "" => notice.message,
+        router => format!("{router}: {}", notice.message),
+    };
+    News::new(kind, message, notice.cause)
 }
 
 impl<D: DataPlane> Daemon<D> {
@@ -100,19 +206,8 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Says what routers there are.
     pub(super) fn configure_routers(&mut self) {
-        let configured = |name: &str, key: RouterKey| {
-            let routers = &self.store.config().routers.routers;
-            routers.iter().any(|router| router.name == name && router.key == key)
-        };
-        self.vrrp.reported.retain(|name, (key, _)| configured(name, *key));
-        self.vrrp.gather_states();
-        for (name, mac) in std::mem::take(&mut self.vrrp.resumed) {
-            let router = self.routers().iter().find(|router| router.name == name);
-            if router.is_some_and(|one| one.virtual_mac.is_some() && self::mac(one.key) == mac) {
-                self.vrrp.resumed.insert(name, mac);
-            } else {
-                self.take_mac(mac, false);
-            }
+        for mac in self.vrrp.configure(&self.store.config().routers.routers) {
+            self.take_mac(mac, false);
         }
         self.release_stray_pins();
         // Nobody looked while there was no router: the first would be in fault until the next tick.
@@ -138,7 +233,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         self.look_at_interfaces();
         let facts = Facts { healthy, ..self.facts_of_routers() };
-        self.tell_routers(facts);
+        self.vrrp.send_facts(facts);
         // The first write of the maps would take the virtual MAC addresses out that are held still.
         let held = self.routers().iter().filter(|router| router.virtual_mac.is_some());
         let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
@@ -151,28 +246,14 @@ impl<D: DataPlane> Daemon<D> {
     /// Looks which routers hold addresses no more that a predecessor held, or have said themselves what
     /// they need.
     pub(super) fn end_resuming(&mut self) {
-        if self.vrrp.resumed.is_empty() {
-            return;
-        }
-        for status in self.vrrp.rim.status() {
-            let ended = match status.state {
-                State::Initialize => false,
-                // It listens, and another router was heard, or not yet.
-                State::Backup => status.active.is_some(),
-                State::Active | State::Fault => true,
-            };
-            if ended && let Some(mac) = self.vrrp.resumed.remove(&status.name) {
-                self.take_mac(mac, false);
-            }
+        for mac in self.vrrp.end_resuming() {
+            self.take_mac(mac, false);
         }
     }
 
     /// Has frames to a virtual MAC address taken, or no more when no router needs it.
     fn take_mac(&mut self, mac: [u8; 6], take: bool) {
-        let count = self.vrrp.macs.entry(mac).or_default();
-        let before = *count;
-        *count = if take { before + 1 } else { before.saturating_sub(1) };
-        if (before == 0) == (*count == 0) {
+        if !self.vrrp.count_mac(mac, take) {
             return;
         }
         if let Err(error) = self.engine.take_mac(mac, take) {
@@ -206,19 +287,20 @@ impl<D: DataPlane> Daemon<D> {
         let status = self.vrrp.rim.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
         let transitions = transitions.filter(|_| self.group.is_some()).collect();
+        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
         Facts {
             transitions,
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
             served: served.map(|(name, service)| (service.key.vip, name.clone())).collect(),
             // Who is asked to take over would do so by itself, and not when it has all flows.
-            draining: self.store.node().draining_since.is_some() && self.handover.is_none(),
+            draining: self.store.node().draining_since.is_some() && !self.handovers.is_under_way(),
             unsynced: self.unsynced(&status),
-            handed_over: self.handed_over(),
+            handed_over: self.vrrp.handed_over(&theirs),
             draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
             lowered_peers: self.group.as_ref().map(Group::lowered_for).unwrap_or_default(),
-            mismatched: self.mismatched(),
-            active: self.active_peers(),
+            mismatched: self.group.as_ref().map(Group::mismatched).unwrap_or_default(),
+            active: self.group.as_ref().map(Group::active_peers).unwrap_or_default(),
         }
     }
 
@@ -226,36 +308,15 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn update_routers(&mut self) {
         // Before the maps are written there is nothing to say but what a predecessor's said.
         if self.writing.has_succeeded() {
-            self.tell_routers(self.facts_of_routers());
+            let facts = self.facts_of_routers();
+            self.vrrp.send_facts(facts);
         }
-    }
-
-    fn tell_routers(&mut self, facts: Facts) {
-        if self.vrrp.told.as_ref() != Some(&facts) {
-            self.vrrp.rim.order(Order::Facts(facts.clone()));
-            self.vrrp.told = Some(facts);
-        }
-    }
-
-    /// Routers that a peer is Active for which would hand them over. One that does not is preempted.
-    fn handed_over(&self) -> BTreeSet<RouterKey> {
-        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
-        theirs.difference(&self.vrrp.in_vain).copied().collect()
     }
 
     /// Looks which routers have waited for a peer to hand over, and for how long.
     pub(super) fn look_at_wanting(&mut self, now: Instant) {
         let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
-        let Virtual { rim, wanting, in_vain, .. } = &mut self.vrrp;
-        in_vain.retain(|key| theirs.contains(key));
-        let wants = rim.status().into_iter().filter(|status| status.wants);
-        let wants: BTreeSet<RouterKey> = wants.map(|status| status.key).collect();
-        wanting.retain(|key, _| wants.contains(key));
-        for key in wants {
-            if now.saturating_duration_since(*wanting.entry(key).or_insert(now)) >= IN_VAIN {
-                in_vain.insert(key);
-            }
-        }
+        self.vrrp.look_at_wanting(&theirs, now);
     }
 
     /// Takes in what the virtual routers tell.
@@ -267,49 +328,20 @@ impl<D: DataPlane> Daemon<D> {
                 let _ = done.0.try_send(());
             }
             Report::Transition(transition) => self.follow(transition),
-            Report::Notice(notice) => {
-                let kind = match notice.kind {
-                    NoticeKind::TwoActive => Kind::VrrpTwoActive,
-                    NoticeKind::Mismatch => Kind::VrrpMismatch,
-                    NoticeKind::AddressElsewhere => Kind::VrrpAddressElsewhere,
-                    NoticeKind::Leftover => Kind::VrrpLeftover,
-                    NoticeKind::Trouble => Kind::VrrpTrouble,
-                    NoticeKind::Track => Kind::VrrpTrack,
-                    NoticeKind::Stalled => Kind::VrrpStalled,
-                };
-                let message = match notice.router.as_str() {
-                    "" => notice.message,
-                    router => format!("{router}: {}", notice.message),
-                };
-                self.tell(News::new(kind, message, notice.cause));
-            }
+            Report::Notice(notice) => self.tell(event_of_notice(notice)),
             Report::Yielded { router, by } => self.yielded(router, by),
             Report::Stopped => self.vrrp.stopped = true,
         }
     }
 
-    fn follow(&mut self, Transition { router, key, from, to, cause }: Transition) {
-        self.vrrp.reported.insert(router.clone(), (key, to));
-        self.vrrp.gather_states();
+    fn follow(&mut self, transition: Transition) {
+        self.vrrp.follow(&transition);
+        let (key, to) = (transition.key, transition.to);
         let addresses = self.router(key).map_or_else(String::new, |router| {
             let all: Vec<_> = router.addresses.iter().map(|vip| vip.address.to_string()).collect();
             all.join(", ")
         });
-        let (kind, message) = match to {
-            State::Active => {
-                (Kind::VrrpActive, format!("{router} is active: this node holds {addresses}"))
-            }
-            State::Backup => (Kind::VrrpBackup, format!("{router} is backup")),
-            State::Fault => {
-                (Kind::VrrpFault, format!("{router} is in fault: this node can't hold {addresses}"))
-            }
-            State::Initialize => (Kind::VrrpEnded, format!("{router} has ended")),
-        };
-        let message = match from {
-            State::Active => format!("{message}, and was active"),
-            _ => message,
-        };
-        self.tell(News::new(kind, message, cause));
+        self.tell(event_of_transition(transition, &addresses));
         self.moved(key, to);
         self.effects.notifier.status(&self.ready_line());
     }
@@ -351,7 +383,7 @@ impl<D: DataPlane> Daemon<D> {
         // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
         // all is known, and in the end that the peer has given this node up long since.
         let unsynced = others.filter(|key| {
-            self.behind || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+            group.has_backlog || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
         });
         unsynced.collect()
     }

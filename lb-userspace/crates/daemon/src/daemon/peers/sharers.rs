@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use lb_control::engine::Sharers;
-use lb_datapath::DataPlane;
 use lb_sync::{PeerId, Piece};
 
-use super::{Daemon, peers::Group};
+use super::Group;
 
 /// Which peers are missed.
 #[derive(Debug, Default)]
@@ -30,7 +29,7 @@ impl Group {
     }
 
     /// How the peers stand at this second.
-    fn sharers(&mut self, now: u32) -> Sharers {
+    pub(in crate::daemon) fn sharers(&mut self, now: u32) -> Sharers {
         for id in (0..self.count()).map(PeerId) {
             let peer = self.peers.get(&id);
             // Of one that is configured otherwise nothing can be taken: it is not waited for.
@@ -55,16 +54,6 @@ impl Group {
             joined: *joined,
             timeout: u32::try_from(timeout).unwrap_or(u32::MAX),
             members,
-        }
-    }
-}
-
-impl<D: DataPlane> Daemon<D> {
-    /// Says how the peers stand, before anything ends that they may use.
-    pub(super) fn look_at_sharers(&mut self) {
-        let now = self.now().mono_secs();
-        if let Some(group) = &mut self.group {
-            self.engine.set_sharers(group.sharers(now));
         }
     }
 }

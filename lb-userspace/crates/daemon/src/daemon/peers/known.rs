@@ -1,0 +1,187 @@
+//! What is known of the peers: their roles, which flows of theirs are known here, and who can take over.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_model::{
+    desired::ServiceKey,
+    router::{RouterKey, State},
+};
+use lb_sync::{PeerId, RouterFacts};
+
+use super::{Group, Peer};
+use crate::daemon::roles::{Candidate, Known, Tells, Tenure, is_unsynced};
+
+impl Group {
+    /// The peers whose flows may count here.
+    pub(in crate::daemon) fn candidates(&self) -> Vec<Candidate> {
+        let kin = self.peers.iter().filter(|(_, peer)| peer.unlike.altogether.is_none());
+        let candidate = |(id, peer): (&PeerId, &Peer)| Candidate {
+            peer: *id,
+            active: peer
+                .facts
+                .iter()
+                .flat_map(|facts| &facts.routers)
+                .filter(|(_, router)| router.state == State::Active)
+                .map(|(key, router)| {
+                    let (source, priority) = (router.source, router.priority);
+                    let turn = peer.turns.get(key).copied().unwrap_or(0);
+                    (*key, Tenure { source, turn, priority })
+                })
+                .collect(),
+            refused: peer.unlike.services.keys().copied().collect(),
+        };
+        kin.map(candidate).collect()
+    }
+
+    /// Whether this node has yet to learn flows of a router that a peer has which is there.
+    pub(in crate::daemon) fn lacks_flows_of(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+    ) -> bool {
+        self.known_of(router, services).any(|known| match known.tells {
+            Tells::Nothing => true,
+            Tells::Active { all } => !all,
+            Tells::NotActive => false,
+        })
+    }
+
+    /// Whether a router that takes over from who was heard may break flows.
+    pub(in crate::daemon) fn is_unsynced(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+        heard: Option<IpAddr>,
+    ) -> bool {
+        let known: Vec<_> = self.known_of(router, services).collect();
+        is_unsynced(heard, &known, self.misses_some())
+    }
+
+    /// Routers that peers are Active for whose flows count here.
+    pub(in crate::daemon) fn active_for(&self) -> BTreeSet<RouterKey> {
+        let kin = self.peers.values().filter(|peer| peer.unlike.altogether.is_none());
+        kin.flat_map(|peer| peer.turns.keys()).copied().collect()
+    }
+
+    /// Routers that peers are Active for which drain.
+    pub(in crate::daemon) fn draining_for(&self) -> BTreeSet<RouterKey> {
+        let drains = |peer: &&Peer| peer.facts.as_ref().is_some_and(|facts| facts.draining);
+        self.peers.values().filter(drains).flat_map(|peer| peer.turns.keys()).copied().collect()
+    }
+
+    /// Routers that peers are Active for, and something that they track has lowered their priority.
+    pub(in crate::daemon) fn lowered_for(&self) -> BTreeSet<RouterKey> {
+        let routers = self.peers.values().filter_map(|peer| peer.facts.as_ref());
+        let routers = routers.flat_map(|facts| &facts.routers);
+        let lowered = |router: &RouterFacts| router.state == State::Active && router.lowered;
+        routers.filter(|(_, router)| lowered(router)).map(|(key, _)| *key).collect()
+    }
+
+    /// Routers that a peer would preempt, and waits with for this node to hand them over.
+    pub(in crate::daemon) fn wanted(&self) -> BTreeMap<RouterKey, (PeerId, u8)> {
+        let mut wanted = BTreeMap::new();
+        for (id, peer) in &self.peers {
+            let routers = peer.facts.iter().flat_map(|facts| &facts.routers);
+            for (key, router) in routers.filter(|(_, router)| router.wants) {
+                let best = wanted.entry(*key).or_insert((*id, router.priority));
+                if router.priority > best.1 {
+                    *best = (*id, router.priority);
+                }
+            }
+        }
+        wanted
+    }
+
+    /// What is known of a router's flows, by peer. Those of whom nothing can be taken tell nothing that
+    /// could be waited for.
+    fn known_of(
+        &self,
+        router: RouterKey,
+        services: &BTreeSet<ServiceKey>,
+    ) -> impl Iterator<Item = Known> {
+        self.peers.values().map(move |peer| {
+            let facts = peer.facts.as_ref().and_then(|facts| facts.routers.get(&router));
+            let mut kin = services.iter().filter(|key| !peer.unlike.services.contains_key(key));
+            let stranger = peer.unlike.altogether.is_some();
+            let all = stranger || (peer.complete && kin.all(|key| peer.followed.contains(key)));
+            let tells = match (&peer.facts, facts.map(|facts| facts.state)) {
+                (None, _) => Tells::Nothing,
+                (_, Some(State::Active)) => Tells::Active { all },
+                _ => Tells::NotActive,
+            };
+            Known { source: facts.and_then(|facts| facts.source), tells }
+        })
+    }
+
+    /// What is wrong with a router, by what peers say of it.
+    pub(in crate::daemon) fn problems_of(&self, router: RouterKey) -> Vec<(PeerId, String)> {
+        let mut found = Vec::new();
+        for (id, Peer { unlike, .. }) in &self.peers {
+            let deaf = unlike.deaf.get(&router).map(|(_, text)| text);
+            let texts = deaf.into_iter().chain(unlike.addresses.get(&router));
+            found.extend(texts.map(|text| (*id, text.clone())));
+        }
+        found
+    }
+
+    /// Who could take these routers over: it is Backup for all of them and stays. It has all flows but those
+    /// that it [refuses](Self::refused_by), or gets them now; then it takes over when it has.
+    pub(in crate::daemon) fn successor(
+        &self,
+        routers: &BTreeSet<RouterKey>,
+        services: &BTreeSet<ServiceKey>,
+    ) -> Option<PeerId> {
+        let status = self.rim.status();
+        let fits = |(id, peer): &(&PeerId, &Peer)| {
+            let known = status.get(usize::from(id.0));
+            peer.unlike.altogether.is_none()
+                && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
+                && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
+                && known.is_some_and(|status| status.connected)
+        };
+        let priority = |peer: &Peer| {
+            let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
+            facts.filter(|(key, _)| routers.contains(key)).map(|(_, facts)| facts.priority).max()
+        };
+        // Who can take most of the flows.
+        let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
+        let fit = self.peers.iter().filter(fits);
+        let rank = |(id, peer): &(&PeerId, &Peer)| (self.follows(**id), lost(**id), priority(peer));
+        fit.max_by_key(rank).map(|(id, _)| *id)
+    }
+
+    /// Whether a peer has all flows of this node, but for the last news.
+    pub(in crate::daemon) fn follows(&self, peer: PeerId) -> bool {
+        let status = self.rim.status().into_iter().nth(usize::from(peer.0));
+        status.is_some_and(|status| status.follows)
+    }
+
+    /// The services of these whose flows a peer can't take, since it has them otherwise.
+    pub(in crate::daemon) fn refused_by(
+        &self,
+        peer: PeerId,
+        services: &BTreeSet<ServiceKey>,
+    ) -> BTreeSet<ServiceKey> {
+        let unlike = self.peers.get(&peer).map(|peer| &peer.unlike.services);
+        let refused = unlike.into_iter().flat_map(BTreeMap::keys);
+        refused.filter(|key| services.contains(key)).copied().collect()
+    }
+
+    /// Peers whose advertisements are to be heard though they are made otherwise.
+    pub(in crate::daemon) fn mismatched(&self) -> BTreeSet<(RouterKey, IpAddr)> {
+        let peers = self.peers.values();
+        let deaf = peers.flat_map(|peer| &peer.unlike.deaf);
+        deaf.filter_map(|(key, (source, _))| Some((*key, (*source)?))).collect()
+    }
+
+    /// Peers that say that they are Active, by router and source of their advertisements.
+    pub(in crate::daemon) fn active_peers(&self) -> BTreeSet<(RouterKey, IpAddr)> {
+        let peers = self.peers.values();
+        let routers = peers.filter_map(|peer| peer.facts.as_ref()).flat_map(|facts| &facts.routers);
+        let active = routers.filter(|(_, router)| router.state == State::Active);
+        active.filter_map(|(key, router)| Some((*key, router.source?))).collect()
+    }
+}

@@ -1,0 +1,491 @@
+//! The peers: what this node sends them, and what it knows of them by what they send.
+//!
+//! A node follows the history of the peer that is Active. When it is learnt that a peer is Active
+//! after pieces of its history have come, these were not taken, and all of it is asked for again. So
+//! it matters in no way in which order the two arrive.
+
+mod known;
+mod sharers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use lb_api::{
+    event::{Kind, News},
+    routers::RouterStatus,
+};
+use lb_control::engine::Members;
+use lb_model::{
+    desired::{Desired, ServiceKey},
+    router::{Router, RouterKey, State},
+};
+use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece};
+
+use self::sharers::Attendance;
+use super::{
+    likeness::{Apart, Hasher, Unlike, compare},
+    roles::Whose,
+    unacked::Untaken,
+};
+
+/// How long two nodes may both be Active for a router before that is told: a handover takes less.
+const BOTH_ACTIVE: Duration = Duration::from_secs(1);
+/// How long a peer that comes back is told what was pinned here until another node took over.
+const LEGACY: Duration = Duration::from_secs(10);
+
+/// When a peer is asked again for what could not be taken.
+const FIRST_AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_AGAIN: Duration = Duration::from_secs(60);
+/// Different things that could not be learnt of a peer, which are told.
+const TOLD: usize = 100;
+
+/// The peers.
+pub(super) struct Group {
+    pub(super) rim: Box<dyn Peers>,
+    pub(super) config: Config,
+    hasher: Hasher,
+    seed: [u8; 16],
+    pub(super) peers: BTreeMap<PeerId, Peer>,
+    fingerprint: Fingerprint,
+    /// How often a peer was learnt to be Active for a router.
+    turns: u64,
+    /// What was told last.
+    told: Option<Facts>,
+    /// Peers that are to be told everything, which has not worked yet.
+    pub(super) owed: BTreeSet<PeerId>,
+    /// What was pinned here when services ceased to be this node's own and a peer was not there.
+    pub(super) legacy: Option<(Instant, Vec<Piece>)>,
+    /// Since when this node and a peer are both Active, and whether that was told.
+    pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
+    /// News that are on their way.
+    pub(super) untaken: Untaken,
+    attendance: Attendance,
+    /// Whether reports of the sessions wait: what is known of the peers was so once.
+    pub(super) has_backlog: bool,
+}
+
+/// What is known of a peer that is there.
+#[derive(Default)]
+pub(super) struct Peer {
+    facts: Option<Facts>,
+    /// Routers that it is Active for, in the order in which that was learnt.
+    turns: BTreeMap<RouterKey, u64>,
+    pub(super) unlike: Unlike,
+    apart: Apart,
+    /// Whether all of its history was told.
+    complete: bool,
+    /// The services of which nothing was left out since it began.
+    pub(super) followed: BTreeSet<ServiceKey>,
+    /// When it may be asked again for what could not be taken, and how long that was waited for.
+    pub(super) again: Option<(Instant, Duration)>,
+    /// Whether it was told that some of it is lacking here.
+    lacks: Option<bool>,
+    /// Whether all of its history was asked for again, and has not begun.
+    wanted: bool,
+    /// What could not be learnt.
+    pub(super) unlearnt: BTreeSet<String>,
+    /// Who gets the new flows of services there.
+    pub(super) members: BTreeMap<ServiceKey, Members>,
+}
+
+impl Peer {
+    /// Whether all that it has told is known here.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    pub(super) fn state(&self, router: RouterKey) -> Option<State> {
+        self.facts.as_ref()?.routers.get(&router).map(|facts| facts.state)
+    }
+}
+
+impl Group {
+    pub(super) fn new(rim: Box<dyn Peers>, config: Config, seed: [u8; 16]) -> Self {
+        Self {
+            rim,
+            hasher: Hasher::new(&config.key),
+            config,
+            seed,
+            peers: BTreeMap::new(),
+            fingerprint: Fingerprint::default(),
+            turns: 0,
+            told: None,
+            owed: BTreeSet::new(),
+            legacy: None,
+            both_active: BTreeMap::new(),
+            untaken: Untaken::default(),
+            attendance: Attendance::default(),
+            has_backlog: false,
+        }
+    }
+
+    /// What a peer is called.
+    pub(super) fn name(&self, peer: PeerId) -> String {
+        let at = usize::from(peer.0);
+        let said = self.rim.status().into_iter().nth(at).and_then(|status| status.node);
+        let address = || self.config.peers.get(at).map(ToString::to_string);
+        said.or_else(address).unwrap_or_else(|| format!("peer {}", peer.0))
+    }
+
+    /// That a peer calls itself as this node does, in words.
+    fn same_name(&self, peer: PeerId) -> Option<String> {
+        let status = self.rim.status().into_iter().nth(usize::from(peer.0))?;
+        let same = status.node.filter(|node| *node == self.config.node)?;
+        Some(format!(
+            "peer {} calls itself {same}, as this node does: set `node` under [sync]",
+            status.address
+        ))
+    }
+
+    /// Tells all peers.
+    pub(super) fn publish(&self, pieces: Vec<Piece>) {
+        self.rim.publish(self.untaken.last(), pieces);
+    }
+
+    /// Whether anybody is there.
+    pub(super) fn is_connected(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
+    /// A peer says this of itself from now on.
+    pub(super) fn take_facts(&mut self, id: PeerId, facts: Facts) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.turns.retain(|key, _| is_active(&facts, *key));
+        for key in facts.routers.keys().filter(|key| is_active(&facts, **key)) {
+            peer.turns.entry(*key).or_insert_with(|| {
+                self.turns += 1;
+                self.turns
+            });
+        }
+        peer.facts = Some(facts);
+    }
+
+    /// How many peers are configured.
+    pub(super) fn count(&self) -> u8 {
+        u8::try_from(self.config.peers.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Whether one of the configured peers is not there.
+    pub(super) fn misses_some(&self) -> bool {
+        self.peers.len() < self.config.peers.len()
+    }
+
+    /// What is left of this node's own history, of services that are not its own any more.
+    pub(super) fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
+        let fresh = self.legacy.as_ref().filter(|(at, _)| at.elapsed() < LEGACY);
+        let others = |piece: &&Piece| {
+            matches!(whose.get(&piece.service()), Some(Whose::Peers(_) | Whose::Kept))
+        };
+        fresh.into_iter().flat_map(|(_, pieces)| pieces).filter(others).cloned().collect()
+    }
+
+    /// Another desired state is in force: its fingerprint is part of this node's facts.
+    pub(super) fn set_desired(&mut self, desired: &Desired) {
+        self.fingerprint = self.hasher.fingerprint(&self.seed, desired);
+    }
+
+    /// Sends the peers what this node is, if that has changed.
+    pub(super) fn send_facts(
+        &mut self,
+        routers: &[Router],
+        states: &BTreeMap<RouterKey, State>,
+        status: Vec<RouterStatus>,
+        draining: bool,
+    ) {
+        let status: BTreeMap<_, _> =
+            status.into_iter().map(|status| (status.key, status)).collect();
+        let routers = routers.iter().map(|router| {
+            let state = states.get(&router.key).copied().unwrap_or_default();
+            (router.key, self.hasher.router(router, state, status.get(&router.key)))
+        });
+        let routers = routers.collect();
+        let facts = Facts { fingerprint: self.fingerprint.clone(), routers, draining };
+        if self.told.as_ref() != Some(&facts) {
+            self.rim.tell(facts.clone());
+            self.told = Some(facts);
+        }
+    }
+
+    /// Compares the configurations of the peers with that of this node; the events of differences that are new or gone.
+    pub(super) fn compare(
+        &mut self,
+        desired: &Desired,
+        routers: &[Router],
+        now: Instant,
+    ) -> Vec<News> {
+        let Some(own) = &self.told else { return Vec::new() };
+        let mut news = Vec::new();
+        let mut changed = Vec::new();
+        for (id, peer) in &mut self.peers {
+            let Some(theirs) = &peer.facts else { continue };
+            let mut unlike = compare(own, theirs, desired, routers);
+            peer.apart.lasting(&mut unlike.backends, now);
+            if unlike != peer.unlike {
+                changed.push((*id, unlike));
+            }
+        }
+        for (id, unlike) in changed {
+            let name = self.name(id);
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            let before: BTreeSet<String> = peer.unlike.problems().map(str::to_owned).collect();
+            for (kind, text) in unlike.told() {
+                if !before.contains(text) {
+                    let cause = "the nodes are configured otherwise";
+                    news.push(News::new(kind, format!("{name}: {text}"), cause));
+                }
+            }
+            // What was not taken meanwhile is missing.
+            peer.followed.retain(|key| !unlike.services.contains_key(key));
+            if unlike.altogether.is_some() {
+                peer.followed.clear();
+            }
+            if unlike == Unlike::default() {
+                let message = format!("{name} is configured like this node again");
+                news.push(News::new(Kind::PeerJoined, message, "its configuration, or this one's"));
+            }
+            peer.unlike = unlike;
+        }
+        news
+    }
+
+    /// Requests all records of peers that are followed and of which some were not taken.
+    pub(super) fn request_missing(&mut self, whose: &BTreeMap<ServiceKey, Whose>, now: Instant) {
+        for (id, peer) in &mut self.peers {
+            let followed = counted(whose, *id, &peer.unlike);
+            let lacks = !followed.is_subset(&peer.followed);
+            if peer.lacks.replace(lacks) != Some(lacks) {
+                self.rim.lack(*id, lacks);
+            }
+            if !lacks {
+                if peer.complete {
+                    peer.again = None;
+                }
+                continue;
+            }
+            let waits = peer.again.is_some_and(|(at, _)| now < at);
+            if !peer.wanted && !waits {
+                peer.wanted = true;
+                peer.complete = false;
+                self.rim.want_all(*id);
+            }
+        }
+    }
+
+    /// A peer is connected.
+    pub(super) fn joined(&mut self, id: PeerId) -> Vec<News> {
+        // It sends all records by itself.
+        self.peers.insert(id, Peer { wanted: true, ..Peer::default() });
+        let message = format!("peer {} is there", self.name(id));
+        let mut news = vec![News::new(Kind::PeerJoined, message, "it answers")];
+        news.extend(
+            self.same_name(id)
+                .map(|text| News::new(Kind::VrrpMismatch, text, "both nodes have this host name")),
+        );
+        news
+    }
+
+    /// A peer is connected no more.
+    pub(super) fn lost(&mut self, id: PeerId, why: String) -> News {
+        self.peers.remove(&id);
+        self.owed.remove(&id);
+        self.both_active.retain(|(_, peer), _| *peer != id);
+        News::new(Kind::PeerLost, format!("peer {} is gone", self.name(id)), why)
+    }
+
+    /// A peer begins to send all of its records; the services whose flows are its own.
+    pub(super) fn begins(
+        &mut self,
+        id: PeerId,
+        whose: &BTreeMap<ServiceKey, Whose>,
+    ) -> BTreeSet<ServiceKey> {
+        let Some(peer) = self.peers.get_mut(&id) else { return BTreeSet::new() };
+        peer.followed = counted(whose, id, &peer.unlike);
+        (peer.wanted, peer.complete) = (false, false);
+        // Other nodes have sent a part of the flows of a service that all nodes share.
+        let theirs = |key: &&ServiceKey| whose.get(key) == Some(&Whose::Peers(id));
+        peer.followed.iter().filter(theirs).copied().collect()
+    }
+
+    /// All records of a peer have come, or some were lost; the event, if that is new.
+    pub(super) fn set_complete(&mut self, id: PeerId, complete: bool) -> Option<News> {
+        let peer = self.peers.get_mut(&id)?;
+        let before = std::mem::replace(&mut peer.complete, complete && !peer.wanted);
+        let after = peer.complete;
+        if before == after {
+            return None;
+        }
+        let name = self.name(id);
+        Some(match after {
+            true => News::new(
+                Kind::PeerSynced,
+                format!("all flows that {name} tells of are known here"),
+                "all of its history has come",
+            ),
+            false => News::new(
+                Kind::PeerUnsynced,
+                format!("flows of {name} are missing here; it is asked for them"),
+                "something was lost on the way",
+            ),
+        })
+    }
+
+    /// The routers that this node and a peer have both been Active for, longer than a handover takes; each once.
+    pub(super) fn both_active_for_long(
+        &mut self,
+        states: &BTreeMap<RouterKey, State>,
+        now: Instant,
+    ) -> Vec<(RouterKey, PeerId)> {
+        let active = states.iter().filter(|(_, state)| **state == State::Active);
+        let both: BTreeSet<(RouterKey, PeerId)> = active
+            .flat_map(|(key, _)| self.peers.iter().map(move |(id, peer)| (*key, *id, peer)))
+            .filter(|(key, _, peer)| peer.state(*key) == Some(State::Active))
+            .map(|(key, id, _)| (key, id))
+            .collect();
+        self.both_active.retain(|pair, _| both.contains(pair));
+        let mut long = Vec::new();
+        for pair in both {
+            let (since, told) = self.both_active.entry(pair).or_insert((now, false));
+            if !*told && now.saturating_duration_since(*since) >= BOTH_ACTIVE {
+                *told = true;
+                long.push(pair);
+            }
+        }
+        long
+    }
+
+    /// How the peers stand.
+    pub(super) fn status(
+        &self,
+        whose: &BTreeMap<ServiceKey, Whose>,
+        name_of: impl Fn(RouterKey) -> Option<String>,
+    ) -> Vec<lb_api::status::Peer> {
+        let all = self.rim.status().into_iter().zip((0..=u8::MAX).map(PeerId));
+        let all = all.map(|(mut session, id)| {
+            let peer = self.peers.get(&id);
+            let facts = peer.and_then(|peer| peer.facts.as_ref());
+            let unlike = peer.map(|peer| &peer.unlike);
+            session.complete_here = peer.is_some_and(|peer| {
+                peer.complete && counted(whose, id, &peer.unlike).is_subset(&peer.followed)
+            });
+            let altogether = unlike.and_then(|unlike| unlike.altogether.clone());
+            session.refused = session.refused.or(altogether);
+            let routers = facts.iter().flat_map(|facts| &facts.routers);
+            let routers = routers.map(|(key, router)| lb_api::status::PeerRouter {
+                name: name_of(*key),
+                key: *key,
+                state: router.state,
+                priority: router.priority,
+            });
+            let problems = unlike.into_iter().flat_map(Unlike::problems).map(str::to_owned);
+            lb_api::status::Peer {
+                session,
+                routers: routers.collect(),
+                draining: facts.is_some_and(|facts| facts.draining),
+                problems: problems.chain(self.same_name(id)).collect(),
+            }
+        });
+        all.collect()
+    }
+
+    /// The records of a peer that count here; services of which others came are not followed any more.
+    pub(super) fn accepted(
+        &mut self,
+        id: PeerId,
+        pieces: Vec<Piece>,
+        whose: &BTreeMap<ServiceKey, Whose>,
+    ) -> Vec<Piece> {
+        self.take_members(id, &pieces);
+        let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
+        let counted = counted(whose, id, &peer.unlike);
+        let alike = |key: &ServiceKey| {
+            peer.unlike.altogether.is_none() && !peer.unlike.services.contains_key(key)
+        };
+        // A peer that sends pins of a service is Active for it, or was until now: beside this node, or before it. Their
+        // flows were there; those that are not pinned here are taken.
+        let late = |piece: &Piece| {
+            matches!(piece, Piece::Pins { .. })
+                && whose.get(&piece.service()) == Some(&Whose::Own)
+                && alike(&piece.service())
+        };
+        let (taken, left): (Vec<_>, Vec<_>) =
+            pieces.into_iter().partition(|piece| counted.contains(&piece.service()) || late(piece));
+        for piece in left {
+            peer.followed.remove(&piece.service());
+        }
+        taken
+    }
+
+    /// Records of these services could not be written: they are missing until all are sent again; soon, and then less and
+    /// less often, since a table that is full is not likely to have room a moment later. Those that were followed.
+    pub(super) fn miss(
+        &mut self,
+        id: PeerId,
+        mut missed: BTreeSet<ServiceKey>,
+        now: Instant,
+    ) -> BTreeSet<ServiceKey> {
+        let Some(peer) = self.peers.get_mut(&id) else { return BTreeSet::new() };
+        missed.retain(|key| peer.followed.remove(key));
+        if missed.is_empty() {
+            return missed;
+        }
+        let wait = match peer.again {
+            None => Some(FIRST_AGAIN),
+            Some((at, wait)) => (at <= now).then(|| (wait * 2).min(LONGEST_AGAIN)),
+        };
+        if let Some(wait) = wait {
+            peer.again = Some((now + wait, wait));
+        }
+        missed
+    }
+
+    /// Backends of these services are known from now on: the services that were followed, by peer.
+    pub(super) fn miss_flows_of(
+        &mut self,
+        known: &BTreeSet<ServiceKey>,
+    ) -> Vec<(PeerId, BTreeSet<ServiceKey>)> {
+        let missed = self.peers.iter_mut().map(|(id, peer)| {
+            let missed = known.iter().filter(|key| peer.followed.remove(key));
+            (*id, missed.copied().collect::<BTreeSet<_>>())
+        });
+        missed.filter(|(_, missed)| !missed.is_empty()).collect()
+    }
+
+    /// Records of a peer were rejected for these reasons; the events of those that are new.
+    pub(super) fn rejected(&mut self, id: PeerId, reasons: Vec<String>) -> Vec<News> {
+        if reasons.is_empty() {
+            return Vec::new();
+        }
+        let name = self.name(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
+        let mut news = Vec::new();
+        for text in reasons {
+            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
+                let message = format!("{name}: {text}");
+                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
+            }
+        }
+        news
+    }
+}
+
+/// The services whose pieces count when this peer tells them.
+pub(super) fn counted(
+    whose: &BTreeMap<ServiceKey, Whose>,
+    peer: PeerId,
+    unlike: &Unlike,
+) -> BTreeSet<ServiceKey> {
+    if unlike.altogether.is_some() {
+        return BTreeSet::new();
+    }
+    let theirs = whose.iter().filter(|(key, whose)| {
+        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
+            && !unlike.services.contains_key(key)
+    });
+    theirs.map(|(key, _)| *key).collect()
+}
+
+fn is_active(facts: &Facts, router: RouterKey) -> bool {
+    facts.routers.get(&router).is_some_and(|facts| facts.state == State::Active)
+}

@@ -1,0 +1,151 @@
+//! The daemon and its peers: what their reports change, and what follows when a role has changed.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use lb_api::event::{Kind, News};
+use lb_datapath::DataPlane;
+use lb_model::{desired::ServiceKey, router::RouterKey};
+use lb_sync::Report;
+
+use super::{
+    Daemon,
+    peers::Group,
+    roles::{Scene, services_of},
+};
+
+impl<D: DataPlane> Daemon<D> {
+    pub(super) fn services_of(
+        &self,
+        routers: impl IntoIterator<Item = RouterKey>,
+    ) -> BTreeSet<ServiceKey> {
+        services_of(self.store.desired(), self.routers(), &routers.into_iter().collect())
+    }
+
+    /// Brings everything in line with the roles of the nodes and what is known of flows: what is sent to the peers, whose
+    /// flows count, the facts of the virtual routers.
+    pub(super) fn settle(&mut self) {
+        let routers = &self.store.config().routers.routers;
+        if let Some(group) = &mut self.group {
+            let draining = self.store.node().draining_since.is_some();
+            let status = self.vrrp.rim.status();
+            group.send_facts(routers, &self.vrrp.states, status, draining);
+            let news = group.compare(self.store.desired(), routers, Instant::now());
+            self.record(news);
+        }
+        self.assign_roles();
+        self.update_routers();
+        self.give_way(Instant::now());
+    }
+
+    /// Another desired state is in force.
+    pub(super) fn take_fingerprint(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.set_desired(self.store.desired());
+        }
+    }
+
+    /// Sets whose flows count, and requests records that were not taken.
+    pub(super) fn assign_roles(&mut self) {
+        let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();
+        let scene = Scene {
+            desired: self.store.desired(),
+            routers: &self.store.config().routers.routers,
+            states: &self.vrrp.states,
+            heard: &self.vrrp.heard(),
+            has_peers: self.group.is_some(),
+            candidates: &candidates,
+        };
+        let whose = scene.whose();
+        let unsynced = scene.unsynced(&whose);
+        if self.roles.set_unsynced(&unsynced) {
+            self.engine.set_unsynced(unsynced, self.now());
+        }
+        if whose != *self.roles.whose() {
+            let left = self.roles.left_with(&whose);
+            if !left.is_empty() {
+                self.tell_last(&left);
+            }
+            let roles = whose.iter().map(|(key, whose)| (*key, whose.role())).collect();
+            let set = self.engine.set_roles(roles, self.now());
+            self.roles.set_whose(whose);
+            if let Err(error) = set {
+                self.note(Some(format!("{error:#}")));
+            }
+        }
+        if let Some(group) = &mut self.group {
+            group.request_missing(self.roles.whose(), Instant::now());
+        }
+    }
+
+    /// Takes a report of the sessions with the peers.
+    pub(super) fn hear_peers(&mut self, report: Report) {
+        let Some(group) = &mut self.group else { return };
+        match report {
+            Report::Joined(id) => {
+                let news = group.joined(id);
+                self.record(news);
+            }
+            Report::Lost(id, why) => {
+                let news = group.lost(id, why);
+                if !group.is_connected() {
+                    // No other node knows this node's flows, so none can be missed.
+                    self.engine.lease_pins(None);
+                }
+                self.tell(news);
+                self.answered(id, &Err("it is gone".into()));
+            }
+            Report::Facts(id, facts) => group.take_facts(id, facts),
+            Report::WantsAll(id) => self.send_all(id),
+            Report::Begins(id) => {
+                let services = group.begins(id, self.roles.whose());
+                self.engine.forget(&services);
+            }
+            Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
+            Report::Complete(id, complete) => {
+                let news = group.set_complete(id, complete);
+                self.record(news);
+            }
+            Report::TakeOver(id, routers) => self.take_over(id, &routers),
+            Report::Answer(id, answer) => self.answered(id, &answer),
+            Report::Unreadable(id, why) => {
+                let message = format!("what comes from {} can't be taken", group.name(id));
+                self.tell(News::new(Kind::PeerRefused, message, why));
+            }
+        }
+    }
+
+    /// Records an event for routers that this node and a peer both hold, for longer than a handover takes.
+    pub(super) fn look_for_two(&mut self, now: Instant) {
+        let Some(group) = &mut self.group else { return };
+        let long = group.both_active_for_long(&self.vrrp.states, now);
+        let long = long.into_iter().map(|(key, id)| (key, group.name(id)));
+        for (key, peer) in long.collect::<Vec<_>>() {
+            self.tell(News::new(
+                Kind::VrrpTwoActive,
+                format!(
+                    "{} is active here and on {peer}: both hold its addresses",
+                    self.router_name(key)
+                ),
+                "advertisements don't arrive, where what peers tell each other does",
+            ));
+        }
+    }
+
+    /// Tells the engine how the peers that share services stand, before anything ends that they may use.
+    pub(super) fn look_at_sharers(&mut self) {
+        let now = self.now().mono_secs();
+        if let Some(group) = &mut self.group {
+            self.engine.set_sharers(group.sharers(now));
+        }
+    }
+
+    /// How the peers stand.
+    pub(super) fn status_of_peers(&self) -> Vec<lb_api::status::Peer> {
+        let name_of = |key| self.router(key).map(|router| router.name.clone());
+        self.group.as_ref().map_or_else(Vec::new, |group| group.status(self.roles.whose(), name_of))
+    }
+
+    pub(super) fn record(&self, news: impl IntoIterator<Item = News>) {
+        news.into_iter().for_each(|news| self.effects.events.record(news));
+    }
+}
