@@ -109,7 +109,7 @@ impl<D: DataPlane> Daemon<D> {
         draft: &mut Desired,
     ) -> Result<Done, Refusal> {
         if !terms.yes
-            && let Some(loss) = self.loss(edit, &draft)
+            && let Some(loss) = self.loss(edit, draft)
         {
             let mut after = draft.clone();
             edit.apply(&mut after, self.now().wall)?;
@@ -122,7 +122,7 @@ impl<D: DataPlane> Daemon<D> {
     fn make_and_check(&self, asked: &Asked, draft: &mut Desired) -> Result<Done, Refusal> {
         let before = draft.clone();
         let made = self.make(asked, draft);
-        let made = made.and_then(|done| self.check(self.store.config(), &draft).map(|()| done));
+        let made = made.and_then(|done| self.check(self.store.config(), draft).map(|()| done));
         if made.is_err() {
             *draft = before;
         }
