@@ -81,7 +81,7 @@ impl<D: DataPlane> Daemon<D> {
         match self.routers().is_empty() {
             true => self.vrrp.stopped = true,
             false => {
-                self.tell_news_if_connected();
+                self.flush_if_connected();
                 self.vrrp.rim.order(Order::Stop { release });
             }
         }

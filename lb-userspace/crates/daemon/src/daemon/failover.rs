@@ -250,9 +250,9 @@ impl<D: DataPlane> Daemon<D> {
         }
         // Flows of UDP services are told when they are walked by, which is each second.
         if let Err(error) = self.engine.survey(self.now()) {
-            self.history_fails(&error);
+            self.report_failed_export(&error);
         }
-        self.tell_news_if_connected();
+        self.flush_if_connected();
         for lost in self.lost_by(&units) {
             self.tell(News::new(Kind::VrrpHandover, lost, asker.name()));
         }

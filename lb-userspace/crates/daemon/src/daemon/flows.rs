@@ -11,33 +11,33 @@ use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
 use lb_sync::{Mark, PeerId, Piece};
 
-use super::{BEAT, Daemon, peers::Group};
+use super::{Daemon, FLUSH_INTERVAL, peers::Group};
 
 /// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
 /// each beat, or with news that a peer has not taken yet. No longer than it takes to see that a peer is
 /// late, and to tell what follows from that: nobody else knows of a pin that is made when the daemon is
 /// dead.
-const LEASE: Duration = LATE.saturating_add(BEAT);
+const LEASE: Duration = LATE.saturating_add(FLUSH_INTERVAL);
 
 impl<D: DataPlane> Daemon<D> {
     /// Tells a peer all of this node's history.
     pub(super) fn send_all(&mut self, id: PeerId) {
         // What the others have not been told yet is not to be told to this one twice.
-        self.tell_news();
+        self.flush();
         let now = self.now();
         match self.engine.history(now) {
             Ok(mut pieces) => {
                 if let Some(group) = &self.group {
-                    pieces.extend(group.legacy_of(self.roles.whose()));
+                    pieces.extend(group.retained_of(self.roles.flow_sources()));
                     group.rim.send_all(id, pieces);
                 }
             }
             Err(error) => {
                 // The session asks once.
                 if let Some(group) = &mut self.group {
-                    group.owed.insert(id);
+                    group.pending_full_sync.insert(id);
                 }
-                self.history_fails(&error);
+                self.report_failed_export(&error);
             }
         }
     }
@@ -47,8 +47,8 @@ impl<D: DataPlane> Daemon<D> {
     ///
     /// While two nodes are Active for them, neither knows what the other one has pinned, and the one
     /// that stays learns it here. A peer that is not there gets it when it comes, if that is soon.
-    pub(super) fn tell_last(&mut self, services: &BTreeSet<ServiceKey>) {
-        self.tell_news_if_connected();
+    pub(super) fn send_last(&mut self, services: &BTreeSet<ServiceKey>) {
+        self.flush_if_connected();
         let Some(group) = &self.group else { return };
         let is_apart = group.misses_some();
         let both: BTreeSet<_> = group.both_active.keys().map(|(router, _)| *router).collect();
@@ -59,14 +59,14 @@ impl<D: DataPlane> Daemon<D> {
         let now = self.now();
         let mut pieces = match self.engine.history(now) {
             Ok(pieces) => pieces,
-            Err(error) => return self.history_fails(&error),
+            Err(error) => return self.report_failed_export(&error),
         };
         pieces.retain(|piece| {
             matches!(piece, Piece::Pins { .. }) && services.contains(&piece.service())
         });
         let Some(group) = &mut self.group else { return };
         if is_apart {
-            group.legacy = Some((Instant::now(), pieces.clone()));
+            group.retained = Some((Instant::now(), pieces.clone()));
         }
         pieces.retain(|piece| both.contains(&piece.service()));
         if !pieces.is_empty() {
@@ -76,15 +76,15 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Learns what a peer tells, as far as it counts.
     pub(super) fn learn(&mut self, id: PeerId, pieces: Vec<Piece>, mark: Mark) {
-        self.learn_pieces(id, pieces);
+        self.import_pieces(id, pieces);
         if let Some(group) = &self.group {
             group.rim.took(id, mark);
         }
     }
 
-    fn learn_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
+    fn import_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
         let Some(group) = &mut self.group else { return };
-        let taken = group.accepted(id, pieces, self.roles.whose());
+        let taken = group.accepted(id, pieces, self.roles.flow_sources());
         if taken.is_empty() {
             return;
         }
@@ -93,27 +93,27 @@ impl<D: DataPlane> Daemon<D> {
                 let news = self.group.as_mut().map(|group| group.rejected(id, reasons));
                 self.record(news.into_iter().flatten());
             }
-            Err(error) => self.history_fails(&error),
+            Err(error) => self.report_failed_export(&error),
         }
         let missed = self.engine.take_unlearnt();
         let Some(group) = &mut self.group else { return };
         let missed = group.miss(id, missed, Instant::now());
         let cause = "they could not be written; it is asked for them again";
-        self.tell_of_missing(id, &missed, cause);
+        self.report_missing(id, &missed, cause);
     }
 
     /// Flows on a backend that peers knew before this node did are missing here: an operator adds it to
     /// one node after the other. All is asked for again, at once.
-    pub(super) fn meet_backends(&mut self) {
+    pub(super) fn on_new_backends(&mut self) {
         let known = self.engine.take_newly_known();
         let Some(group) = self.group.as_mut().filter(|_| !known.is_empty()) else { return };
         for (id, missed) in group.miss_flows_of(&known) {
             let cause = "their backend was not known here; it is asked for them again";
-            self.tell_of_missing(id, &missed, cause);
+            self.report_missing(id, &missed, cause);
         }
     }
 
-    fn tell_of_missing(&self, id: PeerId, missed: &BTreeSet<ServiceKey>, cause: &str) {
+    fn report_missing(&self, id: PeerId, missed: &BTreeSet<ServiceKey>, cause: &str) {
         if missed.is_empty() {
             return;
         }
@@ -127,36 +127,37 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Tells those peers everything to whom it could not be told.
-    pub(super) fn send_owed(&mut self) {
-        let owed = self.group.as_mut().map(|group| std::mem::take(&mut group.owed));
-        owed.into_iter().flatten().for_each(|id| self.send_all(id));
+    pub(super) fn send_pending_full_syncs(&mut self) {
+        let pending_full_sync =
+            self.group.as_mut().map(|group| std::mem::take(&mut group.pending_full_sync));
+        pending_full_sync.into_iter().flatten().for_each(|id| self.send_all(id));
     }
 
-    pub(super) fn history_fails(&self, error: &anyhow::Error) {
+    pub(super) fn report_failed_export(&self, error: &anyhow::Error) {
         // The sweep meets with the same, and tells of it.
         tracing::debug!("the history of flows: {error:#}");
     }
 
     /// Tells the peers what has changed, and lets the program make pins for a while.
-    pub(super) fn tell_news(&mut self) {
+    pub(super) fn flush(&mut self) {
         let now = self.now();
         let Some(group) = &mut self.group else { return };
-        self.engine.news_are_taken(group.untaken.taken(group.rim.taken(), now.mono));
+        self.engine.news_are_taken(group.unacked.taken(group.rim.taken(), now.mono));
         match self.engine.news(now) {
             Ok(pieces) if pieces.is_empty() => {}
             Ok(pieces) => {
-                group.untaken.told(self.engine.news_number(), now.mono);
+                group.unacked.told(self.engine.news_number(), now.mono);
                 group.publish(pieces);
             }
-            Err(error) => return self.history_fails(&error),
+            Err(error) => return self.report_failed_export(&error),
         }
-        self.engine.lease_pins(Some(group.untaken.since().unwrap_or(now.mono) + LEASE));
+        self.engine.lease_pins(Some(group.unacked.since().unwrap_or(now.mono) + LEASE));
     }
 
     /// The same, if anybody is there. Without, pins need no lease.
-    pub(super) fn tell_news_if_connected(&mut self) {
+    pub(super) fn flush_if_connected(&mut self) {
         if self.group.as_ref().is_some_and(Group::is_connected) {
-            self.tell_news();
+            self.flush();
         }
     }
 }

@@ -133,7 +133,7 @@ impl Health {
     }
 
     /// Hears of the ways to the backends.
-    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+    pub(super) fn on_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         self.neighbourhood = Some(neighbourhood);
     }
 

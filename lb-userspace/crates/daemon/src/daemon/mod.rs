@@ -7,6 +7,7 @@
 
 mod balancers;
 mod batch;
+mod compatibility;
 mod end;
 mod failover;
 mod files;
@@ -14,10 +15,8 @@ mod flows;
 mod guard;
 mod handover;
 mod health;
-mod hearing;
-mod likeness;
+mod inputs;
 mod listeners;
-mod moments;
 mod node;
 mod pace;
 mod peers;
@@ -27,6 +26,7 @@ mod requests;
 mod roles;
 mod save;
 mod settle;
+mod timers;
 pub mod trunks;
 mod unacked;
 mod vrrp;
@@ -62,7 +62,7 @@ use tokio::{
 
 pub use self::health::Checks;
 use self::{
-    end::Leaving, failover::Handovers, files::Files, health::Health, hearing::await_first_hops,
+    end::Leaving, failover::Handovers, files::Files, health::Health, inputs::await_first_hops,
     peers::Group, reach::Reach, roles::Roles, vrrp::Virtual, writing::Writing,
 };
 use crate::{
@@ -80,7 +80,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// SYN again.
 const LOOK: Duration = Duration::from_millis(100);
 /// How often peers are told what is new.
-const BEAT: Duration = Duration::from_millis(10);
+const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that whoever starts it need not wait for ever.
 const START: Duration = Duration::from_secs(30);
@@ -156,7 +156,7 @@ pub struct Effects {
 }
 
 /// What is left of [`Effects`] when everything has its place.
-struct Deeds {
+struct Outputs {
     want: Box<dyn Fn(BTreeSet<Want>) + Send>,
     at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     doubt: Box<dyn Fn(Want) + Send>,
@@ -182,7 +182,7 @@ pub struct Daemon<D> {
     engine: Engine<D>,
     store: Store,
     writing: Writing,
-    effects: Deeds,
+    effects: Outputs,
     health: Health,
     vrrp: Virtual,
     group: Option<Group>,
@@ -235,7 +235,7 @@ impl<D: DataPlane> Daemon<D> {
             notifier,
         } = effects;
         let effects =
-            Deeds { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
+            Outputs { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = engine.data_plane().limits();
         let mut store =
@@ -332,7 +332,7 @@ impl<D: DataPlane> Daemon<D> {
         (self.effects.at_tc)(self.engine.at_tc());
         self.want();
         await_first_hops(self.engine.wants(), &mut inputs.neighbours).await?;
-        self.meet(inputs.neighbours.borrow_and_update().clone());
+        self.on_neighbourhood(inputs.neighbours.borrow_and_update().clone());
         self.reconcile();
         let _ = self.keep().note().await;
         self.get_ready();
@@ -346,7 +346,7 @@ impl<D: DataPlane> Daemon<D> {
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beat_of_news = interval(BEAT);
+        let mut beat_of_news = interval(FLUSH_INTERVAL);
         beat_of_news.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
         let mut reports = Vec::new();
@@ -390,25 +390,25 @@ impl<D: DataPlane> Daemon<D> {
                     for _ in 0..waiting {
                         let Ok(report) = inputs.peers.try_recv() else { break };
                         self.look_at_backlog(&inputs);
-                        self.hear_peers(report);
+                        self.on_peer_report(report);
                         self.settle();
                     }
                     self.look_at_backlog(&inputs);
-                    self.hear_routers(report);
+                    self.on_router_report(report);
                     while let Ok(report) = inputs.vrrp.try_recv() {
-                        self.hear_routers(report);
+                        self.on_router_report(report);
                     }
                     self.settle();
                     continue;
                 }
                 report = inputs.peers.recv(), if self.group.is_some() => {
                     self.look_at_backlog(&inputs);
-                    self.hear_peers(report.context("what talks to the peers has ended")?);
+                    self.on_peer_report(report.context("what talks to the peers has ended")?);
                     self.settle();
                     continue;
                 }
                 _ = beat_of_news.tick(), if is_connected => {
-                    self.tell_news();
+                    self.flush();
                     continue;
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {
@@ -452,9 +452,9 @@ impl<D: DataPlane> Daemon<D> {
             while let Ok(report) = inputs.reports.try_recv() {
                 reports.push(report);
             }
-            self.hear(reports.drain(..));
+            self.on_reports(reports.drain(..));
             if inputs.neighbours.has_changed().unwrap_or(false) {
-                self.meet(inputs.neighbours.borrow_and_update().clone());
+                self.on_neighbourhood(inputs.neighbours.borrow_and_update().clone());
             }
             self.turn(&mut waiting);
         }

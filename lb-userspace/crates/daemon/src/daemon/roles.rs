@@ -14,7 +14,7 @@ use lb_sync::PeerId;
 
 /// Whose history of a service counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(super) enum FlowStateSource {
     /// This node's.
     Own,
     /// This peer's, which is Active.
@@ -26,7 +26,7 @@ pub(super) enum Whose {
     Shared,
 }
 
-impl Whose {
+impl FlowStateSource {
     pub(super) const fn role(self) -> Role {
         match self {
             Self::Own => Role::Own,
@@ -39,29 +39,37 @@ impl Whose {
 /// Whose history of each service counts, as it was assigned last.
 #[derive(Debug, Default)]
 pub(super) struct Roles {
-    whose: BTreeMap<ServiceKey, Whose>,
+    flow_sources: BTreeMap<ServiceKey, FlowStateSource>,
     /// The services whose packets go to another node, which sends none of their flows.
     unsynced: BTreeSet<ServiceKey>,
 }
 
 impl Roles {
-    pub(super) const fn whose(&self) -> &BTreeMap<ServiceKey, Whose> {
-        &self.whose
+    pub(super) const fn flow_sources(&self) -> &BTreeMap<ServiceKey, FlowStateSource> {
+        &self.flow_sources
     }
 
     /// Whether a peer is followed: its flow records count while it is.
     pub(super) fn follows(&self) -> bool {
-        self.whose.values().any(|whose| matches!(whose, Whose::Peers(_) | Whose::Kept))
+        self.flow_sources.values().any(|flow_sources| {
+            matches!(flow_sources, FlowStateSource::Peers(_) | FlowStateSource::Kept)
+        })
     }
 
     /// The services that are this node's own now and not any more with these roles.
-    pub(super) fn left_with(&self, whose: &BTreeMap<ServiceKey, Whose>) -> BTreeSet<ServiceKey> {
-        let left = whose.iter().filter(|(_, whose)| **whose != Whose::Own).map(|(key, _)| *key);
-        left.filter(|key| self.whose.get(key) == Some(&Whose::Own)).collect()
+    pub(super) fn left_with(
+        &self,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
+    ) -> BTreeSet<ServiceKey> {
+        let left = flow_sources
+            .iter()
+            .filter(|(_, flow_sources)| **flow_sources != FlowStateSource::Own)
+            .map(|(key, _)| *key);
+        left.filter(|key| self.flow_sources.get(key) == Some(&FlowStateSource::Own)).collect()
     }
 
-    pub(super) fn set_whose(&mut self, whose: BTreeMap<ServiceKey, Whose>) {
-        self.whose = whose;
+    pub(super) fn set_flow_sources(&mut self, flow_sources: BTreeMap<ServiceKey, FlowStateSource>) {
+        self.flow_sources = flow_sources;
     }
 
     /// Whether that changes anything.
@@ -76,17 +84,17 @@ impl Roles {
 
 /// A peer that is there, as far as it matters here.
 #[derive(Clone, Debug)]
-pub(super) struct Candidate {
+pub(super) struct PeerRole {
     pub(super) peer: PeerId,
     /// Routers that it is Active for, and how it came to be.
-    pub(super) active: BTreeMap<RouterKey, Tenure>,
+    pub(super) active: BTreeMap<RouterKey, ActiveClaim>,
     /// Services that it can't be followed in, since it has them otherwise.
     pub(super) refused: BTreeSet<ServiceKey>,
 }
 
 /// How a peer is Active, as it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tenure {
+pub(super) struct ActiveClaim {
     /// Where its advertisements come from.
     pub(super) source: Option<IpAddr>,
     /// It was learnt as the so many-th: of two, the later one has taken over.
@@ -95,7 +103,7 @@ pub(super) struct Tenure {
 }
 
 /// Who is Active for what.
-pub(super) struct Scene<'a> {
+pub(super) struct RoleInputs<'a> {
     pub(super) desired: &'a Desired,
     pub(super) routers: &'a [Router],
     /// How this node's routers stand.
@@ -105,42 +113,48 @@ pub(super) struct Scene<'a> {
     /// Whether it has peers at all.
     pub(super) has_peers: bool,
     /// The peers that are there, and are no strangers.
-    pub(super) candidates: &'a [Candidate],
+    pub(super) candidates: &'a [PeerRole],
 }
 
-impl Scene<'_> {
+impl RoleInputs<'_> {
     /// Whose history counts, for each service.
     ///
     /// A service without a virtual router is served by all nodes at once, as behind ECMP. A service
     /// with one follows the Active node. While that is nobody who is known, what was learnt so far is
     /// kept. A node without peers goes by what it sees, and so does one whose Active peer has the
     /// service otherwise: nobody would ever tell it what ends.
-    pub(super) fn whose(&self) -> BTreeMap<ServiceKey, Whose> {
+    pub(super) fn flow_sources(&self) -> BTreeMap<ServiceKey, FlowStateSource> {
         let holders = holders(self.routers);
         let keys = self.desired.services.values().map(|service| service.key);
-        keys.map(|key| (key, self.whose_is(key, holders.get(&key.vip).copied()))).collect()
+        keys.map(|key| (key, self.source_of(key, holders.get(&key.vip).copied()))).collect()
     }
 
     /// The services whose packets go to another node, as far as this one knows, and of whose flows it
     /// learns nothing: it goes by what it sees, and sees none.
-    pub(super) fn unsynced(&self, whose: &BTreeMap<ServiceKey, Whose>) -> BTreeSet<ServiceKey> {
+    pub(super) fn unsynced(
+        &self,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
+    ) -> BTreeSet<ServiceKey> {
         let holders = holders(self.routers);
         let is_active = |router| self.states.get(router) == Some(&State::Active);
         let is_elsewhere =
             |key: &ServiceKey| holders.get(&key.vip).is_some_and(|router| !is_active(router));
-        let own = whose.iter().filter(|(_, whose)| **whose == Whose::Own).map(|(key, _)| *key);
+        let own = flow_sources
+            .iter()
+            .filter(|(_, flow_sources)| **flow_sources == FlowStateSource::Own)
+            .map(|(key, _)| *key);
         own.filter(is_elsewhere).collect()
     }
 
-    fn whose_is(&self, service: ServiceKey, router: Option<RouterKey>) -> Whose {
+    fn source_of(&self, service: ServiceKey, router: Option<RouterKey>) -> FlowStateSource {
         let Some(router) = router else {
-            return if self.has_peers { Whose::Shared } else { Whose::Own };
+            return if self.has_peers { FlowStateSource::Shared } else { FlowStateSource::Own };
         };
         if self.states.get(&router) == Some(&State::Active) {
-            return Whose::Own;
+            return FlowStateSource::Own;
         }
         if !self.has_peers {
-            return Whose::Own;
+            return FlowStateSource::Own;
         }
         let active = self.candidates.iter().filter(|peer| peer.active.contains_key(&router));
         let (refused, active): (Vec<_>, Vec<_>) =
@@ -149,15 +163,15 @@ impl Scene<'_> {
         // There may be two for a moment, or one that is dead and not missed yet: it is the one whose
         // advertisements come, or else the one that has taken over from the other.
         let leader = active.into_iter().max_by_key(|peer| {
-            let tenure = peer.active.get(&router);
-            let is_heard = heard.is_some() && tenure.and_then(|t| t.source).as_ref() == heard;
-            let (turn, priority) = tenure.map_or((0, 0), |t| (t.turn, t.priority));
+            let claim = peer.active.get(&router);
+            let is_heard = heard.is_some() && claim.and_then(|t| t.source).as_ref() == heard;
+            let (turn, priority) = claim.map_or((0, 0), |t| (t.turn, t.priority));
             (is_heard, turn, priority, std::cmp::Reverse(peer.peer))
         });
         match leader {
-            Some(leader) => Whose::Peers(leader.peer),
-            None if refused.is_empty() => Whose::Kept,
-            None => Whose::Own,
+            Some(leader) => FlowStateSource::Peers(leader.peer),
+            None if refused.is_empty() => FlowStateSource::Kept,
+            None => FlowStateSource::Own,
         }
     }
 }
@@ -167,12 +181,12 @@ impl Scene<'_> {
 pub(super) struct Known {
     /// Where its advertisements come from.
     pub(super) source: Option<IpAddr>,
-    pub(super) tells: Tells,
+    pub(super) tells: SyncStatus,
 }
 
 /// Whether a peer is Active for a router, and what of its flows is known.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Tells {
+pub(super) enum SyncStatus {
     /// It has said nothing of itself yet.
     Nothing,
     /// It is not.
@@ -185,12 +199,13 @@ pub(super) enum Tells {
 /// not known here. It is asked before anybody is heard, too, and the answer must hold when somebody
 /// is: then there is no time to ask again. It keeps a router from nothing while nobody is heard.
 pub(super) fn is_unsynced(heard: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
-    let lacks =
-        |known: &Known| matches!(known.tells, Tells::Nothing | Tells::Active { all: false });
+    let lacks = |known: &Known| {
+        matches!(known.tells, SyncStatus::Nothing | SyncStatus::Active { all: false })
+    };
     if known.iter().any(lacks) {
         return true;
     }
-    let has = |known: &Known| matches!(known.tells, Tells::Active { all: true });
+    let has = |known: &Known| matches!(known.tells, SyncStatus::Active { all: true });
     match heard {
         None => !known.iter().any(has),
         Some(heard) => match known.iter().find(|known| known.source == Some(heard)) {
@@ -235,13 +250,13 @@ mod tests {
         lb_config::Config::parse(text).expect("it is valid").routers.routers
     }
 
-    fn peer(peer: PeerId, priority: Option<u8>, refused: bool) -> Candidate {
+    fn peer(peer: PeerId, priority: Option<u8>, refused: bool) -> PeerRole {
         let router = routers()[0].key;
         let source = Some(address(peer));
-        let tenure = |priority| Tenure { source, turn: 1, priority };
-        let active = priority.map(|priority| (router, tenure(priority))).into_iter().collect();
+        let claim = |priority| ActiveClaim { source, turn: 1, priority };
+        let active = priority.map(|priority| (router, claim(priority))).into_iter().collect();
         let refused = if refused { [web().key].into() } else { BTreeSet::new() };
-        Candidate { peer, active, refused }
+        PeerRole { peer, active, refused }
     }
 
     fn address(peer: PeerId) -> IpAddr {
@@ -257,39 +272,39 @@ mod tests {
         use State::{Active, Backup, Fault, Initialize};
         let table = [
             // This node, its peers, and whose history counts.
-            (Some(Active), vec![], Whose::Own),
-            (Some(Backup), vec![], Whose::Kept),
-            (Some(Fault), vec![], Whose::Kept),
-            (None, vec![], Whose::Kept),
-            (Some(Backup), vec![peer(A, None, false)], Whose::Kept),
-            (Some(Backup), vec![peer(A, Some(100), false)], Whose::Peers(A)),
-            (Some(Fault), vec![peer(A, Some(100), false)], Whose::Peers(A)),
-            (Some(Initialize), vec![peer(A, Some(100), false)], Whose::Peers(A)),
-            (None, vec![peer(A, Some(100), false)], Whose::Peers(A)),
+            (Some(Active), vec![], FlowStateSource::Own),
+            (Some(Backup), vec![], FlowStateSource::Kept),
+            (Some(Fault), vec![], FlowStateSource::Kept),
+            (None, vec![], FlowStateSource::Kept),
+            (Some(Backup), vec![peer(A, None, false)], FlowStateSource::Kept),
+            (Some(Backup), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
+            (Some(Fault), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
+            (Some(Initialize), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
+            (None, vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
             // Both say that they are Active, as for a moment in a takeover.
-            (Some(Active), vec![peer(A, Some(100), false)], Whose::Own),
+            (Some(Active), vec![peer(A, Some(100), false)], FlowStateSource::Own),
             (
                 Some(Backup),
                 vec![peer(A, Some(100), false), peer(B, Some(101), false)],
-                Whose::Peers(B),
+                FlowStateSource::Peers(B),
             ),
             (
                 Some(Backup),
                 vec![peer(A, Some(100), false), peer(B, Some(100), false)],
-                Whose::Peers(A),
+                FlowStateSource::Peers(A),
             ),
             // Who has the service otherwise is not followed.
-            (Some(Backup), vec![peer(A, Some(200), true)], Whose::Own),
+            (Some(Backup), vec![peer(A, Some(200), true)], FlowStateSource::Own),
             (
                 Some(Backup),
                 vec![peer(A, Some(200), true), peer(B, Some(1), false)],
-                Whose::Peers(B),
+                FlowStateSource::Peers(B),
             ),
         ];
         let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
         for (state, candidates, expected) in table {
             let states = state.map(|state| (routers[0].key, state)).into_iter().collect();
-            let scene = Scene {
+            let inputs = RoleInputs {
                 desired: &desired,
                 routers: &routers,
                 states: &states,
@@ -297,11 +312,15 @@ mod tests {
                 has_peers: true,
                 candidates: &candidates,
             };
-            let whose = scene.whose();
-            assert_eq!(whose[&web().key], expected, "{state:?} {candidates:?}");
+            let flow_sources = inputs.flow_sources();
+            assert_eq!(flow_sources[&web().key], expected, "{state:?} {candidates:?}");
             // One that follows is told what ends; one that goes by itself sees the packets, or knows nothing.
-            let is_unsynced = expected == Whose::Own && state != Some(Active);
-            assert_eq!(!scene.unsynced(&whose).is_empty(), is_unsynced, "{state:?} {candidates:?}");
+            let is_unsynced = expected == FlowStateSource::Own && state != Some(Active);
+            assert_eq!(
+                !inputs.unsynced(&flow_sources).is_empty(),
+                is_unsynced,
+                "{state:?} {candidates:?}"
+            );
         }
     }
 
@@ -318,7 +337,7 @@ mod tests {
             (Some(address(A)), A),
             (Some(IpAddr::from([10, 0, 0, 99])), B),
         ] {
-            let scene = Scene {
+            let inputs = RoleInputs {
                 desired: &desired,
                 routers: &routers,
                 states: &[(key, State::Backup)].into(),
@@ -326,7 +345,11 @@ mod tests {
                 has_peers: true,
                 candidates: &candidates,
             };
-            assert_eq!(scene.whose()[&web().key], Whose::Peers(expected), "{heard:?}");
+            assert_eq!(
+                inputs.flow_sources()[&web().key],
+                FlowStateSource::Peers(expected),
+                "{heard:?}"
+            );
         }
     }
 
@@ -334,7 +357,7 @@ mod tests {
     fn without_peers_a_node_goes_by_what_it_sees() {
         let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
         for state in State::ALL {
-            let scene = Scene {
+            let inputs = RoleInputs {
                 desired: &desired,
                 routers: &routers,
                 states: &[(routers[0].key, state)].into(),
@@ -342,20 +365,22 @@ mod tests {
                 has_peers: false,
                 candidates: &[],
             };
-            let whose = scene.whose();
-            assert_eq!(whose[&web().key], Whose::Own, "{state}");
+            let flow_sources = inputs.flow_sources();
+            assert_eq!(flow_sources[&web().key], FlowStateSource::Own, "{state}");
             let unsynced = if state == State::Active { vec![] } else { vec![web().key] };
-            assert!(scene.unsynced(&whose).into_iter().eq(unsynced), "{state}");
-            let scene = Scene { routers: &[], ..scene };
-            assert!(scene.unsynced(&scene.whose()).is_empty(), "no router, no Active");
+            assert!(inputs.unsynced(&flow_sources).into_iter().eq(unsynced), "{state}");
+            let inputs = RoleInputs { routers: &[], ..inputs };
+            assert!(inputs.unsynced(&inputs.flow_sources()).is_empty(), "no router, no Active");
         }
     }
 
     #[test]
     fn a_service_of_no_router_is_everybody_s_if_there_is_anybody() {
         let desired = Desired { services: [("web".into(), web())].into() };
-        for (has_peers, expected) in [(true, Whose::Shared), (false, Whose::Own)] {
-            let scene = Scene {
+        for (has_peers, expected) in
+            [(true, FlowStateSource::Shared), (false, FlowStateSource::Own)]
+        {
+            let inputs = RoleInputs {
                 desired: &desired,
                 routers: &[],
                 states: &BTreeMap::new(),
@@ -363,34 +388,34 @@ mod tests {
                 has_peers,
                 candidates: &[],
             };
-            assert_eq!(scene.whose()[&web().key], expected);
+            assert_eq!(inputs.flow_sources()[&web().key], expected);
         }
     }
 
     #[test]
     fn nobody_preempts_without_the_flows_of_the_active_node() {
         let known = |peer, tells| Known { source: Some(address(peer)), tells };
-        let (all, part) = (Tells::Active { all: true }, Tells::Active { all: false });
-        let stranger = Some(IpAddr::from([10, 0, 0, 99]));
+        let (all, part) = (SyncStatus::Active { all: true }, SyncStatus::Active { all: false });
+        let incompatible = Some(IpAddr::from([10, 0, 0, 99]));
         let (a, b) = (Some(address(A)), Some(address(B)));
         let table = [
             // Who was heard, what is known of peers, whether some are missing; whether flows may be.
             (None, vec![], true, true),
             (a, vec![], true, true),
-            (a, vec![known(A, Tells::Nothing)], false, true),
+            (a, vec![known(A, SyncStatus::Nothing)], false, true),
             (a, vec![known(A, part)], false, true),
             (a, vec![known(A, all)], false, false),
             (None, vec![known(A, all)], false, false),
             // It has become Active just now, and has not said so, or was not heard yet.
-            (a, vec![known(A, Tells::NotActive)], false, true),
-            (None, vec![known(A, Tells::NotActive)], false, true),
+            (a, vec![known(A, SyncStatus::NotActive)], false, true),
+            (None, vec![known(A, SyncStatus::NotActive)], false, true),
             // Three nodes.
             (a, vec![known(A, all)], true, false),
-            (b, vec![known(A, Tells::NotActive)], true, true),
-            (b, vec![known(A, all), known(B, Tells::NotActive)], false, true),
-            (b, vec![known(A, Tells::NotActive), known(B, all)], false, false),
+            (b, vec![known(A, SyncStatus::NotActive)], true, true),
+            (b, vec![known(A, all), known(B, SyncStatus::NotActive)], false, true),
+            (b, vec![known(A, SyncStatus::NotActive), known(B, all)], false, false),
             // A router that is no peer will never tell anything.
-            (stranger, vec![known(A, Tells::NotActive)], false, false),
+            (incompatible, vec![known(A, SyncStatus::NotActive)], false, false),
         ];
         for (heard, known, misses_some, expected) in table {
             let unsynced = is_unsynced(heard, &known, misses_some);

@@ -10,7 +10,7 @@ use lb_sync::Report;
 use super::{
     Daemon,
     peers::Group,
-    roles::{Scene, services_of},
+    roles::{RoleInputs, services_of},
 };
 
 impl<D: DataPlane> Daemon<D> {
@@ -47,7 +47,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Sets whose flows count, and requests records that were not taken.
     pub(super) fn assign_roles(&mut self) {
         let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();
-        let scene = Scene {
+        let inputs = RoleInputs {
             desired: self.store.desired(),
             routers: &self.store.config().routers.routers,
             states: &self.vrrp.states,
@@ -55,30 +55,33 @@ impl<D: DataPlane> Daemon<D> {
             has_peers: self.group.is_some(),
             candidates: &candidates,
         };
-        let whose = scene.whose();
-        let unsynced = scene.unsynced(&whose);
+        let flow_sources = inputs.flow_sources();
+        let unsynced = inputs.unsynced(&flow_sources);
         if self.roles.set_unsynced(&unsynced) {
             self.engine.set_unsynced(unsynced, self.now());
         }
-        if whose != *self.roles.whose() {
-            let left = self.roles.left_with(&whose);
+        if flow_sources != *self.roles.flow_sources() {
+            let left = self.roles.left_with(&flow_sources);
             if !left.is_empty() {
-                self.tell_last(&left);
+                self.send_last(&left);
             }
-            let roles = whose.iter().map(|(key, whose)| (*key, whose.role())).collect();
+            let roles = flow_sources
+                .iter()
+                .map(|(key, flow_sources)| (*key, flow_sources.role()))
+                .collect();
             let set = self.engine.set_roles(roles, self.now());
-            self.roles.set_whose(whose);
+            self.roles.set_flow_sources(flow_sources);
             if let Err(error) = set {
                 self.note(Some(format!("{error:#}")));
             }
         }
         if let Some(group) = &mut self.group {
-            group.request_missing(self.roles.whose(), Instant::now());
+            group.request_missing(self.roles.flow_sources(), Instant::now());
         }
     }
 
     /// Takes a report of the sessions with the peers.
-    pub(super) fn hear_peers(&mut self, report: Report) {
+    pub(super) fn on_peer_report(&mut self, report: Report) {
         let Some(group) = &mut self.group else { return };
         match report {
             Report::Joined(id) => {
@@ -97,7 +100,7 @@ impl<D: DataPlane> Daemon<D> {
             Report::Facts(id, facts) => group.take_facts(id, facts),
             Report::WantsAll(id) => self.send_all(id),
             Report::Begins(id) => {
-                let services = group.begins(id, self.roles.whose());
+                let services = group.begins(id, self.roles.flow_sources());
                 self.engine.forget(&services);
             }
             Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
@@ -142,7 +145,9 @@ impl<D: DataPlane> Daemon<D> {
     /// How the peers stand.
     pub(super) fn status_of_peers(&self) -> Vec<lb_api::status::Peer> {
         let name_of = |key| self.router(key).map(|router| router.name.clone());
-        self.group.as_ref().map_or_else(Vec::new, |group| group.status(self.roles.whose(), name_of))
+        self.group
+            .as_ref()
+            .map_or_else(Vec::new, |group| group.status(self.roles.flow_sources(), name_of))
     }
 
     pub(super) fn record(&self, news: impl IntoIterator<Item = News>) {

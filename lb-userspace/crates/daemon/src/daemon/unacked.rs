@@ -8,14 +8,14 @@ use std::{collections::VecDeque, time::Duration};
 /// peers know. So what dies with a node is what it has done within that time, however late peers are. A
 /// peer that stays behind for long is not waited for: then drains would never end.
 #[derive(Debug, Default)]
-pub(super) struct Untaken {
+pub(super) struct Unacked {
     /// Their numbers, and when they were told, on CLOCK_MONOTONIC.
     news: VecDeque<(u64, Duration)>,
     last: u64,
     taken: u64,
 }
 
-impl Untaken {
+impl Unacked {
     /// How long peers are waited for.
     const PATIENCE: Duration = Duration::from_secs(2);
 

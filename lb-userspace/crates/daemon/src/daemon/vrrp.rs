@@ -320,7 +320,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Takes in what the virtual routers tell.
-    pub(super) fn hear_routers(&mut self, report: Report) {
+    pub(super) fn on_router_report(&mut self, report: Report) {
         match report {
             Report::TakeMac { mac, take, done } => {
                 self.take_mac(mac, take);
@@ -391,8 +391,8 @@ impl<D: DataPlane> Daemon<D> {
     /// What peers say against a router.
     fn problems_of(&self, key: RouterKey) -> Vec<String> {
         let Some(group) = &self.group else { return Vec::new() };
-        let unlike = |(id, text): (PeerId, String)| format!("{}: {text}", group.name(id));
-        group.problems_of(key).into_iter().map(unlike).collect()
+        let mismatch = |(id, text): (PeerId, String)| format!("{}: {text}", group.name(id));
+        group.problems_of(key).into_iter().map(mismatch).collect()
     }
 }
 

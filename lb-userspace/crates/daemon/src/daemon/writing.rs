@@ -103,7 +103,7 @@ impl<D: DataPlane> Daemon<D> {
         let begun = Instant::now();
         let done = self.engine.reconcile(self.now());
         let error = self.writing.take(done, begun.elapsed());
-        self.meet_backends();
+        self.on_new_backends();
         let news = self.health.stand(self.engine.standings(), self.store.desired());
         news.into_iter().for_each(|news| self.effects.events.record(news));
         if self.engine.retired() != self.store.written_sums() {

@@ -12,13 +12,13 @@ use lb_model::{
 use lb_sync::{PeerId, RouterFacts};
 
 use super::{Group, Peer};
-use crate::daemon::roles::{Candidate, Known, Tells, Tenure, is_unsynced};
+use crate::daemon::roles::{ActiveClaim, Known, PeerRole, SyncStatus, is_unsynced};
 
 impl Group {
     /// The peers whose flows may count here.
-    pub(in crate::daemon) fn candidates(&self) -> Vec<Candidate> {
-        let kin = self.peers.iter().filter(|(_, peer)| peer.unlike.altogether.is_none());
-        let candidate = |(id, peer): (&PeerId, &Peer)| Candidate {
+    pub(in crate::daemon) fn candidates(&self) -> Vec<PeerRole> {
+        let compatible = self.peers.iter().filter(|(_, peer)| peer.mismatch.whole.is_none());
+        let candidate = |(id, peer): (&PeerId, &Peer)| PeerRole {
             peer: *id,
             active: peer
                 .facts
@@ -28,12 +28,12 @@ impl Group {
                 .map(|(key, router)| {
                     let (source, priority) = (router.source, router.priority);
                     let turn = peer.turns.get(key).copied().unwrap_or(0);
-                    (*key, Tenure { source, turn, priority })
+                    (*key, ActiveClaim { source, turn, priority })
                 })
                 .collect(),
-            refused: peer.unlike.services.keys().copied().collect(),
+            refused: peer.mismatch.services.keys().copied().collect(),
         };
-        kin.map(candidate).collect()
+        compatible.map(candidate).collect()
     }
 
     /// Whether this node has yet to learn flows of a router that a peer has which is there.
@@ -43,9 +43,9 @@ impl Group {
         services: &BTreeSet<ServiceKey>,
     ) -> bool {
         self.known_of(router, services).any(|known| match known.tells {
-            Tells::Nothing => true,
-            Tells::Active { all } => !all,
-            Tells::NotActive => false,
+            SyncStatus::Nothing => true,
+            SyncStatus::Active { all } => !all,
+            SyncStatus::NotActive => false,
         })
     }
 
@@ -62,8 +62,8 @@ impl Group {
 
     /// Routers that peers are Active for whose flows count here.
     pub(in crate::daemon) fn active_for(&self) -> BTreeSet<RouterKey> {
-        let kin = self.peers.values().filter(|peer| peer.unlike.altogether.is_none());
-        kin.flat_map(|peer| peer.turns.keys()).copied().collect()
+        let compatible = self.peers.values().filter(|peer| peer.mismatch.whole.is_none());
+        compatible.flat_map(|peer| peer.turns.keys()).copied().collect()
     }
 
     /// Routers that peers are Active for which drain.
@@ -104,13 +104,15 @@ impl Group {
     ) -> impl Iterator<Item = Known> {
         self.peers.values().map(move |peer| {
             let facts = peer.facts.as_ref().and_then(|facts| facts.routers.get(&router));
-            let mut kin = services.iter().filter(|key| !peer.unlike.services.contains_key(key));
-            let stranger = peer.unlike.altogether.is_some();
-            let all = stranger || (peer.complete && kin.all(|key| peer.followed.contains(key)));
+            let mut compatible =
+                services.iter().filter(|key| !peer.mismatch.services.contains_key(key));
+            let incompatible = peer.mismatch.whole.is_some();
+            let all = incompatible
+                || (peer.complete && compatible.all(|key| peer.followed.contains(key)));
             let tells = match (&peer.facts, facts.map(|facts| facts.state)) {
-                (None, _) => Tells::Nothing,
-                (_, Some(State::Active)) => Tells::Active { all },
-                _ => Tells::NotActive,
+                (None, _) => SyncStatus::Nothing,
+                (_, Some(State::Active)) => SyncStatus::Active { all },
+                _ => SyncStatus::NotActive,
             };
             Known { source: facts.and_then(|facts| facts.source), tells }
         })
@@ -119,9 +121,9 @@ impl Group {
     /// What is wrong with a router, by what peers say of it.
     pub(in crate::daemon) fn problems_of(&self, router: RouterKey) -> Vec<(PeerId, String)> {
         let mut found = Vec::new();
-        for (id, Peer { unlike, .. }) in &self.peers {
-            let deaf = unlike.deaf.get(&router).map(|(_, text)| text);
-            let texts = deaf.into_iter().chain(unlike.addresses.get(&router));
+        for (id, Peer { mismatch, .. }) in &self.peers {
+            let unreachable = mismatch.unreachable.get(&router).map(|(_, text)| text);
+            let texts = unreachable.into_iter().chain(mismatch.addresses.get(&router));
             found.extend(texts.map(|text| (*id, text.clone())));
         }
         found
@@ -137,7 +139,7 @@ impl Group {
         let status = self.rim.status();
         let fits = |(id, peer): &(&PeerId, &Peer)| {
             let known = status.get(usize::from(id.0));
-            peer.unlike.altogether.is_none()
+            peer.mismatch.whole.is_none()
                 && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
                 && known.is_some_and(|status| status.connected)
@@ -165,16 +167,16 @@ impl Group {
         peer: PeerId,
         services: &BTreeSet<ServiceKey>,
     ) -> BTreeSet<ServiceKey> {
-        let unlike = self.peers.get(&peer).map(|peer| &peer.unlike.services);
-        let refused = unlike.into_iter().flat_map(BTreeMap::keys);
+        let mismatch = self.peers.get(&peer).map(|peer| &peer.mismatch.services);
+        let refused = mismatch.into_iter().flat_map(BTreeMap::keys);
         refused.filter(|key| services.contains(key)).copied().collect()
     }
 
     /// Peers whose advertisements are to be heard though they are made otherwise.
     pub(in crate::daemon) fn mismatched(&self) -> BTreeSet<(RouterKey, IpAddr)> {
         let peers = self.peers.values();
-        let deaf = peers.flat_map(|peer| &peer.unlike.deaf);
-        deaf.filter_map(|(key, (source, _))| Some((*key, (*source)?))).collect()
+        let unreachable = peers.flat_map(|peer| &peer.mismatch.unreachable);
+        unreachable.filter_map(|(key, (source, _))| Some((*key, (*source)?))).collect()
     }
 
     /// Peers that say that they are Active, by router and source of their advertisements.

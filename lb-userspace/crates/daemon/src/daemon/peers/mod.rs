@@ -25,15 +25,15 @@ use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece};
 
 use self::sharers::Attendance;
 use super::{
-    likeness::{Apart, Hasher, Unlike, compare},
-    roles::Whose,
-    unacked::Untaken,
+    compatibility::{Hasher, Mismatch, MismatchTimer, compare},
+    roles::FlowStateSource,
+    unacked::Unacked,
 };
 
 /// How long two nodes may both be Active for a router before that is told: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
 /// How long a peer that comes back is told what was pinned here until another node took over.
-const LEGACY: Duration = Duration::from_secs(10);
+const RETAINED_FOR: Duration = Duration::from_secs(10);
 
 /// When a peer is asked again for what could not be taken.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
@@ -54,13 +54,13 @@ pub(super) struct Group {
     /// What was told last.
     told: Option<Facts>,
     /// Peers that are to be told everything, which has not worked yet.
-    pub(super) owed: BTreeSet<PeerId>,
+    pub(super) pending_full_sync: BTreeSet<PeerId>,
     /// What was pinned here when services ceased to be this node's own and a peer was not there.
-    pub(super) legacy: Option<(Instant, Vec<Piece>)>,
+    pub(super) retained: Option<(Instant, Vec<Piece>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
     /// News that are on their way.
-    pub(super) untaken: Untaken,
+    pub(super) unacked: Unacked,
     attendance: Attendance,
     /// Whether reports of the sessions wait: what is known of the peers was so once.
     pub(super) has_backlog: bool,
@@ -72,8 +72,8 @@ pub(super) struct Peer {
     facts: Option<Facts>,
     /// Routers that it is Active for, in the order in which that was learnt.
     turns: BTreeMap<RouterKey, u64>,
-    pub(super) unlike: Unlike,
-    apart: Apart,
+    pub(super) mismatch: Mismatch,
+    timer: MismatchTimer,
     /// Whether all of its history was told.
     complete: bool,
     /// The services of which nothing was left out since it began.
@@ -85,7 +85,7 @@ pub(super) struct Peer {
     /// Whether all of its history was asked for again, and has not begun.
     wanted: bool,
     /// What could not be learnt.
-    pub(super) unlearnt: BTreeSet<String>,
+    pub(super) rejected_reasons: BTreeSet<String>,
     /// Who gets the new flows of services there.
     pub(super) members: BTreeMap<ServiceKey, Members>,
 }
@@ -112,10 +112,10 @@ impl Group {
             fingerprint: Fingerprint::default(),
             turns: 0,
             told: None,
-            owed: BTreeSet::new(),
-            legacy: None,
+            pending_full_sync: BTreeSet::new(),
+            retained: None,
             both_active: BTreeMap::new(),
-            untaken: Untaken::default(),
+            unacked: Unacked::default(),
             attendance: Attendance::default(),
             has_backlog: false,
         }
@@ -141,7 +141,7 @@ impl Group {
 
     /// Tells all peers.
     pub(super) fn publish(&self, pieces: Vec<Piece>) {
-        self.rim.publish(self.untaken.last(), pieces);
+        self.rim.publish(self.unacked.last(), pieces);
     }
 
     /// Whether anybody is there.
@@ -173,10 +173,16 @@ impl Group {
     }
 
     /// What is left of this node's own history, of services that are not its own any more.
-    pub(super) fn legacy_of(&self, whose: &BTreeMap<ServiceKey, Whose>) -> Vec<Piece> {
-        let fresh = self.legacy.as_ref().filter(|(at, _)| at.elapsed() < LEGACY);
+    pub(super) fn retained_of(
+        &self,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
+    ) -> Vec<Piece> {
+        let fresh = self.retained.as_ref().filter(|(at, _)| at.elapsed() < RETAINED_FOR);
         let others = |piece: &&Piece| {
-            matches!(whose.get(&piece.service()), Some(Whose::Peers(_) | Whose::Kept))
+            matches!(
+                flow_sources.get(&piece.service()),
+                Some(FlowStateSource::Peers(_) | FlowStateSource::Kept)
+            )
         };
         fresh.into_iter().flat_map(|(_, pieces)| pieces).filter(others).cloned().collect()
     }
@@ -220,40 +226,44 @@ impl Group {
         let mut changed = Vec::new();
         for (id, peer) in &mut self.peers {
             let Some(theirs) = &peer.facts else { continue };
-            let mut unlike = compare(own, theirs, desired, routers);
-            peer.apart.lasting(&mut unlike.backends, now);
-            if unlike != peer.unlike {
-                changed.push((*id, unlike));
+            let mut mismatch = compare(own, theirs, desired, routers);
+            peer.timer.lasting(&mut mismatch.backends, now);
+            if mismatch != peer.mismatch {
+                changed.push((*id, mismatch));
             }
         }
-        for (id, unlike) in changed {
+        for (id, mismatch) in changed {
             let name = self.name(id);
             let Some(peer) = self.peers.get_mut(&id) else { continue };
-            let before: BTreeSet<String> = peer.unlike.problems().map(str::to_owned).collect();
-            for (kind, text) in unlike.told() {
+            let before: BTreeSet<String> = peer.mismatch.problems().map(str::to_owned).collect();
+            for (kind, text) in mismatch.told() {
                 if !before.contains(text) {
                     let cause = "the nodes are configured otherwise";
                     news.push(News::new(kind, format!("{name}: {text}"), cause));
                 }
             }
             // What was not taken meanwhile is missing.
-            peer.followed.retain(|key| !unlike.services.contains_key(key));
-            if unlike.altogether.is_some() {
+            peer.followed.retain(|key| !mismatch.services.contains_key(key));
+            if mismatch.whole.is_some() {
                 peer.followed.clear();
             }
-            if unlike == Unlike::default() {
+            if mismatch == Mismatch::default() {
                 let message = format!("{name} is configured like this node again");
                 news.push(News::new(Kind::PeerJoined, message, "its configuration, or this one's"));
             }
-            peer.unlike = unlike;
+            peer.mismatch = mismatch;
         }
         news
     }
 
     /// Requests all records of peers that are followed and of which some were not taken.
-    pub(super) fn request_missing(&mut self, whose: &BTreeMap<ServiceKey, Whose>, now: Instant) {
+    pub(super) fn request_missing(
+        &mut self,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
+        now: Instant,
+    ) {
         for (id, peer) in &mut self.peers {
-            let followed = counted(whose, *id, &peer.unlike);
+            let followed = counted(flow_sources, *id, &peer.mismatch);
             let lacks = !followed.is_subset(&peer.followed);
             if peer.lacks.replace(lacks) != Some(lacks) {
                 self.rim.lack(*id, lacks);
@@ -289,7 +299,7 @@ impl Group {
     /// A peer is connected no more.
     pub(super) fn lost(&mut self, id: PeerId, why: String) -> News {
         self.peers.remove(&id);
-        self.owed.remove(&id);
+        self.pending_full_sync.remove(&id);
         self.both_active.retain(|(_, peer), _| *peer != id);
         News::new(Kind::PeerLost, format!("peer {} is gone", self.name(id)), why)
     }
@@ -298,13 +308,13 @@ impl Group {
     pub(super) fn begins(
         &mut self,
         id: PeerId,
-        whose: &BTreeMap<ServiceKey, Whose>,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     ) -> BTreeSet<ServiceKey> {
         let Some(peer) = self.peers.get_mut(&id) else { return BTreeSet::new() };
-        peer.followed = counted(whose, id, &peer.unlike);
+        peer.followed = counted(flow_sources, id, &peer.mismatch);
         (peer.wanted, peer.complete) = (false, false);
         // Other nodes have sent a part of the flows of a service that all nodes share.
-        let theirs = |key: &&ServiceKey| whose.get(key) == Some(&Whose::Peers(id));
+        let theirs = |key: &&ServiceKey| flow_sources.get(key) == Some(&FlowStateSource::Peers(id));
         peer.followed.iter().filter(theirs).copied().collect()
     }
 
@@ -358,19 +368,19 @@ impl Group {
     /// How the peers stand.
     pub(super) fn status(
         &self,
-        whose: &BTreeMap<ServiceKey, Whose>,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
         name_of: impl Fn(RouterKey) -> Option<String>,
     ) -> Vec<lb_api::status::Peer> {
         let all = self.rim.status().into_iter().zip((0..=u8::MAX).map(PeerId));
         let all = all.map(|(mut session, id)| {
             let peer = self.peers.get(&id);
             let facts = peer.and_then(|peer| peer.facts.as_ref());
-            let unlike = peer.map(|peer| &peer.unlike);
+            let mismatch = peer.map(|peer| &peer.mismatch);
             session.complete_here = peer.is_some_and(|peer| {
-                peer.complete && counted(whose, id, &peer.unlike).is_subset(&peer.followed)
+                peer.complete && counted(flow_sources, id, &peer.mismatch).is_subset(&peer.followed)
             });
-            let altogether = unlike.and_then(|unlike| unlike.altogether.clone());
-            session.refused = session.refused.or(altogether);
+            let whole = mismatch.and_then(|mismatch| mismatch.whole.clone());
+            session.refused = session.refused.or(whole);
             let routers = facts.iter().flat_map(|facts| &facts.routers);
             let routers = routers.map(|(key, router)| lb_api::status::PeerRouter {
                 name: name_of(*key),
@@ -378,7 +388,7 @@ impl Group {
                 state: router.state,
                 priority: router.priority,
             });
-            let problems = unlike.into_iter().flat_map(Unlike::problems).map(str::to_owned);
+            let problems = mismatch.into_iter().flat_map(Mismatch::problems).map(str::to_owned);
             lb_api::status::Peer {
                 session,
                 routers: routers.collect(),
@@ -394,19 +404,19 @@ impl Group {
         &mut self,
         id: PeerId,
         pieces: Vec<Piece>,
-        whose: &BTreeMap<ServiceKey, Whose>,
+        flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     ) -> Vec<Piece> {
         self.take_members(id, &pieces);
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
-        let counted = counted(whose, id, &peer.unlike);
+        let counted = counted(flow_sources, id, &peer.mismatch);
         let alike = |key: &ServiceKey| {
-            peer.unlike.altogether.is_none() && !peer.unlike.services.contains_key(key)
+            peer.mismatch.whole.is_none() && !peer.mismatch.services.contains_key(key)
         };
         // A peer that sends pins of a service is Active for it, or was until now: beside this node, or before it. Their
         // flows were there; those that are not pinned here are taken.
         let late = |piece: &Piece| {
             matches!(piece, Piece::Pins { .. })
-                && whose.get(&piece.service()) == Some(&Whose::Own)
+                && flow_sources.get(&piece.service()) == Some(&FlowStateSource::Own)
                 && alike(&piece.service())
         };
         let (taken, left): (Vec<_>, Vec<_>) =
@@ -461,7 +471,7 @@ impl Group {
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
         let mut news = Vec::new();
         for text in reasons {
-            if peer.unlearnt.len() < TOLD && peer.unlearnt.insert(text.clone()) {
+            if peer.rejected_reasons.len() < TOLD && peer.rejected_reasons.insert(text.clone()) {
                 let message = format!("{name}: {text}");
                 news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
             }
@@ -472,16 +482,17 @@ impl Group {
 
 /// The services whose pieces count when this peer tells them.
 pub(super) fn counted(
-    whose: &BTreeMap<ServiceKey, Whose>,
+    flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     peer: PeerId,
-    unlike: &Unlike,
+    mismatch: &Mismatch,
 ) -> BTreeSet<ServiceKey> {
-    if unlike.altogether.is_some() {
+    if mismatch.whole.is_some() {
         return BTreeSet::new();
     }
-    let theirs = whose.iter().filter(|(key, whose)| {
-        (**whose == Whose::Peers(peer) || **whose == Whose::Shared)
-            && !unlike.services.contains_key(key)
+    let theirs = flow_sources.iter().filter(|(key, flow_sources)| {
+        (**flow_sources == FlowStateSource::Peers(peer)
+            || **flow_sources == FlowStateSource::Shared)
+            && !mismatch.services.contains_key(key)
     });
     theirs.map(|(key, _)| *key).collect()
 }

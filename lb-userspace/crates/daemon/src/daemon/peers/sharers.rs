@@ -34,7 +34,7 @@ impl Group {
             let peer = self.peers.get(&id);
             // Of one that is configured otherwise nothing can be taken: it is not waited for.
             let is_there =
-                peer.is_some_and(|peer| peer.is_complete() || peer.unlike.altogether.is_some());
+                peer.is_some_and(|peer| peer.is_complete() || peer.mismatch.whole.is_some());
             let Attendance { away, joined } = &mut self.attendance;
             if !is_there {
                 away.entry(id).or_insert(now);
@@ -43,8 +43,8 @@ impl Group {
             }
         }
         let mut members = BTreeMap::<_, Vec<_>>::new();
-        let kin = self.peers.values().filter(|peer| peer.unlike.altogether.is_none());
-        for (service, theirs) in kin.flat_map(|peer| &peer.members) {
+        let compatible = self.peers.values().filter(|peer| peer.mismatch.whole.is_none());
+        for (service, theirs) in compatible.flat_map(|peer| &peer.members) {
             members.entry(*service).or_default().push(theirs.clone());
         }
         let Attendance { away, joined } = &self.attendance;

@@ -29,7 +29,7 @@ impl Hasher {
     /// A hash of some parts; `of` says what they are, so that no two kinds of things are alike.
     fn hash<'p>(&self, of: &str, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
         let mut context = hmac::Context::with_key(&self.0);
-        context.update(b"lb likeness ");
+        context.update(b"lb compatibility ");
         context.update(of.as_bytes());
         for part in parts {
             context.update(&(part.len() as u64).to_be_bytes());
@@ -127,9 +127,9 @@ fn octets(address: &IpAddr) -> Vec<u8> {
 
 /// In what a peer is unlike this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Unlike {
+pub(super) struct Mismatch {
     /// Why nothing of it can be taken.
-    pub(super) altogether: Option<String>,
+    pub(super) whole: Option<String>,
     /// Services whose flows can't be taken, and why.
     pub(super) services: BTreeMap<ServiceKey, String>,
     /// Services that have other backends there, or other weights or states of them, in words. Flows on
@@ -137,12 +137,12 @@ pub(super) struct Unlike {
     pub(super) backends: BTreeMap<ServiceKey, String>,
     /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
     /// in words.
-    pub(super) deaf: BTreeMap<lb_model::router::RouterKey, (Option<IpAddr>, String)>,
+    pub(super) unreachable: BTreeMap<lb_model::router::RouterKey, (Option<IpAddr>, String)>,
     /// Routers that advertise other addresses, in words.
     pub(super) addresses: BTreeMap<lb_model::router::RouterKey, String>,
 }
 
-impl Unlike {
+impl Mismatch {
     /// Everything, in words.
     pub(super) fn problems(&self) -> impl Iterator<Item = &str> {
         self.told().map(|(_, text)| text)
@@ -150,8 +150,9 @@ impl Unlike {
 
     /// Everything, in words, with the kind of event that each is.
     pub(super) fn told(&self) -> impl Iterator<Item = (Kind, &str)> {
-        let flows = self.altogether.iter().chain(self.services.values());
-        let routers = self.deaf.values().map(|(_, text)| text).chain(self.addresses.values());
+        let flows = self.whole.iter().chain(self.services.values());
+        let routers =
+            self.unreachable.values().map(|(_, text)| text).chain(self.addresses.values());
         let flows = flows.map(|text| (Kind::PeerRefused, text.as_str()));
         let backends = self.backends.values().map(|text| (Kind::PeerDiffers, text.as_str()));
         let flows = flows.chain(backends);
@@ -161,14 +162,14 @@ impl Unlike {
 
 /// Since when services have had other backends on a peer.
 #[derive(Debug, Default)]
-pub(super) struct Apart(BTreeMap<ServiceKey, Instant>);
+pub(super) struct MismatchTimer(BTreeMap<ServiceKey, Instant>);
 
-impl Apart {
+impl MismatchTimer {
     /// Leaves those that have been apart for long: whoever changes both nodes needs a moment, and a
     /// backend that leaves does so when its last flow on that node has ended.
-    pub(super) fn lasting(&mut self, apart: &mut BTreeMap<ServiceKey, String>, now: Instant) {
-        self.0.retain(|key, _| apart.contains_key(key));
-        apart.retain(|key, _| {
+    pub(super) fn lasting(&mut self, timer: &mut BTreeMap<ServiceKey, String>, now: Instant) {
+        self.0.retain(|key, _| timer.contains_key(key));
+        timer.retain(|key, _| {
             let since = *self.0.entry(*key).or_insert(now);
             now.saturating_duration_since(since) >= LASTING
         });
@@ -181,12 +182,12 @@ pub(super) fn compare(
     theirs: &Facts,
     desired: &Desired,
     routers: &[Router],
-) -> Unlike {
-    let mut unlike = Unlike::default();
+) -> Mismatch {
+    let mut mismatch = Mismatch::default();
     if own.fingerprint.seed != theirs.fingerprint.seed {
         let text =
             "its seed is another one, so its rings are, too; give both nodes the same `seed`";
-        unlike.altogether = Some(text.into());
+        mismatch.whole = Some(text.into());
     }
     for (name, service) in &desired.services {
         let key = service.key;
@@ -209,15 +210,15 @@ pub(super) fn compare(
                 } else {
                     continue;
                 };
-                unlike.backends.insert(key, text);
+                mismatch.backends.insert(key, text);
                 continue;
             }
         };
-        unlike.services.insert(key, text);
+        mismatch.services.insert(key, text);
     }
     for key in theirs.fingerprint.services.keys() {
         if !own.fingerprint.services.contains_key(key) {
-            unlike.services.insert(*key, format!("{key} is a service there, and none here"));
+            mismatch.services.insert(*key, format!("{key} is a service there, and none here"));
         }
     }
     for router in routers {
@@ -233,14 +234,14 @@ pub(super) fn compare(
                 router.name,
                 if router.version == Version::V2 { " or interval" } else { "" },
             );
-            unlike.deaf.insert(router.key, (*source, text));
+            mismatch.unreachable.insert(router.key, (*source, text));
         }
         if here.addresses != *addresses {
             let text = format!("virtual router {}: its addresses are others there", router.name);
-            unlike.addresses.insert(router.key, text);
+            mismatch.addresses.insert(router.key, text);
         }
     }
-    unlike
+    mismatch
 }
 
 #[cfg(test)]
@@ -288,13 +289,13 @@ mod tests {
         let parse = |text: &str| Config::parse(text).unwrap_or_else(|p| panic!("{p:?}"));
         assert!(NODE.contains(from), "{from}");
         let (here, there) = (parse(NODE), parse(&NODE.replace(from, to)));
-        let unlike = compare(
+        let mismatch = compare(
             &facts(&here, 1, 1),
             &facts(&there, 1, 1),
             &here.desired,
             &here.routers.routers,
         );
-        unlike.problems().map(str::to_owned).collect()
+        mismatch.problems().map(str::to_owned).collect()
     }
 
     #[test]
@@ -368,8 +369,8 @@ mod tests {
         };
         let found = |here: &Config, there: &Config| {
             let (own, theirs) = (facts(here, 1, 1), facts(there, 1, 1));
-            let unlike = compare(&own, &theirs, &here.desired, &here.routers.routers);
-            unlike.problems().count()
+            let mismatch = compare(&own, &theirs, &here.desired, &here.routers.routers);
+            mismatch.problems().count()
         };
         let (draining, down) = (with(Admin::Draining { deadline: None }), with(Admin::Down));
         assert_eq!(found(&here, &draining), 1);
@@ -383,31 +384,31 @@ mod tests {
         let parse = |text: &str| Config::parse(text).expect("it is valid");
         let (here, there) = (parse(NODE), parse(&NODE.replace("10.0.0.12", "10.0.0.13")));
         let (own, theirs) = (facts(&here, 1, 1), facts(&there, 1, 1));
-        let unlike = || compare(&own, &theirs, &here.desired, &here.routers.routers).backends;
+        let mismatch = || compare(&own, &theirs, &here.desired, &here.routers.routers).backends;
         assert_eq!(
             compare(&own, &theirs, &here.desired, &here.routers.routers).services,
             BTreeMap::new()
         );
-        let (mut apart, start) = (Apart::default(), Instant::now());
-        let told = |apart: &mut Apart, mut unlike: BTreeMap<_, _>, after| {
-            apart.lasting(&mut unlike, start + after);
-            unlike.len()
+        let (mut timer, start) = (MismatchTimer::default(), Instant::now());
+        let told = |timer: &mut MismatchTimer, mut mismatch: BTreeMap<_, _>, after| {
+            timer.lasting(&mut mismatch, start + after);
+            mismatch.len()
         };
-        assert_eq!(told(&mut apart, unlike(), Duration::ZERO), 0);
-        assert_eq!(told(&mut apart, unlike(), LASTING - Duration::from_millis(1)), 0);
-        assert_eq!(told(&mut apart, unlike(), LASTING), 1);
-        assert_eq!(told(&mut apart, BTreeMap::new(), LASTING), 0);
-        assert_eq!(told(&mut apart, unlike(), LASTING), 0, "it begins anew");
+        assert_eq!(told(&mut timer, mismatch(), Duration::ZERO), 0);
+        assert_eq!(told(&mut timer, mismatch(), LASTING - Duration::from_millis(1)), 0);
+        assert_eq!(told(&mut timer, mismatch(), LASTING), 1);
+        assert_eq!(told(&mut timer, BTreeMap::new(), LASTING), 0);
+        assert_eq!(told(&mut timer, mismatch(), LASTING), 0, "it begins anew");
     }
 
     #[test]
     fn another_seed_makes_a_stranger() {
         let config = Config::parse(NODE).expect("it is valid");
         let routers = &config.routers.routers;
-        let unlike =
+        let mismatch =
             compare(&facts(&config, 1, 1), &facts(&config, 1, 2), &config.desired, routers);
-        assert!(unlike.altogether.is_some_and(|text| text.contains("give both nodes the same")));
-        assert_eq!(unlike.services, BTreeMap::new());
+        assert!(mismatch.whole.is_some_and(|text| text.contains("give both nodes the same")));
+        assert_eq!(mismatch.services, BTreeMap::new());
     }
 
     #[test]

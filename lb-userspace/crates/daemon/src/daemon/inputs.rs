@@ -23,10 +23,10 @@ const FIRST_HOPS: Duration = Duration::from_secs(1);
 
 impl<D: DataPlane> Daemon<D> {
     /// Hears of the neighbourhood.
-    pub(super) fn meet(&mut self, neighbourhood: Neighbourhood) {
+    pub(super) fn on_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         let news = self.reach.follow(self.store.desired(), &neighbourhood);
         news.into_iter().for_each(|news| self.effects.events.record(news));
-        self.health.meet(neighbourhood.clone());
+        self.health.on_neighbourhood(neighbourhood.clone());
         self.engine.set_neighbourhood(neighbourhood);
         // Other balancers are wanted as soon as a backend is on this node.
         self.want();
@@ -44,7 +44,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Hears what was found out about backends.
-    pub(super) fn hear(&mut self, reports: impl Iterator<Item = Report>) {
+    pub(super) fn on_reports(&mut self, reports: impl Iterator<Item = Report>) {
         let now = Instant::now();
         for report in reports {
             self.doubt_way(&report);

@@ -13,7 +13,7 @@ use crate::clock::Jump;
 impl<D: DataPlane> Daemon<D> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
-        self.send_owed();
+        self.send_pending_full_syncs();
         let found = self.egress.as_ref().map(|egress| egress.news());
         found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
         self.look_at_sharers();
@@ -24,7 +24,7 @@ impl<D: DataPlane> Daemon<D> {
                     // One that was made anew may have got another hook.
                     (self.effects.at_tc)(self.engine.at_tc());
                 }
-                self.tell_of_interfaces(swept.interfaces);
+                self.report_interfaces(swept.interfaces);
                 if !swept.removed.is_empty() {
                     self.finish_removals(&swept.removed);
                 }
@@ -84,7 +84,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Tells of interfaces that lose the program and get it again.
-    pub(super) fn tell_of_interfaces(&self, changes: Vec<InterfaceEvent>) {
+    pub(super) fn report_interfaces(&self, changes: Vec<InterfaceEvent>) {
         for InterfaceEvent { interface, kind, text } in changes {
             let (kind, message) = match kind {
                 InterfaceEventKind::Lost => {
