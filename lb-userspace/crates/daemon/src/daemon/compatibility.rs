@@ -167,9 +167,9 @@ pub(super) struct MismatchTimer(BTreeMap<ServiceKey, Instant>);
 impl MismatchTimer {
     /// Leaves those that have been apart for long: whoever changes both nodes needs a moment, and a
     /// backend that leaves does so when its last flow on that node has ended.
-    pub(super) fn lasting(&mut self, timer: &mut BTreeMap<ServiceKey, String>, now: Instant) {
-        self.0.retain(|key, _| timer.contains_key(key));
-        timer.retain(|key, _| {
+    pub(super) fn lasting(&mut self, mismatched: &mut BTreeMap<ServiceKey, String>, now: Instant) {
+        self.0.retain(|key, _| mismatched.contains_key(key));
+        mismatched.retain(|key, _| {
             let since = *self.0.entry(*key).or_insert(now);
             now.saturating_duration_since(since) >= LASTING
         });

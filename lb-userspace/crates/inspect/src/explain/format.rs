@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_api::status::{self, BackendState, Status};
+use lb_api::status::{self, Status};
 use lb_common::{
     abi::{
         Backend, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags, service_flags,
@@ -11,13 +11,12 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
     packet::{number, tcp},
     rewrite, steer,
-    verdict::{Drop, Pass, ReplyKind, Verdict, events},
+    verdict::{Pass, ReplyKind, Verdict, events},
 };
 use lb_model::{
     desired::{Mode, ServiceKey},
     entry,
     flow::FlowRef,
-    seen::Condition,
     units::counted,
 };
 
@@ -26,6 +25,7 @@ use super::{
     leave::Left,
     overlay::{Note, Write},
     packet, reason_of,
+    text::{drop_text, flow_word, pass_text, state},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -543,63 +543,4 @@ impl Steps {
             self.0.push(step);
         }
     }
-}
-
-/// A backend's state, and its meaning for flows.
-fn state(backend: &status::Backend) -> String {
-    let state = backend.state();
-    let flows = match state {
-        BackendState::TakenDown => ": its flows move",
-        BackendState::Down if backend.condition == Condition::HardDown => ": its flows move",
-        BackendState::Down
-        | BackendState::Draining
-        | BackendState::Removing
-        | BackendState::Disabled => ": no new flows",
-        _ => "",
-    };
-    format!("{}{flows}, weight {}", state.name(), backend.weight)
-}
-
-const fn flow_word(flow: &FlowRef) -> &'static str {
-    match flow {
-        FlowRef::Pin(_) => "pin",
-        FlowRef::Tracked(_) => "tracked flow",
-        FlowRef::Connection(_) => "connection",
-    }
-}
-
-fn pass_text(reason: Pass) -> String {
-    let text = match reason {
-        Pass::NotAService => "no service: the node's own stack gets it",
-        Pass::NotIp => "neither IPv4 nor IPv6: the node's own stack gets it",
-        Pass::Protocol => "neither TCP, UDP nor an ICMP error: the node's own stack gets it",
-        Pass::OtherHost => "the frame is for another MAC address than this node's",
-        Pass::VlanDepth => "more than two VLAN tags",
-        Pass::Truncated => "the frame ends before its headers do",
-        Pass::Malformed => "a header contradicts itself",
-        Pass::ExtensionHeaders => "IPv6 extension headers that can't be followed",
-        Pass::Fragment => "a fragment of a packet for the node itself",
-    };
-    text.into()
-}
-
-fn drop_text(reason: Drop) -> String {
-    let text = match reason {
-        Drop::NoBackend => "no backend can take it",
-        Drop::FragmentWithoutFirst => "a fragment whose first fragment was not seen",
-        Drop::TooBig => "too big for the way to the backend, and no error may be sent for it",
-        Drop::TtlExceeded => "its time to live has run out, and no error may be sent for it",
-        Drop::TooBigReplied | Drop::TtlExceededReplied => "its sender got an ICMP error",
-        Drop::IcmpRateLimited => {
-            "its sender would have to get an ICMP error, and no more may be sent (limits.icmp_errors)"
-        }
-        Drop::IcmpBadSource => {
-            "its sender would have to get an ICMP error, and its source is no address that may get one"
-        }
-        Drop::NoHeadroom => "the frame has no room for the headers",
-        Drop::Unpinnable => {
-            "it would begin at a backend that takes no new flow, and no pin to another one can be made yet"
-        }
-    };
-    text.into()
 }

@@ -10,6 +10,7 @@ mod leave;
 mod overlay;
 mod packet;
 pub mod saved;
+mod text;
 mod view;
 
 use std::{collections::BTreeMap, net::IpAddr};

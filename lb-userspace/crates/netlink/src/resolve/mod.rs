@@ -1,0 +1,193 @@
+//! From the kernel's tables to the next hop of a backend. No I/O: the same tables give the same
+//! answer.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use lb_model::{
+    desired::Mode,
+    hop::{LOOPBACK, NextHop, Resolution, Want},
+};
+
+use super::{
+    egress::{self, Egress, Obstacle},
+    link::{Link, LinkLayer},
+    tables::{Neighbour, NeighbourKey, NeighbourState, Route, Tables},
+};
+
+/// In the header of a frame that leaves without one.
+const NO_MAC: [u8; 6] = [0; 6];
+
+/// EtherType of IPv4.
+const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// Where frames for `want` go by these tables.
+#[must_use]
+pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
+    match try_resolve(want, tables) {
+        Ok(hop) => Resolution::Resolved(hop),
+        Err(Obstacle::Awaited(reason)) => Resolution::Pending { reason },
+        Err(Obstacle::Fatal(reason)) => Resolution::Unreachable { reason },
+    }
+}
+
+/// The neighbour whose MAC address `want` needs; none if its route leads to no Ethernet link that
+/// is up and resolves neighbours.
+#[must_use]
+pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
+    let way = way_of(want, tables).ok()?;
+    if way.link.layer == LinkLayer::RawIp {
+        return None;
+    }
+    egress::above_bridges((way.oif, way.link), tables).ok()?;
+    Some((way.oif, way.next_hop))
+}
+
+/// Which of the wanted neighbours the kernel should be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Those that were never asked, or that the kernel has forgotten.
+    Missing,
+    /// Also those that have not answered.
+    Unanswered,
+    /// Also those that have, so that the kernel probes them: packets sent by XDP don't show it
+    /// that a neighbour is in use.
+    All,
+}
+
+impl Ask {
+    /// The neighbours to ask for. One set by hand never is: asking would make the kernel probe it.
+    #[must_use]
+    pub fn select(self, next_hops: &BTreeSet<NeighbourKey>, tables: &Tables) -> Vec<NeighbourKey> {
+        let asked = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
+            None | Some(NeighbourState::Forgotten) => true,
+            Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
+            Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
+            Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
+        };
+        next_hops.iter().filter(asked).copied().collect()
+    }
+}
+
+/// The way to a backend without the MAC address of its next hop.
+struct Way<'a> {
+    /// The interface of the route, on which the neighbour is resolved.
+    oif: u32,
+    /// Its link.
+    link: &'a Link,
+    /// The router or the backend itself.
+    next_hop: IpAddr,
+    /// The route's own MTU.
+    mtu: Option<u32>,
+}
+
+fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
+    if tables.routes.get(&want.address) == Some(&Route::Own) {
+        return Ok(NextHop::local());
+    }
+    let way = way_of(want, tables)?;
+    let top = (way.oif, way.link);
+    let egress = egress::above_bridges(top, tables)?;
+    let is_raw_ip = way.link.layer == LinkLayer::RawIp;
+    let (mac, egress) = if is_raw_ip {
+        (NO_MAC, egress)
+    } else {
+        let mac = mac_of(&way, tables)?;
+        (mac, egress::of(top, mac, tables)?)
+    };
+    let Egress { ifindex, link: lowest, tags, mtu } = egress;
+    let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
+    let narrow = tables.path_mtus.get(want.address).filter(|_| want.mode == Mode::Ipip);
+    let mtu = mtu.min(narrow.map_or(u32::MAX, u32::from));
+    let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
+    let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
+    l2.extend(mac);
+    l2.extend(if is_raw_ip { NO_MAC } else { way.link.mac });
+    for word in tags.iter().flatten() {
+        l2.extend(word.to_be_bytes());
+    }
+    l2.extend(ethertype.to_be_bytes());
+    Ok(NextHop {
+        ifindex,
+        interface: lowest.name.clone(),
+        mac,
+        l2,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+    })
+}
+
+fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
+    let Want { address, mode } = *want;
+    let fatal = |reason: String| Err(Obstacle::Fatal(reason));
+    let (oif, gateway, route_mtu) = match tables.routes.get(&address) {
+        None => return Err(Obstacle::Awaited(format!("the route to {address} is looked up"))),
+        Some(Route::Own) => return fatal(format!("{address} is this node's own address")),
+        Some(Route::None(why)) => return fatal(format!("{address} {why}")),
+        Some(&Route::Via { oif, gateway, mtu }) => (oif, gateway, mtu),
+    };
+    if let (Mode::Dsr, Some(router)) = (mode, gateway) {
+        return fatal(format!(
+            "is behind router {router}: dsr needs it on the link; use mode ipip"
+        ));
+    }
+    let Some(link) = tables.links.get(&oif) else {
+        return fatal(format!("its interface (index {oif}) is gone"));
+    };
+    let name = &link.name;
+    match (link.layer, mode) {
+        (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
+        (LinkLayer::RawIp, Mode::Ipip) => {}
+        (LinkLayer::RawIp, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
+        (LinkLayer::Ethernet | LinkLayer::Other, _) => {
+            return fatal(format!("leaves by {name}, which is no Ethernet interface"));
+        }
+    }
+    Ok(Way { oif, link, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
+}
+
+fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
+    let key = (way.oif, way.next_hop);
+    let (next_hop, name) = (way.next_hop, &way.link.name);
+    let no_arp = way.link.no_arp;
+    match tables.neighbours.get(&key) {
+        // The kernel fills in the interface's own address where it is set to resolve none.
+        Some(Neighbour { state: NeighbourState::NoArp, .. }) if no_arp => {
+            Err(Obstacle::Fatal(format!(
+                "interface {name} resolves no neighbours; give it one by hand: \
+                 ip neigh replace {next_hop} lladdr MAC dev {name}"
+            )))
+        }
+        Some(Neighbour { mac: Some(mac), .. }) => Ok(*mac),
+        Some(Neighbour { state: NeighbourState::Failed, .. }) => {
+            Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
+        }
+        _ if tables.is_silent(key) => {
+            Err(Obstacle::Fatal(format!("neighbour {next_hop} on {name} does not answer")))
+        }
+        _ if !tables.has_room(key) => Err(Obstacle::Awaited(no_room(next_hop))),
+        _ => {
+            let how = if next_hop.is_ipv4() { "ARP" } else { "NDP" };
+            Err(Obstacle::Awaited(format!("{how} for {next_hop} on {name} awaits an answer")))
+        }
+    }
+}
+
+/// Why no backend of a service in mode `dsr` is reached by an interface without Ethernet header.
+pub fn dsr_without_ethernet(interface: &str) -> String {
+    format!(
+        "leaves by {interface}, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip"
+    )
+}
+
+/// What to do where the kernel's table of neighbours is full.
+pub fn no_room(next_hop: IpAddr) -> String {
+    let family = if next_hop.is_ipv4() { "ipv4" } else { "ipv6" };
+    format!(
+        "the kernel's table of neighbours has no room for {next_hop}: raise \
+         net.{family}.neigh.default.gc_thresh3 above the number of all neighbours"
+    )
+}
+
+#[cfg(test)]
+mod tests;
