@@ -202,18 +202,18 @@ fn a_slot_that_a_packet_comes_for_while_it_begins_to_settle_keeps_its_base_owner
     let mut engine = draining(None);
     let (all, _) = bases(&engine);
     let mut quiet = 1_001 + IDLE;
-    engine.news(at(quiet)).unwrap();
+    engine.export_changes(at(quiet)).unwrap();
     assert!(swept(&mut engine, quiet).has_flows());
     engine.data_plane_mut().touch_before_change(abi::stamp(quiet));
-    engine.news(at(quiet)).unwrap();
+    engine.export_changes(at(quiet)).unwrap();
     assert_eq!(bases(&engine), (all, 0), "none was exported as settled");
     quiet += IDLE + 1;
-    engine.news(at(quiet)).unwrap();
+    engine.export_changes(at(quiet)).unwrap();
     assert!(swept(&mut engine, quiet).has_flows());
-    engine.news(at(quiet)).unwrap();
+    engine.export_changes(at(quiet)).unwrap();
     assert_eq!(bases(&engine), (0, all), "all were");
-    engine.news_are_taken(engine.news_number());
-    engine.news(at(quiet)).unwrap();
+    engine.set_acknowledged(engine.export_number());
+    engine.export_changes(at(quiet)).unwrap();
     assert_eq!(bases(&engine), (0, 0));
 }
 
@@ -222,17 +222,17 @@ fn slots_that_a_packet_comes_for_while_a_peer_is_late_with_them_are_not_taken_ba
     for is_used in [false, true] {
         let mut engine = draining(None);
         let quiet = 1_001 + IDLE;
-        engine.news_are_taken(0);
-        engine.news(at(quiet)).unwrap();
+        engine.set_acknowledged(0);
+        engine.export_changes(at(quiet)).unwrap();
         engine.sweep(at(quiet)).unwrap();
-        engine.news(at(quiet)).unwrap();
+        engine.export_changes(at(quiet)).unwrap();
         let (_, settling) = bases(&engine);
         assert!(settling > 0);
         if is_used {
             // A flow has begun on their current owner.
             engine.data_plane_mut().touch_before_change(abi::stamp(quiet + 1));
         }
-        engine.news(at(quiet + 1)).unwrap();
+        engine.export_changes(at(quiet + 1)).unwrap();
         assert_eq!(bases(&engine).1, if is_used { settling } else { 0 });
     }
 }

@@ -62,11 +62,11 @@ impl Deed {
     }
 
     pub fn forget(service: ServiceKey) -> Self {
-        Self::Engine(format!("{service}: forget"))
+        Self::Engine(format!("{service}: begin import"))
     }
 
     pub fn learn(pieces: &[Piece]) -> Self {
-        Self::Engine(format!("learn {pieces:?}"))
+        Self::Engine(format!("import {pieces:?}"))
     }
 
     pub fn take_mac(mac: [u8; 6], take: bool) -> Self {
@@ -75,7 +75,7 @@ impl Deed {
 
     /// Whether the engine learns what peers send.
     pub fn learns(&self) -> bool {
-        matches!(self, Self::Engine(line) if line.starts_with("learn "))
+        matches!(self, Self::Engine(line) if line.starts_with("import "))
     }
 
     pub fn surveys(&self) -> bool {

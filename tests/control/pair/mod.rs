@@ -139,7 +139,7 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let follower = &mut pair.nodes[1].engine;
     let roles = [(service, Role::Follows), (other, Role::Follows)];
     follower.set_roles(roles.into(), now).unwrap();
-    let told = follower.learn(pieces.clone(), now).unwrap();
+    let told = follower.import(pieces.clone(), now).unwrap();
     assert_eq!(
         told,
         [
@@ -149,7 +149,7 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
             "web: the peer's ring is not what its backends and this node's seed make of it",
         ]
     );
-    assert_eq!(follower.learn(pieces, now).unwrap(), Vec::<String>::new());
+    assert_eq!(follower.import(pieces, now).unwrap(), Vec::<String>::new());
     assert_eq!(follower.data_plane().dump(), before);
     pair.take_over();
     pair.send(5).unwrap();
@@ -166,12 +166,12 @@ fn pins_that_find_no_room_are_told_and_the_others_hold() {
     let now = pair.at();
     small.reconcile(now).unwrap();
     small.set_roles([(web(), Role::Follows)].into(), now).unwrap();
-    let history = pair.nodes[0].engine.history(now).unwrap();
-    let told = small.learn(history, now).unwrap();
+    let history = pair.nodes[0].engine.export_all(now).unwrap();
+    let told = small.import(history, now).unwrap();
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("web: no room for all pins of the peer"), "{told:?}");
     assert_eq!(small.data_plane().flow_count(FlowTable::Pins), 5);
-    assert_eq!(small.take_unlearnt(), [web()].into(), "it does not have all");
+    assert_eq!(small.take_rejected(), [web()].into(), "it does not have all");
 }
 
 #[test]
@@ -186,22 +186,22 @@ fn nodes_that_share_a_service_tell_each_other_of_pins_and_who_joins_of_base_owne
     set(&mut pair.nodes[1].engine, wanted);
     pair.nodes[1].engine.reconcile(now).unwrap();
     pair.nodes[1].engine.set_roles(shared(), now).unwrap();
-    let history = pair.nodes[0].engine.history(now).unwrap();
-    assert_eq!(pair.nodes[1].engine.learn(history, now).unwrap(), Vec::<String>::new());
+    let history = pair.nodes[0].engine.export_all(now).unwrap();
+    assert_eq!(pair.nodes[1].engine.import(history, now).unwrap(), Vec::<String>::new());
     // Every flow is known at both, and one that is born at the one is known at the other.
     let clients: Vec<_> = pair.clients.iter().map(|(client, known)| (*client, *known)).collect();
     for (client, known) in clients {
         assert_eq!(pair.nodes[1].send(&frame(client, ACK, 7), now), Some(known.backend));
     }
-    pair.nodes[1].engine.news(now).unwrap();
+    pair.nodes[1].engine.export_changes(now).unwrap();
     pair.nodes[1].engine.lease_pins(None);
     let before = pair.nodes[1].pins();
     let born: Vec<_> = (20_000..20_200_u16)
         .map(|client| (client, pair.nodes[1].send(&frame(client, SYN, client.into()), now)))
         .collect();
     assert!(pair.nodes[1].pins() > before);
-    let news = pair.nodes[1].engine.news(now).unwrap();
-    assert_eq!(pair.nodes[0].engine.learn(news, now).unwrap(), Vec::<String>::new());
+    let news = pair.nodes[1].engine.export_changes(now).unwrap();
+    assert_eq!(pair.nodes[0].engine.import(news, now).unwrap(), Vec::<String>::new());
     for (client, backend) in born {
         assert_eq!(pair.nodes[0].send(&frame(client, ACK, 7), now), backend, "{client}");
     }

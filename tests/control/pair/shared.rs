@@ -86,7 +86,7 @@ impl Sharing {
         for node in &mut nodes {
             set(&mut node.engine, desired());
             node.engine.set_roles([(web(), Role::Shared)].into(), at(START)).unwrap();
-            node.engine.history(at(START)).unwrap();
+            node.engine.export_all(at(START)).unwrap();
         }
         let mut sharing = Self {
             nodes,
@@ -111,7 +111,7 @@ impl Sharing {
     /// All that run tell each other everything.
     fn meet(&mut self) {
         for node in self.running() {
-            let history = self.nodes[node].engine.history(at(self.now)).unwrap();
+            let history = self.nodes[node].engine.export_all(at(self.now)).unwrap();
             self.learn(node, &history);
         }
         self.joined = self.now;
@@ -124,7 +124,7 @@ impl Sharing {
             }
         }
         for to in self.running().into_iter().filter(|to| *to != from) {
-            self.nodes[to].engine.learn(pieces.to_vec(), at(self.now)).unwrap();
+            self.nodes[to].engine.import(pieces.to_vec(), at(self.now)).unwrap();
         }
     }
 
@@ -132,7 +132,7 @@ impl Sharing {
         // What is told in answer to something that was told takes another turn.
         for _ in 0..2 {
             for node in self.running() {
-                let news = self.nodes[node].engine.news(at(self.now)).unwrap();
+                let news = self.nodes[node].engine.export_changes(at(self.now)).unwrap();
                 self.learn(node, &news);
             }
         }

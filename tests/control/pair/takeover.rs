@@ -40,7 +40,7 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     late.push(Piece::Bases { service, bases: Vec::new() });
     late.push(Piece::Ended { service, flows: flows[1..].to_vec() });
     let new_active = &mut pair.nodes[1].engine;
-    assert_eq!(new_active.learn(late.clone(), now).unwrap(), Vec::<String>::new());
+    assert_eq!(new_active.import(late.clone(), now).unwrap(), Vec::<String>::new());
     assert_eq!(new_active.data_plane().dump(), before);
     assert_eq!(new_active.data_plane().flow(&FlowRef::Pin(key)), Some(own));
     pair.send(5).unwrap();
@@ -48,8 +48,8 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     let told: BTreeSet<_> = pinned(&pair.news()).into_iter().collect();
     assert!(flows[1..].iter().all(|flow| told.contains(flow)), "{told:?}");
     let new_active = &mut pair.nodes[1].engine;
-    new_active.learn(late, now).unwrap();
-    assert_eq!(new_active.news(now).unwrap(), []);
+    new_active.import(late, now).unwrap();
+    assert_eq!(new_active.export_changes(now).unwrap(), []);
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn flows_of_a_tracked_service_are_told_with_the_change_of_its_ring() {
     let mut engine = Engine::adopt(Fake::new(Limits::default()), &settings()).unwrap();
     set(&mut engine, desired);
     engine.reconcile(at(START)).unwrap();
-    engine.news(at(START)).unwrap();
+    engine.export_changes(at(START)).unwrap();
     let to = crate::id(&engine, BACKENDS[0]);
     let add = |engine: &mut Engine<Fake>, port: u16| {
         let (FlowRef::Pin(key), value) = pin(port, to, START) else { unreachable!() };
@@ -68,17 +68,17 @@ fn flows_of_a_tracked_service_are_told_with_the_change_of_its_ring() {
     (1..=60).for_each(|port| add(&mut engine, port));
     let now = at(START + 1);
     engine.sweep(now).unwrap();
-    let before = pinned(&engine.news(now).unwrap());
+    let before = pinned(&engine.export_changes(now).unwrap());
     assert!(!before.is_empty() && before.len() < 60, "the ring would send some there anyway");
     edit(&mut engine, BACKENDS[0], Admin::Draining { deadline: None });
     engine.reconcile(now).unwrap();
-    let after = pinned(&engine.news(now).unwrap());
+    let after = pinned(&engine.export_changes(now).unwrap());
     assert_eq!(before.len() + after.len(), 60, "all of them, and each once");
     // What has begun since is told before a handover, without waiting for the next walk.
     add(&mut engine, 61);
-    assert_eq!(engine.news(now).unwrap(), []);
+    assert_eq!(engine.export_changes(now).unwrap(), []);
     engine.survey(now).unwrap();
-    assert_eq!(pinned(&engine.news(now).unwrap()).len(), 1);
+    assert_eq!(pinned(&engine.export_changes(now).unwrap()).len(), 1);
 }
 
 #[test]
@@ -152,12 +152,12 @@ fn a_pin_that_can_not_be_written_costs_no_other() {
     let now = pair.at();
     let follower = &mut pair.nodes[1].engine;
     follower.data_plane_mut().fail_nth_write(1);
-    follower.learn(news.clone(), now).unwrap_err();
+    follower.import(news.clone(), now).unwrap_err();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told - 1);
-    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be told again");
-    follower.learn(news, now).unwrap();
+    assert_eq!(follower.take_rejected(), [web()].into(), "it must be told again");
+    follower.import(news, now).unwrap();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told);
-    assert_eq!(follower.take_unlearnt(), BTreeSet::new());
+    assert_eq!(follower.take_rejected(), BTreeSet::new());
 }
 
 #[test]
@@ -174,21 +174,21 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     set(&mut pair.nodes[0].engine, desired.clone());
     pair.nodes[0].engine.reconcile(now).unwrap();
     (0..400).for_each(|_| pair.open());
-    let history = pair.nodes[0].engine.history(now).unwrap();
+    let history = pair.nodes[0].engine.export_all(now).unwrap();
     let follower = &mut pair.nodes[1].engine;
-    let told = follower.learn(history.clone(), now).unwrap();
+    let told = follower.import(history.clone(), now).unwrap();
     assert_eq!(told, ["web: backend 10.0.0.16 is not known here"]);
     let refused = pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins);
     assert!(refused > 5, "{refused}");
     assert_eq!(follower.take_newly_known(), BTreeSet::new());
-    assert_eq!(follower.take_unlearnt(), BTreeSet::new(), "nothing of it could be taken");
+    assert_eq!(follower.take_rejected(), BTreeSet::new(), "nothing of it could be taken");
     // And on the other node.
     set(follower, desired);
     follower.reconcile(now).unwrap();
     assert_eq!(follower.take_newly_known(), [web()].into());
     assert_eq!(follower.take_newly_known(), BTreeSet::new(), "once");
-    follower.forget(&[web()].into());
-    assert_eq!(follower.learn(history.clone(), now).unwrap(), Vec::<String>::new());
+    follower.begin_import(&[web()].into());
+    assert_eq!(follower.import(history.clone(), now).unwrap(), Vec::<String>::new());
     assert_eq!(pair.nodes[1].pins(), pinned(&history).len());
     assert!(pair.nodes[1].pins() > before);
     pair.clients.values_mut().for_each(|client| client.known = true);

@@ -238,14 +238,14 @@ impl Pair {
 
     pub fn news(&mut self) -> Vec<Piece> {
         let now = self.at();
-        let news = self.active().engine.news(now).unwrap();
+        let news = self.active().engine.export_changes(now).unwrap();
         self.lease();
         news
     }
 
     pub fn learn(&mut self, pieces: Vec<Piece>) {
         let now = self.at();
-        assert_eq!(self.follower().engine.learn(pieces, now).unwrap(), Vec::<String>::new());
+        assert_eq!(self.follower().engine.import(pieces, now).unwrap(), Vec::<String>::new());
     }
 
     pub fn tell(&mut self) {
@@ -256,7 +256,7 @@ impl Pair {
                 // As it comes over the wire: in order, piece by piece, cut into small ones.
                 let rest = std::mem::take(&mut self.rest);
                 let pieces = rest.into_iter().chain(news.into_iter().flat_map(cut)).collect();
-                let number = self.active().engine.news_number();
+                let number = self.active().engine.export_number();
                 self.queue.push((number, self.now, pieces));
                 self.clients.values_mut().for_each(|client| client.known = true);
             }
@@ -271,17 +271,17 @@ impl Pair {
         for (_, _, pieces) in std::mem::take(&mut self.queue) {
             pieces.into_iter().for_each(|piece| self.learn(vec![piece]));
         }
-        let number = self.active().engine.news_number();
-        self.active().engine.news_are_taken(number);
+        let number = self.active().engine.export_number();
+        self.active().engine.set_acknowledged(number);
     }
 
     /// Tells all, of which so many pieces arrive.
     pub fn resync(&mut self, arrive: usize) {
         self.take();
         let now = self.at();
-        self.follower().engine.forget(&[web()].into());
+        self.follower().engine.begin_import(&[web()].into());
         let mut history: Vec<_> =
-            self.active().engine.history(now).unwrap().into_iter().flat_map(cut).collect();
+            self.active().engine.export_all(now).unwrap().into_iter().flat_map(cut).collect();
         let rest = history.split_off(arrive.min(history.len()));
         self.learn(history);
         self.rest = rest;

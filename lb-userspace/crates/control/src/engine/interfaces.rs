@@ -47,7 +47,7 @@ impl Interfaces {
         std::mem::take(&mut self.events)
     }
 
-    fn tell(&mut self, interface: &str, kind: InterfaceEventKind, text: String) {
+    fn record(&mut self, interface: &str, kind: InterfaceEventKind, text: String) {
         self.events.push(InterfaceEvent { interface: interface.to_owned(), kind, text });
     }
 }
@@ -69,13 +69,13 @@ impl<D: DataPlane> Engine<D> {
             let Some(problem) = data_plane.problem(interface) else {
                 if interfaces.bare.remove(interface).is_some() {
                     let text = format!("{interface}: the balancer's program is back");
-                    interfaces.tell(interface, InterfaceEventKind::Back, text);
+                    interfaces.record(interface, InterfaceEventKind::Back, text);
                 }
                 continue;
             };
             if !known {
                 let text = format!("{interface}: the balancer's program is gone: {problem}");
-                interfaces.tell(interface, InterfaceEventKind::Lost, text);
+                interfaces.record(interface, InterfaceEventKind::Lost, text);
             }
             let why = if !settings.reattach {
                 format!("{problem}; with `reattach = false` a new start of lbd attaches it")
@@ -84,7 +84,7 @@ impl<D: DataPlane> Engine<D> {
             } else {
                 interfaces.bare.remove(interface);
                 let text = format!("{interface}: the balancer's program is attached again");
-                interfaces.tell(interface, InterfaceEventKind::Back, text);
+                interfaces.record(interface, InterfaceEventKind::Back, text);
                 continue;
             };
             if interfaces.bare.get(interface) != Some(&why) {

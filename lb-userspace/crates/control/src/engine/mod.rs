@@ -312,7 +312,7 @@ impl<D: DataPlane> Engine<D> {
                 self.publish_rings(std::mem::take(&mut new_rings), now, &mut outcome)?;
             }
         }
-        if self.walk.has_homeless(&self.applied, &self.following()) {
+        if self.walk.has_orphaned(&self.applied, &self.following()) {
             self.walk_flows(now)?;
         }
         self.survey_if_due(now)?;
@@ -460,8 +460,8 @@ impl<D: DataPlane> Engine<D> {
             let slots: Vec<_> = owners.into_iter().map(Slot::new).collect();
             self.take_ring(id, summary(&slots, Some(target)), now);
             if let Some(key) = self.key_of(id) {
-                self.history.telling.ring(key);
-                self.expect_strays(&key);
+                self.history.pending.ring(key);
+                self.expect_off_ring(&key);
             }
         }
         Ok(())
@@ -533,12 +533,12 @@ impl<D: DataPlane> Engine<D> {
         self.take_ring(id, summary(&slots, Some(target)), now);
         match self.key_of(id) {
             Some(key) if other_owners => {
-                self.history.telling.ring(key);
-                self.expect_strays(&key);
+                self.history.pending.ring(key);
+                self.expect_off_ring(&key);
             }
             Some(key) => {
                 let slots = changes.iter().map(|(slot, _)| *slot);
-                self.history.telling.slots(key, slots);
+                self.history.pending.slots(key, slots);
             }
             None => {}
         }

@@ -51,8 +51,8 @@ impl<D: DataPlane> Engine<D> {
         let service = service.transpose()?;
         let backend = spec.backend.map(|address| {
             let services = status.services.iter();
-            let asked = services.filter(|(name, _)| spec.service.iter().all(|one| one == *name));
-            let ids = asked.filter_map(|(_, service)| service.backends.get(&address));
+            let selected = services.filter(|(name, _)| spec.service.iter().all(|one| one == *name));
+            let ids = selected.filter_map(|(_, service)| service.backends.get(&address));
             let ids: Vec<u16> = ids.map(|backend| backend.id).filter(|id| *id != 0).collect();
             match ids.as_slice() {
                 [id] => Ok(*id),
@@ -151,7 +151,7 @@ impl<D: DataPlane> Engine<D> {
                 estimated: drain.estimated && held.current == 0 && !pins_stale,
                 ..drain
             });
-            let told = Backend {
+            let status = Backend {
                 weight: backend.weight.0.get(),
                 admin: backend.admin,
                 backup: backend.backup,
@@ -180,7 +180,7 @@ impl<D: DataPlane> Engine<D> {
                 syn_retransmissions: totals.syn_retransmissions,
                 second_choices: totals.second_choices,
             };
-            (address, told)
+            (address, status)
         });
         let backends: BTreeMap<_, _> = backends.collect();
         Service {

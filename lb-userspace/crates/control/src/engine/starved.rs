@@ -48,7 +48,7 @@ struct Span {
     first: u32,
     last: u32,
     /// Whether the log has it that older flows give way, and that all do.
-    told: (bool, bool),
+    logged: (bool, bool),
 }
 
 /// Whose older flows give way in one ring.
@@ -86,7 +86,7 @@ impl<D: DataPlane> Engine<D> {
         for (key, service) in &self.applied.services {
             let is_spent = || self.pin_shares.get(&service.id).is_some_and(|s| s.is_spent(now));
             if self.history.role(key) == Role::Own && (is_full || is_spent()) {
-                let span = Span { first: secs, last: secs, told: (false, false) };
+                let span = Span { first: secs, last: secs, logged: (false, false) };
                 self.starved.services.entry(service.id).or_insert(span).last = secs;
             }
         }
@@ -121,8 +121,8 @@ impl<D: DataPlane> Engine<D> {
     pub(super) fn tell_giving_way(&mut self, id: u16, slots: usize, all: bool) {
         let Some(key) = self.key_of(id).filter(|_| slots > 0) else { return };
         let Some(span) = self.starved.services.get_mut(&id) else { return };
-        let told = if all { &mut span.told.1 } else { &mut span.told.0 };
-        if std::mem::replace(told, true) {
+        let logged = if all { &mut span.logged.1 } else { &mut span.logged.0 };
+        if std::mem::replace(logged, true) {
             return;
         }
         let service = self.name_of(&key);

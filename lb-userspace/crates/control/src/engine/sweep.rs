@@ -22,7 +22,7 @@ use tracing::info;
 use super::{
     Engine, Swept,
     drains::{Silences, Tally},
-    history::{Role, strays, to_told},
+    history::{Role, off_ring, to_flow},
     starved::GivingWay,
     summary,
 };
@@ -95,7 +95,7 @@ impl Walk {
     }
 
     /// Whether it saw flows on backends that have none to keep by now.
-    pub(super) fn has_homeless(&self, applied: &Applied, following: &BTreeSet<u16>) -> bool {
+    pub(super) fn has_orphaned(&self, applied: &Applied, following: &BTreeSet<u16>) -> bool {
         let keeping = keeping(applied, following);
         self.per_backend.keys().any(|id| !keeping.contains(id))
     }
@@ -139,7 +139,7 @@ impl<D: DataPlane> Engine<D> {
     /// If a map could not be read or written; the next call does the rest.
     pub fn sweep(&mut self, now: Now) -> Result<Swept> {
         let mut swept = Swept::default();
-        self.history.telling.end_unless_asked(now.mono_secs());
+        self.history.pending.end_unless_requested(now.mono_secs());
         self.history.count_freeze(&self.applied.services, now);
         self.watch_interfaces();
         self.look_who_starves(now)?;
@@ -217,7 +217,7 @@ impl<D: DataPlane> Engine<D> {
             Role::Shared => self.sweep_shared(key, &slots, (id, idle), now),
             Role::Own | Role::Follows => Vec::new(),
         };
-        let tells = self.history.tells_slots(&key);
+        let exports = self.history.exports_slots(&key);
         let objection = self.objection_secs();
         let giving_way = self.giving_way(id).filter(|_| role == Role::Own);
         let mut give_way = 0;
@@ -251,7 +251,7 @@ impl<D: DataPlane> Engine<D> {
                 let is_quiet = base != 0 && (base == current || ring::is_quiet(seen, at, idle));
                 let settles = gives_way || rested && is_quiet;
                 give_way += usize::from(gives_way);
-                if tells {
+                if exports {
                     self.history.settling(key).look(index, settles);
                 } else if settles {
                     changes.push((index, seen, Owners { current, base: 0 }));
@@ -324,10 +324,10 @@ impl<D: DataPlane> Engine<D> {
                 (service.id, (*service, floor, is_shared))
             })
             .collect();
-        let tells = self.history.telling.is_asked();
+        let exports = self.history.pending.is_requested();
         let objection = self.objection_secs();
         let embryonic = self.embryonic_secs();
-        let rings = if tells { self.tracked_rings()? } else { HashMap::new() };
+        let rings = if exports { self.tracked_rings()? } else { HashMap::new() };
         let mut surveyed = HashMap::new();
         // Those that wait come first: a walk meets all flows in the same order each time.
         let mut stale = std::mem::take(&mut self.walk.stale);
@@ -363,14 +363,14 @@ impl<D: DataPlane> Engine<D> {
                     match age {
                         Age::Live => {
                             count_live();
-                            if tells && strays(&flow, value, service, &rings) {
+                            if exports && off_ring(&flow, value, service, &rings) {
                                 surveyed.insert(flow, value.backend);
                             }
                         }
                         Age::Idle => {}
                         // A node that it goes by now says so, before it is deleted here.
                         Age::Ended
-                            if tells
+                            if exports
                                 && *is_shared
                                 && idle(value, floor, now) <= kept + objection =>
                         {
@@ -382,18 +382,18 @@ impl<D: DataPlane> Engine<D> {
                 .context("walk the flows")?;
         }
         drop(rings);
-        if tells {
+        if exports {
             self.take_survey(surveyed);
         }
-        ending.iter().for_each(|flow| self.tell_end(flow));
+        ending.iter().for_each(|flow| self.export_end(flow));
         let mut deleted = 0;
-        for (flow, seen, homeless) in gone {
+        for (flow, seen, orphaned) in gone {
             let done = self.data_plane.delete_flow(&flow, seen).context("delete a flow")?;
             if done {
-                self.tell_end(&flow);
+                self.export_end(&flow);
             }
             deleted += u64::from(done);
-            walk.clean &= done || !homeless;
+            walk.clean &= done || !orphaned;
             walk.flows -= u64::from(done);
             walk.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
         }
@@ -449,11 +449,11 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Peers are to know that a flow has ended.
-    pub(super) fn tell_end(&mut self, flow: &FlowRef) {
+    pub(super) fn export_end(&mut self, flow: &FlowRef) {
         if let Some(key) = self.key_of(flow.service())
             && self.history.role(&key) != Role::Follows
         {
-            self.history.telling.end(key, to_told(flow));
+            self.history.pending.end(key, to_flow(flow));
         }
     }
 

@@ -25,7 +25,7 @@ impl<D: DataPlane> Daemon<D> {
         // What the others have not been told yet is not to be told to this one twice.
         self.flush();
         let now = self.now();
-        match self.engine.history(now) {
+        match self.engine.export_all(now) {
             Ok(mut pieces) => {
                 if let Some(group) = &self.group {
                     pieces.extend(group.retained_of(self.roles.flow_sources()));
@@ -57,7 +57,7 @@ impl<D: DataPlane> Daemon<D> {
             return;
         }
         let now = self.now();
-        let mut pieces = match self.engine.history(now) {
+        let mut pieces = match self.engine.export_all(now) {
             Ok(pieces) => pieces,
             Err(error) => return self.report_failed_export(&error),
         };
@@ -88,14 +88,14 @@ impl<D: DataPlane> Daemon<D> {
         if taken.is_empty() {
             return;
         }
-        match self.engine.learn(taken, self.now()) {
+        match self.engine.import(taken, self.now()) {
             Ok(reasons) => {
                 let news = self.group.as_mut().map(|group| group.rejected(id, reasons));
                 self.record(news.into_iter().flatten());
             }
             Err(error) => self.report_failed_export(&error),
         }
-        let missed = self.engine.take_unlearnt();
+        let missed = self.engine.take_rejected();
         let Some(group) = &mut self.group else { return };
         let missed = group.miss(id, missed, Instant::now());
         let cause = "they could not be written; it is asked for them again";
@@ -142,11 +142,11 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn flush(&mut self) {
         let now = self.now();
         let Some(group) = &mut self.group else { return };
-        self.engine.news_are_taken(group.unacked.taken(group.rim.taken(), now.mono));
-        match self.engine.news(now) {
+        self.engine.set_acknowledged(group.unacked.taken(group.rim.taken(), now.mono));
+        match self.engine.export_changes(now) {
             Ok(pieces) if pieces.is_empty() => {}
             Ok(pieces) => {
-                group.unacked.told(self.engine.news_number(), now.mono);
+                group.unacked.told(self.engine.export_number(), now.mono);
                 group.publish(pieces);
             }
             Err(error) => return self.report_failed_export(&error),

@@ -101,7 +101,7 @@ impl<D: DataPlane> Daemon<D> {
             Report::WantsAll(id) => self.send_all(id),
             Report::Begins(id) => {
                 let services = group.begins(id, self.roles.flow_sources());
-                self.engine.forget(&services);
+                self.engine.begin_import(&services);
             }
             Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
             Report::Complete(id, complete) => {

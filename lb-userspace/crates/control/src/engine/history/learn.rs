@@ -22,7 +22,7 @@ use lb_sync::{
 };
 use tracing::trace;
 
-use super::{Mirror, PeerOwners, PeerRing, Role, from_told};
+use super::{Mirror, PeerOwners, PeerRing, Role, from_flow};
 use crate::{
     engine::{Engine, Outcome},
     reconcile::Target,
@@ -36,9 +36,9 @@ const MOST_STRANGERS: usize = 1 << 16;
 
 /// What one call of [`Engine::learn`] has found.
 #[derive(Debug, Default)]
-struct Lesson {
+struct ImportReport {
     /// What can't be taken, for people.
-    complaints: BTreeSet<String>,
+    errors: BTreeSet<String>,
     /// Services whose rings were told whole.
     rings: BTreeSet<ServiceKey>,
     /// Slots of others that have another base owner.
@@ -50,7 +50,7 @@ struct Lesson {
     failed: Option<anyhow::Error>,
 }
 
-impl Lesson {
+impl ImportReport {
     fn note(&mut self, done: Result<()>) {
         if let Err(error) = done {
             self.failed.get_or_insert(error);
@@ -77,10 +77,10 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// A map can't be written. All that could be taken was; the next reconciliation writes the rings,
-    /// and [`Self::take_unlearnt`] says which services lack something else.
-    pub fn learn(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
-        trace!("learn {pieces:?}");
-        let mut lesson = Lesson::default();
+    /// and [`Self::take_rejected`] says which services lack something else.
+    pub fn import(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
+        trace!("import {pieces:?}");
+        let mut report = ImportReport::default();
         let mut ids = BTreeMap::new();
         for piece in pieces {
             let key = piece.service();
@@ -93,7 +93,7 @@ impl<D: DataPlane> Engine<D> {
                 if is_own {
                     continue;
                 }
-                lesson.complaints.insert(format!("{key}: there is no such service here"));
+                report.errors.insert(format!("{key}: there is no such service here"));
                 continue;
             };
             let ids = Arc::clone(
@@ -103,42 +103,42 @@ impl<D: DataPlane> Engine<D> {
                 // Who shares it knows the members by `Sharers`.
                 Piece::Ring { slots: 0, .. } => {}
                 Piece::Ring { slots, members, digest, .. } => {
-                    self.learn_ring(key, PeerRing::new(slots, members, digest), &ids, &mut lesson);
+                    self.import_ring(key, PeerRing::new(slots, members, digest), &ids, &mut report);
                 }
                 Piece::Bases { bases, .. } => {
                     self.history.sharing.hear(&key, &bases, service.slots, now.mono_secs());
-                    self.learn_bases(key, &bases, &ids, &mut lesson);
+                    self.import_bases(key, &bases, &ids, &mut report);
                 }
                 Piece::Pins { pins, .. } => {
-                    let done = self.learn_pins(key, &service, &pins, &ids, now, &mut lesson);
-                    lesson.miss(key, done);
+                    let done = self.import_pins(key, &service, &pins, &ids, now, &mut report);
+                    report.miss(key, done);
                 }
                 Piece::Ended { flows, .. } => {
-                    self.learn_ends(key, &service, &flows, now, &mut lesson);
+                    self.import_ends(key, &service, &flows, now, &mut report);
                 }
             }
         }
-        for key in std::mem::take(&mut lesson.rings) {
-            lesson.slots.remove(&key);
-            let done = self.take_peer_ring(key, now, &mut lesson);
-            lesson.note(done);
+        for key in std::mem::take(&mut report.rings) {
+            report.slots.remove(&key);
+            let done = self.take_peer_ring(key, now, &mut report);
+            report.note(done);
         }
-        for (key, slots) in std::mem::take(&mut lesson.slots) {
+        for (key, slots) in std::mem::take(&mut report.slots) {
             let done = self.take_peer_bases(key, &slots, now);
-            lesson.note(done);
+            report.note(done);
         }
-        for key in std::mem::take(&mut lesson.complete) {
+        for key in std::mem::take(&mut report.complete) {
             let done = self.end_unnamed(key);
-            lesson.note(done);
+            report.note(done);
         }
-        self.history.unlearnt.append(&mut lesson.missed);
-        if let Some(error) = lesson.failed {
+        self.history.rejected.append(&mut report.missed);
+        if let Some(error) = report.failed {
             // What else could not be taken is told by the next call that meets with it.
             return Err(error);
         }
-        let known = &mut self.history.complaints;
-        let complaints = lesson.complaints.into_iter();
-        Ok(complaints.filter(|complaint| known.insert(complaint.clone())).collect())
+        let known = &mut self.history.errors;
+        let errors = report.errors.into_iter();
+        Ok(errors.filter(|error| known.insert(error.clone())).collect())
     }
 
     /// The services of which something that could have been taken was not since the last call, by
@@ -147,8 +147,8 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A backend that is not known here is no such thing: its flows have no place here however often
     /// they are told, until it is [known](Self::take_newly_known).
-    pub fn take_unlearnt(&mut self) -> BTreeSet<ServiceKey> {
-        std::mem::take(&mut self.history.unlearnt)
+    pub fn take_rejected(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.history.rejected)
     }
 
     /// The services with a backend that was written since the last call, and to which a peer had told
@@ -164,45 +164,45 @@ impl<D: DataPlane> Engine<D> {
         its.map(|(&id, backend)| (entry::ip_of(backend.address), id)).collect()
     }
 
-    fn complain_of_unknown(
+    fn report_unknown(
         &self,
         key: &ServiceKey,
         backends: impl IntoIterator<Item = IpAddr>,
         ids: &HashMap<IpAddr, u16>,
-        lesson: &mut Lesson,
+        report: &mut ImportReport,
     ) {
         let unknown: BTreeSet<_> =
             backends.into_iter().filter(|backend| !ids.contains_key(backend)).collect();
         for backend in unknown {
             let name = self.name_of(key);
-            lesson.complaints.insert(format!("{name}: backend {backend} is not known here"));
+            report.errors.insert(format!("{name}: backend {backend} is not known here"));
         }
     }
 
-    fn learn_ring(
+    fn import_ring(
         &mut self,
         key: ServiceKey,
-        told: Option<PeerRing>,
+        received: Option<PeerRing>,
         ids: &HashMap<IpAddr, u16>,
-        lesson: &mut Lesson,
+        report: &mut ImportReport,
     ) {
-        if let Some(told) = &told {
-            self.complain_of_unknown(&key, told.named(), ids, lesson);
+        if let Some(received) = &received {
+            self.report_unknown(&key, received.named(), ids, report);
         } else {
             let name = self.name_of(&key);
-            lesson.complaints.insert(format!("{name}: the peer tells of a ring that can't be"));
+            report.errors.insert(format!("{name}: the peer tells of a ring that can't be"));
         }
-        self.history.mirrors.entry(key).or_default().next = told;
+        self.history.mirrors.entry(key).or_default().next = received;
     }
 
-    fn learn_bases(
+    fn import_bases(
         &mut self,
         key: ServiceKey,
         bases: &[Base],
         ids: &HashMap<IpAddr, u16>,
-        lesson: &mut Lesson,
+        report: &mut ImportReport,
     ) {
-        self.complain_of_unknown(&key, bases.iter().filter_map(|base| base.backend), ids, lesson);
+        self.report_unknown(&key, bases.iter().filter_map(|base| base.backend), ids, report);
         let Some(mirror) = self.history.mirrors.get_mut(&key) else { return };
         let Mirror { ring, next, .. } = mirror;
         match (next, ring) {
@@ -212,7 +212,7 @@ impl<D: DataPlane> Engine<D> {
                 }
             }
             (None, Some(ring)) => {
-                let slots = lesson.slots.entry(key).or_default();
+                let slots = report.slots.entry(key).or_default();
                 slots.extend(bases.iter().filter(|base| ring.set_base(base)).map(|base| base.slot));
             }
             // Of a ring that is not known nothing can be made.
@@ -220,31 +220,31 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 
-    fn learn_pins(
+    fn import_pins(
         &mut self,
         key: ServiceKey,
         service: &Service,
         pins: &[Pin],
         ids: &HashMap<IpAddr, u16>,
         now: Now,
-        lesson: &mut Lesson,
+        report: &mut ImportReport,
     ) -> Result<()> {
-        self.complain_of_unknown(&key, pins.iter().map(|pin| pin.backend), ids, lesson);
+        self.report_unknown(&key, pins.iter().map(|pin| pin.backend), ids, report);
         let slots = match self.applied.rings.contains_key(&service.id) {
             true => Some(self.data_plane.ring(service.id).context("read a ring")?),
             false => None,
         };
         let mut full = 0;
         for pin in pins {
-            match self.learn_pin(key, service, slots.as_deref(), pin, ids, now) {
+            match self.import_pin(key, service, slots.as_deref(), pin, ids, now) {
                 Ok(taken) => full += usize::from(!taken),
                 // The others may well be taken.
-                Err(error) => lesson.miss(key, Err(error)),
+                Err(error) => report.miss(key, Err(error)),
             }
         }
         if full > 0 {
-            lesson.missed.insert(key);
-            lesson.complaints.insert(format!(
+            report.missed.insert(key);
+            report.errors.insert(format!(
                 "{}: no room for all pins of the peer; raise `pins` under [limits] and restart lbd",
                 self.name_of(&key)
             ));
@@ -253,7 +253,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Takes one pin; false if there is no room for it.
-    fn learn_pin(
+    fn import_pin(
         &mut self,
         key: ServiceKey,
         service: &Service,
@@ -270,7 +270,7 @@ impl<D: DataPlane> Engine<D> {
             return Ok(true);
         };
         let role = self.history.role(&key);
-        let flow = from_told(&pin.flow, service.id);
+        let flow = from_flow(&pin.flow, service.id);
         let idle = u32::try_from(pin.idle.as_secs()).unwrap_or(u32::MAX);
         let seen = match role {
             Role::Follows => now.mono_secs(),
@@ -296,7 +296,7 @@ impl<D: DataPlane> Engine<D> {
             let added = self.data_plane.put_new_flow(&flow, value).context("write a flow")?;
             if added == Added::Yes {
                 // No note of the program tells of it, and whoever follows this node must know.
-                self.history.telling.flow(flow);
+                self.history.pending.flow(flow);
             }
             return Ok(added != Added::NoRoom);
         }
@@ -313,40 +313,40 @@ impl<D: DataPlane> Engine<D> {
 
     /// What becomes of a flow that two nodes know: who has heard it later says where it is, and if
     /// both have just done so, the lower address, so that both come to the same.
-    fn merged(&self, own: FlowValue, told: FlowValue) -> FlowValue {
-        let seen = own.seen.max(told.seen);
-        if own.backend == told.backend {
-            return FlowValue { flags: own.flags | told.flags, seen, ..own };
+    fn merged(&self, own: FlowValue, received: FlowValue) -> FlowValue {
+        let seen = own.seen.max(received.seen);
+        if own.backend == received.backend {
+            return FlowValue { flags: own.flags | received.flags, seen, ..own };
         }
         let rank =
             |value: FlowValue| (value.seen, std::cmp::Reverse(self.address_of(value.backend)));
-        if rank(told) > rank(own) { told } else { own }
+        if rank(received) > rank(own) { received } else { own }
     }
 
-    fn learn_ends(
+    fn import_ends(
         &mut self,
         key: ServiceKey,
         service: &Service,
         flows: &[Flow],
         now: Now,
-        lesson: &mut Lesson,
+        report: &mut ImportReport,
     ) {
         for flow in flows {
             if flow.ends_a_ring() {
                 let mirror = self.history.mirrors.entry(key).or_default();
                 if mirror.next.is_some() {
-                    self.check_peer_ring(key, lesson);
+                    self.check_peer_ring(key, report);
                 }
             } else if flow.ends_a_history() {
-                lesson.complete.insert(key);
+                report.complete.insert(key);
             } else {
-                let done = self.learn_end(key, service, from_told(flow, service.id), now);
-                lesson.miss(key, done);
+                let done = self.import_end(key, service, from_flow(flow, service.id), now);
+                report.miss(key, done);
             }
         }
     }
 
-    fn learn_end(
+    fn import_end(
         &mut self,
         key: ServiceKey,
         service: &Service,
@@ -367,7 +367,7 @@ impl<D: DataPlane> Engine<D> {
             let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
             if idle <= kept_secs(&flow, value, service, self.embryonic_secs()) {
                 // It goes by this node now, and the peer is to know.
-                self.history.telling.flow(flow);
+                self.history.pending.flow(flow);
             }
             // A third node may object: this node's own walk deletes the flow when none has.
             return Ok(());
@@ -377,34 +377,39 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Puts the ring that is whole by now in the place of the one before, if it is what it should be.
-    fn check_peer_ring(&mut self, key: ServiceKey, lesson: &mut Lesson) {
+    fn check_peer_ring(&mut self, key: ServiceKey, report: &mut ImportReport) {
         let name = self.name_of(&key);
         let own = self.applied.services.get(&key).map_or(0, |service| service.slots);
         let Some(mirror) = self.history.mirrors.get_mut(&key) else { return };
         let Some(next) = mirror.next.take() else { return };
         if next.slots != own {
-            let told = next.slots;
-            let complaint = format!("{name}: the peer's ring has {told} slots, and {own} here");
-            lesson.complaints.insert(complaint);
-            lesson.missed.insert(key);
+            let received = next.slots;
+            let error = format!("{name}: the peer's ring has {received} slots, and {own} here");
+            report.errors.insert(error);
+            report.missed.insert(key);
             return;
         }
         let table = next.table(&self.settings.seed);
         if !next.is_like(&table) {
-            let complaint = format!(
+            let error = format!(
                 "{name}: the peer's ring is not what its backends and this node's seed make of it"
             );
-            lesson.complaints.insert(complaint);
-            lesson.missed.insert(key);
+            report.errors.insert(error);
+            report.missed.insert(key);
             return;
         }
         mirror.table = Some(table);
         mirror.ring = Some(next);
-        lesson.rings.insert(key);
+        report.rings.insert(key);
     }
 
     /// Makes this node's ring of the peer's.
-    fn take_peer_ring(&mut self, key: ServiceKey, now: Now, lesson: &mut Lesson) -> Result<()> {
+    fn take_peer_ring(
+        &mut self,
+        key: ServiceKey,
+        now: Now,
+        report: &mut ImportReport,
+    ) -> Result<()> {
         let Some(id) = self.applied.services.get(&key).map(|service| service.id) else {
             return Ok(());
         };
@@ -421,7 +426,7 @@ impl<D: DataPlane> Engine<D> {
         let Some(target) = target else { return Ok(()) };
         let mut outcome = Outcome::default();
         let done = self.retarget_ring(id, target, now, &mut outcome);
-        lesson.slots.remove(&key);
+        report.slots.remove(&key);
         done
     }
 

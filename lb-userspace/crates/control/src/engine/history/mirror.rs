@@ -143,10 +143,10 @@ mod tests {
     }
 
     fn ring() -> PeerRing {
-        let told = PeerRing::new(13, vec![(at(2), 1), (at(1), 1)], 0).unwrap();
-        let table = told.table(&[7; 16]);
-        let owners = table.iter().map(|&member| told.names[usize::from(member)]);
-        PeerRing { digest: digest(owners), ..told }
+        let ring = PeerRing::new(13, vec![(at(2), 1), (at(1), 1)], 0).unwrap();
+        let table = ring.table(&[7; 16]);
+        let owners = table.iter().map(|&member| ring.names[usize::from(member)]);
+        PeerRing { digest: digest(owners), ..ring }
     }
 
     #[test]

@@ -69,11 +69,11 @@ use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
 use lb_sync::{Piece, piece::Flow};
 use tracing::debug;
 
-pub(super) use self::{learn::Followed, tell::strays};
+pub(super) use self::{learn::Followed, tell::off_ring};
 use self::{
     mirror::{PeerOwners, PeerRing},
     share::Sharing,
-    telling::{RingNews, Settling, Telling, Window},
+    telling::{PendingExport, RingDelta, Settling, Window},
 };
 pub use self::{
     share::{Members, Sharers},
@@ -101,7 +101,7 @@ pub(super) struct History {
     roles: BTreeMap<ServiceKey, Role>,
     /// When services became this node's own that had followed, in seconds of CLOCK_MONOTONIC.
     taken_over: BTreeMap<ServiceKey, u32>,
-    pub(super) telling: Telling,
+    pub(super) pending: PendingExport,
     /// Slots that are about to settle.
     settling: BTreeMap<ServiceKey, Settling>,
     /// The last number of the news that every peer has taken in; none: they don't say so.
@@ -110,13 +110,13 @@ pub(super) struct History {
     mirrors: BTreeMap<ServiceKey, Mirror>,
     pub(super) sharing: Sharing,
     /// Services of which something could not be taken.
-    unlearnt: BTreeSet<ServiceKey>,
+    rejected: BTreeSet<ServiceKey>,
     /// Backends that peers have pinned flows to, and that are not known here.
     strangers: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
     /// Services of which a stranger has become known.
     newly_known: BTreeSet<ServiceKey>,
     /// What was told already and is not told again.
-    complaints: BTreeSet<String>,
+    errors: BTreeSet<String>,
     /// Services whose pins are held.
     pub(super) held: BTreeSet<ServiceKey>,
     /// The virtual MAC addresses.
@@ -175,8 +175,8 @@ impl History {
     }
 
     /// Whether peers are told of a service's ring, so that a slot may settle only after they were.
-    pub(super) fn tells_slots(&self, service: &ServiceKey) -> bool {
-        self.telling.is_asked() && self.role(service) == Role::Own
+    pub(super) fn exports_slots(&self, service: &ServiceKey) -> bool {
+        self.pending.is_requested() && self.role(service) == Role::Own
     }
 
     /// The slots of a service that are about to settle.
@@ -195,13 +195,13 @@ impl History {
     /// Forgets a service that is no more.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
-        self.unlearnt.remove(service);
+        self.rejected.remove(service);
         self.strangers.remove(service);
         self.newly_known.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
         self.sharing.set(*service, false, 0);
-        self.telling.drop_service(service, Some(id));
+        self.pending.drop_service(service, Some(id));
     }
 }
 
@@ -225,14 +225,14 @@ impl<D: DataPlane> Engine<D> {
         for key in keys {
             let was = before.get(&key).copied().unwrap_or_default();
             if was == Role::Follows {
-                self.keep_news(now);
+                self.record_changes(now);
             }
             let is = self.history.role(&key);
             if before.get(&key) != self.history.roles.get(&key) {
                 debug!("{key}: role {is:?}");
             }
             if was != is && is == Role::Follows {
-                done = done.and(self.remember(key, now));
+                done = done.and(self.follow_own_ring(key, now));
             }
             let history = &mut self.history;
             history.sharing.set(key, is == Role::Shared, now.mono_secs());
@@ -242,16 +242,16 @@ impl<D: DataPlane> Engine<D> {
                     history.taken_over.remove(&key);
                     history.settling.remove(&key);
                     let id = self.applied.services.get(&key).map(|service| service.id);
-                    history.telling.drop_service(&key, id);
+                    history.pending.drop_service(&key, id);
                 }
                 (Role::Follows, is) => {
                     history.mirrors.remove(&key);
                     history.taken_over.insert(key, now.mono_secs());
                     if is == Role::Own {
-                        history.telling.ring(key);
+                        history.pending.ring(key);
                     }
                 }
-                (_, Role::Own) => history.telling.ring(key),
+                (_, Role::Own) => history.pending.ring(key),
                 (_, Role::Shared) => {}
             }
         }
@@ -260,9 +260,9 @@ impl<D: DataPlane> Engine<D> {
 
     /// Keeps what this node's ring is as if a peer had told of it: what the node sees of backends from
     /// then on, perhaps without a link, ends nothing that it knows.
-    fn remember(&mut self, key: ServiceKey, now: Now) -> Result<()> {
+    fn follow_own_ring(&mut self, key: ServiceKey, now: Now) -> Result<()> {
         let mut pieces = Vec::new();
-        self.tell_ring(&key, &RingNews::Whole, now, &mut pieces)?;
+        self.export_ring(&key, &RingDelta::Whole, now, &mut pieces)?;
         let mut ring = None;
         for piece in pieces {
             match piece {
@@ -286,18 +286,18 @@ impl<D: DataPlane> Engine<D> {
 
     /// What was learnt of the services that a peer is about to tell all of is void, when all of it has
     /// been told; until then it holds.
-    pub fn forget(&mut self, services: &BTreeSet<ServiceKey>) {
+    pub fn begin_import(&mut self, services: &BTreeSet<ServiceKey>) {
         for key in services {
             if self.history.role(key) == Role::Own {
                 continue;
             }
-            debug!("{key}: forget");
+            debug!("{key}: begin import");
             let mirror = self.history.mirrors.entry(*key).or_default();
             mirror.next = None;
             mirror.named = Some(HashSet::new());
             self.history.strangers.remove(key);
             let of = format!("{}: ", self.name_of(key));
-            self.history.complaints.retain(|complaint| !complaint.starts_with(&of));
+            self.history.errors.retain(|error| !error.starts_with(&of));
         }
     }
 
@@ -395,10 +395,10 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// The keys of the services that are told of, by id.
-    fn told(&self) -> BTreeMap<u16, ServiceKey> {
+    fn exported_services(&self) -> BTreeMap<u16, ServiceKey> {
         let services = self.applied.services.iter();
-        let told = services.filter(|(key, _)| self.history.role(key) != Role::Follows);
-        told.map(|(key, service)| (service.id, *key)).collect()
+        let exported = services.filter(|(key, _)| self.history.role(key) != Role::Follows);
+        exported.map(|(key, service)| (service.id, *key)).collect()
     }
 
     /// The addresses of backends by id.
@@ -408,7 +408,7 @@ impl<D: DataPlane> Engine<D> {
 }
 
 /// A flow as peers are told of it.
-pub(super) fn to_told(flow: &FlowRef) -> Flow {
+pub(super) fn to_flow(flow: &FlowRef) -> Flow {
     let client = |key: &FlowKey| (entry::ip_of(key.source), key.port.get());
     match flow {
         FlowRef::Pin(key) => {
@@ -423,8 +423,8 @@ pub(super) fn to_told(flow: &FlowRef) -> Flow {
     }
 }
 
-/// The inverse of [`to_told`], for a service of this node.
-fn from_told(flow: &Flow, service: u16) -> FlowRef {
+/// The inverse of [`to_flow`], for a service of this node.
+fn from_flow(flow: &Flow, service: u16) -> FlowRef {
     let key = |source: IpAddr, port: u16| FlowKey {
         source: entry::address(source),
         port: port.into(),

@@ -100,7 +100,7 @@ struct Shared {
     /// When it became shared.
     since: u32,
     /// When slots in use were told last.
-    told: u32,
+    last_export: u32,
     /// When slots were in use last, at peers or here, and which of them are closing.
     flux: Flux,
     /// The service's idle timeout, at the last sweep.
@@ -226,7 +226,7 @@ impl Sharing {
 
     /// The base owner that peers are told of, of a slot that is its own: none, or while the slot may have
     /// the one again that it had before, that one.
-    pub(super) fn told_base(&self, key: &ServiceKey, slot: u32, secs: u32) -> Option<u16> {
+    pub(super) fn exported_base(&self, key: &ServiceKey, slot: u32, secs: u32) -> Option<u16> {
         let shared = self.services.get(key)?;
         let Wait::Closing { since, before, .. } = shared.flux.get(slot) else { return None };
         (secs.saturating_sub(since) <= grace(shared.idle)).then_some(before)
@@ -313,8 +313,8 @@ impl<D: DataPlane> Engine<D> {
         let rested = floor == 0 || is_old(floor);
         let Some(shared) = self.history.sharing.services.get_mut(&key) else { return Vec::new() };
         shared.idle = idle;
-        let since = secs.saturating_sub(shared.told);
-        let tells = since >= period(idle);
+        let since = secs.saturating_sub(shared.last_export);
+        let exports = since >= period(idle);
         let mut changes = Vec::new();
         let mut stay = false;
         for (index, slot) in (0..).zip(slots) {
@@ -360,7 +360,7 @@ impl<D: DataPlane> Engine<D> {
                 Wait::Used(last) => Some(last),
                 Wait::Closing { .. } => Some(secs),
             };
-            if tells && !ring::is_quiet(seen, at, since + 1) {
+            if exports && !ring::is_quiet(seen, at, since + 1) {
                 shared.in_use.push(index);
             }
             let is_quiet = ring::is_quiet(seen, at, idle) && last.is_none_or(is_old);
@@ -374,8 +374,8 @@ impl<D: DataPlane> Engine<D> {
         if !stay {
             shared.flux = Flux::default();
         }
-        if tells {
-            shared.told = secs;
+        if exports {
+            shared.last_export = secs;
         }
         changes
     }

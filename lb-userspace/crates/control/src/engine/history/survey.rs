@@ -13,7 +13,7 @@ use lb_model::{
 };
 use tracing::debug;
 
-use super::{Role, strays};
+use super::{Role, off_ring};
 use crate::engine::{Engine, sweep::is_kept};
 
 impl<D: DataPlane> Engine<D> {
@@ -27,7 +27,7 @@ impl<D: DataPlane> Engine<D> {
         debug!("survey");
         self.history.survey_due = false;
         let services: BTreeMap<_, _> = self.surveyed_services(now).collect();
-        if !self.history.telling.is_asked() || services.is_empty() {
+        if !self.history.pending.is_requested() || services.is_empty() {
             return Ok(());
         }
         let rings = self.tracked_rings()?;
@@ -37,7 +37,7 @@ impl<D: DataPlane> Engine<D> {
                 .flows(table, &mut |flow: FlowRef, value| {
                     let Some((service, floor)) = services.get(&flow.service()) else { return };
                     let live = is_kept(value, service, *floor, now);
-                    if live && strays(&flow, value, service, &rings) {
+                    if live && off_ring(&flow, value, service, &rings) {
                         found.insert(flow, value.backend);
                     }
                 })
@@ -50,15 +50,15 @@ impl<D: DataPlane> Engine<D> {
 
     /// Takes over what a walk has found, and has peers told.
     pub(in crate::engine) fn take_survey(&mut self, found: HashMap<FlowRef, u16>) {
-        for flow in self.history.telling.survey(found) {
-            self.tell_end(&flow);
+        for flow in self.history.pending.survey(found) {
+            self.export_end(&flow);
         }
     }
 
     /// The ring of a service has changed, and flows of it may stay where it does not send them.
-    pub(in crate::engine) fn expect_strays(&mut self, key: &ServiceKey) {
+    pub(in crate::engine) fn expect_off_ring(&mut self, key: &ServiceKey) {
         let tracks = self.applied.services.get(key).is_some_and(|service| tracks(key, service));
-        self.history.survey_due |= tracks && self.history.telling.is_asked();
+        self.history.survey_due |= tracks && self.history.pending.is_requested();
     }
 
     /// Looks for such flows if a ring has changed since the last look.
@@ -75,10 +75,10 @@ impl<D: DataPlane> Engine<D> {
     /// nothing of them can have been idle.
     fn surveyed_services(&self, now: Now) -> impl Iterator<Item = (u16, (Service, u32))> {
         let services = self.applied.services.iter();
-        let told = services.filter(|(key, service)| {
+        let exported = services.filter(|(key, service)| {
             tracks(key, service) && self.history.role(key) != Role::Follows
         });
-        told.map(move |(key, service)| {
+        exported.map(move |(key, service)| {
             (service.id, (*service, self.history.floor(key, service.idle_timeout, now)))
         })
     }

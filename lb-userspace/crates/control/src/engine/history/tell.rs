@@ -16,7 +16,7 @@ use lb_sync::{
     piece::{Base, Pin, digest},
 };
 
-use super::{RingNews, Role, Settling, to_told};
+use super::{RingDelta, Role, Settling, to_flow};
 use crate::engine::Engine;
 
 /// Other owners of a slot: where it is, before and after.
@@ -29,53 +29,53 @@ impl<D: DataPlane> Engine<D> {
     /// What has changed since the last call, of services whose history is this node's or shared.
     ///
     /// What is told is as it is at this moment, whatever it was when it changed. What is told by one call
-    /// has the number [`Self::news_number`]; [`Self::news_are_taken`] says how far peers are.
+    /// has the number [`Self::export_number`]; [`Self::set_acknowledged`] says how far peers are.
     ///
     /// # Errors
     ///
     /// A map can't be read; the next call tells it.
-    pub fn news(&mut self, now: Now) -> Result<Vec<Piece>> {
-        self.keep_news(now);
+    pub fn export_changes(&mut self, now: Now) -> Result<Vec<Piece>> {
+        self.record_changes(now);
         let Self { data_plane, history, .. } = self;
-        let telling = &mut history.telling;
-        let noted = &mut telling.noted;
+        let pending = &mut history.pending;
+        let noted = &mut pending.noted;
         let all = data_plane
             .noted_pins(&mut |key| {
                 noted.insert(key);
             })
             .context("read the log of pins")?;
         if !all {
-            telling.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
+            pending.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
         }
-        self.settle_told(now)?;
+        self.settle_acknowledged(now)?;
         self.take_late_back(now)?;
-        self.tell_settling(now)?;
-        if self.history.telling.is_empty() && self.history.sharing.is_empty() {
+        self.export_settling(now)?;
+        if self.history.pending.is_empty() && self.history.sharing.is_empty() {
             return Ok(Vec::new());
         }
-        let keys = self.told();
+        let keys = self.exported_services();
         let mut pieces = Vec::new();
         let mut told_rings = Vec::new();
-        for (key, news) in &self.history.telling.rings {
-            let is_told = match self.history.role(key) {
+        for (key, delta) in &self.history.pending.rings {
+            let is_exported = match self.history.role(key) {
                 Role::Own => false,
                 Role::Follows => true,
-                Role::Shared => self.tell_members(key, &mut pieces),
+                Role::Shared => self.export_members(key, &mut pieces),
             };
-            if is_told || self.tell_ring(key, news, now, &mut pieces)? {
+            if is_exported || self.export_ring(key, delta, now, &mut pieces)? {
                 told_rings.push(*key);
             }
         }
         for (key, slots) in self.history.sharing.take_in_use() {
-            self.tell_ring(&key, &RingNews::of(slots), now, &mut pieces)?;
+            self.export_ring(&key, &RingDelta::of(slots), now, &mut pieces)?;
         }
         let mut pins = Pins::new();
-        if let Some(since) = self.history.telling.missed_since {
-            self.tell_pins_since(since, &keys, now, &mut pins)?;
+        if let Some(since) = self.history.pending.missed_since {
+            self.export_pins_since(since, &keys, now, &mut pins)?;
         }
-        let telling = &self.history.telling;
-        let noted = telling.noted.iter().map(|key| FlowRef::Pin(*key));
-        for flow in noted.chain(telling.flows.iter().copied()) {
+        let pending = &self.history.pending;
+        let noted = pending.noted.iter().map(|key| FlowRef::Pin(*key));
+        for flow in noted.chain(pending.flows.iter().copied()) {
             let Some(key) = keys.get(&flow.service()) else { continue };
             if let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? {
                 pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
@@ -83,41 +83,41 @@ impl<D: DataPlane> Engine<D> {
         }
         pieces.extend(pins.into_iter().map(|(service, pins)| Piece::Pins { service, pins }));
 
-        let telling = &mut self.history.telling;
+        let pending = &mut self.history.pending;
         let mut ended = BTreeMap::<_, Vec<_>>::new();
-        for (service, flow) in telling.ended.drain(..) {
+        for (service, flow) in pending.ended.drain(..) {
             ended.entry(service).or_default().push(flow);
         }
         // A flow that has ended may have begun again, so its end comes first.
         let ended = ended.into_iter().map(|(service, flows)| Piece::Ended { service, flows });
         pieces.splice(0..0, ended);
-        telling.noted.clear();
-        telling.flows.clear();
-        telling.missed_since = None;
-        telling.number += 1;
+        pending.noted.clear();
+        pending.flows.clear();
+        pending.missed_since = None;
+        pending.number += 1;
         for key in told_rings {
-            telling.rings.remove(&key);
+            pending.rings.remove(&key);
         }
         Ok(pieces)
     }
 
     /// The number of the last news.
-    pub const fn news_number(&self) -> u64 {
-        self.history.telling.number
+    pub const fn export_number(&self) -> u64 {
+        self.history.pending.number
     }
 
     /// Every peer that is to has taken in all news up to this number. Until this is called for the first
     /// time, news count as taken when the next ones are told.
-    pub const fn news_are_taken(&mut self, number: u64) {
+    pub const fn set_acknowledged(&mut self, number: u64) {
         self.history.taken = Some(number);
     }
 
     /// What changes from now on is kept as news. What was not kept meanwhile is.
-    pub(super) fn keep_news(&mut self, now: Now) {
-        let telling = &mut self.history.telling;
-        if let Some(since) = telling.ask(now.mono_secs()) {
-            telling.missed_since = Some(since.saturating_sub(MISSED_SECS));
-            self.applied.services.keys().for_each(|key| telling.ring(*key));
+    pub(super) fn record_changes(&mut self, now: Now) {
+        let pending = &mut self.history.pending;
+        if let Some(since) = pending.request(now.mono_secs()) {
+            pending.missed_since = Some(since.saturating_sub(MISSED_SECS));
+            self.applied.services.keys().for_each(|key| pending.ring(*key));
         }
     }
 
@@ -136,9 +136,9 @@ impl<D: DataPlane> Engine<D> {
     /// their own base owners.
     ///
     /// Not while pins are held: the peer that takes over does not wait for what is told from then on.
-    fn tell_settling(&mut self, now: Now) -> Result<()> {
+    fn export_settling(&mut self, now: Now) -> Result<()> {
         let mut room = self.history.window.room(self.history.taken, now.mono);
-        let number = self.history.telling.number + 1;
+        let number = self.history.pending.number + 1;
         for (key, id, idle) in self.settling_rings() {
             if self.history.held.contains(&key) {
                 continue;
@@ -162,9 +162,9 @@ impl<D: DataPlane> Engine<D> {
             bases.extend(moved.iter().map(|(index, before, _)| (*index, before.base)));
             if !bases.is_empty() {
                 room = room.saturating_sub(bases.len());
-                self.history.window.tell(number, now.mono);
-                self.history.telling.slots(key, bases.keys().copied());
-                self.history.settling(key).tell(bases, number, now.mono);
+                self.history.window.export(number, now.mono);
+                self.history.pending.slots(key, bases.keys().copied());
+                self.history.settling(key).export(bases, number, now.mono);
             }
         }
         Ok(())
@@ -175,7 +175,7 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// Not while pins are held, as above.
     fn take_late_back(&mut self, now: Now) -> Result<()> {
-        let number = self.history.telling.number + 1;
+        let number = self.history.pending.number + 1;
         let mut are_back = false;
         for (key, id, idle) in self.settling_rings() {
             if self.history.held.contains(&key) {
@@ -184,7 +184,7 @@ impl<D: DataPlane> Engine<D> {
             let Self { history, applied, .. } = self;
             let window = &history.window;
             let settling = history.settling.entry(key).or_default();
-            let late = settling.late(|told| window.is_over(told, now.mono));
+            let late = settling.late(|sent| window.is_over(sent, now.mono));
             let target = applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
             let keeps = |base| target.is_some_and(|at| at.bases && at.keeping.contains(&base));
             let late: Vec<_> = late.into_iter().filter(|(_, base)| keeps(*base)).collect();
@@ -202,7 +202,7 @@ impl<D: DataPlane> Engine<D> {
             let moved: Vec<_> = moved.into_iter().map(|(index, ..)| index).collect();
             are_back |= !moved.is_empty();
             self.history.settling(key).take_back(&moved);
-            self.history.telling.slots(key, moved.into_iter());
+            self.history.pending.slots(key, moved.into_iter());
         }
         if are_back {
             self.history.window.take_back(number, now.mono);
@@ -245,15 +245,15 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Clears the base owners of slots that peers know to have settled.
-    fn settle_told(&mut self, now: Now) -> Result<()> {
+    fn settle_acknowledged(&mut self, now: Now) -> Result<()> {
         let taken = self.history.taken.unwrap_or(u64::MAX);
         for (key, id, _) in self.settling_rings() {
-            let told = self.history.settling(key).take_told(taken);
-            if told.is_empty() {
+            let settled = self.history.settling(key).take_acknowledged(taken);
+            if settled.is_empty() {
                 continue;
             }
             let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
-            let moves = told.into_iter().filter_map(|index| {
+            let moves = settled.into_iter().filter_map(|index| {
                 let before = slots.get(index as usize)?.owners();
                 // If its current owner has changed meanwhile it is in flux again.
                 let settles = before.base != 0 && before.base == before.current;
@@ -272,9 +272,9 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// A map can't be read.
-    pub fn history(&mut self, now: Now) -> Result<Vec<Piece>> {
-        self.keep_news(now);
-        let keys = self.told();
+    pub fn export_all(&mut self, now: Now) -> Result<Vec<Piece>> {
+        self.record_changes(now);
+        let keys = self.exported_services();
         let mut flows = Pins::new();
         let services: HashMap<_, _> =
             self.applied.services.values().map(|service| (service.id, *service)).collect();
@@ -291,7 +291,7 @@ impl<D: DataPlane> Engine<D> {
                 };
                 let floor = self.history.floor(key, service.idle_timeout, now);
                 let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
-                let matters = table == FlowTable::Pins || strays(&flow, value, service, &rings);
+                let matters = table == FlowTable::Pins || off_ring(&flow, value, service, &rings);
                 if matters && idle <= service.idle_timeout {
                     flows.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
                 }
@@ -299,7 +299,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let mut pieces = Vec::new();
         for service in keys.into_values() {
-            self.tell_ring(&service, &RingNews::Whole, now, &mut pieces)?;
+            self.export_ring(&service, &RingDelta::Whole, now, &mut pieces)?;
             if let Some(pins) = flows.remove(&service) {
                 pieces.push(Piece::Pins { service, pins });
             }
@@ -310,10 +310,10 @@ impl<D: DataPlane> Engine<D> {
 
     /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
     /// are their own base owners are told to have none, or the one that they may have again.
-    pub(super) fn tell_ring(
+    pub(super) fn export_ring(
         &self,
         key: &ServiceKey,
-        news: &RingNews,
+        delta: &RingDelta,
         now: Now,
         pieces: &mut Vec<Piece>,
     ) -> Result<bool> {
@@ -326,14 +326,14 @@ impl<D: DataPlane> Engine<D> {
         let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
         let mut base = |(slot, at): (u32, &Slot)| {
             let Owners { current, base } = at.owners();
-            let told = match base == current {
-                true => self.history.sharing.told_base(key, slot, now.mono_secs()),
+            let exported = match base == current {
+                true => self.history.sharing.exported_base(key, slot, now.mono_secs()),
                 false => Some(base),
             };
-            Base { slot, backend: told.filter(|base| *base != current).and_then(&mut address) }
+            Base { slot, backend: exported.filter(|base| *base != current).and_then(&mut address) }
         };
         let service = *key;
-        if let Some(changed) = news.slots() {
+        if let Some(changed) = delta.slots() {
             let there =
                 changed.into_iter().filter_map(|slot| Some((slot, slots.get(slot as usize)?)));
             let bases: Vec<_> = there.map(base).collect();
@@ -359,7 +359,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Tells who gets the new flows of a service; false if that is not known: a write has failed.
-    fn tell_members(&self, key: &ServiceKey, pieces: &mut Vec<Piece>) -> bool {
+    fn export_members(&self, key: &ServiceKey, pieces: &mut Vec<Piece>) -> bool {
         let Some(service) = self.applied.services.get(key) else { return true };
         let Some(ring) = self.applied.rings.get(&service.id) else { return true };
         let Some(target) = &ring.target else { return false };
@@ -369,7 +369,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Tells of the pins that were used since a second.
-    fn tell_pins_since(
+    fn export_pins_since(
         &self,
         since: u32,
         keys: &BTreeMap<u16, ServiceKey>,
@@ -390,14 +390,14 @@ impl<D: DataPlane> Engine<D> {
     fn to_pin(&self, flow: &FlowRef, value: FlowValue, now: Now) -> Option<Pin> {
         let idle = now.mono_secs().saturating_sub(value.seen);
         Some(Pin {
-            flow: to_told(flow),
+            flow: to_flow(flow),
             backend: self.address_of(value.backend)?,
             flags: value.flags,
             idle: std::time::Duration::from_secs(idle.into()),
         })
     }
 
-    /// The rings of the services that track their flows, for [`strays`].
+    /// The rings of the services that track their flows, for [`off_ring`].
     pub(in crate::engine) fn tracked_rings(&self) -> Result<HashMap<u16, D::Ring>> {
         let tracked = self.applied.services.values().filter(|service| {
             service.udp_policy == udp_policy::TRACKED
@@ -415,7 +415,7 @@ const MISSED_SECS: u32 = 2;
 
 /// Whether a flow of a UDP service goes where the ring would not send it. Of a QUIC connection that
 /// can't be told, for its client may have another address by now: it always counts as one.
-pub(in crate::engine) fn strays<R>(
+pub(in crate::engine) fn off_ring<R>(
     flow: &FlowRef,
     value: FlowValue,
     service: &lb_common::abi::Service,

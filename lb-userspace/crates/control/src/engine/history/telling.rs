@@ -21,15 +21,15 @@ pub const LATE: Duration = Duration::from_millis(20);
 
 /// What has changed since it was told.
 #[derive(Debug, Default)]
-pub struct Telling {
+pub struct PendingExport {
     /// How often something was told.
     pub number: u64,
     /// The second in which somebody has asked last. Until then nothing is kept.
-    asked: Option<u32>,
+    requested: Option<u32>,
     /// The same, when it was so long ago that nothing is kept any more.
-    asked_once: Option<u32>,
+    lapsed: Option<u32>,
     /// Rings, by service.
-    pub rings: BTreeMap<ServiceKey, RingNews>,
+    pub rings: BTreeMap<ServiceKey, RingDelta>,
     /// Flows that have ended.
     pub ended: Vec<(ServiceKey, Flow)>,
     /// Flows that may have another pin than was told.
@@ -44,30 +44,32 @@ pub struct Telling {
 
 /// What has changed of a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RingNews {
+pub enum RingDelta {
     /// Who gets new flows, and so all of it.
     Whole,
     /// The base owners of these slots, a bit each.
     Slots(Vec<u64>),
 }
 
-impl Telling {
+impl PendingExport {
     /// Whether somebody asks, so that what changes is kept.
-    pub const fn is_asked(&self) -> bool {
-        self.asked.is_some()
+    pub const fn is_requested(&self) -> bool {
+        self.requested.is_some()
     }
 
     /// Somebody asks. If nobody has for long, the second until which all was kept.
-    pub fn ask(&mut self, now: u32) -> Option<u32> {
-        self.asked = Some(now);
-        self.asked_once.take()
+    pub fn request(&mut self, now: u32) -> Option<u32> {
+        self.requested = Some(now);
+        self.lapsed.take()
     }
 
     /// Keeps nothing any more if nobody has asked for long.
-    pub fn end_unless_asked(&mut self, now: u32) {
-        if let Some(asked) = self.asked.filter(|asked| now.saturating_sub(*asked) > PATIENCE_SECS) {
+    pub fn end_unless_requested(&mut self, now: u32) {
+        if let Some(requested) =
+            self.requested.filter(|requested| now.saturating_sub(*requested) > PATIENCE_SECS)
+        {
             let number = self.number;
-            *self = Self { number, asked_once: Some(asked), ..Self::default() };
+            *self = Self { number, lapsed: Some(requested), ..Self::default() };
         }
     }
 
@@ -82,19 +84,19 @@ impl Telling {
 
     /// A ring has other owners for new flows.
     pub fn ring(&mut self, service: ServiceKey) {
-        if self.is_asked() {
-            self.rings.insert(service, RingNews::Whole);
+        if self.is_requested() {
+            self.rings.insert(service, RingDelta::Whole);
         }
     }
 
     /// The base owners of slots have changed.
     pub fn slots(&mut self, service: ServiceKey, slots: impl Iterator<Item = u32>) {
-        if !self.is_asked() {
+        if !self.is_requested() {
             return;
         }
         for slot in slots {
-            let news = self.rings.entry(service).or_insert_with(|| RingNews::Slots(Vec::new()));
-            let RingNews::Slots(bits) = news else { return };
+            let delta = self.rings.entry(service).or_insert_with(|| RingDelta::Slots(Vec::new()));
+            let RingDelta::Slots(bits) = delta else { return };
             set(bits, slot);
         }
     }
@@ -103,14 +105,14 @@ impl Telling {
     pub fn end(&mut self, service: ServiceKey, flow: Flow) {
         // Nobody has these addresses, but anybody can forge them.
         let is_mark = flow.ends_a_ring() || flow.ends_a_history();
-        if self.is_asked() && !is_mark && self.ended.len() < MOST_ENDED {
+        if self.is_requested() && !is_mark && self.ended.len() < MOST_ENDED {
             self.ended.push((service, flow));
         }
     }
 
     /// A flow has a place of which no note tells.
     pub fn flow(&mut self, flow: FlowRef) {
-        if self.is_asked() {
+        if self.is_requested() {
             self.flows.push(flow);
         }
     }
@@ -150,7 +152,7 @@ pub struct Window {
     /// When [`Self::room`] was called last.
     called: Option<Duration>,
     /// What peers must have taken in before more is told.
-    told: Option<Sent>,
+    sent: Option<Sent>,
 }
 
 /// News that tell of slots that settle.
@@ -164,7 +166,7 @@ struct Sent {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { size: Self::LEAST, patience: LATE, called: None, told: None }
+        Self { size: Self::LEAST, patience: LATE, called: None, sent: None }
     }
 }
 
@@ -183,11 +185,11 @@ impl Window {
         if called.is_some_and(|called| now.saturating_sub(called) > LATE) {
             self.size = Self::LEAST;
         }
-        let Some(sent) = self.told else { return self.size };
+        let Some(sent) = self.sent else { return self.size };
         if sent.number > taken {
             return 0;
         }
-        self.told = None;
+        self.sent = None;
         let took = now.saturating_sub(sent.at);
         if took > self.patience {
             self.size = Self::LEAST;
@@ -201,20 +203,20 @@ impl Window {
     }
 
     /// Slots are told by the news with this number.
-    pub const fn tell(&mut self, number: u64, now: Duration) {
-        self.told = Some(Sent { number, at: now, is_taken_back: false });
+    pub const fn export(&mut self, number: u64, now: Duration) {
+        self.sent = Some(Sent { number, at: now, is_taken_back: false });
     }
 
     /// Whether peers are late with what was told then.
-    pub fn is_over(&self, told: Duration, now: Duration) -> bool {
-        now.saturating_sub(told) >= self.patience
+    pub fn is_over(&self, sent: Duration, now: Duration) -> bool {
+        now.saturating_sub(sent) >= self.patience
     }
 
     /// What was told is taken back by the news with this number, since peers are late.
     pub fn take_back(&mut self, number: u64, now: Duration) {
         self.size = Self::LEAST;
         self.patience = (self.patience * 2).min(Self::MOST_PATIENCE);
-        self.told = Some(Sent { number, at: now, is_taken_back: true });
+        self.sent = Some(Sent { number, at: now, is_taken_back: true });
     }
 }
 
@@ -231,12 +233,12 @@ pub struct Settling {
     /// Slots of which it is to be told.
     quiet: BTreeSet<u32>,
     /// Slots of which it was, oldest first.
-    told: VecDeque<Told>,
+    sent: VecDeque<SettledBatch>,
 }
 
 /// Slots that were told to have settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct SettledBatch {
     /// The number of the news, and when they were told.
     number: u64,
     at: Duration,
@@ -249,7 +251,7 @@ struct Told {
 impl Settling {
     /// Takes in whether a slot is quiet.
     pub fn look(&mut self, slot: u32, is_quiet: bool) {
-        if is_quiet && !self.told.iter().any(|told| told.bases.contains_key(&slot)) {
+        if is_quiet && !self.sent.iter().any(|sent| sent.bases.contains_key(&slot)) {
             self.quiet.insert(slot);
         } else {
             self.quiet.remove(&slot);
@@ -268,15 +270,15 @@ impl Settling {
     }
 
     /// These are told to have settled by the news with this number; with their base owners.
-    pub fn tell(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
-        self.told.push_back(Told { number, at: now, bases, was_late: false });
+    pub fn export(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
+        self.sent.push_back(SettledBatch { number, at: now, bases, was_late: false });
     }
 
     /// The slots that may settle, since all news up to this one were taken in.
-    pub fn take_told(&mut self, taken: u64) -> Vec<u32> {
+    pub fn take_acknowledged(&mut self, taken: u64) -> Vec<u32> {
         let mut slots = Vec::new();
-        while let Some(told) = self.told.pop_front_if(|told| told.number <= taken) {
-            slots.extend(told.bases.into_keys());
+        while let Some(sent) = self.sent.pop_front_if(|sent| sent.number <= taken) {
+            slots.extend(sent.bases.into_keys());
         }
         slots
     }
@@ -285,24 +287,24 @@ impl Settling {
     /// told.
     pub fn late(&mut self, is_over: impl Fn(Duration) -> bool) -> Vec<(u32, u16)> {
         let mut late = Vec::new();
-        for told in self.told.iter_mut().filter(|told| !told.was_late && is_over(told.at)) {
-            told.was_late = true;
-            late.extend(told.bases.iter().map(|(slot, base)| (*slot, *base)));
+        for sent in self.sent.iter_mut().filter(|sent| !sent.was_late && is_over(sent.at)) {
+            sent.was_late = true;
+            late.extend(sent.bases.iter().map(|(slot, base)| (*slot, *base)));
         }
         late
     }
 
     /// These slots have their base owners again.
     pub fn take_back(&mut self, slots: &[u32]) {
-        for told in &mut self.told {
+        for sent in &mut self.sent {
             for slot in slots {
-                told.bases.remove(slot);
+                sent.bases.remove(slot);
             }
         }
     }
 }
 
-impl RingNews {
+impl RingDelta {
     /// These slots.
     pub fn of(slots: impl IntoIterator<Item = u32>) -> Self {
         let mut bits = Vec::new();
@@ -344,31 +346,31 @@ mod tests {
         protocol: Protocol::Tcp,
     };
 
-    fn asked() -> Telling {
-        let mut telling = Telling::default();
-        assert_eq!(telling.ask(100), None);
-        telling
+    fn requested() -> PendingExport {
+        let mut pending = PendingExport::default();
+        assert_eq!(pending.request(100), None);
+        pending
     }
 
     #[test]
     fn nothing_is_kept_until_somebody_asks() {
-        let mut telling = Telling::default();
-        telling.ring(WEB);
-        telling.slots(WEB, 0..3);
-        telling.end(WEB, Flow::Connection([1; 8]));
-        assert!(telling.is_empty());
+        let mut pending = PendingExport::default();
+        pending.ring(WEB);
+        pending.slots(WEB, 0..3);
+        pending.end(WEB, Flow::Connection([1; 8]));
+        assert!(pending.is_empty());
     }
 
     #[test]
     fn who_has_not_asked_for_long_is_told_since_when_nothing_was_kept() {
-        let mut telling = asked();
-        telling.ring(WEB);
-        telling.end_unless_asked(110);
-        assert!(!telling.is_empty());
-        telling.end_unless_asked(111);
-        assert!(telling.is_empty() && !telling.is_asked());
-        assert_eq!(telling.ask(200), Some(100));
-        assert_eq!(telling.ask(201), None);
+        let mut pending = requested();
+        pending.ring(WEB);
+        pending.end_unless_requested(110);
+        assert!(!pending.is_empty());
+        pending.end_unless_requested(111);
+        assert!(pending.is_empty() && !pending.is_requested());
+        assert_eq!(pending.request(200), Some(100));
+        assert_eq!(pending.request(201), None);
     }
 
     #[test]
@@ -378,32 +380,32 @@ mod tests {
         for slot in 5..9 {
             settling.look(slot, true);
         }
-        assert_eq!(settling.take_told(u64::MAX), [0; 0]);
+        assert_eq!(settling.take_acknowledged(u64::MAX), [0; 0]);
         settling.look(6, false);
         assert_eq!(settling.take_quiet(2), [5, 7], "a packet has come for 6");
-        settling.tell([(5, 1), (7, 2)].into(), 7, millis(10));
+        settling.export([(5, 1), (7, 2)].into(), 7, millis(10));
         settling.look(5, true);
         assert_eq!(settling.take_quiet(9), [8], "what was told is not told again");
-        settling.tell([(8, 1)].into(), 8, millis(20));
-        assert_eq!(settling.take_told(6), [0; 0], "a peer has not heard of it");
-        assert_eq!(settling.take_told(7), [5, 7]);
-        assert_eq!(settling.take_told(9), [8]);
+        settling.export([(8, 1)].into(), 8, millis(20));
+        assert_eq!(settling.take_acknowledged(6), [0; 0], "a peer has not heard of it");
+        assert_eq!(settling.take_acknowledged(7), [5, 7]);
+        assert_eq!(settling.take_acknowledged(9), [8]);
     }
 
     #[test]
     fn what_a_peer_is_late_with_is_taken_back_once() {
         let millis = Duration::from_millis;
         let mut settling = Settling::default();
-        settling.tell([(5, 1), (7, 2)].into(), 7, millis(10));
-        settling.tell([(8, 1)].into(), 8, millis(20));
-        let late = |settling: &mut Settling, by: u64| settling.late(|told| told < millis(by));
+        settling.export([(5, 1), (7, 2)].into(), 7, millis(10));
+        settling.export([(8, 1)].into(), 8, millis(20));
+        let late = |settling: &mut Settling, by: u64| settling.late(|sent| sent < millis(by));
         assert_eq!(late(&mut settling, 10), []);
         assert_eq!(late(&mut settling, 20), [(5, 1), (7, 2)]);
         settling.take_back(&[7]);
         settling.look(7, true);
         assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and told anew");
         assert_eq!(late(&mut settling, 30), [(8, 1)]);
-        assert_eq!(settling.take_told(9), [5, 8], "of 5 it could not be taken back");
+        assert_eq!(settling.take_acknowledged(9), [5, 8], "of 5 it could not be taken back");
     }
 
     #[test]
@@ -414,7 +416,7 @@ mod tests {
         for (step, expected) in (0..8).zip([64, 128, 256, 512, 1024, 2048, 4096, 4096]) {
             let at = millis(step * 20);
             assert_eq!(window.room(Some(step), at), expected);
-            window.tell(step + 1, at);
+            window.export(step + 1, at);
             assert_eq!(window.room(Some(step), at + millis(10)), 0, "one at a time");
             assert!(!window.is_over(at, at + millis(19)) && window.is_over(at, at + LATE));
         }
@@ -428,15 +430,15 @@ mod tests {
         let millis = Duration::from_millis;
         let mut window = Window::default();
         // The peer has 40 milliseconds.
-        window.tell(1, millis(0));
+        window.export(1, millis(0));
         window.take_back(2, millis(20));
         assert_eq!(window.room(Some(2), millis(30)), 64);
         for (number, sent, expected) in [(3, 30, 128), (4, 60, 256)] {
-            window.tell(number, millis(sent));
+            window.export(number, millis(sent));
             assert_eq!(window.room(Some(number - 1), millis(sent + 15)), 0);
             assert_eq!(window.room(Some(number), millis(sent + 30)), expected);
         }
-        window.tell(5, millis(90));
+        window.export(5, millis(90));
         assert_eq!(
             window.room(Some(5), millis(120)),
             128,
@@ -452,7 +454,7 @@ mod tests {
         for number in 1..10 {
             assert!(!window.is_over(at, at + patience - millis(1)));
             assert!(window.is_over(at, at + patience));
-            window.tell(number * 2, at);
+            window.export(number * 2, at);
             at += patience;
             window.take_back(number * 2 + 1, at);
             assert_eq!(window.room(Some(number * 2), at + LATE), 0, "it may go by the old news");
@@ -460,7 +462,7 @@ mod tests {
             patience = (patience * 2).min(Duration::from_secs(1));
         }
         for number in 100..110 {
-            window.tell(number, at);
+            window.export(number, at);
             window.room(Some(number), at + LATE / 2);
         }
         assert!(window.is_over(at, at + LATE));
@@ -468,35 +470,35 @@ mod tests {
 
     #[test]
     fn no_client_ends_a_history_by_a_forged_address() {
-        let mut telling = asked();
+        let mut pending = requested();
         for port in 0..4 {
-            telling.end(WEB, Flow::Pinned([0; 4].into(), port));
+            pending.end(WEB, Flow::Pinned([0; 4].into(), port));
         }
-        let told: Vec<_> = telling.ended.into_iter().map(|(_, flow)| flow).collect();
-        assert_eq!(told, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
+        let sent: Vec<_> = pending.ended.into_iter().map(|(_, flow)| flow).collect();
+        assert_eq!(sent, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
     }
 
     #[test]
     fn slots_are_told_once_and_a_whole_ring_covers_them() {
-        let mut telling = asked();
-        telling.slots(WEB, [70, 3, 3].into_iter());
-        assert_eq!(telling.rings[&WEB].slots(), Some(vec![3, 70]));
-        telling.ring(WEB);
-        telling.slots(WEB, [5].into_iter());
-        assert_eq!(telling.rings[&WEB], RingNews::Whole);
+        let mut pending = requested();
+        pending.slots(WEB, [70, 3, 3].into_iter());
+        assert_eq!(pending.rings[&WEB].slots(), Some(vec![3, 70]));
+        pending.ring(WEB);
+        pending.slots(WEB, [5].into_iter());
+        assert_eq!(pending.rings[&WEB], RingDelta::Whole);
     }
 
     #[test]
     fn a_surveyed_flow_is_told_once_again_when_it_moves_and_its_end_is() {
         let flow = |id| FlowRef::Connection(ConnectionKey { id: [id; 8], service: 0, reserved: 0 });
-        let mut telling = asked();
-        assert!(telling.survey([(flow(1), 4)].into()).is_empty());
-        assert_eq!(std::mem::take(&mut telling.flows), [flow(1)]);
-        assert!(telling.survey([(flow(1), 4)].into()).is_empty());
-        assert!(telling.flows.is_empty());
-        assert!(telling.survey([(flow(1), 5)].into()).is_empty());
-        assert_eq!(std::mem::take(&mut telling.flows), [flow(1)]);
-        assert_eq!(telling.survey([(flow(2), 4)].into()), [flow(1)]);
-        assert_eq!(telling.flows, [flow(2)]);
+        let mut pending = requested();
+        assert!(pending.survey([(flow(1), 4)].into()).is_empty());
+        assert_eq!(std::mem::take(&mut pending.flows), [flow(1)]);
+        assert!(pending.survey([(flow(1), 4)].into()).is_empty());
+        assert!(pending.flows.is_empty());
+        assert!(pending.survey([(flow(1), 5)].into()).is_empty());
+        assert_eq!(std::mem::take(&mut pending.flows), [flow(1)]);
+        assert_eq!(pending.survey([(flow(2), 4)].into()), [flow(1)]);
+        assert_eq!(pending.flows, [flow(2)]);
     }
 }
