@@ -21,7 +21,7 @@ use lb_daemon::{
     daemon::{Connection, Daemon, Effects, Inputs, Signal},
     egress::Checker,
     logs,
-    web::Doors,
+    web::HttpServer,
 };
 use lb_datapath::{TxErrors, Xdp};
 use lb_health::prober::Prober;
@@ -185,7 +185,7 @@ async fn serve(
     // As many changes at once are written together.
     let (requests_to, requests) = mpsc::channel(1_024);
     let samples = Samples::start(requests_to.clone());
-    let doors = Doors::start(requests_to.clone(), events.clone(), samples.clone())?;
+    let http = HttpServer::start(requests_to.clone(), events.clone(), samples.clone())?;
     let resolver = Arc::new(resolver);
     let doubter = Arc::clone(&resolver);
     let narrower = Arc::clone(&resolver);
@@ -204,8 +204,8 @@ async fn serve(
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
-        listeners: doors.listeners(),
-        doors: Box::new(move |config| doors.set(config)),
+        listeners: http.listeners(),
+        doors: Box::new(move |config| http.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
     };

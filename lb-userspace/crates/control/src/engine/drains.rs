@@ -1,13 +1,13 @@
-//! How far drains are: who was heard last, whether a drain is over by estimate, and when it is over
+//! How far drains are: the last packet, whether a drain is over by estimate, and when it is over
 //! for certain.
 //!
 //! A drain is over *for certain* when no slot and no pin can have a flow any more: FIN and RST end
-//! nothing, since whoever knows a flow's tuple can forge them, and a client may be silent for the
+//! nothing, since any host that knows a flow's tuple can forge them, and a client may be silent for the
 //! whole idle timeout. It is over *by estimate* when all pins of the backend are closed, and no packet
 //! has come for a while by them, or in the slots of which it is the base owner. A pin that is open is a
 //! known flow, however silent: there is no estimate beside it. Of the flows without a pin nothing is
 //! known but when the last packet came, so the while is the service's `drain_silence`, and twice the
-//! longest silence that a slot of its ring has broken, if that is more ([`Silences`]). The estimate is told to the
+//! longest silence that a slot of its ring has broken, if that is more ([`Silences`]). The estimate is shown to the
 //! operator and moves no flow, so a forged FIN shortens an estimate and nothing else.
 //!
 //! A node estimates only what it sees: not where it shares the packets with others, nor where another
@@ -49,16 +49,16 @@ pub(super) struct Tally {
     /// Those that are closed.
     pub(super) closing: u64,
     /// Second of the last packet of any.
-    heard: Option<u32>,
+    last_packet: Option<u32>,
     /// Second in which the last of all ends if none sends any more.
     ends: u32,
 }
 
 impl Tally {
-    /// Counts a flow that was last heard at `seen` and may be idle for `kept` seconds.
+    /// Counts a flow whose last packet came at `seen` and that may be idle for `kept` seconds.
     pub(super) fn count(&mut self, value: FlowValue, seen: u32, kept: u32, now: Now) {
         self.flows += 1;
-        self.heard = self.heard.max(Some(seen));
+        self.last_packet = self.last_packet.max(Some(seen));
         self.ends = self.ends.max(seen.saturating_add(kept).saturating_add(1));
         if is_closed(value, now.mono_secs().saturating_sub(seen)) {
             self.closing += 1;
@@ -113,7 +113,7 @@ impl Silences {
 
 /// What the last sweep has found in a service's ring.
 #[derive(Debug, Default)]
-struct Heard {
+struct RingPackets {
     /// The second of the last packet without a pin that each base owner got.
     bases: BTreeMap<u16, u32>,
     silences: Silences,
@@ -123,10 +123,10 @@ struct Heard {
 #[derive(Debug, Default)]
 pub(super) struct Drains {
     /// By the service's id; none: its ring is steady and has no pins.
-    heard: BTreeMap<u16, Heard>,
+    rings: BTreeMap<u16, RingPackets>,
     /// By the backend's id: how far its drain was at the last sweep.
     states: BTreeMap<u16, Drain>,
-    /// The services whose packets go to another node, which tells nothing of their flows.
+    /// The services whose packets go to another node, which does not export their flows.
     unsynced: BTreeSet<ServiceKey>,
     /// Since when this node sees the packets of those that were among them.
     seen_since: BTreeMap<ServiceKey, u32>,
@@ -135,14 +135,14 @@ pub(super) struct Drains {
 impl Drains {
     /// Base owners of a service's ring, when each was last sent a packet without a pin, and the
     /// silences before.
-    pub(super) fn hear(&mut self, service: u16, bases: BTreeMap<u16, u32>, silences: Silences) {
-        self.heard.insert(service, Heard { bases, silences });
+    pub(super) fn record(&mut self, service: u16, bases: BTreeMap<u16, u32>, silences: Silences) {
+        self.rings.insert(service, RingPackets { bases, silences });
     }
 
     /// A service's ring has no base owner, or not one of which this node could know; the silences that
-    /// were heard, for a ring that goes on.
+    /// were seen, for a ring that goes on.
     pub(super) fn forget(&mut self, service: u16) -> Silences {
-        self.heard.remove(&service).map(|heard| heard.silences).unwrap_or_default()
+        self.rings.remove(&service).map(|ring| ring.silences).unwrap_or_default()
     }
 
     /// How far the drain of a backend is, if it was looked at.
@@ -156,7 +156,7 @@ impl Drains {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// Says of which services another node gets the packets, and tells this one nothing of their flows.
+    /// Sets the services whose packets another node gets, without exporting their flows to this one.
     pub fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
         let drains = &mut self.drains;
         for key in drains.unsynced.difference(&unsynced) {
@@ -200,13 +200,13 @@ impl<D: DataPlane> Engine<D> {
         let secs = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let idle_timeout = secs(service.idle_timeout);
         let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
-        let ring = self.drains.heard.get(&service_id);
+        let ring = self.drains.rings.get(&service_id);
         let base = ring.and_then(|ring| ring.bases.get(&id)).copied();
         let silence = secs(service.drain_silence);
         let silence = ring.map_or(silence, |ring| ring.silences.wait_secs(silence, idle_timeout));
-        let ends = base.map(|heard| heard.saturating_add(idle_timeout).saturating_add(1));
+        let ends = base.map(|last| last.saturating_add(idle_timeout).saturating_add(1));
         let ends = ends.max((tally.flows > 0).then_some(tally.ends));
-        let heard = base.max(tally.heard);
+        let last_packet = base.max(tally.last_packet);
         let since = |then: u32| now.mono_secs().saturating_sub(then);
         // Before that second others got the packets.
         let seen_since = self.drains.seen_since.get(&service.key).copied();
@@ -214,13 +214,13 @@ impl<D: DataPlane> Engine<D> {
             then.is_none_or(|then| secs.saturating_sub(then) >= silence)
         };
         // What the walk has seen of the pins is as old as the walk.
-        let is_quiet = is_quiet(self.walk.started(), tally.heard)
+        let is_quiet = is_quiet(self.walk.started(), tally.last_packet)
             && is_quiet(now.mono_secs(), base.max(seen_since));
         Drain {
             estimated: tally.flows == tally.closing && is_quiet,
             silence_secs: silence.into(),
             unseen,
-            heard_secs: heard.map(|then| since(then).into()),
+            heard_secs: last_packet.map(|then| since(then).into()),
             ends_in_secs: ends.map(|ends| ends.saturating_sub(now.mono_secs()).into()),
         }
     }

@@ -1,7 +1,7 @@
-//! The interfaces' watch: one that loses the program is told, and gets it again.
+//! The interfaces' watch: an interface that loses the program is reported, and gets it again.
 //!
 //! Each second the engine looks whether each interface still has its program. An interface that was made anew, or
-//! that has lost the program, gets it again unless `reattach` is false. A program of somebody else is reported and
+//! that has lost the program, gets it again unless `reattach` is false. Another project's program is reported and
 //! stays, with `--force` too.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,10 +33,10 @@ pub enum InterfaceEventKind {
     Back,
 }
 
-/// The interfaces without the program, and what is to be told.
+/// The interfaces without the program, and the events to report.
 #[derive(Debug, Default)]
 pub(super) struct Interfaces {
-    /// Why, as it was told last.
+    /// The cause, as it was logged last.
     bare: BTreeMap<String, String>,
     events: Vec<InterfaceEvent>,
 }
@@ -59,7 +59,7 @@ impl<D: DataPlane> Engine<D> {
         interfaces.filter(Interface::is_at_tc).map(|one| one.name).collect()
     }
 
-    /// Tells of interfaces that have lost the program, and attaches it again, if that is wanted and
+    /// Reports interfaces that have lost the program, and attaches it again, if that is wanted and
     /// can be done; if not, each call tries again. A cause is logged once.
     pub(super) fn watch_interfaces(&mut self) {
         let Self { data_plane, interfaces, settings, .. } = self;
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(sweep(&mut engine).len(), 1);
         assert_eq!(sweep(&mut engine), []);
         assert!(engine.data_plane().problem("eth0").is_some());
-        // Whoever has taken it off has put it back.
+        // Another process has taken it off and put it back.
         engine.data_plane_mut().set_interface("eth0", None);
         let back = "eth0: the balancer's program is back".to_owned();
         assert_eq!(sweep(&mut engine), [(InterfaceEventKind::Back, back)]);

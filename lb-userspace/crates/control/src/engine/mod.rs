@@ -106,7 +106,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Backends in `removing` whose last flow has ended: service name and address. The caller
-    /// takes them out of the desired state; until then they are told again.
+    /// takes them out of the desired state; until then they are reported again.
     pub removed: Vec<(String, IpAddr)>,
     /// Slots whose base owner was cleared.
     pub settled: u64,
@@ -172,7 +172,7 @@ impl<D: DataPlane> Engine<D> {
         &self.data_plane
     }
 
-    /// The data plane, for who does the program's part.
+    /// The data plane, for tests that act as the program.
     pub const fn data_plane_mut(&mut self) -> &mut D {
         &mut self.data_plane
     }
@@ -214,8 +214,8 @@ impl<D: DataPlane> Engine<D> {
         &self.standings
     }
 
-    /// What the maps say of the health of the backends that are checked: those that a predecessor
-    /// had taken out of their rings stay out until a check has asked them, and the others stay in.
+    /// The health of the checked backends by the maps: those that a predecessor had taken out of their rings
+    /// stay out until a check has probed them, and the others stay in.
     pub fn adopted_view(&self) -> View {
         let mut view = View::new();
         let ids = self.ids();
@@ -374,7 +374,7 @@ impl<D: DataPlane> Engine<D> {
                 if applied.backends.insert(id, *value).is_none()
                     && let Some(key) = self.key_of(service)
                 {
-                    self.history.meet(key, address);
+                    self.history.backend_added(key, address);
                 }
             }
             Change::PublishRing(id, target) => {
@@ -467,8 +467,8 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Makes a ring what its target says, by [`ring::step`] from what it is: here, or at the peer that
-    /// the service follows.
+    /// Brings a ring to its target, by [`ring::step`] from its present owners: here, or at the peer that the
+    /// service follows.
     fn retarget_ring(
         &mut self,
         id: u16,

@@ -11,7 +11,7 @@ use lb_model::{
     time::Now,
 };
 
-/// How long the others have from the first answer on: silent neighbours are asked every three
+/// How long the others have from the first answer on: silent neighbours are probed every three
 /// seconds, and once a second in between.
 const GRACE_SECS: u32 = 5;
 
@@ -21,7 +21,7 @@ pub(super) struct Outages(BTreeMap<ServiceKey, Outage>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outage {
-    /// Nobody is reached.
+    /// No backend is reached.
     Lasts,
     /// Someone is.
     Ends {
@@ -42,7 +42,7 @@ impl Outages {
         }
     }
 
-    /// The services of which nobody is reached.
+    /// The services without a reachable backend.
     pub(super) fn lasting(&self) -> BTreeSet<ServiceKey> {
         self.keys(|outage| outage == Outage::Lasts)
     }
@@ -88,7 +88,7 @@ fn sight(service: &Service, known: &Neighbourhood) -> Sight {
 const fn next(before: Option<Outage>, sight: Sight, now: u32) -> Option<Outage> {
     match (before, sight.reached, sight.lost) {
         (_, false, true) => Some(Outage::Lasts),
-        // All are asked; the answers will tell.
+        // All are probed; the answers decide.
         (before, false, false) => before,
         (_, true, false) | (None, true, true) => None,
         (Some(Outage::Lasts), true, true) => Some(Outage::Ends { until: now + GRACE_SECS }),

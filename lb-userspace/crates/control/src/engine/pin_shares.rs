@@ -42,7 +42,7 @@ impl Shares {
     }
 
     /// Shares `total` tokens a second out among the CPUs with these buckets. `even` is the share of a
-    /// bucket that says none.
+    /// bucket without one.
     fn adapt(&mut self, total: u32, even: u32, now: u64, buckets: &[&SynBudget]) {
         let elapsed = now.saturating_sub(self.looked);
         let known = self.seen.len() == buckets.len() && (1..=SECOND).contains(&elapsed);

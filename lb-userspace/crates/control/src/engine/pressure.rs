@@ -1,6 +1,6 @@
 //! Pins that a flood has left: how long a flow that has only sent SYNs is kept, and how often it is looked for.
 //!
-//! Whoever floods a service with SYNs pins a flow with each that comes to a slot in flux. While there is plenty of
+//! A SYN flood of a service pins a flow with each that comes to a slot in flux. While there is plenty of
 //! room such a pin lives as long as a client may still answer; in a table that fills, only as long as clients take,
 //! so that there is room for the next ones.
 

@@ -54,7 +54,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(Preview { services, left_out: plan.left_out })
     }
 
-    /// A ring that is made whole: whoever had a flow in the one before has it no more.
+    /// A ring that is made whole: no backend of the one before keeps its flows.
     fn published(&self, id: u16, target: &Target) -> ServicePreview {
         let (slots, starved) = (target.slots, target.members.is_empty());
         let Some(old) = self.applied.rings.get(&id) else {

@@ -79,7 +79,7 @@ impl Ramping {
             for (member, id) in &target.members {
                 let target = Target { service: service.key, backend: member.address };
                 let up = inputs.view.get(&target).is_none_or(|s| s.condition == Condition::Up);
-                // With nobody to compare with, a part of the share is all of it.
+                // With no other member to compare with, a part of the share is all of it.
                 if owns(*id) || !others || panic || !up || takes.is_zero() {
                     continue;
                 }

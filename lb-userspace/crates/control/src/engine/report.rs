@@ -1,4 +1,4 @@
-//! What the engine tells of the data plane.
+//! The status of the data plane.
 
 use std::collections::BTreeMap;
 
@@ -196,7 +196,7 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 
-    /// What routers have said of the path to a backend.
+    /// The path MTU to a backend that routers have reported.
     fn path_mtu(&self, want: &Want) -> Option<u16> {
         let known = self.neighbourhood.as_ref().filter(|_| want.mode == Mode::Ipip)?;
         known.path_mtus.get(&want.address).copied()

@@ -1,7 +1,7 @@
 //! What went to backends that their services have no more.
 //!
 //! A backend's counters go with its id. Without this a service's sums would fall when one of its
-//! backends goes, which whoever follows them takes for a restart, and counts all of them again.
+//! backends goes, which a reader of the metrics takes for a restart, and counts all of them again.
 
 use std::collections::BTreeMap;
 

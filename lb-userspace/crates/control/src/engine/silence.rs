@@ -37,11 +37,11 @@ const UNANSWERED_FOR: Duration = Duration::from_millis(50);
 const ONE_UNANSWERED_FOR: Duration = Duration::from_millis(300);
 /// What is compared is what has happened in this time.
 const WINDOW: Duration = Duration::from_secs(1);
-/// Fewer SYNs than this in a window say nothing about a share.
+/// Fewer SYNs than this in a window are no sample of a share.
 const SAMPLE: u64 = 8;
 /// By how much a backend must differ from the others of its service.
 const FACTOR: u64 = 4;
-/// Fewer SYNs than this that were sent again say nothing.
+/// Fewer retransmitted SYNs than this are no evidence.
 const RETRANSMISSIONS: u64 = 3;
 
 /// A backend that is suspected to be silent.
@@ -70,7 +70,7 @@ impl Counts {
         Self {
             syns,
             others: totals.sent.packets.saturating_sub(syns),
-            // One that went to its second choice says nothing of that backend.
+            // One that went to its second choice is no evidence about that backend.
             again: totals.syn_retransmissions.saturating_sub(totals.second_choices),
         }
     }

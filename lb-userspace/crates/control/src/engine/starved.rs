@@ -117,8 +117,8 @@ impl<D: DataPlane> Engine<D> {
         (!backends.is_empty()).then_some(GivingWay { backends, all: lasts >= LONGEST_SECS })
     }
 
-    /// Says that slots of a service settle that may have flows: once, and once when all do.
-    pub(super) fn tell_giving_way(&mut self, id: u16, slots: usize, all: bool) {
+    /// Logs that slots of a service settle that may have flows: once, and once when all do.
+    pub(super) fn log_giving_way(&mut self, id: u16, slots: usize, all: bool) {
         let Some(key) = self.key_of(id).filter(|_| slots > 0) else { return };
         let Some(span) = self.starved.services.get_mut(&id) else { return };
         let logged = if all { &mut span.logged.1 } else { &mut span.logged.0 };

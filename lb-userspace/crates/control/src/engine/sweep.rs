@@ -210,8 +210,8 @@ impl<D: DataPlane> Engine<D> {
         }
         let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
         let at = stamp(now.mono_secs());
-        let mut heard = BTreeMap::new();
-        // Those that were heard while another node had the packets, or shared them, tell nothing.
+        let mut last_packets = BTreeMap::new();
+        // Those that were seen while another node had the packets, or shared them, mean nothing.
         let mut silences = if role == Role::Own { silences } else { Silences::default() };
         let mut changes = match role {
             Role::Shared => self.sweep_shared(key, &slots, (id, idle), now),
@@ -226,7 +226,7 @@ impl<D: DataPlane> Engine<D> {
             let Owners { current, base } = seen.owners;
             if base != 0 {
                 let at = now.mono_secs().saturating_sub(ring::age(at, seen.unpinned)).max(floor);
-                let last = heard.entry(base).or_insert(at);
+                let last = last_packets.entry(base).or_insert(at);
                 *last = at.max(*last);
             }
             if role == Role::Own && base != 0 && !ring::is_quiet(seen, at, idle) {
@@ -261,12 +261,12 @@ impl<D: DataPlane> Engine<D> {
                 }
             }
         }
-        if heard.is_empty() {
+        if last_packets.is_empty() {
             silences.rest();
         }
-        self.drains.hear(id, heard, silences);
+        self.drains.record(id, last_packets, silences);
         if let Some(GivingWay { all, .. }) = giving_way {
-            self.tell_giving_way(id, give_way, all);
+            self.log_giving_way(id, give_way, all);
         }
         let context = || format!("write ring {id}");
         let done = self.data_plane.replace_owners(&slots, &changes).with_context(context)?;
@@ -346,7 +346,7 @@ impl<D: DataPlane> Engine<D> {
                         return;
                     };
                     let kept = kept_secs(&flow, value, service, embryonic);
-                    // Nobody waits for a peer before a flow ends that has only sent SYNs.
+                    // A flow that has only sent SYNs ends without waiting for a peer.
                     let floor = if *is_shared && is_embryonic(value) { 0 } else { *floor };
                     let age = age(flow, idle(value, floor, now) > kept);
                     let mut count_live = || {
@@ -368,7 +368,7 @@ impl<D: DataPlane> Engine<D> {
                             }
                         }
                         Age::Idle => {}
-                        // A node that it goes by now says so, before it is deleted here.
+                        // The node that gets its packets now objects, before it is deleted here.
                         Age::Ended
                             if exports
                                 && *is_shared
@@ -412,8 +412,8 @@ impl<D: DataPlane> Engine<D> {
         Ok(deleted)
     }
 
-    /// Keeps flows of services that follow a peer fresh, and the marks of their slots: only who sees
-    /// their packets can tell when they end. As many as a second has time for; the next goes on.
+    /// Keeps flows of services that follow a peer fresh, and the marks of their slots: only the node that
+    /// sees their packets knows when they end. As many as a second has time for; the next goes on.
     fn refresh(&mut self, now: Now) -> Result<()> {
         let rest = self.walk.stale.len().saturating_sub(REFRESHED);
         let mut stale = self.walk.stale.split_off(rest);
@@ -476,7 +476,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Frees the backends that own no slot since the last sweep, and have no flow by a walk that
-    /// started after it; tells of those and of the ones that have left before.
+    /// started after it; reports those and the ones that have left before.
     fn let_leave(&mut self, leaving: BTreeSet<u16>, now: Now, swept: &mut Swept) -> Result<()> {
         let walked = self.walk.started == Some(now.mono_secs());
         let ready: Vec<_> = leaving.intersection(&self.walk.leaving).copied().collect();
@@ -543,7 +543,7 @@ fn idle(value: FlowValue, floor: u32, now: Now) -> u32 {
     now.mono_secs().saturating_sub(value.seen.max(floor))
 }
 
-/// Whether a flow of a UDP service has been heard within the idle timeout.
+/// Whether a flow of a UDP service has sent a packet within the idle timeout.
 pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now) -> bool {
     idle(value, floor, now) <= service.idle_timeout
 }

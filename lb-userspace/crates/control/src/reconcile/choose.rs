@@ -35,9 +35,9 @@ impl Candidate {
 
 /// Who takes new flows, in the order of `candidates`, and how the service stands.
 ///
-/// Backups serve when nobody else is up. One that is held back for flapping serves rather than
-/// nobody, and rather than a backup. Panic is for the backends that are no backups: when fewer of
-/// them are up than the threshold asks for, all that can be reached serve, since it is likelier that
+/// Backups serve when no other backend is up. One that is held back for flapping serves rather than
+/// none, and rather than a backup. Panic is for the backends that are no backups: when fewer of
+/// them are up than the threshold requires, all that can be reached serve, since it is likelier that
 /// the check is wrong, or that the few that are left would break under the load of all.
 pub(super) fn choose(policy: &Policy, candidates: &[Candidate]) -> (Vec<bool>, Standing) {
     let all = |these: &dyn Fn(Candidate) -> bool| -> Vec<bool> {

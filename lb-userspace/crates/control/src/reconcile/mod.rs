@@ -65,7 +65,7 @@ pub struct Ring {
     pub held: BTreeMap<u16, Held>,
     /// Slots with a base owner.
     pub in_flux: u32,
-    /// Slots whose stamp says that pins may live.
+    /// Slots with a stamp of live pins.
     pub pinned: u32,
 }
 
@@ -106,7 +106,7 @@ pub struct Target {
     pub members: Vec<(Member, u16)>,
     /// Ids of the backends that keep the flows that they have.
     pub keeping: BTreeSet<u16>,
-    /// Whether those flows are told by their slots, which then have base owners.
+    /// Whether those flows are known by their slots, which then have base owners.
     pub bases: bool,
 }
 
@@ -144,7 +144,7 @@ pub struct Inputs<'a> {
     pub desired: &'a Desired,
     /// What is known of next hops; none: nothing yet.
     pub neighbourhood: Option<&'a Neighbourhood>,
-    /// Services of which nobody can be reached.
+    /// Services without a reachable backend.
     pub unreached: &'a BTreeSet<ServiceKey>,
     /// Services of which nobody could be reached until a moment ago: who can't be yet has time to
     /// answer.
@@ -221,7 +221,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             continue;
         };
         let (placed, standing) = place(inputs, applied, id, service, &mut |address, backend| {
-            // One that has left the maps stays out of them until the operator's wish says so too.
+            // One that has left the maps stays out of them until it is out of the desired state too.
             if matches!(backend.admin, Admin::Removing { .. }) && !ids.has_backend(id, address) {
                 return None;
             }
@@ -274,7 +274,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
         left_out.push(lacking);
     }
     if peer_macs != applied.peer_macs {
-        // Before the services that ask them; one that is gone from them has no backend here any more.
+        // Before the services that use them; one that is gone from them has no backend here any more.
         rings.push(Change::SetPeerMacs(peer_macs));
     }
     let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();

@@ -43,7 +43,7 @@ pub(super) fn deliveries(
     peers
 }
 
-/// Leaves as many as the map has room for; says so if that is not all.
+/// Leaves as many as the map has room for; returns a message if that is not all.
 pub(super) fn without_room(peers: &mut BTreeMap<PeerKey, u16>) -> Option<String> {
     let (had, room) = (peers.len(), abi::PEER_MACS as usize);
     while peers.len() > room {

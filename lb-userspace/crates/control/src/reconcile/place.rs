@@ -40,9 +40,9 @@ pub(super) struct Placed {
 
 /// Whether a backend can be sent to.
 enum Reach {
-    /// It can; the entry says how.
+    /// It can, by this entry.
     Up(abi::Backend),
-    /// It could before nobody could be reached, and has not answered since: the entry says how.
+    /// It could, by this entry, before no backend could be reached, and has not answered since.
     /// Its flows must not meet another backend meanwhile, which would reset them.
     Presumed(abi::Backend),
     /// That is not known yet.
@@ -167,7 +167,7 @@ fn reach(
         Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
         Some(Resolution::Unreachable { .. }) => Reach::Lost,
         Some(Resolution::Pending { .. }) | None => match old {
-            // Found usable in the map, and nothing was heard that says otherwise.
+            // The map has it as usable, and no report contradicts that.
             Some(old) if is_usable(old) && has_way(old, service.mode) => {
                 Reach::Up(entry::on_way_of(blank, old))
             }
@@ -176,7 +176,7 @@ fn reach(
     }
 }
 
-/// Whether an entry tells where packets of this mode go.
+/// Whether an entry has the destination of packets of this mode.
 fn has_way(entry: &abi::Backend, mode: Mode) -> bool {
     let tunnel = entry.flags & backend_flags::TUNNEL != 0;
     entry.ifindex != 0 && tunnel == (mode == Mode::Ipip)

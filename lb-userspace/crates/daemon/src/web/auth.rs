@@ -19,7 +19,7 @@ const REMEMBERED: usize = 256;
 
 /// Lets those in who may look.
 #[derive(Debug)]
-pub(super) struct Doorkeeper {
+pub(super) struct Authenticator {
     users: Option<Arc<Users>>,
     tokens: Option<Tokens>,
     /// What was right before, as a digest with `salt`: bcrypt is not asked for each scrape.
@@ -32,7 +32,7 @@ pub(super) struct Doorkeeper {
     queues: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
-impl Doorkeeper {
+impl Authenticator {
     pub(super) fn new(users: Option<Users>, tokens: Option<Tokens>) -> anyhow::Result<Self> {
         let mut salt = [0; 32];
         let random = ring::rand::SystemRandom::new();
@@ -151,8 +151,8 @@ mod tests {
         [192, 0, 2, last].into()
     }
 
-    async fn admits(keeper: &Doorkeeper, value: &str) -> bool {
-        keeper.admits(&headers(&[value]), address(1)).await
+    async fn admits(authenticator: &Authenticator, value: &str) -> bool {
+        authenticator.admits(&headers(&[value]), address(1)).await
     }
 
     #[tokio::test]
@@ -161,7 +161,7 @@ mod tests {
         let users = Users::parse(&format!("ann:{ann}\nbob:{}\n", hash(""))).expect("users");
         let token = "0123456789abcdef0123456789abcdef";
         let tokens = Tokens::parse(&format!("# of Prometheus\n{token}\n")).expect("a token");
-        let keeper = Doorkeeper::new(Some(users), Some(tokens)).expect("random numbers");
+        let authenticator = Authenticator::new(Some(users), Some(tokens)).expect("random numbers");
         for (value, is_right) in [
             (basic("ann", "correct horse"), true),
             (basic("ann", "correct horse").replace("Basic", "basic"), true),
@@ -182,72 +182,76 @@ mod tests {
             (token.into(), false),
             (String::new(), false),
         ] {
-            assert_eq!(admits(&keeper, &value).await, is_right, "{value}");
+            assert_eq!(admits(&authenticator, &value).await, is_right, "{value}");
             // From memory, it is the same.
-            assert_eq!(admits(&keeper, &value).await, is_right, "{value}, again");
+            assert_eq!(admits(&authenticator, &value).await, is_right, "{value}, again");
         }
         let right = format!("Bearer {token}");
-        assert!(!keeper.admits(&HeaderMap::new(), address(1)).await);
+        assert!(!authenticator.admits(&HeaderMap::new(), address(1)).await);
         let twice = headers(&[&right, &right]);
-        assert!(!keeper.admits(&twice, address(1)).await, "which of the two is meant?");
-        assert_eq!(keeper.challenges().count(), 2);
+        assert!(!authenticator.admits(&twice, address(1)).await, "which of the two is meant?");
+        assert_eq!(authenticator.challenges().count(), 2);
     }
 
     #[tokio::test]
     async fn what_is_not_configured_opens_nothing() {
         let users = Users::parse(&format!("ann:{}", hash("x"))).expect("users");
-        let keeper = Doorkeeper::new(Some(users), None).expect("random numbers");
-        assert!(!admits(&keeper, "Bearer 0123456789abcdef0123456789abcdef").await);
-        let challenges: Vec<_> = keeper.challenges().collect();
+        let authenticator = Authenticator::new(Some(users), None).expect("random numbers");
+        assert!(!admits(&authenticator, "Bearer 0123456789abcdef0123456789abcdef").await);
+        let challenges: Vec<_> = authenticator.challenges().collect();
         assert_eq!(challenges, [r#"Basic realm="lb", charset="UTF-8""#]);
-        let open = Doorkeeper::new(None, None).expect("random numbers");
+        let open = Authenticator::new(None, None).expect("random numbers");
         assert!(open.admits(&HeaderMap::new(), address(1)).await);
     }
 
     #[tokio::test]
     async fn what_was_right_once_costs_no_second_time() {
-        let keeper = slow_keeper();
+        let authenticator = slow_authenticator();
         let started = std::time::Instant::now();
-        assert!(admits(&keeper, &basic("ann", "x")).await);
+        assert!(admits(&authenticator, &basic("ann", "x")).await);
         let once = started.elapsed();
         for _ in 0..100 {
-            assert!(admits(&keeper, &basic("ann", "x")).await);
+            assert!(admits(&authenticator, &basic("ann", "x")).await);
         }
         assert!(started.elapsed() < 20 * once, "{once:?}, {:?}", started.elapsed());
     }
 
     /// One that knows `ann` by `x`, and takes a while to compare.
-    fn slow_keeper() -> Doorkeeper {
+    fn slow_authenticator() -> Authenticator {
         let hash = bcrypt::hash_with_salt("x", 11, [7; 16]).expect("it is hashed").to_string();
         let users = Users::parse(&format!("ann:{hash}")).expect("users");
-        Doorkeeper::new(Some(users), None).expect("random numbers")
+        Authenticator::new(Some(users), None).expect("random numbers")
     }
 
     #[tokio::test]
     async fn who_goes_away_while_a_password_is_compared_makes_no_room_for_another_comparison() {
-        let keeper = slow_keeper();
+        let authenticator = slow_authenticator();
         let wrong = basic("ann", "wrong");
-        assert_eq!(admits(&keeper, &wrong).now_or_never(), None, "it is being compared");
-        assert_eq!(keeper.turn.available_permits(), 0, "it is being compared still");
-        assert_eq!(admits(&keeper, &wrong).now_or_never(), None, "and the next one waits");
-        assert!(!admits(&keeper, &wrong).await, "for its turn");
-        assert_eq!(keeper.turn.available_permits(), 1);
-        drop(keeper.queue(address(2)));
-        assert_eq!(keeper.queues.lock().expect("nobody panics").len(), 1, "the other one is gone");
+        assert_eq!(admits(&authenticator, &wrong).now_or_never(), None, "it is being compared");
+        assert_eq!(authenticator.turn.available_permits(), 0, "it is being compared still");
+        assert_eq!(admits(&authenticator, &wrong).now_or_never(), None, "and the next one waits");
+        assert!(!admits(&authenticator, &wrong).await, "for its turn");
+        assert_eq!(authenticator.turn.available_permits(), 1);
+        drop(authenticator.queue(address(2)));
+        assert_eq!(
+            authenticator.queues.lock().expect("nobody panics").len(),
+            1,
+            "the other one is gone"
+        );
     }
 
     #[tokio::test]
     async fn who_guesses_waits_behind_itself_and_not_before_others() {
-        let keeper = Arc::new(slow_keeper());
+        let authenticator = Arc::new(slow_authenticator());
         let guess = |_| {
-            let keeper = Arc::clone(&keeper);
-            tokio::spawn(async move { admits(&keeper, &basic("ann", "wrong")).await })
+            let authenticator = Arc::clone(&authenticator);
+            tokio::spawn(async move { admits(&authenticator, &basic("ann", "wrong")).await })
         };
         let guesses: Vec<_> = (0..20).map(guess).collect();
-        while keeper.turn.available_permits() > 0 {
+        while authenticator.turn.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(keeper.admits(&headers(&[&basic("ann", "x")]), address(2)).await);
+        assert!(authenticator.admits(&headers(&[&basic("ann", "x")]), address(2)).await);
         let compared = guesses.iter().filter(|guess| guess.is_finished()).count();
         assert!(compared <= 2, "{compared} guesses came first");
         guesses.iter().for_each(tokio::task::JoinHandle::abort);

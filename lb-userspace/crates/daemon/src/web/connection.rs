@@ -23,8 +23,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    crowd::{Guest, Place},
-    gate::Gate,
+    admission::Admission,
+    limiter::{Connection, Permit},
 };
 
 /// For a handshake of TLS.
@@ -41,52 +41,53 @@ const REQUESTS: u32 = 1_000;
 /// Serves a connection to the listener at `listener` until it ends or has to go.
 pub(super) async fn serve(
     stream: TcpStream,
-    place: Place,
+    permit: Permit,
     listener: IpAddr,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
 ) {
-    let guest = Arc::clone(&place.guest);
+    let connection = Arc::clone(&permit.connection);
     tokio::select! {
-        () = talk(stream, &guest, listener, gate, tls) => {}
-        () = place.guest.goes() => tracing::debug!(client = %guest.peer, "HTTP connection closed for others"),
+        () = run(stream, &connection, listener, admission, tls) => {}
+        () = permit.connection.goes() => tracing::debug!(client = %connection.peer, "HTTP connection closed for others"),
     }
 }
 
-async fn talk(
+async fn run(
     stream: TcpStream,
-    guest: &Arc<Guest>,
+    connection: &Arc<Connection>,
     listener: IpAddr,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
 ) {
     // An answer is written at once.
     let _ = stream.set_nodelay(true);
-    let stream = Watched { stream, guest: Arc::clone(guest) };
+    let stream = Watched { stream, connection: Arc::clone(connection) };
     let ended = match tls {
-        None => speak(stream, guest, listener, gate).await,
+        None => serve_http(stream, connection, listener, admission).await,
         Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => speak(stream, guest, listener, gate).await,
+            Ok(Ok(stream)) => serve_http(stream, connection, listener, admission).await,
             Ok(Err(error)) => Err(error.into()),
             Err(late) => Err(late.into()),
         },
     };
     if let Err(error) = ended {
-        tracing::debug!(client = %guest.peer, "HTTP connection ended: {error:#}");
+        tracing::debug!(client = %connection.peer, "HTTP connection ended: {error:#}");
     }
 }
 
-async fn speak(
+async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    guest: &Arc<Guest>,
+    connection: &Arc<Connection>,
     listener: IpAddr,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
 ) -> anyhow::Result<()> {
     let count = Arc::new(AtomicU32::new(0));
     let service = service_fn(|request| {
-        let (gate, guest, count) = (Arc::clone(&gate), Arc::clone(guest), Arc::clone(&count));
+        let (admission, connection, count) =
+            (Arc::clone(&admission), Arc::clone(connection), Arc::clone(&count));
         async move {
-            let mut answer = gate.answer(request, &guest, listener).await;
+            let mut answer = admission.answer(request, &connection, listener).await;
             if count.fetch_add(1, Relaxed) + 1 >= REQUESTS {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(header::CONNECTION, close);
@@ -108,12 +109,12 @@ async fn speak(
 /// A connection that tells whether its client reads what is written.
 struct Watched {
     stream: TcpStream,
-    guest: Arc<Guest>,
+    connection: Arc<Connection>,
 }
 
 impl Watched {
-    fn told(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.guest.reads(written.is_ready(), Instant::now());
+    fn note_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.connection.reads(written.is_ready(), Instant::now());
         Poll::Ready(ready!(written))
     }
 }
@@ -135,7 +136,7 @@ impl AsyncWrite for Watched {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.told(written)
+        self.note_write(written)
     }
 
     fn poll_write_vectored(
@@ -144,7 +145,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.told(written)
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -22,7 +22,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Listeners, connection, crowd::Crowd, gate::Gate, mailbox, rooms};
+use super::{
+    Listeners, admission::Admission, connection, limiter::ConnectionLimiter, routes, status_broker,
+};
 use crate::api::Request;
 
 /// How often connections are looked at, and listeners that can't be had are tried again.
@@ -34,14 +36,14 @@ const REST: Duration = Duration::from_millis(100);
 
 /// What is at work for a configuration.
 struct Setup {
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
     connections: u32,
 }
 
 type Current = Arc<RwLock<Option<Arc<Setup>>>>;
 
-/// Keeps the doors as they are wanted, until nobody wants any more.
+/// Keeps the open_listeners as they are wanted, until nobody wants any more.
 pub(super) async fn keep(
     mut wanted: watch::Receiver<Option<Config>>,
     listeners: Listeners,
@@ -49,24 +51,24 @@ pub(super) async fn keep(
     events: Events,
     samples: Samples,
 ) {
-    let mailbox = mailbox::open(daemon);
-    let crowd = Arc::new(Crowd::default());
+    let status_broker = status_broker::open(daemon);
+    let limiter = Arc::new(ConnectionLimiter::default());
     let current = Current::default();
-    let mut doors = Doors::default();
+    let mut open_listeners = OpenListeners::default();
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             _ = tick.tick() => {
-                crowd.sweep(Instant::now());
-                doors.open(&crowd, &current);
-                listeners.set(doors.list());
+                limiter.sweep(Instant::now());
+                open_listeners.open(&limiter, &current);
+                listeners.set(open_listeners.list());
                 continue;
             }
         }
         let config = wanted.borrow_and_update().clone();
-        let set_up = |config| set_up(config, &mailbox, &events, &samples);
+        let set_up = |config| set_up(config, &status_broker, &events, &samples);
         let setup = config.as_ref().map(set_up).transpose();
         let setup = setup.unwrap_or_else(|error| {
             tracing::error!("the HTTP listener can't be set up: {error:#}");
@@ -74,39 +76,40 @@ pub(super) async fn keep(
         });
         *current.write().unwrap_or_else(PoisonError::into_inner) = setup.map(Arc::new);
         // Who was let in by what was configured before is looked at again.
-        crowd.clear();
-        doors.want(config);
-        doors.open(&crowd, &current);
-        listeners.set(doors.list());
+        limiter.clear();
+        open_listeners.set(config);
+        open_listeners.open(&limiter, &current);
+        listeners.set(open_listeners.list());
     }
 }
 
 fn set_up(
     config: &Config,
-    mailbox: &mpsc::Sender<Request>,
+    status_broker: &mpsc::Sender<Request>,
     events: &Events,
     samples: &Samples,
 ) -> Result<Setup> {
-    let gate = Arc::new(Gate::new(config, rooms(config, mailbox, events, samples))?);
+    let admission =
+        Arc::new(Admission::new(config, routes(config, status_broker, events, samples))?);
     let tls = config.tls.as_ref().map(|identity| TlsAcceptor::from(identity.config()));
-    Ok(Setup { gate, tls, connections: config.connections })
+    Ok(Setup { admission, tls, connections: config.connections })
 }
 
 /// The listeners.
 #[derive(Default)]
-struct Doors {
+struct OpenListeners {
     protection: String,
-    all: BTreeMap<SocketAddr, Door>,
+    all: BTreeMap<SocketAddr, OpenListener>,
 }
 
 #[derive(Default)]
-struct Door {
+struct OpenListener {
     listens: Option<AbortHandle>,
     /// Why it could not be opened when that was tried last.
     obstacle: Option<String>,
 }
 
-impl Drop for Door {
+impl Drop for OpenListener {
     fn drop(&mut self) {
         if let Some(listens) = &self.listens {
             listens.abort();
@@ -114,8 +117,8 @@ impl Drop for Door {
     }
 }
 
-impl Doors {
-    fn want(&mut self, config: Option<Config>) {
+impl OpenListeners {
+    fn set(&mut self, config: Option<Config>) {
         self.protection = config.as_ref().map(protection).unwrap_or_default();
         let listen = config.map(|config| config.listen).unwrap_or_default();
         self.all.retain(|address, _| listen.contains(address));
@@ -125,30 +128,30 @@ impl Doors {
     }
 
     fn list(&self) -> Vec<Listener> {
-        let one = |(address, door): (&SocketAddr, &Door)| Listener {
+        let one = |(address, open): (&SocketAddr, &OpenListener)| Listener {
             address: *address,
-            obstacle: door.obstacle.clone(),
+            obstacle: open.obstacle.clone(),
         };
         self.all.iter().map(one).collect()
     }
 
     /// Opens those that are not open.
-    fn open(&mut self, crowd: &Arc<Crowd>, current: &Current) {
-        for (address, door) in self.all.iter_mut().filter(|(_, door)| door.listens.is_none()) {
+    fn open(&mut self, limiter: &Arc<ConnectionLimiter>, current: &Current) {
+        for (address, open) in self.all.iter_mut().filter(|(_, open)| open.listens.is_none()) {
             match bind(*address) {
                 Ok(listener) => {
                     let task =
-                        welcome(listener, address.ip(), Arc::clone(crowd), Arc::clone(current));
-                    door.listens =
+                        accept(listener, address.ip(), Arc::clone(limiter), Arc::clone(current));
+                    open.listens =
                         Some(tokio::spawn(lasting("HTTP listener", task)).abort_handle());
-                    door.obstacle = None;
+                    open.obstacle = None;
                     tracing::info!(%address, protection = self.protection, "HTTP listener is open, read-only");
                 }
                 Err(error) => {
                     let why = format!("{error:#}");
-                    if door.obstacle.as_ref() != Some(&why) {
+                    if open.obstacle.as_ref() != Some(&why) {
                         tracing::warn!("{why}; trying again each second");
-                        door.obstacle = Some(why);
+                        open.obstacle = Some(why);
                     }
                 }
             }
@@ -183,7 +186,12 @@ fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Takes connections in at `address`, as many as there may be.
-async fn welcome(listener: TcpListener, address: IpAddr, crowd: Arc<Crowd>, current: Current) {
+async fn accept(
+    listener: TcpListener,
+    address: IpAddr,
+    limiter: Arc<ConnectionLimiter>,
+    current: Current,
+) {
     let mut is_failing = false;
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -199,9 +207,9 @@ async fn welcome(listener: TcpListener, address: IpAddr, crowd: Arc<Crowd>, curr
         is_failing = false;
         let setup = current.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(setup) = setup else { continue };
-        if let Some(place) = crowd.enter(peer.ip(), setup.connections, Instant::now()) {
-            let gate = Arc::clone(&setup.gate);
-            tokio::spawn(connection::serve(stream, place, address, gate, setup.tls.clone()));
+        if let Some(permit) = limiter.enter(peer.ip(), setup.connections, Instant::now()) {
+            let admission = Arc::clone(&setup.admission);
+            tokio::spawn(connection::serve(stream, permit, address, admission, setup.tls.clone()));
         }
     }
 }

@@ -20,13 +20,13 @@
 //! Who says who it is wrongly is told so after bcrypt's own time, one at a time, and waits behind others of
 //! its own address only; while it does, it counts as one that has not asked for anything yet.
 
+mod admission;
 mod auth;
 mod connection;
-mod crowd;
-mod gate;
 mod hosts;
+mod limiter;
 mod listen;
-mod mailbox;
+mod status_broker;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -41,7 +41,7 @@ use crate::api::{Request, ready, server};
 
 /// Opens and closes the doors.
 #[derive(Debug)]
-pub struct Doors {
+pub struct HttpServer {
     config: watch::Sender<Option<Config>>,
     listeners: Listeners,
 }
@@ -62,7 +62,7 @@ impl Listeners {
     }
 }
 
-impl Doors {
+impl HttpServer {
     /// Starts the thread that keeps the doors. It ends with the process, or when this is dropped.
     ///
     /// # Errors
@@ -102,20 +102,20 @@ impl Doors {
 }
 
 /// What is behind the doors.
-fn rooms(
+fn routes(
     config: &Config,
     daemon: &mpsc::Sender<Request>,
     events: &Events,
     samples: &Samples,
 ) -> Router {
-    let mut rooms = server::reading(daemon.clone(), events.clone(), samples.clone())
+    let mut routes = server::reading(daemon.clone(), events.clone(), samples.clone())
         .merge(ready::router(daemon.clone()))
         .merge(metrics::router(daemon.clone()));
     if config.haproxy_metrics {
-        rooms = rooms.merge(metrics::haproxy_router(daemon.clone()));
+        routes = routes.merge(metrics::haproxy_router(daemon.clone()));
     }
     if config.dashboard {
-        rooms = rooms.merge(dashboard::router(samples.clone(), events.clone()));
+        routes = routes.merge(dashboard::router(samples.clone(), events.clone()));
     }
-    rooms.fallback(server::no_such_path)
+    routes.fallback(server::no_such_path)
 }

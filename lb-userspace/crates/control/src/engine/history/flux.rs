@@ -7,9 +7,9 @@ const USED: u32 = 1 << 31;
 /// How long a slot waits already; seconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Nothing is known of it.
+    /// No wait is known.
     Unknown,
-    /// A peer told last that it is in use there, or it was held up here.
+    /// A peer has reported last that it is in use there, or it was held up here.
     Used(u32),
     /// It is its own base owner and quiet: since when, who was before, and whether it was in use since.
     Closing { since: u32, before: u16, used: bool },

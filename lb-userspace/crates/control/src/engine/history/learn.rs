@@ -1,4 +1,4 @@
-//! What this node takes from a peer.
+//! Import: the records that this node takes from a peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,20 +32,20 @@ use crate::{
 const MOST_NAMED: usize = 1 << 20;
 
 /// Backends of a service that are remembered as unknown: as many as there can be.
-const MOST_STRANGERS: usize = 1 << 16;
+const MOST_UNKNOWN: usize = 1 << 16;
 
-/// What one call of [`Engine::learn`] has found.
+/// The results of one call of [`Engine::import`].
 #[derive(Debug, Default)]
 struct ImportReport {
-    /// What can't be taken, for people.
+    /// Records that can't be taken, as messages.
     errors: BTreeSet<String>,
-    /// Services whose rings were told whole.
+    /// Services whose rings have arrived whole.
     rings: BTreeSet<ServiceKey>,
     /// Slots of others that have another base owner.
     slots: BTreeMap<ServiceKey, BTreeSet<u32>>,
-    /// Services of which all was told.
+    /// Services whose full history has arrived.
     complete: BTreeSet<ServiceKey>,
-    /// Services of which something was not taken.
+    /// Services with records that were not taken.
     missed: BTreeSet<ServiceKey>,
     failed: Option<anyhow::Error>,
 }
@@ -57,7 +57,7 @@ impl ImportReport {
         }
     }
 
-    /// As [`Self::note`], of what is lost if it was not done.
+    /// As [`Self::note`], for a record that is lost if it was not taken.
     fn miss(&mut self, service: ServiceKey, done: Result<()>) {
         if done.is_err() {
             self.missed.insert(service);
@@ -67,17 +67,17 @@ impl ImportReport {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// Takes pieces of a peer's history, of services that follow it or share it. What can't be taken
-    /// is told once, as `web: backend 10.0.0.13 is not known here`.
+    /// Imports a peer's history of services that follow it or share it. The errors are returned once each,
+    /// as `web: backend 10.0.0.13 is not known here`.
     ///
-    /// Of a service whose history is this node's own, the pins are taken of flows that it does not
-    /// know, and nothing else: they are what a predecessor has told late, or another node that is
-    /// Active at the same time. Whether to hear such a node at all is the caller's choice.
+    /// Of a service whose history is this node's own, only pins of unknown flows are taken: a predecessor
+    /// has sent them late, or another node that is Active at the same time. The caller decides whether to
+    /// import from such a node.
     ///
     /// # Errors
     ///
     /// A map can't be written. All that could be taken was; the next reconciliation writes the rings,
-    /// and [`Self::take_rejected`] says which services lack something else.
+    /// and [`Self::take_rejected`] has the services that lack other records.
     pub fn import(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
         trace!("import {pieces:?}");
         let mut report = ImportReport::default();
@@ -100,13 +100,13 @@ impl<D: DataPlane> Engine<D> {
                 ids.entry(service.id).or_insert_with(|| Arc::new(self.backend_ids(service.id))),
             );
             match piece {
-                // Who shares it knows the members by `Sharers`.
+                // A service that is shared has the members by `Sharers`.
                 Piece::Ring { slots: 0, .. } => {}
                 Piece::Ring { slots, members, digest, .. } => {
                     self.import_ring(key, PeerRing::new(slots, members, digest), &ids, &mut report);
                 }
                 Piece::Bases { bases, .. } => {
-                    self.history.sharing.hear(&key, &bases, service.slots, now.mono_secs());
+                    self.history.sharing.receive(&key, &bases, service.slots, now.mono_secs());
                     self.import_bases(key, &bases, &ids, &mut report);
                 }
                 Piece::Pins { pins, .. } => {
@@ -133,7 +133,7 @@ impl<D: DataPlane> Engine<D> {
         }
         self.history.rejected.append(&mut report.missed);
         if let Some(error) = report.failed {
-            // What else could not be taken is told by the next call that meets with it.
+            // The next call that finds the other errors returns them.
             return Err(error);
         }
         let known = &mut self.history.errors;
@@ -141,18 +141,18 @@ impl<D: DataPlane> Engine<D> {
         Ok(errors.filter(|error| known.insert(error.clone())).collect())
     }
 
-    /// The services of which something that could have been taken was not since the last call, by
-    /// [`Self::learn`]: a write has failed, there was no room, or a ring was not what it should be.
-    /// Their histories must be told again, whole, before this node has all of them.
+    /// The services with records that [`Self::import`] has rejected since the last call: a write has failed,
+    /// there was no room, or a ring was not what it should be. Peers must send their full histories again
+    /// before this node has all of them.
     ///
-    /// A backend that is not known here is no such thing: its flows have no place here however often
-    /// they are told, until it is [known](Self::take_newly_known).
+    /// An unknown backend does not count: its flows have no place here however often they are sent, until
+    /// it is [known](Self::take_newly_known).
     pub fn take_rejected(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.history.rejected)
     }
 
-    /// The services with a backend that was written since the last call, and to which a peer had told
-    /// pins before: an operator adds it to one node first. Their histories must be told again, whole.
+    /// The services with a backend that was written since the last call, and to which a peer had sent pins
+    /// before: an operator adds it to one node first. Peers must send their full histories again.
     pub fn take_newly_known(&mut self) -> BTreeSet<ServiceKey> {
         std::mem::take(&mut self.history.newly_known)
     }
@@ -190,7 +190,7 @@ impl<D: DataPlane> Engine<D> {
             self.report_unknown(&key, received.named(), ids, report);
         } else {
             let name = self.name_of(&key);
-            report.errors.insert(format!("{name}: the peer tells of a ring that can't be"));
+            report.errors.insert(format!("{name}: the peer has sent an impossible ring"));
         }
         self.history.mirrors.entry(key).or_default().next = received;
     }
@@ -215,7 +215,7 @@ impl<D: DataPlane> Engine<D> {
                 let slots = report.slots.entry(key).or_default();
                 slots.extend(bases.iter().filter(|base| ring.set_base(base)).map(|base| base.slot));
             }
-            // Of a ring that is not known nothing can be made.
+            // Without a ring the base owners mean nothing.
             (None, None) => {}
         }
     }
@@ -263,9 +263,9 @@ impl<D: DataPlane> Engine<D> {
         now: Now,
     ) -> Result<bool> {
         let Some(&backend) = ids.get(&pin.backend) else {
-            let strangers = self.history.strangers.entry(key).or_default();
-            if strangers.len() < MOST_STRANGERS {
-                strangers.insert(pin.backend);
+            let unknown_backends = self.history.unknown_backends.entry(key).or_default();
+            if unknown_backends.len() < MOST_UNKNOWN {
+                unknown_backends.insert(pin.backend);
             }
             return Ok(true);
         };
@@ -286,7 +286,7 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         if let FlowRef::Pin(pinned) = &flow {
-            // The stamp first: whoever is to find the pin must have been told to look.
+            // The stamp first: the program looks for a pin only in a slot that has one.
             let slot = slot_of_flow(service, pinned) as usize;
             let slot = slots.and_then(|slots| slots.get(slot));
             slot.into_iter().for_each(|slot| slot.touch_pinned(stamp(now.mono_secs())));
@@ -295,7 +295,7 @@ impl<D: DataPlane> Engine<D> {
         if role == Role::Own {
             let added = self.data_plane.put_new_flow(&flow, value).context("write a flow")?;
             if added == Added::Yes {
-                // No note of the program tells of it, and whoever follows this node must know.
+                // The program has not noted it, and the peers that follow this node must have it.
                 self.history.pending.flow(flow);
             }
             return Ok(added != Added::NoRoom);
@@ -311,8 +311,8 @@ impl<D: DataPlane> Engine<D> {
         Ok(taken)
     }
 
-    /// What becomes of a flow that two nodes know: who has heard it later says where it is, and if
-    /// both have just done so, the lower address, so that both come to the same.
+    /// Merges a flow that two nodes have: the one that has seen a packet later decides its backend, and on a
+    /// tie the lower address, so that both nodes choose the same.
     fn merged(&self, own: FlowValue, received: FlowValue) -> FlowValue {
         let seen = own.seen.max(received.seen);
         if own.backend == received.backend {
@@ -366,7 +366,7 @@ impl<D: DataPlane> Engine<D> {
             };
             let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
             if idle <= kept_secs(&flow, value, service, self.embryonic_secs()) {
-                // It goes by this node now, and the peer is to know.
+                // Its packets come to this node now, which the peer must receive.
                 self.history.pending.flow(flow);
             }
             // A third node may object: this node's own walk deletes the flow when none has.
@@ -477,8 +477,8 @@ impl<D: DataPlane> Engine<D> {
         self.write_bases(id, &here, &changes, now)
     }
 
-    /// Has what is not pinned go where it goes at a peer: for who joins, or was away for so long that the
-    /// others have ended changes without it.
+    /// Sends flows without a pin where a peer sends them: for a node that joins, or was away for so long that
+    /// the others have ended changes without it.
     fn join_peer_ring(&mut self, key: ServiceKey, id: u16, now: Now) -> Result<()> {
         let seed = self.settings.seed;
         let ids = self.backend_ids(id);

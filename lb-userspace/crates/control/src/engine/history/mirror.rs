@@ -1,5 +1,5 @@
-//! A peer's ring, as it was told: who owns its slots there. A pure value; what this node's maps make
-//! of it is in [`super::learn`].
+//! A peer's ring, as it was received: the owners of its slots there. A pure value; [`super::learn`] writes
+//! this node's maps from it.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -23,7 +23,7 @@ pub struct PeerRing {
 }
 
 impl PeerRing {
-    /// The ring that a piece tells of, without base owners. None if no ring can be like that.
+    /// The ring of a record, without base owners. None if no ring can be like that.
     pub fn new(slots: u32, mut members: Vec<(IpAddr, u32)>, digest: u64) -> Option<Self> {
         members.sort_unstable();
         members.dedup_by_key(|(address, _)| *address);
@@ -90,7 +90,7 @@ impl PeerRing {
         maglev::table(&members, seed, self.slots)
     }
 
-    /// Whether this table is what the peer has.
+    /// Whether this table is the peer's.
     pub fn is_like(&self, table: &[u16]) -> bool {
         let owner = |slot| match table.get(slot) {
             Some(&member) => self.names[usize::from(member)],

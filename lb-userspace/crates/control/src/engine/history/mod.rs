@@ -1,14 +1,14 @@
-//! History: what this node tells its peers of its rings and flows, and what it takes from them.
+//! History: the records of rings and flows that this node exports to its peers and imports from them.
 //!
 //! Nodes compute equal rings, so what differs is which older owner the slots in flux have, and which
-//! flows are pinned. For each service one node's history counts ([`Role`]). That node *tells* it
+//! flows are pinned. For each service one node's history counts ([`Role`]). That node *exports* it
 //! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
 //! what [`lb_model::ring::step`] makes of the peer's slot when this node's own view chooses its owner.
 //! So a difference of views is a change like any other, and when this node takes over, its maps are
-//! what they must be.
+//! right already.
 //!
-//! While a service follows, nothing of it ends here by itself: the node that sees its packets says
-//! so. Its flows and slots are kept fresh instead, so that neither this process nor the next one takes
+//! While a service follows, none of its flows ends here by itself: the node that sees its packets exports
+//! the end. Its flows and slots are kept fresh instead, so that neither this process nor the next one takes
 //! them for ended when it takes over.
 //!
 //! # Export
@@ -88,14 +88,14 @@ pub enum Role {
     /// This node's: it is Active for the VIP, or has no peer. The default.
     #[default]
     Own,
-    /// The Active peer's: rings follow what it tells, and nothing ends here before it ends there.
+    /// The Active peer's: rings follow its exports, and no flow ends here before it ends there.
     Follows,
-    /// Every node's, as with ECMP: pins are told in both directions, base owners to who joins, and slots
+    /// Every node's, as with ECMP: pins are exported in both directions, base owners to joining nodes, and slots
     /// settle when they are quiet on all nodes ([`share`]).
     Shared,
 }
 
-/// What the engine knows of histories.
+/// The engine's state of histories.
 #[derive(Debug, Default)]
 pub(super) struct History {
     roles: BTreeMap<ServiceKey, Role>,
@@ -104,18 +104,18 @@ pub(super) struct History {
     pub(super) pending: PendingExport,
     /// Slots that are about to settle.
     settling: BTreeMap<ServiceKey, Settling>,
-    /// The last number of the news that every peer has taken in; none: they don't say so.
+    /// The last export that every peer has acknowledged; none: they acknowledge none.
     taken: Option<u64>,
     window: Window,
     mirrors: BTreeMap<ServiceKey, Mirror>,
     pub(super) sharing: Sharing,
-    /// Services of which something could not be taken.
+    /// Services with records that were rejected.
     rejected: BTreeSet<ServiceKey>,
     /// Backends that peers have pinned flows to, and that are not known here.
-    strangers: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
-    /// Services of which a stranger has become known.
+    unknown_backends: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    /// Services with an unknown backend that has become known.
     newly_known: BTreeSet<ServiceKey>,
-    /// What was told already and is not told again.
+    /// Errors that were returned already and are not returned again.
     errors: BTreeSet<String>,
     /// Services whose pins are held.
     pub(super) held: BTreeSet<ServiceKey>,
@@ -129,16 +129,16 @@ pub(super) struct History {
     survey_due: bool,
 }
 
-/// What is known of a peer's history of a service.
+/// A peer's history of a service.
 #[derive(Debug, Default)]
 struct Mirror {
-    /// The ring that was told last, whole.
+    /// The last ring that has arrived whole.
     ring: Option<PeerRing>,
     /// One of which a part is missing.
     next: Option<PeerRing>,
     /// The owners of `ring` for new flows, while it is in flux and they differ from this node's.
     table: Option<Vec<u16>>,
-    /// While a full history is being told: the flows that it has named.
+    /// While a full history arrives: the flows that it has named.
     named: Option<HashSet<FlowRef>>,
 }
 
@@ -164,7 +164,7 @@ impl History {
         }
     }
 
-    /// The ring of the peer that a service follows, if it was told.
+    /// The ring of the peer that a service follows, if it has arrived.
     fn peer_ring(&self, service: &ServiceKey) -> Option<&PeerRing> {
         self.mirrors.get(service)?.ring.as_ref()
     }
@@ -174,7 +174,7 @@ impl History {
         self.peer_ring(service).is_some_and(|ring| ring.named().any(|name| name == backend))
     }
 
-    /// Whether peers are told of a service's ring, so that a slot may settle only after they were.
+    /// Whether a service's ring is exported, so that a slot may settle only after that.
     pub(super) fn exports_slots(&self, service: &ServiceKey) -> bool {
         self.pending.is_requested() && self.role(service) == Role::Own
     }
@@ -185,9 +185,9 @@ impl History {
     }
 
     /// A backend has become known.
-    pub(super) fn meet(&mut self, service: ServiceKey, backend: IpAddr) {
-        let strangers = self.strangers.get_mut(&service);
-        if strangers.is_some_and(|strangers| strangers.remove(&backend)) {
+    pub(super) fn backend_added(&mut self, service: ServiceKey, backend: IpAddr) {
+        let unknown_backends = self.unknown_backends.get_mut(&service);
+        if unknown_backends.is_some_and(|unknown_backends| unknown_backends.remove(&backend)) {
             self.newly_known.insert(service);
         }
     }
@@ -196,7 +196,7 @@ impl History {
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
         self.rejected.remove(service);
-        self.strangers.remove(service);
+        self.unknown_backends.remove(service);
         self.newly_known.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
@@ -206,14 +206,14 @@ impl History {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// Says whose history of each service counts; one that is not named is this node's own.
+    /// Sets whose history of each service counts; one that is not named is this node's own.
     ///
-    /// A service that has followed is what it must be already: nothing is written. One that begins to
-    /// follow goes by what it knows itself until somebody tells more, for however long: there may be
-    /// nobody, and then it goes on from there when it is this node's own again.
+    /// A service that has followed has the right ring already: no map is written. One that begins to follow
+    /// keeps its own ring until a peer exports one, for however long. If no peer does, it goes on from there
+    /// when it is this node's own again.
     ///
-    /// Of what follows nothing is told any more. So whoever takes a role of its own from a service
-    /// calls [`Self::news`] right before, and has peers told of it: that has the last pins.
+    /// A service that follows is not exported any more. So the caller that takes [`Role::Own`] from a service
+    /// calls [`Self::export_changes`] right before, and sends that to peers: it has the last pins.
     ///
     /// # Errors
     ///
@@ -258,8 +258,8 @@ impl<D: DataPlane> Engine<D> {
         done
     }
 
-    /// Keeps what this node's ring is as if a peer had told of it: what the node sees of backends from
-    /// then on, perhaps without a link, ends nothing that it knows.
+    /// Keeps this node's ring as if a peer had exported it: changes in the health of backends from then on,
+    /// seen perhaps without a link, end none of its flows.
     fn follow_own_ring(&mut self, key: ServiceKey, now: Now) -> Result<()> {
         let mut pieces = Vec::new();
         self.export_ring(&key, &RingDelta::Whole, now, &mut pieces)?;
@@ -284,8 +284,8 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// What was learnt of the services that a peer is about to tell all of is void, when all of it has
-    /// been told; until then it holds.
+    /// A peer is about to send the full histories of these services. The imported records are void when the
+    /// full history has arrived; until then they hold.
     pub fn begin_import(&mut self, services: &BTreeSet<ServiceKey>) {
         for key in services {
             if self.history.role(key) == Role::Own {
@@ -295,14 +295,14 @@ impl<D: DataPlane> Engine<D> {
             let mirror = self.history.mirrors.entry(*key).or_default();
             mirror.next = None;
             mirror.named = Some(HashSet::new());
-            self.history.strangers.remove(key);
+            self.history.unknown_backends.remove(key);
             let of = format!("{}: ", self.name_of(key));
             self.history.errors.retain(|error| !error.starts_with(&of));
         }
     }
 
     /// From now on no flow of these services is pinned: SYNs go to the base owner where a pin would
-    /// be needed. So whoever takes over knows all pins that there are. Others are pinned again.
+    /// be needed. So the node that takes over has all pins. Flows of other services are pinned again.
     ///
     /// # Errors
     ///
@@ -324,7 +324,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Flows may be pinned until this time on CLOCK_MONOTONIC; none: always. So the program ceases to
-    /// make pins that no peer is told of when the daemon has ceased to run.
+    /// make pins that are not exported when the daemon has ceased to run.
     pub fn lease_pins(&mut self, until: Option<Duration>) {
         self.history.is_leased = true;
         let nanos = until.map_or(0, |until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
@@ -375,7 +375,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// What people call a service.
+    /// A service's name in the configuration, or its key.
     pub(super) fn name_of(&self, key: &ServiceKey) -> String {
         let services = self.desired().services.iter();
         let mut named = services.filter(|(_, service)| service.key == *key);
@@ -394,7 +394,7 @@ impl<D: DataPlane> Engine<D> {
         following.map(|(_, service)| service.id).collect()
     }
 
-    /// The keys of the services that are told of, by id.
+    /// The keys of the services that are exported, by id.
     fn exported_services(&self) -> BTreeMap<u16, ServiceKey> {
         let services = self.applied.services.iter();
         let exported = services.filter(|(key, _)| self.history.role(key) != Role::Follows);
@@ -407,7 +407,7 @@ impl<D: DataPlane> Engine<D> {
     }
 }
 
-/// A flow as peers are told of it.
+/// A flow in its exported form.
 pub(super) fn to_flow(flow: &FlowRef) -> Flow {
     let client = |key: &FlowKey| (entry::ip_of(key.source), key.port.get());
     match flow {

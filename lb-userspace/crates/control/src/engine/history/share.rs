@@ -1,16 +1,16 @@
 //! Services that several nodes serve at once: a slot settles only when it is quiet on all of them.
 //!
 //! A router that hashes flows over the nodes may send any flow to another node when the set of nodes
-//! changes, and a packet that is not pinned then goes where that node's slot says. So the nodes must
+//! changes, and a packet that is not pinned then goes to that node's owner of the slot. So the nodes must
 //! agree about each slot's base owner for as long as a flow of it lives on any of them:
 //!
-//! - Each node tells which of its slots in flux packets came for that are not pinned ([`Piece::Bases`]),
-//!   a slot once in [`period`]. A slot is quiet when none has come here for the idle timeout, and no node
-//!   has told of any for that and [`grace`].
-//! - Each node tells who gets new flows there ([`Piece::members`]). While a slot's new flows go elsewhere on
-//!   another node it stays in flux: there it may be in none, and its flows are pinned nowhere.
+//! - Each node exports its slots in flux that have received packets without a pin ([`Piece::Bases`]), a
+//!   slot once in [`period`]. A slot is quiet when none has come here for the idle timeout, and no node
+//!   has reported any for that and [`grace`].
+//! - Each node exports the members that get new flows there ([`Piece::members`]). While a slot's new flows go
+//!   elsewhere on another node it stays in flux: there it may be in none, and its flows are pinned nowhere.
 //! - Nodes see a slot quiet at different moments, [`grace`] apart at most. So it first becomes its own base
-//!   owner, for twice as long: new flows are pinned still, and told, and what is not pinned goes where it
+//!   owner, for twice as long: new flows are pinned still, and exported, and what is not pinned goes where it
 //!   goes on a node on which the slot has settled already. If its new flows are to go elsewhere meanwhile,
 //!   no flow has been left unpinned since: it has the base owner again that it has on a node that is not
 //!   so far, and in the second half of the time the one that it has on a node that is further. It keeps
@@ -18,15 +18,15 @@
 //! - No change of a ring ends that by itself ([`ring::step_shared`]). A slot whose new flows go to its base
 //!   owner again, or whose base owner is dead, is its own base owner too: on another node it may be in
 //!   flux. It settles as if it had become so by being quiet, and all that time later.
-//! - Each node tells that a pin has ended by what it has seen itself, and keeps it for
-//!   [`Sharing::objection_secs`] all the same. Whoever sees the flow objects, and that counts as a packet.
-//!   Nobody deletes a pin because a peer has told its end: with three nodes two that don't see the flow
+//! - Each node exports the end of a pin by what it has seen itself, and keeps the pin for
+//!   [`Sharing::objection_secs`] all the same. A node that sees the flow objects, and that counts as a packet.
+//!   No node deletes a pin because a peer has reported its end: with three nodes two that don't see the flow
 //!   would delete each other's copies, and the third may die before it objects.
-//! - While a peer can't be asked nothing settles and no pin ends, until it is gone for good: after
+//! - While a peer can't be reached no slot settles and no pin ends, until it is gone for good: after
 //!   [`GONE_SECS`], or the idle timeout if that is longer. When it is back nothing counts as idle for
 //!   longer than since then. Peers that come and go again and again hold nothing up for longer, all in all,
 //!   than one that is away: [`Sharing::count_freeze`].
-//! - What a client has only sent SYNs for is kept for nobody: it ends by this node's own clock.
+//! - A flow of which a client has only sent SYNs is not kept for peers: it ends by this node's own clock.
 //!
 //! A node that starts sends flows without a pin where its peers do, since they may have ended changes without it. A
 //! limit: a daemon that stops while slots are about to settle leaves them as they are, and peers can't know which
@@ -45,19 +45,19 @@ use super::{
 
 /// Seconds without a peer after which what it serves is not waited for any more.
 const GONE_SECS: u32 = 300;
-/// Seconds for which a flow is kept after its end was told, besides those in which the loss of a peer is
+/// Seconds for which a flow is kept after its end was exported, besides those in which the loss of a peer is
 /// noticed: a node that it goes by objects meanwhile, unless it is just lost.
 const OBJECTION_SECS: u32 = 5;
-/// Seconds after a service has become shared in which base owners are taken over from who serves it.
+/// Seconds after a service has become shared in which base owners are taken over from the nodes that serve it.
 const JOINING_SECS: u32 = 60;
 
-/// Seconds between two tells of one slot.
+/// Seconds between two exports of one slot.
 const fn period(idle: u32) -> u32 {
     let period = idle / 8;
     if period == 0 { 1 } else { period }
 }
 
-/// Seconds by which what a node knows of another one may be old: a tell, and looks once a second.
+/// Seconds by which the state that a node has of another one may be old: an export, and looks once a second.
 const fn grace(idle: u32) -> u32 {
     period(idle) + 5
 }
@@ -67,7 +67,7 @@ fn gone(idle: u32) -> u32 {
     GONE_SECS.max(idle + grace(idle))
 }
 
-/// Whether an unpinned packet has come for a slot since a second, as far as seconds tell.
+/// Whether an unpinned packet has come for a slot since a second, to the second.
 fn is_used_since(slot: Seen, since: u32, secs: u32) -> bool {
     ring::age(stamp(secs), slot.unpinned) <= secs.saturating_sub(since)
 }
@@ -75,20 +75,20 @@ fn is_used_since(slot: Seen, since: u32, secs: u32) -> bool {
 /// How the nodes that share services with this one stand, in seconds of CLOCK_MONOTONIC.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sharers {
-    /// Since when each peer that is not there, or has not told all, is missed.
+    /// Since when each peer that is not there, or has not sent all, is missed.
     pub away: Vec<u32>,
     /// When the last one has come.
     pub joined: u32,
     /// How long a peer is silent before it is missed.
     pub timeout: u32,
-    /// Who gets the new flows of services, by the peers that are there.
+    /// The members that get new flows of services, at the peers that are there.
     pub members: BTreeMap<ServiceKey, Vec<Members>>,
 }
 
 /// Backends that get the new flows of a service, by address, with their weights.
 pub type Members = Vec<(IpAddr, u32)>;
 
-/// What the engine knows of services that it shares.
+/// The engine's state of services that it shares.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Sharing {
     pub(super) sharers: Sharers,
@@ -99,7 +99,7 @@ pub(in crate::engine) struct Sharing {
 struct Shared {
     /// When it became shared.
     since: u32,
-    /// When slots in use were told last.
+    /// When slots in use were exported last.
     last_export: u32,
     /// When slots were in use last, at peers or here, and which of them are closing.
     flux: Flux,
@@ -107,7 +107,7 @@ struct Shared {
     idle: u32,
     /// Since when peers that were missed, or came, have kept flows from being idle for their whole timeout.
     frozen: Option<u32>,
-    /// Slots in use here, or that have a base owner again, to be told.
+    /// Slots in use here, or that have a base owner again, to be exported.
     in_use: Vec<u32>,
     /// Rings of peers that differ from this node's, with the places of their slots' owners among the
     /// members.
@@ -156,14 +156,14 @@ impl Sharing {
         }
     }
 
-    /// Whether base owners are taken over from who serves a service already.
+    /// Whether base owners are taken over from the nodes that serve a service already.
     pub(super) fn is_joining(&self, key: &ServiceKey, now: u32) -> bool {
         let shared = self.services.get(key);
         shared.is_some_and(|shared| now.saturating_sub(shared.since) <= JOINING_SECS)
     }
 
-    /// A peer tells that slots are in use there.
-    pub(super) fn hear(&mut self, key: &ServiceKey, bases: &[Base], slots: u32, now: u32) {
+    /// A peer has reported that slots are in use there.
+    pub(super) fn receive(&mut self, key: &ServiceKey, bases: &[Base], slots: u32, now: u32) {
         let Some(shared) = self.services.get_mut(key) else { return };
         for base in bases.iter().filter(|base| base.backend.is_some()) {
             shared.flux.touch(slots, base.slot, now);
@@ -184,7 +184,7 @@ impl Sharing {
         let (index, secs) = (index as u32, now.mono_secs());
         let before = shared.flux.get(index);
         shared.flux.set(slots.len() as u32, index, Wait::Used(secs));
-        // Peers hear of it even if its new flows are back before they are told of those.
+        // Peers receive it even if its new flows are back before those are exported.
         shared.in_use.push(index);
         match before {
             Wait::Closing { since, before, .. }
@@ -224,15 +224,15 @@ impl Sharing {
         }
     }
 
-    /// The base owner that peers are told of, of a slot that is its own: none, or while the slot may have
-    /// the one again that it had before, that one.
+    /// The base owner that is exported for a slot that is its own: none, or the one before while the slot may
+    /// have that one again.
     pub(super) fn exported_base(&self, key: &ServiceKey, slot: u32, secs: u32) -> Option<u16> {
         let shared = self.services.get(key)?;
         let Wait::Closing { since, before, .. } = shared.flux.get(slot) else { return None };
         (secs.saturating_sub(since) <= grace(shared.idle)).then_some(before)
     }
 
-    /// Who owns slots for new flows at peers where that differs from `own`: the members, and places among
+    /// The owners of slots for new flows at peers where they differ from `own`: the members, and places among
     /// them.
     fn others(
         &mut self,
@@ -261,7 +261,7 @@ impl Sharing {
         &shared.rings
     }
 
-    /// The slots in use that are to be told, by service.
+    /// The slots in use that are to be exported, by service.
     pub(super) fn take_in_use(&mut self) -> Vec<(ServiceKey, Vec<u32>)> {
         let services = self.services.iter_mut().filter(|(_, shared)| !shared.in_use.is_empty());
         services.map(|(key, shared)| (*key, std::mem::take(&mut shared.in_use))).collect()
@@ -273,7 +273,7 @@ impl Sharing {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// Says how the nodes stand that share services with this one. Who has peers calls it before each
+    /// Sets how the nodes stand that share services with this one. With peers, the caller sets it before each
     /// [`Self::sweep`].
     pub fn set_sharers(&mut self, sharers: Sharers) {
         self.history.sharing.sharers = sharers;

@@ -1,5 +1,5 @@
-//! Flows of UDP services that go where the ring would not send them: peers are told of them by the
-//! walk of each second, and at once when a ring has changed.
+//! Flows of UDP services that go where the ring would not send them. They are exported by the walk of each
+//! second, and at once when a ring has changed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,8 +17,8 @@ use super::{Role, off_ring};
 use crate::engine::{Engine, sweep::is_kept};
 
 impl<D: DataPlane> Engine<D> {
-    /// Looks which flows of UDP services [`Self::news`] is to tell of, as the walk of each second does:
-    /// for a handover, where the last second counts. It costs a tenth of a microsecond a flow.
+    /// Looks which flows of UDP services [`Self::export_changes`] must export, as the walk of each second
+    /// does: for a handover, where the last second counts. It costs a tenth of a microsecond a flow.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Takes over what a walk has found, and has peers told.
+    /// Takes over the flows that a walk has found, and exports them.
     pub(in crate::engine) fn take_survey(&mut self, found: HashMap<FlowRef, u16>) {
         for flow in self.history.pending.survey(found) {
             self.export_end(&flow);
@@ -71,8 +71,8 @@ impl<D: DataPlane> Engine<D> {
         done
     }
 
-    /// The services that are told of and have flows of their own, by id, with the second before which
-    /// nothing of them can have been idle.
+    /// The services that are exported and have flows of their own, by id, with the second before which none
+    /// of their flows can have been idle.
     fn surveyed_services(&self, now: Now) -> impl Iterator<Item = (u16, (Service, u32))> {
         let services = self.applied.services.iter();
         let exported = services.filter(|(key, service)| {

@@ -1,4 +1,4 @@
-//! What this node tells: news, and all of it.
+//! Export: the changes since the last export, or all records.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -28,12 +28,12 @@ type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 impl<D: DataPlane> Engine<D> {
     /// What has changed since the last call, of services whose history is this node's or shared.
     ///
-    /// What is told is as it is at this moment, whatever it was when it changed. What is told by one call
-    /// has the number [`Self::export_number`]; [`Self::set_acknowledged`] says how far peers are.
+    /// The records are as they are at this moment, whatever they were when they changed. The export of one
+    /// call has the number [`Self::export_number`]; [`Self::set_acknowledged`] sets the acknowledged one.
     ///
     /// # Errors
     ///
-    /// A map can't be read; the next call tells it.
+    /// A map can't be read; the next call exports the changes.
     pub fn export_changes(&mut self, now: Now) -> Result<Vec<Piece>> {
         self.record_changes(now);
         let Self { data_plane, history, .. } = self;
@@ -55,7 +55,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let keys = self.exported_services();
         let mut pieces = Vec::new();
-        let mut told_rings = Vec::new();
+        let mut exported_rings = Vec::new();
         for (key, delta) in &self.history.pending.rings {
             let is_exported = match self.history.role(key) {
                 Role::Own => false,
@@ -63,7 +63,7 @@ impl<D: DataPlane> Engine<D> {
                 Role::Shared => self.export_members(key, &mut pieces),
             };
             if is_exported || self.export_ring(key, delta, now, &mut pieces)? {
-                told_rings.push(*key);
+                exported_rings.push(*key);
             }
         }
         for (key, slots) in self.history.sharing.take_in_use() {
@@ -95,24 +95,25 @@ impl<D: DataPlane> Engine<D> {
         pending.flows.clear();
         pending.missed_since = None;
         pending.number += 1;
-        for key in told_rings {
+        for key in exported_rings {
             pending.rings.remove(&key);
         }
         Ok(pieces)
     }
 
-    /// The number of the last news.
+    /// The number of the last export.
     pub const fn export_number(&self) -> u64 {
         self.history.pending.number
     }
 
-    /// Every peer that is to has taken in all news up to this number. Until this is called for the first
-    /// time, news count as taken when the next ones are told.
+    /// Every peer has acknowledged all exports up to this number. Until this is called for the first time,
+    /// the next export acknowledges the one before.
     pub const fn set_acknowledged(&mut self, number: u64) {
         self.history.taken = Some(number);
     }
 
-    /// What changes from now on is kept as news. What was not kept meanwhile is.
+    /// Keeps changes for export from now on. If they were not kept meanwhile, all rings and the pins since
+    /// then are exported.
     pub(super) fn record_changes(&mut self, now: Now) {
         let pending = &mut self.history.pending;
         if let Some(since) = pending.request(now.mono_secs()) {
@@ -125,17 +126,17 @@ impl<D: DataPlane> Engine<D> {
     fn settling_rings(&self) -> Vec<(ServiceKey, u16, u32)> {
         let services = self.history.settling.keys().filter_map(|key| {
             let service = self.applied.services.get(key)?;
-            // Of a ring that is not known nothing is told.
+            // A ring that is not known is not exported.
             self.applied.rings.get(&service.id)?.target.as_ref()?;
             Some((*key, service.id, service.idle_timeout))
         });
         services.collect()
     }
 
-    /// Has the next news tell of slots that are quiet, as many as there is room for, and makes them
-    /// their own base owners.
+    /// Adds quiet slots to the next export, as many as there is room for, and makes them their own base
+    /// owners.
     ///
-    /// Not while pins are held: the peer that takes over does not wait for what is told from then on.
+    /// Not while pins are held: the peer that takes over does not wait for later exports.
     fn export_settling(&mut self, now: Now) -> Result<()> {
         let mut room = self.history.window.room(self.history.taken, now.mono);
         let number = self.history.pending.number + 1;
@@ -171,7 +172,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Gives slots their base owners again with which a peer is late, where nothing has gone to their
-    /// current owners unpinned, and has the next news tell of it.
+    /// current owners unpinned, and adds them to the next export.
     ///
     /// Not while pins are held, as above.
     fn take_late_back(&mut self, now: Now) -> Result<()> {
@@ -308,8 +309,8 @@ impl<D: DataPlane> Engine<D> {
         Ok(pieces)
     }
 
-    /// Tells of a service's ring; false if it is not known what it is: a write has failed. Slots that
-    /// are their own base owners are told to have none, or the one that they may have again.
+    /// Exports a service's ring; false if the ring is not known: a write has failed. Slots that are their
+    /// own base owners are exported without one, or with the one that they may have again.
     pub(super) fn export_ring(
         &self,
         key: &ServiceKey,
@@ -343,8 +344,8 @@ impl<D: DataPlane> Engine<D> {
         let in_flux = (0..).zip(slots.iter()).filter(|(_, slot)| slot.owners().base != 0);
         let bases = in_flux.map(&mut base).filter(|base| base.backend.is_some());
         let bases: Vec<_> = bases.collect();
-        let nobody = std::net::IpAddr::from([0; 4]);
-        let currents = slots.iter().map(|slot| address(slot.owners().current).unwrap_or(nobody));
+        let no_owner = std::net::IpAddr::from([0; 4]);
+        let currents = slots.iter().map(|slot| address(slot.owners().current).unwrap_or(no_owner));
         pieces.push(Piece::Ring {
             service,
             slots: target.slots,
@@ -358,7 +359,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(true)
     }
 
-    /// Tells who gets the new flows of a service; false if that is not known: a write has failed.
+    /// Exports the members of a service's ring; false if they are not known: a write has failed.
     fn export_members(&self, key: &ServiceKey, pieces: &mut Vec<Piece>) -> bool {
         let Some(service) = self.applied.services.get(key) else { return true };
         let Some(ring) = self.applied.rings.get(&service.id) else { return true };
@@ -368,7 +369,7 @@ impl<D: DataPlane> Engine<D> {
         true
     }
 
-    /// Tells of the pins that were used since a second.
+    /// Exports the pins that were used since a second.
     fn export_pins_since(
         &self,
         since: u32,
@@ -413,8 +414,8 @@ impl<D: DataPlane> Engine<D> {
 /// are read at different moments, and between two calls there is less.
 const MISSED_SECS: u32 = 2;
 
-/// Whether a flow of a UDP service goes where the ring would not send it. Of a QUIC connection that
-/// can't be told, for its client may have another address by now: it always counts as one.
+/// Whether a flow of a UDP service goes where the ring would not send it. A QUIC connection always counts
+/// as one: its client may have another address by now.
 pub(in crate::engine) fn off_ring<R>(
     flow: &FlowRef,
     value: FlowValue,

@@ -1,4 +1,4 @@
-//! What is still to be told: a list that the engine adds to while it writes, and that
+//! The changes since the last export: a list that the engine adds to while it writes, and that
 //! [`super::tell`] empties.
 
 use std::{
@@ -10,60 +10,60 @@ use lb_common::abi::FlowKey;
 use lb_model::{desired::ServiceKey, flow::FlowRef};
 use lb_sync::piece::Flow;
 
-/// Flows whose end is kept for telling; beyond that peers learn of it by their next full history.
+/// Ended flows that are kept for the next export; peers get any beyond that by their next full history.
 const MOST_ENDED: usize = 262_144;
 
-/// Seconds without a question after which nothing is kept: who asks does so a hundred times a second.
+/// Seconds without an export after which no change is kept: the daemon exports a hundred times a second.
 const PATIENCE_SECS: u32 = 10;
 
-/// A peer that has not taken news in after this time is late.
+/// A peer that has not acknowledged an export after this time is late.
 pub const LATE: Duration = Duration::from_millis(20);
 
-/// What has changed since it was told.
+/// Changes since the last export.
 #[derive(Debug, Default)]
 pub struct PendingExport {
-    /// How often something was told.
+    /// Number of exports that had changes.
     pub number: u64,
-    /// The second in which somebody has asked last. Until then nothing is kept.
+    /// The second of the last export. No change is kept before the first one.
     requested: Option<u32>,
-    /// The same, when it was so long ago that nothing is kept any more.
+    /// The same, when it was so long ago that no change is kept any more.
     lapsed: Option<u32>,
     /// Rings, by service.
     pub rings: BTreeMap<ServiceKey, RingDelta>,
     /// Flows that have ended.
     pub ended: Vec<(ServiceKey, Flow)>,
-    /// Flows that may have another pin than was told.
+    /// Flows whose pin may differ from the exported one.
     pub noted: HashSet<FlowKey>,
-    /// Other flows that are to be told.
+    /// Other flows to export.
     pub flows: Vec<FlowRef>,
     /// The second since when pins may be new of which there is no note.
     pub missed_since: Option<u32>,
-    /// Flows of UDP services that were told, with their backends.
+    /// Exported flows of UDP services, with their backends.
     surveyed: HashMap<FlowRef, u16>,
 }
 
-/// What has changed of a ring.
+/// Changes of a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RingDelta {
-    /// Who gets new flows, and so all of it.
+    /// The current owners, and so all of it.
     Whole,
     /// The base owners of these slots, a bit each.
     Slots(Vec<u64>),
 }
 
 impl PendingExport {
-    /// Whether somebody asks, so that what changes is kept.
+    /// Whether the daemon exports changes, so that they are kept.
     pub const fn is_requested(&self) -> bool {
         self.requested.is_some()
     }
 
-    /// Somebody asks. If nobody has for long, the second until which all was kept.
+    /// Notes an export. Returns the second until which all changes were kept, if they were dropped since.
     pub fn request(&mut self, now: u32) -> Option<u32> {
         self.requested = Some(now);
         self.lapsed.take()
     }
 
-    /// Keeps nothing any more if nobody has asked for long.
+    /// Drops the changes after [`PATIENCE_SECS`] without an export.
     pub fn end_unless_requested(&mut self, now: u32) {
         if let Some(requested) =
             self.requested.filter(|requested| now.saturating_sub(*requested) > PATIENCE_SECS)
@@ -73,7 +73,7 @@ impl PendingExport {
         }
     }
 
-    /// Whether there is nothing to tell.
+    /// Whether there is no change to export.
     pub fn is_empty(&self) -> bool {
         self.rings.is_empty()
             && self.ended.is_empty()
@@ -103,23 +103,22 @@ impl PendingExport {
 
     /// A flow has ended.
     pub fn end(&mut self, service: ServiceKey, flow: Flow) {
-        // Nobody has these addresses, but anybody can forge them.
+        // No client has these addresses, but any can forge them.
         let is_mark = flow.ends_a_ring() || flow.ends_a_history();
         if self.is_requested() && !is_mark && self.ended.len() < MOST_ENDED {
             self.ended.push((service, flow));
         }
     }
 
-    /// A flow has a place of which no note tells.
+    /// A flow has changed without a note of the program.
     pub fn flow(&mut self, flow: FlowRef) {
         if self.is_requested() {
             self.flows.push(flow);
         }
     }
 
-    /// Takes over which flows of UDP services go where the ring would not send them, or could not
-    /// tell. Those that were not told yet are told; those that were and are no more have ended, which
-    /// is returned.
+    /// Takes over the flows of UDP services that may go where the ring would not send them. The new ones are
+    /// exported; those that are gone have ended, and are returned.
     pub fn survey(&mut self, found: HashMap<FlowRef, u16>) -> Vec<FlowRef> {
         let known = std::mem::take(&mut self.surveyed);
         let is_new = |(flow, backend): &(&FlowRef, &u16)| known.get(*flow) != Some(*backend);
@@ -129,7 +128,7 @@ impl PendingExport {
         ended
     }
 
-    /// Forgets what was to be told of a service whose history is another node's from now on.
+    /// Drops the changes of a service whose history is another node's from now on.
     pub fn drop_service(&mut self, service: &ServiceKey, id: Option<u16>) {
         self.rings.remove(service);
         self.ended.retain(|(of, _)| of != service);
@@ -139,10 +138,10 @@ impl PendingExport {
     }
 }
 
-/// How many slots peers are told at once to have settled, and how long they have for it.
+/// How many slots are exported at once as settled, and how long peers have to acknowledge them.
 ///
-/// Until a peer has taken that in it goes by another owner than this node for what is not pinned, and
-/// if it took over then, such a flow would break. So few slots are told at first, and more as long as
+/// Until a peer has imported that it sends flows without a pin to another owner than this node, and
+/// if it took over then, such a flow would break. So few slots are exported at first, and more as long as
 /// peers are quick, and the daemon as well: while it does not run, the lease ends, and flows begin in
 /// these slots without a pin before they can be taken back.
 #[derive(Debug)]
@@ -151,16 +150,16 @@ pub struct Window {
     patience: Duration,
     /// When [`Self::room`] was called last.
     called: Option<Duration>,
-    /// What peers must have taken in before more is told.
+    /// The export that peers must acknowledge before more slots are exported.
     sent: Option<Sent>,
 }
 
-/// News that tell of slots that settle.
+/// An export of slots that settle.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     number: u64,
     at: Duration,
-    /// Whether they say that these don't settle after all.
+    /// Whether it withdraws the slots of an earlier one.
     is_taken_back: bool,
 }
 
@@ -177,8 +176,8 @@ impl Window {
     /// end, however slow peers are.
     const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
-    /// How many slots may be told now, when peers have taken all news up to a number; none: they don't
-    /// say.
+    /// How many slots may be exported now, when peers have acknowledged all exports up to a number; none:
+    /// they acknowledge none.
     pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
         let Some(taken) = taken else { return usize::MAX };
         let called = self.called.replace(now);
@@ -202,17 +201,17 @@ impl Window {
         self.size
     }
 
-    /// Slots are told by the news with this number.
+    /// The export with this number has slots that settle.
     pub const fn export(&mut self, number: u64, now: Duration) {
         self.sent = Some(Sent { number, at: now, is_taken_back: false });
     }
 
-    /// Whether peers are late with what was told then.
+    /// Whether peers are late with the export of that time.
     pub fn is_over(&self, sent: Duration, now: Duration) -> bool {
         now.saturating_sub(sent) >= self.patience
     }
 
-    /// What was told is taken back by the news with this number, since peers are late.
+    /// The export with this number withdraws slots, since peers are late.
     pub fn take_back(&mut self, number: u64, now: Duration) {
         self.size = Self::LEAST;
         self.patience = (self.patience * 2).min(Self::MOST_PATIENCE);
@@ -222,24 +221,24 @@ impl Window {
 
 /// Slots that are quiet, on their way to have no base owner.
 ///
-/// At any moment a peer that takes in all that was told so far, and takes over, must go by the same
-/// owner as this node for what is not pinned: nobody tells of such a flow. So a slot that peers are told
-/// has settled becomes its own base owner with that: what can't be pinned goes to its current owner as
-/// well. The rest is pinned still, for a peer that does not know yet. When every peer has taken it in,
-/// the slot settles, and nothing is pinned any more. If one is late, the slot has its base owner again
-/// and peers are told so, before flows begin there unpinned since the peer is late.
+/// At any moment a peer that imports all exports so far, and takes over, must send flows without a pin to
+/// the same owner as this node: no record is exported for them. So a slot that is exported as settled
+/// becomes its own base owner with that: a flow that can't be pinned goes to its current owner as well.
+/// The other flows are pinned still, for a peer without that export. When every peer has acknowledged it,
+/// the slot settles, and no flow is pinned any more. If one is late, the slot gets its base owner again,
+/// which is exported, before flows begin there unpinned since the peer is late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
-    /// Slots of which it is to be told.
+    /// Quiet slots that are not exported yet.
     quiet: BTreeSet<u32>,
-    /// Slots of which it was, oldest first.
+    /// Exported ones, oldest first.
     sent: VecDeque<SettledBatch>,
 }
 
-/// Slots that were told to have settled.
+/// Slots that were exported as settled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SettledBatch {
-    /// The number of the news, and when they were told.
+    /// The number of the export, and its time.
     number: u64,
     at: Duration,
     /// Their base owners until then.
@@ -269,12 +268,12 @@ impl Settling {
         slots
     }
 
-    /// These are told to have settled by the news with this number; with their base owners.
+    /// The export with this number has these slots as settled; with their base owners.
     pub fn export(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
         self.sent.push_back(SettledBatch { number, at: now, bases, was_late: false });
     }
 
-    /// The slots that may settle, since all news up to this one were taken in.
+    /// The slots that may settle, since all exports up to this one are acknowledged.
     pub fn take_acknowledged(&mut self, taken: u64) -> Vec<u32> {
         let mut slots = Vec::new();
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.number <= taken) {
@@ -284,7 +283,7 @@ impl Settling {
     }
 
     /// The slots with which peers are late for the first time, and their base owners until they were
-    /// told.
+    /// exported.
     pub fn late(&mut self, is_over: impl Fn(Duration) -> bool) -> Vec<(u32, u16)> {
         let mut late = Vec::new();
         for sent in self.sent.iter_mut().filter(|sent| !sent.was_late && is_over(sent.at)) {
@@ -385,9 +384,9 @@ mod tests {
         assert_eq!(settling.take_quiet(2), [5, 7], "a packet has come for 6");
         settling.export([(5, 1), (7, 2)].into(), 7, millis(10));
         settling.look(5, true);
-        assert_eq!(settling.take_quiet(9), [8], "what was told is not told again");
+        assert_eq!(settling.take_quiet(9), [8], "an exported slot is not exported again");
         settling.export([(8, 1)].into(), 8, millis(20));
-        assert_eq!(settling.take_acknowledged(6), [0; 0], "a peer has not heard of it");
+        assert_eq!(settling.take_acknowledged(6), [0; 0], "a peer has not acknowledged it");
         assert_eq!(settling.take_acknowledged(7), [5, 7]);
         assert_eq!(settling.take_acknowledged(9), [8]);
     }
@@ -403,7 +402,7 @@ mod tests {
         assert_eq!(late(&mut settling, 20), [(5, 1), (7, 2)]);
         settling.take_back(&[7]);
         settling.look(7, true);
-        assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and told anew");
+        assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and exported again");
         assert_eq!(late(&mut settling, 30), [(8, 1)]);
         assert_eq!(settling.take_acknowledged(9), [5, 8], "of 5 it could not be taken back");
     }
@@ -412,7 +411,7 @@ mod tests {
     fn more_slots_are_told_at_once_as_long_as_peers_are_quick() {
         let millis = Duration::from_millis;
         let mut window = Window::default();
-        assert_eq!(window.room(None, millis(0)), usize::MAX, "nobody says how far they are");
+        assert_eq!(window.room(None, millis(0)), usize::MAX, "no peer acknowledges");
         for (step, expected) in (0..8).zip([64, 128, 256, 512, 1024, 2048, 4096, 4096]) {
             let at = millis(step * 20);
             assert_eq!(window.room(Some(step), at), expected);
@@ -422,7 +421,7 @@ mod tests {
         }
         assert_eq!(window.room(Some(7), millis(170)), 0);
         assert_eq!(window.room(Some(8), millis(180)), 64, "it was late");
-        assert_eq!(window.room(Some(8), millis(190)), 64, "nothing was told");
+        assert_eq!(window.room(Some(8), millis(190)), 64, "no slot was exported");
     }
 
     #[test]
@@ -457,7 +456,11 @@ mod tests {
             window.export(number * 2, at);
             at += patience;
             window.take_back(number * 2 + 1, at);
-            assert_eq!(window.room(Some(number * 2), at + LATE), 0, "it may go by the old news");
+            assert_eq!(
+                window.room(Some(number * 2), at + LATE),
+                0,
+                "it may have the old export only"
+            );
             assert_eq!(window.room(Some(number * 2 + 1), at + LATE), 64);
             patience = (patience * 2).min(Duration::from_secs(1));
         }

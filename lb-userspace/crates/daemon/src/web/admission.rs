@@ -24,9 +24,9 @@ use lb_model::refusal::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
-    auth::Doorkeeper,
-    crowd::{Guest, Phase},
+    auth::Authenticator,
     hosts::Hosts,
+    limiter::{Connection, Phase},
 };
 use crate::api::ready::{IsKnown, OPEN};
 
@@ -43,11 +43,11 @@ const PIECE: usize = 64 << 10;
 /// Who may not look is logged at most this often.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// The gate of a configuration.
+/// The admission of a configuration.
 #[derive(Debug)]
-pub(super) struct Gate {
-    rooms: Router,
-    keeper: Doorkeeper,
+pub(super) struct Admission {
+    routes: Router,
+    authenticator: Authenticator,
     hosts: Hosts,
     work: Semaphore,
     streams: Arc<Semaphore>,
@@ -56,11 +56,11 @@ pub(super) struct Gate {
     turned_away: Mutex<(u64, Option<Instant>)>,
 }
 
-impl Gate {
-    pub(super) fn new(config: &Config, rooms: Router) -> Result<Self> {
+impl Admission {
+    pub(super) fn new(config: &Config, routes: Router) -> Result<Self> {
         Ok(Self {
-            rooms,
-            keeper: Doorkeeper::new(config.users.clone(), config.tokens.clone())?,
+            routes,
+            authenticator: Authenticator::new(config.users.clone(), config.tokens.clone())?,
             hosts: Hosts::new(config, &host_name()),
             work: Semaphore::new(AT_WORK),
             streams: Arc::new(Semaphore::new(config.streams as usize)),
@@ -69,32 +69,35 @@ impl Gate {
         })
     }
 
-    /// Answers one request of a guest, who came by the listener at `listener`.
+    /// Answers one request of a connection, who came by the listener at `listener`.
     pub(super) async fn answer(
         &self,
         request: hyper::Request<Incoming>,
-        guest: &Arc<Guest>,
+        connection: &Arc<Connection>,
         listener: IpAddr,
     ) -> Response {
-        let asked = (request.method().clone(), request.uri().path().to_owned());
-        let answer = match tokio::time::timeout(HEAD, self.let_in(request, guest, listener)).await {
-            Ok(answer) => answer,
-            Err(_) => refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("no answer within {} s", HEAD.as_secs()),
-                "lbd is busy; its log may tell more",
-            ),
-        };
-        tracing::debug!(client = %guest.peer, method = %asked.0, path = asked.1, status = answer.status().as_u16(), "HTTP request");
-        self.see_out(answer, guest)
+        let requested = (request.method().clone(), request.uri().path().to_owned());
+        let answer =
+            match tokio::time::timeout(HEAD, self.handle_request(request, connection, listener))
+                .await
+            {
+                Ok(answer) => answer,
+                Err(_) => refusal(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("no answer within {} s", HEAD.as_secs()),
+                    "lbd is busy; its log may tell more",
+                ),
+            };
+        tracing::debug!(client = %connection.peer, method = %requested.0, path = requested.1, status = answer.status().as_u16(), "HTTP request");
+        self.finish_response(answer, connection)
     }
 
-    /// Until it is known that a guest may look it waits as one that says nothing does: so many who guess
+    /// Until it is known that a connection may look it waits as one that says nothing does: so many who guess
     /// passwords keep nobody else out.
-    async fn let_in(
+    async fn handle_request(
         &self,
         request: hyper::Request<Incoming>,
-        guest: &Guest,
+        connection: &Connection,
         listener: IpAddr,
     ) -> Response {
         if let Some(refused) = self.hosts.refuse(&request, listener) {
@@ -118,27 +121,27 @@ impl Gate {
                 hint,
             ));
         }
-        let is_known = self.keeper.admits(request.headers(), guest.peer).await;
+        let is_known = self.authenticator.admits(request.headers(), connection.peer).await;
         if !is_known && !OPEN.contains(&request.uri().path()) {
-            self.turn_away(guest.peer, request.headers());
+            self.turn_away(connection.peer, request.headers());
             let mut answer = refusal(
                 StatusCode::UNAUTHORIZED,
                 "who are you?".into(),
                 "give a name and password, or a token, that lbd knows",
             );
-            for challenge in self.keeper.challenges() {
+            for challenge in self.authenticator.challenges() {
                 answer.headers_mut().append(header::WWW_AUTHENTICATE, challenge);
             }
             return answer;
         }
-        guest.becomes(Phase::Answering, Instant::now());
+        connection.becomes(Phase::Answering, Instant::now());
         let _turn = self.work.acquire().await.expect("it is never closed");
         let mut request: Request = request.map(Body::new);
-        // Nothing behind the gate has a use for it.
+        // Nothing behind the admission has a use for it.
         request.headers_mut().remove(header::AUTHORIZATION);
         request.extensions_mut().insert(IsKnown(is_known));
-        let rooms = TowerToHyperService::new(self.rooms.clone());
-        match hyper::service::Service::call(&rooms, request).await {
+        let routes = TowerToHyperService::new(self.routes.clone());
+        match hyper::service::Service::call(&routes, request).await {
             Ok(answer) => answer,
             Err(never) => match never {},
         }
@@ -159,14 +162,14 @@ impl Gate {
     }
 
     /// Keeps the books of an answer until it is over.
-    fn see_out(&self, mut answer: Response, guest: &Arc<Guest>) -> Response {
+    fn finish_response(&self, mut answer: Response, connection: &Arc<Connection>) -> Response {
         let (mut permit, mut unread) = (None, None);
         let bytes = answer.body().size_hint().lower();
         if goes_on(answer.headers()) {
             match Arc::clone(&self.streams).try_acquire_owned() {
                 Ok(stream) => {
                     permit = Some(stream);
-                    guest.becomes(Phase::Streaming, Instant::now());
+                    connection.becomes(Phase::Streaming, Instant::now());
                 }
                 Err(_) => {
                     answer = refusal(
@@ -179,7 +182,7 @@ impl Gate {
                 }
             }
         } else if bytes > SMALL {
-            unread = self.unread.take(guest.peer, bytes);
+            unread = self.unread.take(connection.peer, bytes);
             if unread.is_none() {
                 answer = refusal(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -199,9 +202,9 @@ impl Gate {
         {
             answer.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
         }
-        let guest = Arc::clone(guest);
-        let told = Told { guest, _permit: permit, _unread: unread };
-        answer.map(|body| Body::new(Outgoing { body, rest: Bytes::new(), _told: told }))
+        let connection = Arc::clone(connection);
+        let guard = AnswerGuard { connection, _permit: permit, _unread: unread };
+        answer.map(|body| Body::new(Outgoing { body, rest: Bytes::new(), _guard: guard }))
     }
 }
 
@@ -265,19 +268,19 @@ struct Outgoing {
     body: Body,
     /// What has come of it and is still to be handed on.
     rest: Bytes,
-    _told: Told,
+    _guard: AnswerGuard,
 }
 
 /// That an answer is over is told when this is dropped.
-struct Told {
-    guest: Arc<Guest>,
+struct AnswerGuard {
+    connection: Arc<Connection>,
     _permit: Option<OwnedSemaphorePermit>,
     _unread: Option<Reserved>,
 }
 
-impl Drop for Told {
+impl Drop for AnswerGuard {
     fn drop(&mut self) {
-        self.guest.becomes(Phase::Waiting, Instant::now());
+        self.connection.becomes(Phase::Waiting, Instant::now());
     }
 }
 
@@ -322,7 +325,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::web::crowd::Crowd;
+    use crate::web::limiter::ConnectionLimiter;
 
     fn address(last: u8) -> IpAddr {
         [192, 0, 2, last].into()
@@ -330,26 +333,26 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_not_over_before_nearly_all_of_it_has_left() {
-        let (crowd, now) = (Arc::new(Crowd::default()), Instant::now());
-        let place = crowd.enter(address(1), 1, now).expect("there is room");
-        place.guest.becomes(Phase::Answering, now);
-        let guest = Arc::clone(&place.guest);
-        let told = Told { guest, _permit: None, _unread: None };
+        let (limiter, now) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let permit = limiter.enter(address(1), 1, now).expect("there is room");
+        permit.connection.becomes(Phase::Answering, now);
+        let connection = Arc::clone(&permit.connection);
+        let guard = AnswerGuard { connection, _permit: None, _unread: None };
         let (whole, rest) = (vec![7; 10 * PIECE + 1], Bytes::new());
-        let mut body = Outgoing { body: Body::from(whole.clone()), rest, _told: told };
+        let mut body = Outgoing { body: Body::from(whole.clone()), rest, _guard: guard };
         assert_eq!(body.size_hint().exact(), Some(whole.len() as u64));
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         while !body.is_end_stream() {
             let frame = body.frame().await.expect("there is more").expect("it is in memory");
             let piece = frame.into_data().expect("bytes");
             assert!(piece.len() <= PIECE);
-            told.extend(piece);
-            assert_eq!(body.size_hint().exact(), Some((whole.len() - told.len()) as u64));
-            assert!(crowd.enter(address(2), 1, now).is_none(), "it is being answered");
+            received.extend(piece);
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - received.len()) as u64));
+            assert!(limiter.enter(address(2), 1, now).is_none(), "it is being answered");
         }
-        assert_eq!(told, whole);
+        assert_eq!(received, whole);
         drop(body);
-        assert!(crowd.enter(address(2), 1, now).is_some(), "it waits now");
+        assert!(limiter.enter(address(2), 1, now).is_some(), "it waits now");
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) enum Phase {
 
 /// One connection.
 #[derive(Debug)]
-pub(super) struct Guest {
+pub(super) struct Connection {
     pub(super) peer: IpAddr,
     state: Mutex<State>,
     /// Told when it has to go.
@@ -45,7 +45,7 @@ struct State {
     stalled: Option<Instant>,
 }
 
-impl Guest {
+impl Connection {
     fn new(peer: IpAddr, now: Instant) -> Self {
         let state = State { phase: Phase::Waiting, since: now, stalled: None };
         Self { peer, state: Mutex::new(state), goes: Notify::new() }
@@ -94,75 +94,79 @@ impl Guest {
 
 /// All connections.
 #[derive(Debug, Default)]
-pub(super) struct Crowd {
-    guests: Mutex<Guests>,
+pub(super) struct ConnectionLimiter {
+    connections: Mutex<Connections>,
 }
 
 #[derive(Debug, Default)]
-struct Guests {
+struct Connections {
     next: u64,
-    here: HashMap<u64, Arc<Guest>>,
+    open: HashMap<u64, Arc<Connection>>,
 }
 
-/// A place in the crowd, which is free again when this is dropped.
+/// A permit in the limiter, which is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    crowd: Arc<Crowd>,
+pub(super) struct Permit {
+    limiter: Arc<ConnectionLimiter>,
     number: u64,
-    pub(super) guest: Arc<Guest>,
+    pub(super) connection: Arc<Connection>,
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.crowd.guests().here.remove(&self.number);
+        self.limiter.connections().open.remove(&self.number);
     }
 }
 
-impl Crowd {
-    fn guests(&self) -> MutexGuard<'_, Guests> {
-        // Guests come and go in one step each.
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+impl ConnectionLimiter {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        // Connections come and go in one step each.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets one in. When there are `most` already another one has to go; none that can: it is not
     /// let in.
-    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: u32, now: Instant) -> Option<Place> {
-        let mut guests = self.guests();
-        if guests.here.len() >= most as usize {
-            let leaves = choose(&guests.here, now)?;
-            if let Some(guest) = guests.here.remove(&leaves) {
-                guest.goes.notify_one();
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: u32, now: Instant) -> Option<Permit> {
+        let mut connections = self.connections();
+        if connections.open.len() >= most as usize {
+            let leaves = choose(&connections.open, now)?;
+            if let Some(connection) = connections.open.remove(&leaves) {
+                connection.goes.notify_one();
             }
         }
-        let guest = Arc::new(Guest::new(peer, now));
-        let number = guests.next;
-        guests.next += 1;
-        guests.here.insert(number, Arc::clone(&guest));
-        Some(Place { crowd: Arc::clone(self), number, guest })
+        let connection = Arc::new(Connection::new(peer, now));
+        let number = connections.next;
+        connections.next += 1;
+        connections.open.insert(number, Arc::clone(&connection));
+        Some(Permit { limiter: Arc::clone(self), number, connection })
     }
 
     /// Has those leave that have had their time.
     pub(super) fn sweep(&self, now: Instant) {
-        for guest in self.guests().here.values().filter(|guest| guest.is_overdue(now)) {
-            guest.goes.notify_one();
+        for connection in
+            self.connections().open.values().filter(|connection| connection.is_overdue(now))
+        {
+            connection.goes.notify_one();
         }
     }
 
     /// Has everyone leave.
     pub(super) fn clear(&self) {
-        self.guests().here.drain().for_each(|(_, guest)| guest.goes.notify_one());
+        self.connections().open.drain().for_each(|(_, connection)| connection.goes.notify_one());
     }
 }
 
 /// Who can go for another: of the address that has most, the one that has waited longest. So who opens
 /// many takes only from itself.
-fn choose(here: &HashMap<u64, Arc<Guest>>, now: Instant) -> Option<u64> {
+fn choose(open: &HashMap<u64, Arc<Connection>>, now: Instant) -> Option<u64> {
     let mut held: HashMap<IpAddr, usize> = HashMap::new();
-    for guest in here.values() {
-        *held.entry(guest.peer).or_default() += 1;
+    for connection in open.values() {
+        *held.entry(connection.peer).or_default() += 1;
     }
-    here.iter()
-        .filter_map(|(number, guest)| Some((guest.idle_since(now)?, *number, guest.peer)))
+    open.iter()
+        .filter_map(|(number, connection)| {
+            Some((connection.idle_since(now)?, *number, connection.peer))
+        })
         .max_by_key(|(since, number, peer)| {
             (held[peer], std::cmp::Reverse(*since), std::cmp::Reverse(*number))
         })
@@ -183,75 +187,76 @@ mod tests {
         Ipv4Addr::new(192, 0, 2, last).into()
     }
 
-    fn has_to_go(place: &Place) -> bool {
-        place.guest.goes().now_or_never().is_some()
+    fn has_to_go(permit: &Permit) -> bool {
+        permit.connection.goes().now_or_never().is_some()
     }
 
     #[test]
     fn who_has_waited_longest_goes_first() {
-        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
-        let enter = |after| crowd.enter(address(1), 2, start + after * SECOND);
+        let (limiter, start) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let enter = |after| limiter.enter(address(1), 2, start + after * SECOND);
         let first = enter(0).expect("there is room");
         let second = enter(1).expect("there is room");
         // It has just been answered.
-        first.guest.becomes(Phase::Answering, start + 2 * SECOND);
-        first.guest.becomes(Phase::Waiting, start + 2 * SECOND);
+        first.connection.becomes(Phase::Answering, start + 2 * SECOND);
+        first.connection.becomes(Phase::Waiting, start + 2 * SECOND);
         let third = enter(3).expect("another one goes");
         assert_eq!([&first, &second, &third].map(has_to_go), [false, true, false]);
     }
 
     #[test]
     fn who_holds_many_loses_one_of_them() {
-        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
-        let alone = crowd.enter(address(9), 4, start).expect("there is room");
-        let enter = |last| crowd.enter(address(last), 4, start + SECOND).expect("another one goes");
+        let (limiter, start) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let alone = limiter.enter(address(9), 4, start).expect("there is room");
+        let enter =
+            |last| limiter.enter(address(last), 4, start + SECOND).expect("another one goes");
         let many = [1, 1, 1].map(enter);
         let late = enter(2);
         assert!(!has_to_go(&alone) && !has_to_go(&late));
-        assert_eq!(many.iter().filter(|place| has_to_go(place)).count(), 1);
+        assert_eq!(many.iter().filter(|permit| has_to_go(permit)).count(), 1);
     }
 
     #[test]
     fn nobody_goes_who_is_being_answered() {
-        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
-        let first = crowd.enter(address(1), 1, start).expect("there is room");
+        let (limiter, start) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let first = limiter.enter(address(1), 1, start).expect("there is room");
         for phase in [Phase::Answering, Phase::Streaming] {
-            first.guest.becomes(phase, start);
-            assert!(crowd.enter(address(2), 1, start + SECOND).is_none());
+            first.connection.becomes(phase, start);
+            assert!(limiter.enter(address(2), 1, start + SECOND).is_none());
         }
         // Its client does not read.
-        first.guest.reads(false, start + SECOND);
-        first.guest.reads(false, start + 2 * SECOND);
-        assert!(crowd.enter(address(2), 1, start + 2 * SECOND).is_none());
-        assert!(crowd.enter(address(2), 1, start + 3 * SECOND).is_some());
+        first.connection.reads(false, start + SECOND);
+        first.connection.reads(false, start + 2 * SECOND);
+        assert!(limiter.enter(address(2), 1, start + 2 * SECOND).is_none());
+        assert!(limiter.enter(address(2), 1, start + 3 * SECOND).is_some());
         assert!(has_to_go(&first));
     }
 
     #[test]
     fn a_place_is_free_again_when_its_guest_has_left() {
-        let (crowd, now) = (Arc::new(Crowd::default()), Instant::now());
-        let first = crowd.enter(address(1), 1, now).expect("there is room");
-        first.guest.becomes(Phase::Answering, now);
+        let (limiter, now) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let first = limiter.enter(address(1), 1, now).expect("there is room");
+        first.connection.becomes(Phase::Answering, now);
         drop(first);
-        assert!(crowd.enter(address(1), 1, now).is_some());
+        assert!(limiter.enter(address(1), 1, now).is_some());
     }
 
     #[test]
     fn an_answer_has_its_time_and_a_stream_goes_on_while_it_is_read() {
-        let (crowd, start) = (Arc::new(Crowd::default()), Instant::now());
-        let enter = |last| crowd.enter(address(last), 9, start).expect("there is room");
+        let (limiter, start) = (Arc::new(ConnectionLimiter::default()), Instant::now());
+        let enter = |last| limiter.enter(address(last), 9, start).expect("there is room");
         let [answered, streams, stalled] = [1, 2, 3].map(enter);
-        answered.guest.becomes(Phase::Answering, start);
-        streams.guest.becomes(Phase::Streaming, start);
-        streams.guest.reads(false, start + ANSWER - SECOND);
-        stalled.guest.becomes(Phase::Streaming, start);
-        stalled.guest.reads(false, start);
-        crowd.sweep(start + ANSWER - SECOND);
+        answered.connection.becomes(Phase::Answering, start);
+        streams.connection.becomes(Phase::Streaming, start);
+        streams.connection.reads(false, start + ANSWER - SECOND);
+        stalled.connection.becomes(Phase::Streaming, start);
+        stalled.connection.reads(false, start);
+        limiter.sweep(start + ANSWER - SECOND);
         assert!(![&answered, &streams, &stalled].into_iter().any(has_to_go));
-        crowd.sweep(start + ANSWER);
+        limiter.sweep(start + ANSWER);
         assert_eq!([&answered, &streams, &stalled].map(has_to_go), [true, false, true]);
-        streams.guest.reads(true, start + ANSWER);
-        crowd.sweep(start + 100 * ANSWER);
+        streams.connection.reads(true, start + ANSWER);
+        limiter.sweep(start + 100 * ANSWER);
         assert!(!has_to_go(&streams));
     }
 }
