@@ -1,4 +1,4 @@
-//! Jumps of the time of day, which the deadlines of drains are told in.
+//! Jumps of the time of day, by which drains have their deadlines.
 //!
 //! A clock that is set must neither end a drain early nor keep it for a year: when the time of day
 //! moves otherwise than the time since boot does, deadlines move with it.
@@ -45,7 +45,7 @@ impl Jump {
     /// How the clock came from one time to another in `passed`; none: as it should.
     #[must_use]
     pub fn between(before: SystemTime, after: SystemTime, passed: Duration) -> Option<Self> {
-        // A time that can't be told is beyond all deadlines.
+        // A time that can't be represented is beyond all deadlines.
         let expected = before.checked_add(passed)?;
         let jump = match after.duration_since(expected) {
             Ok(ahead) => Self::Forward(ahead),

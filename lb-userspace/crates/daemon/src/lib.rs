@@ -1,4 +1,4 @@
-//! `lbd` but for what is said of its parts: the daemon's task, its API, the listener, the log and the state file.
+//! The parts of `lbd`: the daemon's task, its API, the listener, the log and the state file.
 //!
 //! [`daemon`] owns the engine and turns what comes into changes of what is desired: requests of [`api`], reloads, what
 //! health, virtual routers, peers and [`egress`] checks report. [`web`] is the read-only listener over TCP, [`state_file`]

@@ -1,4 +1,4 @@
-//! From a request to the daemon and its answer.
+//! Requests to the daemon and their answers.
 
 use axum::body::Bytes;
 use lb_model::refusal::{Refusal, RefusalKind};
@@ -8,17 +8,17 @@ use tokio::sync::{mpsc, oneshot};
 use super::Request;
 
 /// Hands a request to the daemon, and waits for its answer.
-pub(super) async fn ask<T>(
+pub(super) async fn request<T>(
     daemon: &mpsc::Sender<Request>,
-    request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+    make: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
 ) -> Result<T, Refusal> {
     let stopping = |_| Refusal::new(RefusalKind::Stopping, "lbd is stopping");
-    let (tell, answer) = oneshot::channel();
-    daemon.send(request(tell)).await.map_err(|_| stopping(()))?;
+    let (reply, answer) = oneshot::channel();
+    daemon.send(make(reply)).await.map_err(|_| stopping(()))?;
     answer.await.map_err(|_| stopping(()))?
 }
 
-/// What the body of a request says.
+/// The parsed body of a request.
 pub(super) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| Refusal::new(RefusalKind::Invalid, error))
 }

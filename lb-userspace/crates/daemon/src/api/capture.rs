@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Request,
-    ask::{ask, body},
+    ask::{body, request},
 };
 
 /// How often the ring is looked at. In this time it fills only with the longest frames at the highest
@@ -43,7 +43,7 @@ const BATCH: usize = 4_096;
 const PIECES: usize = 16;
 
 #[derive(Clone)]
-struct Doors {
+struct CaptureRoute {
     daemon: mpsc::Sender<Request>,
     /// Counts up when captures are to end.
     stops: watch::Sender<u64>,
@@ -51,28 +51,29 @@ struct Doors {
 
 /// The routes of captures.
 pub(super) fn router(daemon: mpsc::Sender<Request>) -> Router {
-    let doors = Doors { daemon, stops: watch::Sender::new(0) };
-    Router::new().route(paths::CAPTURE, post(begin).delete(stop)).with_state(doors)
+    let state = CaptureRoute { daemon, stops: watch::Sender::new(0) };
+    Router::new().route(paths::CAPTURE, post(begin).delete(stop)).with_state(state)
 }
 
-async fn stop(State(doors): State<Doors>) -> Json<Done> {
-    doors.stops.send_modify(|stops| *stops += 1);
+async fn stop(State(state): State<CaptureRoute>) -> Json<Done> {
+    state.stops.send_modify(|stops| *stops += 1);
     Json(Done { message: "the capture ends".into(), ..Done::default() })
 }
 
-async fn begin(State(doors): State<Doors>, bytes: Bytes) -> Result<Response, Refusal> {
+async fn begin(State(state): State<CaptureRoute>, bytes: Bytes) -> Result<Response, Refusal> {
     let spec: Spec = body(&bytes)?;
-    let stopped = doors.stops.subscribe();
-    let asked = Box::new(spec.clone());
-    let (loader, book) = ask(&doors.daemon, |tell| Request::PrepareCapture(asked, tell)).await?;
+    let stopped = state.stops.subscribe();
+    let requested = Box::new(spec.clone());
+    let (loader, book) =
+        request(&state.daemon, |reply| Request::PrepareCapture(requested, reply)).await?;
     // To load the program takes a second; the daemon goes on meanwhile.
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
     let loaded = spawn_blocking(|| loader.load()).await.map_err(|error| failed(error.into()))?;
     let capturer = Box::new(loaded.map_err(failed)?);
-    // A task of its own: who asked may go at any moment, and what has begun must end.
+    // A task of its own: the client may go at any moment, and a capture that has begun must end.
     let begun = tokio::spawn(async move {
-        let tap = ask(&doors.daemon, |tell| Request::BeginCapture(capturer, tell)).await?;
-        Ok::<_, Refusal>((tap, Ending(Some(doors.daemon))))
+        let tap = request(&state.daemon, |reply| Request::BeginCapture(capturer, reply)).await?;
+        Ok::<_, Refusal>((tap, Ending(Some(state.daemon))))
     });
     let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
     let (writer, first) = Writer::begin(&spec, book, time::monotonic(), SystemTime::now());
@@ -109,7 +110,7 @@ impl Drop for Ending {
 /// Tries until it is done; a daemon that is gone has done it.
 async fn put_back(daemon: mpsc::Sender<Request>) {
     loop {
-        match ask(&daemon, Request::EndCapture).await {
+        match request(&daemon, Request::EndCapture).await {
             Err(refusal) if refusal.kind == RefusalKind::Conflict => sleep(RETRY).await,
             _ => return,
         }
@@ -158,7 +159,7 @@ impl Capture {
         ending.end().await;
         while tap.drain(BATCH, &mut |head, bytes| writer.write(&mut out, head, bytes)) == BATCH {}
         writer.end(&mut out, &tap.counts(), time::monotonic());
-        // Who read is gone, maybe.
+        // The reader may be gone.
         let _ = to.send(out.into()).await;
     }
 }

@@ -26,20 +26,20 @@ pub(super) fn router(events: Events) -> Router {
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct Parameters {
     since: Option<u64>,
     limit: Option<usize>,
     #[serde(default)]
     follow: bool,
 }
 
-async fn answer(State(events): State<Events>, Query(asked): Query<Asked>) -> Response {
-    if !asked.follow {
-        let limit = asked.limit.unwrap_or(KEPT);
-        return Json(events.since(asked.since.unwrap_or(0), limit)).into_response();
+async fn answer(State(events): State<Events>, Query(parameters): Query<Parameters>) -> Response {
+    if !parameters.follow {
+        let limit = parameters.limit.unwrap_or(KEPT);
+        return Json(events.since(parameters.since.unwrap_or(0), limit)).into_response();
     }
-    let follower = events.follow(asked.since.unwrap_or_else(|| events.last()));
-    // The next lines are asked for when the last ones have left for the client: nothing piles up
+    let follower = events.follow(parameters.since.unwrap_or_else(|| events.last()));
+    // The next lines are taken when the last ones have left for the client: nothing piles up
     // for one that does not read.
     let lines = stream::unfold(follower, |mut follower| async {
         let page = follower.next().await?;

@@ -1,4 +1,4 @@
-//! The log over the API: how much it says, and a change of that.
+//! The log over the API: its level, and a change of it.
 
 use axum::{Json, Router, body::Bytes, routing::get};
 use lb_api::{log::Current, paths};
@@ -7,7 +7,7 @@ use lb_model::refusal::{Refusal, RefusalKind};
 use super::ask::body;
 use crate::logs;
 
-/// The route of the log. It is the process's, so the daemon's task is not asked.
+/// The route of the log. It is the process's, so the daemon's task gets no request.
 pub(super) fn router() -> Router {
     Router::new().route(paths::LOG, get(show).put(change))
 }

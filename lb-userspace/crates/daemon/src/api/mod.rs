@@ -1,4 +1,4 @@
-//! What `lbctl` says to `lbd`: HTTP and JSON over a Unix socket.
+//! The API between `lbctl` and `lbd`: HTTP and JSON over a Unix socket.
 //!
 //! | request | body | answer |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! | `POST /v1/services/NAME` | [`lb_model::desired::Service`] | [`Done`] |
 //! | `DELETE /v1/services/NAME` | | [`Done`] |
 //! | `GET /v1/services/NAME/backends` | | its backends by address |
-//! | `GET /v1/services/NAME/backends/ADDRESS` | | [`lb_api::status::Backend`], which tells how far a drain is |
+//! | `GET /v1/services/NAME/backends/ADDRESS` | | [`lb_api::status::Backend`], with the progress of a drain |
 //! | `POST /v1/services/NAME/backends/ADDRESS` | [`lb_model::desired::Backend`] | [`Done`] |
 //! | `PATCH /v1/services/NAME/backends/ADDRESS` | [`lb_model::edit::BackendChange`] | [`Done`] |
 //! | `DELETE /v1/services/NAME/backends/ADDRESS?force=true` | | [`Done`] |
@@ -34,7 +34,7 @@
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
 //! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
-//! only tells over TCP as well, all but the configuration, the log and the flows.
+//! only reads over TCP as well, all but the configuration, the log and the flows.
 //!
 //! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
@@ -69,7 +69,7 @@ impl From<StatusReply> for Request {
     }
 }
 
-/// What the server asks of the daemon.
+/// A request of the server to the daemon.
 #[derive(Debug)]
 pub enum Request {
     /// The state of everything.
@@ -82,14 +82,14 @@ pub enum Request {
     Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
     /// How the file, the configuration in force and what is in force differ.
     ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
-    /// What is in force, as a file would say it.
+    /// The configuration in force, as the text of a file.
     ConfigShow(oneshot::Sender<Result<Shown, Refusal>>),
     /// What is in force, to be written into the configuration's file.
     ConfigSave {
-        /// Whether it is only to be told.
+        /// Whether it is only to be shown.
         dry_run: bool,
-        /// Who asks.
-        tell: oneshot::Sender<Result<Saved, Refusal>>,
+        /// The sender of the answer.
+        reply: oneshot::Sender<Result<Saved, Refusal>>,
     },
     /// The virtual routers and the peers.
     Pair(oneshot::Sender<Result<Pair, Refusal>>),

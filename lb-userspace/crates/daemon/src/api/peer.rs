@@ -1,6 +1,6 @@
-//! Who is at the other end of the Unix socket, as the kernel knows it, and whether they may use it.
+//! Credentials of the peer of the Unix socket (SO_PEERCRED), and its permission to use the socket.
 //!
-//! The socket's mode says the same; this holds when somebody changes that, or passes a connection on.
+//! The socket's mode permits the same; this holds when an operator changes that, or a process passes a connection on.
 
 use std::{io, mem::size_of, os::fd::AsRawFd as _, sync::Arc};
 
@@ -20,7 +20,7 @@ use super::socket::group_id;
 /// A process is in so many groups at most (`NGROUPS_MAX`).
 const MOST_GROUPS: usize = 65_536;
 
-/// Who has connected, at the time when they did.
+/// The credentials of a client, at the time of its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Peer {
     user: u32,
@@ -36,7 +36,7 @@ impl Peer {
         Ok(Self { user, group, groups: groups_of(stream)?.into() })
     }
 
-    /// Root, who `lbd` runs as, and the members of the group that it is given to.
+    /// Root, the user that `lbd` runs as, and the members of the group of the socket.
     fn may(&self, own: u32, given_to: impl FnOnce() -> Option<u32>) -> bool {
         if self.user == 0 || self.user == own {
             return true;
@@ -67,7 +67,7 @@ fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
             groups.truncate(bytes as usize / size_of::<u32>());
             return Ok(groups);
         }
-        // `bytes` now tells how many there are; but they may have become more.
+        // `bytes` is now their size; but they may have become more.
         match error.raw_os_error() {
             Some(libc::ERANGE) => room = (bytes as usize / size_of::<u32>()).max(room * 2),
             _ => return Err(error),
@@ -76,18 +76,23 @@ fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
     Err(io::Error::other("in more groups than the kernel allows"))
 }
 
-/// What is known of a connection; an error is nobody.
+/// The credentials of a connection; none after an error.
 #[derive(Clone, Debug)]
 pub(super) struct Seen(Option<Peer>);
 
 impl Connected<IncomingStream<'_, UnixListener>> for Seen {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let peer = Peer::of(stream.io());
-        Self(peer.inspect_err(|error| tracing::warn!("look at who uses the socket: {error}")).ok())
+        Self(
+            peer.inspect_err(|error| {
+                tracing::warn!("read the credentials of a client of the socket: {error}")
+            })
+            .ok(),
+        )
     }
 }
 
-/// Answers only those who may ask. `group` is the name of the group that may.
+/// Answers only permitted clients. `group` is the name of the group that is permitted.
 pub(super) async fn check(
     State(group): State<Arc<str>>,
     ConnectInfo(Seen(peer)): ConnectInfo<Seen>,
@@ -98,11 +103,11 @@ pub(super) async fn check(
     match peer {
         Some(peer) if peer.may(own, || group_id(&group)) => next.run(request).await,
         peer => {
-            let who =
+            let user =
                 peer.map_or_else(|| "an unknown user".into(), |peer| format!("user {}", peer.user));
-            tracing::warn!("{who} is not in group {group}, and tried to use the socket");
+            tracing::warn!("{user} is not in group {group}, and tried to use the socket");
             let error = Error {
-                error: format!("{who} may not use lbd"),
+                error: format!("{user} may not use lbd"),
                 hint: Some(format!(
                     "be root, or of its group {group} ('usermod -aG {group} USER', then log in again)"
                 )),
@@ -147,9 +152,9 @@ mod tests {
         let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).expect("a line");
         let mut groups: Vec<u32> =
             line.split_whitespace().map(|id| id.parse().expect("a number")).collect();
-        let mut told = seen.groups.to_vec();
+        let mut reported = seen.groups.to_vec();
         groups.sort_unstable();
-        told.sort_unstable();
-        assert_eq!(told, groups);
+        reported.sort_unstable();
+        assert_eq!(reported, groups);
     }
 }

@@ -1,7 +1,7 @@
 //! `/healthz` and `/readyz`: whether the daemon lives, and whether the node can be given traffic.
 //!
-//! Probes ask them, which can't always say who they are: so anybody may, but why a node is not ready
-//! is told only to who may know the rest.
+//! Probes request them, which can't always send credentials: so they need none. The reasons why a node is not
+//! ready are shown only to a client with credentials.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::api::Request;
 
 /// A daemon that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What anybody may ask.
+/// Paths that need no credentials.
 pub(crate) const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 
-/// Whether who asks may know all.
+/// Whether a request has valid credentials, or needs none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IsKnown(pub(crate) bool);
 
@@ -34,10 +34,10 @@ pub(crate) fn router(daemon: mpsc::Sender<Request>) -> Router {
 }
 
 /// The daemon's answer, or why there is none.
-async fn ask(daemon: &mpsc::Sender<Request>) -> Result<Result<Status, Refusal>, String> {
+async fn request_status(daemon: &mpsc::Sender<Request>) -> Result<Result<Status, Refusal>, String> {
     let answer = async {
-        let (tell, answer) = oneshot::channel();
-        daemon.send(Request::Status(tell)).await.ok()?;
+        let (reply, answer) = oneshot::channel();
+        daemon.send(Request::Status(reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, answer).await {
@@ -48,7 +48,7 @@ async fn ask(daemon: &mpsc::Sender<Request>) -> Result<Result<Status, Refusal>, 
 }
 
 async fn health(State(daemon): State<mpsc::Sender<Request>>) -> Response {
-    match ask(&daemon).await {
+    match request_status(&daemon).await {
         // One that can't read its maps lives, and is not ready.
         Ok(_) => "ok\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
@@ -59,7 +59,7 @@ async fn readiness(
     State(daemon): State<mpsc::Sender<Request>>,
     known: Option<Extension<IsKnown>>,
 ) -> Response {
-    let obstacles = match ask(&daemon).await {
+    let obstacles = match request_status(&daemon).await {
         Ok(Ok(status)) => obstacles(&status),
         Ok(Err(Refusal { error: why, .. })) | Err(why) => vec![why],
     };

@@ -39,7 +39,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Request,
-    ask::{ask, body},
+    ask::{body, request},
     peer,
     socket::Listener,
 };
@@ -48,7 +48,7 @@ use crate::api::ready;
 type Daemon = State<mpsc::Sender<Request>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// Serves until `stop` is told or dropped, and then what is being answered.
+/// Serves until `stop` is sent or dropped, and then finishes the requests under way.
 ///
 /// # Errors
 ///
@@ -72,7 +72,7 @@ pub async fn serve(
     lasting("socket", serving.into_future()).await
 }
 
-/// What is answered over the socket to who may use it.
+/// The routes of the socket, for clients that may use it.
 pub fn router(
     daemon: mpsc::Sender<Request>,
     events: Events,
@@ -91,7 +91,7 @@ pub fn router(
         .fallback(no_such_path)
 }
 
-/// What only tells, and is served over the read-only listener as well.
+/// The reading routes, which the read-only listener serves as well.
 pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Samples) -> Router {
     Router::new()
         .route(paths::STATUS, get(status))
@@ -107,7 +107,7 @@ pub(crate) fn reading(daemon: mpsc::Sender<Request>, events: Events, samples: Sa
         .merge(samples::router(samples))
 }
 
-/// What changes something, or tells of files, for who may use the socket.
+/// The routes that make changes or read files, for clients that may use the socket.
 fn changing(daemon: mpsc::Sender<Request>) -> Router {
     Router::new()
         .route(paths::NODE, patch(change_node))
@@ -135,7 +135,7 @@ struct Force {
 }
 
 async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answer<Done> {
-    ask(daemon, |tell| Request::Edit(edit, terms, tell)).await.map(Json)
+    request(daemon, |reply| Request::Edit(edit, terms, reply)).await.map(Json)
 }
 
 fn address(text: &str) -> Result<IpAddr, Refusal> {
@@ -143,15 +143,15 @@ fn address(text: &str) -> Result<IpAddr, Refusal> {
 }
 
 async fn status(State(daemon): Daemon) -> Answer<Status> {
-    ask(&daemon, Request::Status).await.map(Json)
+    request(&daemon, Request::Status).await.map(Json)
 }
 
 async fn services(State(daemon): Daemon) -> Result<impl IntoResponse, Refusal> {
-    Ok(Json(ask(&daemon, Request::Status).await?.services))
+    Ok(Json(request(&daemon, Request::Status).await?.services))
 }
 
 async fn one_service(daemon: &mpsc::Sender<Request>, name: &str) -> Result<Service, Refusal> {
-    let mut services = ask(daemon, Request::Status).await?.services;
+    let mut services = request(daemon, Request::Status).await?.services;
     match services.remove(name) {
         Some(service) => Ok(service),
         None => Err(no_service(name, services.keys().map(String::as_str))),
@@ -179,7 +179,7 @@ async fn backend(
 }
 
 async fn node(State(daemon): Daemon) -> Answer<Node> {
-    Ok(Json(ask(&daemon, Request::Status).await?.node))
+    Ok(Json(request(&daemon, Request::Status).await?.node))
 }
 
 async fn change_node(
@@ -188,7 +188,7 @@ async fn change_node(
     bytes: Bytes,
 ) -> Answer<Done> {
     let change = body(&bytes)?;
-    ask(&daemon, |tell| Request::Node(change, terms, tell)).await.map(Json)
+    request(&daemon, |reply| Request::Node(change, terms, reply)).await.map(Json)
 }
 
 async fn add_service(
@@ -238,7 +238,7 @@ async fn remove_backend(
 }
 
 async fn reload(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Reloaded> {
-    ask(&daemon, |tell| Request::Reload(terms, tell)).await.map(Json)
+    request(&daemon, |reply| Request::Reload(terms, reply)).await.map(Json)
 }
 
 #[derive(Deserialize)]
@@ -248,28 +248,28 @@ struct Save {
 }
 
 async fn config_show(State(daemon): Daemon) -> Answer<Shown> {
-    ask(&daemon, Request::ConfigShow).await.map(Json)
+    request(&daemon, Request::ConfigShow).await.map(Json)
 }
 
 async fn config_diff(State(daemon): Daemon) -> Answer<ConfigDiff> {
-    ask(&daemon, Request::ConfigDiff).await.map(Json)
+    request(&daemon, Request::ConfigDiff).await.map(Json)
 }
 
 async fn config_save(State(daemon): Daemon, Query(Save { dry_run }): Query<Save>) -> Answer<Saved> {
-    ask(&daemon, |tell| Request::ConfigSave { dry_run, tell }).await.map(Json)
+    request(&daemon, |reply| Request::ConfigSave { dry_run, reply }).await.map(Json)
 }
 
 async fn pair(State(daemon): Daemon) -> Answer<Pair> {
-    ask(&daemon, Request::Pair).await.map(Json)
+    request(&daemon, Request::Pair).await.map(Json)
 }
 
 async fn peers(State(daemon): Daemon) -> Answer<Vec<Peer>> {
-    Ok(Json(ask(&daemon, Request::Pair).await?.peers))
+    Ok(Json(request(&daemon, Request::Pair).await?.peers))
 }
 
 async fn failover(State(daemon): Daemon, Query(terms): Query<Terms>, bytes: Bytes) -> Answer<Done> {
     let which = body(&bytes)?;
-    ask(&daemon, |tell| Request::Failover(which, terms, tell)).await.map(Json)
+    request(&daemon, |reply| Request::Failover(which, terms, reply)).await.map(Json)
 }
 
 /// Copies of the maps that may be there at a time.
@@ -278,11 +278,11 @@ static COPIES: Semaphore = Semaphore::const_new(1);
 async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> {
     let questions: Box<Questions> = Box::new(body(&bytes)?);
     let copy = match questions.verify {
-        true => Some(COPIES.acquire().await.expect("nobody closes it")),
+        true => Some(COPIES.acquire().await.expect("it is never closed")),
         false => None,
     };
-    let answers = ask(&daemon, |tell| Request::Explain(questions, tell)).await?;
-    // To load the program takes a while; the daemon goes on meanwhile. Who asked may go: the copy is
+    let answers = request(&daemon, |reply| Request::Explain(questions, reply)).await?;
+    // To load the program takes a while; the daemon goes on meanwhile. The client may go: the copy is
     // there for as long as that takes.
     let verify = move || {
         let _copy = copy;
@@ -294,5 +294,5 @@ async fn explain(State(daemon): Daemon, bytes: Bytes) -> Answer<Vec<Explained>> 
 }
 
 async fn detach(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Done> {
-    ask(&daemon, |tell| Request::Detach(terms, tell)).await.map(Json)
+    request(&daemon, |reply| Request::Detach(terms, reply)).await.map(Json)
 }

@@ -1,4 +1,4 @@
-//! The socket's file: who may use it, and whose it is.
+//! The socket's file: its permissions, and its owner.
 
 use std::{
     fs, io,
@@ -54,7 +54,7 @@ pub fn bind(path: &Path, group: &str) -> Result<(Listener, SocketFile)> {
     Ok((Listener { listener, group: group.into() }, file))
 }
 
-/// Removes a socket that nobody listens on.
+/// Removes a socket without a listener.
 fn make_way(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -98,7 +98,7 @@ mod tests {
         // What a daemon that was killed leaves behind.
         std::mem::forget(file);
         drop(first);
-        drop(bind(&path, "no such group").expect("nobody listens"));
+        drop(bind(&path, "no such group").expect("there is no listener"));
         assert!(!path.exists(), "it goes with its owner");
     }
 

@@ -79,7 +79,7 @@ impl<D: DataPlane> Daemon<D> {
                 self.with_config(|daemon, read| drop(tell.send(Ok(daemon.config_diff(read)))));
             }
             Request::ConfigShow(tell) => self.show_config(tell),
-            Request::ConfigSave { dry_run, tell } => self.save_config(dry_run, tell),
+            Request::ConfigSave { dry_run, reply } => self.save_config(dry_run, reply),
             Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
             Request::BeginCapture(capturer, tell) => {
                 let begun = self.engine.begin_capture(*capturer);
@@ -131,7 +131,7 @@ impl<D: DataPlane> Daemon<D> {
         status.peers = self.status_of_peers();
         self.health.tell(&mut status);
         if let Some(egress) = &self.egress {
-            egress.tell(&mut status);
+            egress.report(&mut status);
         }
         status.http = self.listeners();
         status.log = logs::current();

@@ -14,7 +14,7 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
         self.send_pending_full_syncs();
-        let found = self.egress.as_ref().map(|egress| egress.news());
+        let found = self.egress.as_ref().map(|egress| egress.take_events());
         found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
         self.look_at_sharers();
         self.look_at_balancers();

@@ -1,4 +1,4 @@
-//! Frames that were dropped after the program had sent them: in the status, and as a cause to ask at once. No I/O.
+//! Frames that were dropped after the program had sent them: in the status, and as a cause to probe at once. No I/O.
 //!
 //! An interface that is gone for five minutes and has lost nothing meanwhile is forgotten: its name, and its
 //! entries in the map. Its frames stay in the sum of the reason, which is a counter.
@@ -12,7 +12,7 @@ use lb_api::status::{Status, TxErrorStatus};
 use lb_common::tx_errors::Reason;
 use lb_datapath::TxError;
 
-/// What is known of an interface is forgotten when it is gone and has lost nothing for so long.
+/// An interface is forgotten when it is gone and has lost nothing for so long.
 const KEPT: Duration = Duration::from_mins(5);
 
 /// Interfaces that frames were to leave by, and what those had lost that are gone.
@@ -30,7 +30,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Takes names of exits.
-    pub(super) fn learn(&mut self, names: impl Iterator<Item = (u32, String)>) {
+    pub(super) fn add_names(&mut self, names: impl Iterator<Item = (u32, String)>) {
         self.names.extend(names);
     }
 
@@ -94,7 +94,7 @@ impl Seen {
 
 /// Adds the errors of the balancer's interfaces to the status. In the sum of a reason are those of interfaces that are
 /// gone, too.
-pub(super) fn tell(errors: &[TxError], memory: &Memory, status: &mut Status) {
+pub(super) fn report(errors: &[TxError], memory: &Memory, status: &mut Status) {
     let names = &memory.names;
     for reason in Reason::ALL {
         let total = status.dropped.entry(reason.name().into()).or_default();
@@ -113,16 +113,16 @@ pub(super) fn tell(errors: &[TxError], memory: &Memory, status: &mut Status) {
             continue;
         };
         let egress = own(error.egress).or(names.get(&error.egress)).cloned();
-        let told = TxErrorStatus {
+        let error_status = TxErrorStatus {
             interface,
             egress: egress.unwrap_or_else(|| format!("interface {}", error.egress)),
             reason: error.reason.name().into(),
             why: why(error.errno),
             frames: error.frames,
         };
-        let total = status.dropped.entry(told.reason.clone()).or_default();
-        total.packets = total.packets.wrapping_add(told.frames);
-        status.tx_errors.push(told);
+        let total = status.dropped.entry(error_status.reason.clone()).or_default();
+        total.packets = total.packets.wrapping_add(error_status.frames);
+        status.tx_errors.push(error_status);
     }
     status.tx_errors.sort_by(|a, b| (&a.interface, &a.egress).cmp(&(&b.interface, &b.egress)));
 }
@@ -166,20 +166,20 @@ mod tests {
             });
         }
         let mut memory = Memory::default();
-        memory.learn([(7, "eth7".to_owned())].into_iter());
+        memory.add_names([(7, "eth7".to_owned())].into_iter());
         let errors = [
             error(2, 7, Reason::Redirect, 5),
             error(2, 9, Reason::Redirect, 1),
             error(3, 3, Reason::Tx, 4),
             error(8, 7, Reason::Redirect, 100),
         ];
-        tell(&errors, &memory, &mut status);
+        report(&errors, &memory, &mut status);
         let packets = |packets| Count { packets, bytes: 0 };
         let dropped = [("redirect_failed", packets(6)), ("tx_failed", packets(4))];
         assert_eq!(status.dropped, dropped.map(|(name, count)| (name.to_owned(), count)).into());
-        let told: Vec<_> =
+        let error_status: Vec<_> =
             status.tx_errors.iter().map(|one| (&*one.interface, &*one.egress)).collect();
-        assert_eq!(told, [("eth0", "eth7"), ("eth0", "interface 9"), ("eth1", "eth1")]);
+        assert_eq!(error_status, [("eth0", "eth7"), ("eth0", "interface 9"), ("eth1", "eth1")]);
         assert!(status.tx_errors.iter().all(|one| one.why.contains("veth")));
     }
 
@@ -188,7 +188,7 @@ mod tests {
         let mut memory = Memory::default();
         let own = BTreeSet::from([2]);
         let (start, there) = (Instant::now(), BTreeSet::from([1, 2, 7]));
-        memory.learn([(7, "eth7".to_owned())].into_iter());
+        memory.add_names([(7, "eth7".to_owned())].into_iter());
         // Index 8 is another program's.
         let errors = [error(2, 7, Reason::Redirect, 5), error(8, 7, Reason::Redirect, 100)];
         let left = BTreeSet::from([1, 2]);
@@ -206,7 +206,7 @@ mod tests {
         memory.fold(&gone, &errors);
         assert!(memory.names.is_empty() && memory.gone.is_empty());
         let mut status = Status::default();
-        tell(&[], &memory, &mut status);
+        report(&[], &memory, &mut status);
         assert_eq!(status.dropped["redirect_failed"].packets, 5);
         assert!(status.tx_errors.is_empty());
     }
@@ -226,7 +226,7 @@ mod tests {
             attached: true,
             others: Vec::new(),
         });
-        tell(&errors, &memory, &mut status);
+        report(&errors, &memory, &mut status);
         assert_eq!(status.dropped["tx_failed"].packets, 5);
         assert!(status.tx_errors.is_empty());
     }

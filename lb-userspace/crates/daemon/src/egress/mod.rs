@@ -1,14 +1,14 @@
-//! Whether frames arrive that the program sends: a question by the way that packets take.
+//! Egress checks: probes that the program sends on the path of forwarded packets.
 //!
-//! Health checks leave by a packet socket, and so tell nothing of XDP_TX and XDP_REDIRECT, which report no error
+//! Health checks leave by a packet socket, and so do not test XDP_TX and XDP_REDIRECT, which report no error
 //! to the program: it counts a frame as sent that the kernel or the driver drops. So now and then the loaded program
 //! itself is given a packet for a backend of each next hop ([`LiveProgram`]), and the backend's answer is waited
-//! for. The same question by the packet socket comes first. An answer to that one and none to the other is a fault
+//! for. The same probe by the packet socket comes first. An answer to that one and none to the other is a fault
 //! of the egress: [`EgressStatus::LOST`].
 //!
-//! Frames that the kernel says it has lost ([`TxErrors`]) are told in the status, and a cause to ask at once.
+//! Lost frames that the kernel reports ([`TxErrors`]) are shown in the status, and a cause to probe at once.
 //!
-//! [`Checker`] is a thread of its own; [`schedule`] decides what is asked when.
+//! [`Checker`] is a thread of its own; [`schedule`] decides when each exit is probed.
 //!
 //! The packet is a bare ACK without a connection, from a port whose slot leads to that backend and is not in flux.
 //! A host answers it with an RST. So it opens no flow, takes no pin and makes no backend suspect; in the counters
@@ -60,11 +60,11 @@ use self::{
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_millis(300);
-/// How often a question is asked before it counts as not answered.
+/// How often a probe is sent before it counts as not answered.
 const TRIES: usize = 3;
-/// How many backends behind a next hop are asked before it counts as unknown.
+/// How many backends behind a next hop are probed before it counts as unknown.
 const CANDIDATES: usize = 3;
-/// By how many exits questions are asked at a time: one that nobody answers takes seconds.
+/// The exits that are probed at a time: one without an answer takes seconds.
 const AT_A_TIME: usize = 16;
 /// How often it is looked whether frames were lost.
 const LOOK: Duration = Duration::from_secs(1);
@@ -96,7 +96,7 @@ pub struct Subject {
 /// The exits of all backends that can be sent to.
 pub type Plan = BTreeMap<Exit, Vec<Subject>>;
 
-/// The exits that `desired` needs. Only those of TCP services can be asked.
+/// The exits that `desired` needs. Only those of TCP services can be probed.
 #[must_use]
 pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
     let mut plan = Plan::new();
@@ -107,7 +107,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
         for &backend in service.backends.keys() {
             let want = Want { address: backend, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
-            // What is for this node itself leaves by no interface, and by one without Ethernet header no driver's XDP sends.
+            // Packets for this node itself leave by no interface, and by one without Ethernet header no driver's XDP sends.
             if hop.is_local() || hop.is_raw_ip() {
                 continue;
             }
@@ -121,14 +121,14 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
     plan
 }
 
-/// Who asks; tests have none.
+/// The egress checks; tests have none.
 pub trait Check: Send {
     /// Replaces the exits that are checked.
     fn watch(&self, plan: Plan);
-    /// What has been found out since the last call.
-    fn news(&self) -> Vec<News>;
-    /// Adds what is known of the exits.
-    fn tell(&self, status: &mut Status);
+    /// The events since the last call.
+    fn take_events(&self) -> Vec<News>;
+    /// Adds the verdicts of the exits to the status.
+    fn report(&self, status: &mut Status);
 }
 
 /// Checks exits in a thread of its own until it is dropped.
@@ -143,7 +143,7 @@ pub struct Checker {
 struct Shared {
     verdicts: BTreeMap<Exit, Verdict>,
     memory: Memory,
-    news: Vec<News>,
+    events: Vec<News>,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -193,14 +193,14 @@ impl Check for Checker {
         });
     }
 
-    fn news(&self) -> Vec<News> {
-        std::mem::take(&mut lock(&self.shared).news)
+    fn take_events(&self) -> Vec<News> {
+        std::mem::take(&mut lock(&self.shared).events)
     }
 
-    fn tell(&self, status: &mut Status) {
+    fn report(&self, status: &mut Status) {
         let shared = lock(&self.shared);
         if let Some(tx_errors) = &self.tx_errors {
-            losses::tell(&read(tx_errors), &shared.memory, status);
+            losses::report(&read(tx_errors), &shared.memory, status);
         }
         status.egress = shared
             .verdicts
@@ -268,7 +268,7 @@ impl Task {
                 shared.verdicts.retain(|exit, _| plan.contains_key(exit));
                 let names = plan.keys().map(|exit| (exit.ifindex, exit.interface.clone()));
                 if self.tx_errors.is_some() {
-                    shared.memory.learn(names);
+                    shared.memory.add_names(names);
                 }
             }
             if let Some(tx_errors) = &self.tx_errors {
@@ -309,7 +309,7 @@ impl Task {
         let there = found.values().map(|one| one.ifindex).collect();
         let own = self.interfaces.iter().filter_map(|name| found.get(name));
         let own = own.map(|one| one.ifindex).collect();
-        // Whoever reads the counts has this locked: a count is in the map or in the sum.
+        // A reader of the counts has this locked: a count is in the map or in the sum.
         let mut shared = lock(&self.shared);
         let over = shared.memory.forget(errors, grown, &there, &own, Instant::now());
         if over.is_empty() {
@@ -321,7 +321,7 @@ impl Task {
         }
     }
 
-    /// Asks by these exits, some at a time.
+    /// Probes these exits, some at a time.
     async fn round(&self, plan: &Plan, due: &[Exit], schedule: &mut Schedule) {
         // Sockets are open for as long as it takes: each costs something for every packet of the node.
         let network = Network::new();
@@ -337,26 +337,26 @@ impl Task {
             }
         };
         let ingress = self.ingress();
-        let asker = Asker { network: &network, program: &self.program, served: &served };
-        let (asker, ingress) = (&asker, &ingress);
-        let questions = due.iter().filter_map(|exit| Some((exit, plan.get(exit)?)));
-        let questions = questions.map(|(exit, subjects)| async move {
+        let prober = RoundProber { network: &network, program: &self.program, served: &served };
+        let (prober, ingress) = (&prober, &ingress);
+        let probes = due.iter().filter_map(|exit| Some((exit, plan.get(exit)?)));
+        let probes = probes.map(|(exit, subjects)| async move {
             let verdict = match ingress_for(exit, ingress) {
-                Ok(ingress) => asker.exit(subjects, ingress).await,
+                Ok(ingress) => prober.exit(subjects, ingress).await,
                 Err(reason) => Verdict::Unknown(reason.into()),
             };
             (exit, verdict)
         });
-        let mut verdicts = pin!(stream::iter(questions).buffer_unordered(AT_A_TIME));
+        let mut verdicts = pin!(stream::iter(probes).buffer_unordered(AT_A_TIME));
         while let Some((exit, verdict)) = verdicts.next().await {
             debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {verdict:?}");
-            let news = schedule.take(exit, &verdict, Instant::now());
+            let change = schedule.take(exit, &verdict, Instant::now());
             {
                 let mut shared = lock(&self.shared);
                 shared.verdicts.insert(exit.clone(), verdict.clone());
-                shared.news.extend(news.map(|lost| tell(exit, lost, &verdict)));
+                shared.events.extend(change.map(|lost| event(exit, lost, &verdict)));
             }
-            // What is new is asked first.
+            // New exits are probed first.
             if self.planned.has_changed().unwrap_or(true) {
                 return;
             }
@@ -379,7 +379,7 @@ fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
     own.or(native.first()).copied().ok_or("no interface has the program in its driver")
 }
 
-fn tell(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
+fn event(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
     let (interface, mac) = (&exit.interface, exit.mac_text());
     if lost {
         let fault = EgressStatus::LOST;
@@ -387,18 +387,18 @@ fn tell(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
         News::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
     } else {
         let message = format!("what the program sends to {mac} by {interface} arrives");
-        News::new(Kind::EgressForwarding, message, "a question by the program was answered")
+        News::new(Kind::EgressForwarding, message, "a probe by the program was answered")
     }
 }
 
-/// Asks in one round.
-struct Asker<'a> {
+/// Sends the probes of one round.
+struct RoundProber<'a> {
     network: &'a Network,
     program: &'a LiveProgram,
     served: &'a Served,
 }
 
-impl Asker<'_> {
+impl RoundProber<'_> {
     async fn exit(&self, subjects: &[Subject], ingress: u32) -> Verdict {
         let mut last = Verdict::Unknown("it has no backend".into());
         for subject in subjects.iter().take(CANDIDATES) {
@@ -410,7 +410,7 @@ impl Asker<'_> {
         last
     }
 
-    /// What a backend's answers say of its exit; else why they say nothing.
+    /// The verdict on an exit by a backend's answers; else the reason why there is none.
     async fn subject(&self, subject: &Subject, ingress: u32) -> Result<Verdict, String> {
         let Subject { service, way } = subject;
         let backend = way.backend;
@@ -418,7 +418,7 @@ impl Asker<'_> {
         let first = self.network.draw() as u16;
         let ports = self.program.ports(self.served, (service, backend), (source, first), 2 * TRIES);
         let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
-        let mut ask = async |live: bool| -> Result<bool, String> {
+        let mut probe = async |live: bool| -> Result<bool, String> {
             let Some(port) = ports.next() else {
                 return Err(format!("no slot leads to {backend} at this moment"));
             };
@@ -437,25 +437,25 @@ impl Asker<'_> {
             }
         };
         let silent = || format!("{backend} does not answer a segment without a connection");
-        if !ask(false).await? && !ask(false).await? {
+        if !probe(false).await? && !probe(false).await? {
             return Err(silent());
         }
         for _ in 0..TRIES {
-            if ask(true).await? {
+            if probe(true).await? {
                 return Ok(Verdict::Forwards);
             }
         }
         // It may have died meanwhile.
-        if !ask(false).await? {
+        if !probe(false).await? {
             return Err(silent());
         }
         Ok(Verdict::Lost(format!(
-            "{backend} answers the packet socket, and {TRIES} questions that the program sent were \
+            "{backend} answers the packet socket, and {TRIES} probes that the program sent were \
              not answered"
         )))
     }
 
-    /// The node's addresses are known a moment after the first question for them.
+    /// The node's addresses are known a moment after the first request for them.
     async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
         let mut left = 20;
         loop {

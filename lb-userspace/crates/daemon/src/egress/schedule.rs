@@ -1,4 +1,4 @@
-//! Which exits are asked when, and what is told of it. No I/O.
+//! When exits are probed, and which changes are reported. No I/O.
 
 use std::{
     collections::BTreeMap,
@@ -9,23 +9,23 @@ use lb_api::status::EgressStatus;
 
 use super::{Exit, Plan};
 
-/// Between two questions by an exit by which frames arrive.
+/// Between two probes of an exit by which frames arrive.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Between two questions by one of which that is not so. While nothing is known, as behind a firewall that drops
-/// what it asks, twice as long each time, up to [`INTERVAL`].
+/// Between two probes of any other exit. While the verdict is unknown, as behind a firewall that drops the
+/// probes, twice as long each time, up to [`INTERVAL`].
 const SOON: Duration = Duration::from_secs(5);
 
-/// Between two questions by one that loses frames, but forwards when it is asked.
+/// Between two probes of one that loses frames, but forwards the probes.
 const DOUBTED: Duration = Duration::from_secs(10);
 
-/// What is known of an exit.
+/// The verdict on an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Frames arrive.
     Forwards,
-    /// They do not; why that is said.
+    /// They do not; with the evidence.
     Lost(String),
-    /// Nothing is known; why.
+    /// There is no verdict, for this reason.
     Unknown(String),
 }
 
@@ -40,7 +40,7 @@ impl Verdict {
         }
     }
 
-    /// What is known besides.
+    /// The evidence or reason.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         match self {
@@ -52,13 +52,13 @@ impl Verdict {
 
 #[derive(Debug)]
 struct State {
-    /// When it is asked next; none: at once.
+    /// When it is probed next; none: at once.
     next: Option<Instant>,
-    /// When it was asked last.
-    asked: Option<Instant>,
-    /// How long until it is asked again if nothing is known then.
+    /// When it was probed last.
+    probed: Option<Instant>,
+    /// How long until it is probed again if the verdict is unknown then.
     patience: Duration,
-    /// Whether it was told that frames are lost.
+    /// Whether lost frames were reported.
     lost: bool,
 }
 
@@ -71,12 +71,12 @@ impl Schedule {
     pub(super) fn follow(&mut self, plan: &Plan) {
         self.0.retain(|exit, _| plan.contains_key(exit));
         for exit in plan.keys() {
-            let new = State { next: None, asked: None, patience: SOON, lost: false };
+            let new = State { next: None, probed: None, patience: SOON, lost: false };
             self.0.entry(exit.clone()).or_insert(new);
         }
     }
 
-    /// The exits to ask at `now`: the new ones, and then those that are due for longest.
+    /// The exits to probe at `now`: the new ones, and then those that are due for longest.
     pub(super) fn due(&self, now: Instant) -> Vec<Exit> {
         let due = |state: &State| state.next.is_none_or(|next| next <= now);
         let mut due: Vec<_> = self.0.iter().filter(|(_, state)| due(state)).collect();
@@ -90,15 +90,15 @@ impl Schedule {
         next.map_or(INTERVAL, |next| next.saturating_duration_since(now))
     }
 
-    /// Has the exits by an interface asked soon, since frames were lost there.
+    /// Has the exits by an interface probed soon, since frames were lost there.
     pub(super) fn doubt(&mut self, ifindex: u32) {
         for (_, state) in self.0.iter_mut().filter(|(exit, _)| exit.ifindex == ifindex) {
-            let soon = state.asked.map(|asked| asked + DOUBTED);
+            let soon = state.probed.map(|probed| probed + DOUBTED);
             state.next = state.next.min(soon);
         }
     }
 
-    /// Takes a verdict of `now` over; whether frames are lost, if that is to be told.
+    /// Takes a verdict of `now` over; whether frames are lost, if that is to be reported.
     pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
         let state = self.0.get_mut(exit)?;
         let wait = match verdict {
@@ -108,7 +108,7 @@ impl Schedule {
         };
         let is_unknown = matches!(verdict, Verdict::Unknown(_));
         state.patience = if is_unknown { INTERVAL.min(wait * 2) } else { SOON };
-        state.asked = Some(now);
+        state.probed = Some(now);
         state.next = Some(now + wait);
         let lost = match verdict {
             Verdict::Forwards => false,
@@ -142,7 +142,7 @@ mod tests {
         schedule.follow(&plan(&[1]));
         let now = Instant::now();
         let unknown = Verdict::Unknown("the backend is silent".into());
-        for (verdict, told) in [
+        for (verdict, reported) in [
             (Verdict::Forwards, None),
             (lost(), Some(true)),
             (unknown, None),
@@ -150,7 +150,7 @@ mod tests {
             (Verdict::Forwards, Some(false)),
             (Verdict::Forwards, None),
         ] {
-            assert_eq!(schedule.take(&exit(1), &verdict, now), told, "{verdict:?}");
+            assert_eq!(schedule.take(&exit(1), &verdict, now), reported, "{verdict:?}");
         }
     }
 
@@ -201,7 +201,7 @@ mod tests {
         schedule.take(&exit(3), &lost(), now);
         schedule.doubt(1);
         schedule.doubt(3);
-        assert_eq!(schedule.rest(now), SOON, "a fault is asked as often as before");
+        assert_eq!(schedule.rest(now), SOON, "a fault is probed as often as before");
         assert_eq!(schedule.due(now + DOUBTED), [exit(3), exit(1)]);
         let later = now + DOUBTED * 3;
         schedule.doubt(2);

@@ -10,7 +10,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Makes a line of what `inner` makes of an event: what others have said, as a peer's name or a server's
+/// Makes one line of the text that `inner` makes of an event: received text, as a peer's name or a server's
 /// answer, begins no line of its own.
 #[derive(Debug)]
 pub(super) struct Line<F> {
@@ -21,7 +21,7 @@ pub(super) struct Line<F> {
     pub(super) is_journal: bool,
 }
 
-/// The most bytes of a line, escaped: more is cut off by journals and by who reads them.
+/// The most bytes of a line, escaped: more is cut off by journals and by their readers.
 const MOST: usize = 1_000;
 /// The most bytes of a field, escaped, in lines of JSON that are longer; half if that is too much still.
 const MOST_OF_FIELD: usize = 700;
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::logs::written::Written;
 
-    fn say() {
+    fn log_events() {
         tracing::warn!(backend = "10.0.0.7", "down\n<0>forged: \u{1b}[31m{}", "a\rb");
         tracing::info!("up");
         tracing::error!("gone");
@@ -146,7 +146,7 @@ mod tests {
         let inner = Format::default().with_target(false).without_time();
         let layer = fmt::layer().with_writer(written.clone()).with_ansi(false);
         let layer = layer.event_format(Line { inner, form: Form::Text, is_journal: true });
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log_events);
         let text = written.text();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
@@ -211,7 +211,7 @@ mod tests {
         let inner = Format::default().with_target(false).json().flatten_event(true);
         let layer = fmt::layer().with_writer(written.clone()).fmt_fields(JsonFields::new());
         let layer = layer.event_format(Line { inner, form: Form::Json, is_journal: false });
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), say);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log_events);
         let text = written.text();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();

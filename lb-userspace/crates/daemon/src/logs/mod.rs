@@ -2,7 +2,7 @@
 //!
 //! It goes to the standard error, a line for each event. On a terminal lines have colours; where the
 //! journal listens they begin with their priority, as `<4>`, and have no time, since the journal knows
-//! it. How much is said can be changed while `lbd` runs, for a while or till the next start.
+//! it. The level can be changed while `lbd` runs, for a while or till the next start.
 
 mod line;
 #[cfg(test)]
@@ -66,7 +66,7 @@ impl State {
         Current { filter: self.filter().to_string(), configured, until }
     }
 
-    /// Takes what a configuration says.
+    /// Takes the filter of a configuration.
     fn configure(&mut self, filter: &Filter) {
         if !self.is_fixed {
             self.configured = filter.clone();
@@ -92,7 +92,7 @@ impl State {
 ///
 /// # Errors
 ///
-/// The environment's filter is none, or somebody else logs for this process already.
+/// The environment's filter is none, or this process has another subscriber already.
 pub fn start(settings: &Settings) -> Result<()> {
     let given = env::var(VARIABLE).ok().filter(|given| !given.is_empty());
     let is_fixed = given.is_some();
@@ -133,7 +133,7 @@ where
     }
 }
 
-/// Whether the journal reads the standard error: it says which file it means (systemd.exec(5)).
+/// Whether the journal reads the standard error: `JOURNAL_STREAM` names the file (systemd.exec(5)).
 fn is_journal() -> bool {
     let Ok(named) = env::var("JOURNAL_STREAM") else { return false };
     let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() else { return false };
@@ -149,13 +149,13 @@ impl Logs {
 
     /// Changes the state, and puts the filter in force.
     fn put<T>(&self, why: &str, change: impl FnOnce(&mut State) -> T) -> T {
-        // Till the end, or two who change it could put the older one in force.
+        // Till the end, or two changes at once could put the older one in force.
         let mut state = self.state();
         let before = state.filter().clone();
-        let told = change(&mut state);
+        let changed = change(&mut state);
         let filter = state.filter();
         if before != *filter {
-            // Before and after, since one of the two may not say it.
+            // Before and after, since one of the two levels may hide it.
             tracing::info!(%before, %filter, "the log's level changes: {why}");
             // An error is that of a subscriber that is gone, with the process.
             let _ = self.handle.reload(made(filter));
@@ -163,22 +163,22 @@ impl Logs {
                 tracing::error!(%before, %filter, "the log's level has changed: {why}");
             }
         }
-        told
+        changed
     }
 }
 
-/// How much is said; none before [`start`].
+/// The level; none before [`start`].
 pub fn current() -> Option<Current> {
     LOGS.get().map(|logs| logs.state().current())
 }
 
-/// Takes what a configuration that was read again says. What [`set`] has set stays.
+/// Takes the filter of a reloaded configuration. A filter of [`set`] stays.
 pub fn configure(settings: &Settings) {
     let Some(logs) = LOGS.get() else { return };
     logs.put("configuration reloaded", |state| state.configure(&settings.filter));
 }
 
-/// Changes how much is said, for a while or until the process ends. Takes a runtime for the former.
+/// Changes the level, for a while or until the process ends. Takes a runtime for the former.
 ///
 /// # Errors
 ///
@@ -186,17 +186,18 @@ pub fn configure(settings: &Settings) {
 pub fn set(change: Change) -> Result<Current, String> {
     let logs = LOGS.get().ok_or("there is no log")?;
     let lasts = change.for_secs.map(Duration::from_secs);
-    // What ends later than clocks can tell does not end.
+    // A time beyond the clock's range does not come.
     let until = lasts.and_then(|lasts| SystemTime::now().checked_add(lasts));
     let filter = change.filter.map(|filter| (filter, until));
-    let (number, told) = logs.put("lbctl log level", |state| (state.set(filter), state.current()));
+    let (number, current) =
+        logs.put("lbctl log level", |state| (state.set(filter), state.current()));
     if let Some(lasts) = lasts.filter(|_| until.is_some()) {
         tokio::spawn(async move {
             tokio::time::sleep(lasts).await;
             logs.put("its time is over", |state| state.expire(number));
         });
     }
-    Ok(told)
+    Ok(current)
 }
 
 /// A filter as the library takes it.

@@ -13,7 +13,7 @@ pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Written {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("nobody panics").extend(bytes);
+        self.0.lock().expect("no thread panics").extend(bytes);
         Ok(bytes.len())
     }
 
@@ -33,6 +33,6 @@ impl<'w> MakeWriter<'w> for Written {
 impl Written {
     /// As text.
     pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.0.lock().expect("nobody panics").clone()).expect("text")
+        String::from_utf8(self.0.lock().expect("no thread panics").clone()).expect("text")
     }
 }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 /// Number of the layout in this file.
 ///
-/// Version 1 had no policies, backups and checks; what it lacks is as if it said the default.
+/// Version 1 had no policies, backups and checks; missing keys have their defaults.
 const VERSION: u32 = 2;
 /// The oldest layout that can be read.
 const OLDEST: u32 = 1;
@@ -102,7 +102,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
     }
 }
 
-/// Renames the file, so that it is kept for whoever looks into it; says to what.
+/// Renames the file, so that it is kept for an operator; returns the new name.
 ///
 /// # Errors
 ///
@@ -151,11 +151,11 @@ fn aside(path: &Path) -> PathBuf {
     (0..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0))
 }
 
-/// What the file says of a state.
+/// The file's text for a state.
 ///
 /// # Errors
 ///
-/// It can't be said in JSON.
+/// It can't be written as JSON.
 pub fn text(state: &State) -> Result<Vec<u8>> {
     let content = Content {
         version: VERSION,
@@ -186,7 +186,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut partial = OsString::from(path);
     partial.push(".partial");
     let mut options = fs::File::options();
-    // Nothing in it is secret; how a site is built is nobody else's business all the same.
+    // Nothing in it is secret; all the same other users need not see how a site is built.
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
     file.write_all(bytes)?;

@@ -1,6 +1,6 @@
 //! Writes the state file on a thread of its own, since a disk may take any time over it.
 //!
-//! What waits is the latest state alone. Whoever wants to know whether one is kept waits for its number, and not for
+//! What waits is the latest state alone. A caller that needs a state on disk waits for its number, and not for
 //! ever.
 
 use std::{
@@ -59,9 +59,9 @@ impl Writer {
     /// There is no room for a thread.
     pub fn start(path: &Path) -> io::Result<Self> {
         let pending = Arc::new(Pending::default());
-        let (told, outcomes) = watch::channel(Outcome::default());
+        let (reported, outcomes) = watch::channel(Outcome::default());
         let (own, path) = (Arc::clone(&pending), path.to_owned());
-        let write = move || write_all(&own, &path, &told);
+        let write = move || write_all(&own, &path, &reported);
         lb_threads::spawn("lbd-state", write)?;
         Ok(Self { pending, outcomes, posted: 0 })
     }
@@ -82,7 +82,7 @@ impl Writer {
         Kept { number: self.posted, outcomes: self.outcomes.clone() }
     }
 
-    /// How the last write went, if one has ended since this was asked; else that the one under way takes too long.
+    /// How the last write went, if one has ended since the last call; else that the one under way takes too long.
     pub fn outcome(&mut self, now: Instant) -> Option<Outcome> {
         if self.outcomes.has_changed().unwrap_or(false) {
             return Some(self.outcomes.borrow_and_update().clone());
@@ -110,7 +110,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Waits until it is written, for a second at most; what is to be said if it is not.
+    /// Waits until it is written, for a second at most; the warning to print if it is not.
     pub async fn note(mut self) -> Option<String> {
         let number = self.number;
         let written = timeout(PATIENCE, self.outcomes.wait_for(|done| done.number >= number)).await;
@@ -128,7 +128,7 @@ impl Kept {
     }
 }
 
-fn write_all(pending: &Pending, path: &Path, told: &watch::Sender<Outcome>) {
+fn write_all(pending: &Pending, path: &Path, reported: &watch::Sender<Outcome>) {
     loop {
         let content = pending.content.lock().unwrap_or_else(PoisonError::into_inner);
         let waits = |content: &mut Content| content.next.is_none() && !content.is_closed;
@@ -139,7 +139,7 @@ fn write_all(pending: &Pending, path: &Path, told: &watch::Sender<Outcome>) {
         drop(content);
         let error = super::save(path, &state).err().map(|error| format!("{error:#}"));
         pending.content.lock().unwrap_or_else(PoisonError::into_inner).began = None;
-        told.send_replace(Outcome { number, error });
+        reported.send_replace(Outcome { number, error });
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
         let path = dir.path().join("state.json");
         let mut writer = Writer::start(&path).expect("a thread");
         assert_eq!(writer.post(State::default()).note().await, None);
-        // Whoever opens a pipe to write waits for a reader.
+        // An open of a pipe for writing waits for a reader.
         let pipe = dir.path().join("state.json.partial");
         let name = CString::new(pipe.as_os_str().as_bytes()).expect("no zero in it");
         // SAFETY: the string lives, and ends with a zero.

@@ -1,4 +1,4 @@
-//! What every request passes on its way in, and every answer on its way out.
+//! Admission of requests, and bounds on their answers.
 
 use std::{
     collections::HashMap,
@@ -34,13 +34,13 @@ use crate::api::ready::{IsKnown, OPEN};
 const AT_WORK: usize = 16;
 /// How long a request may wait for its turn, and for the head of its answer.
 const HEAD: Duration = Duration::from_secs(20);
-/// Bytes of answers that wait for who reads them: at one address, and at all.
+/// Bytes of answers that wait for their readers: at one address, and at all.
 const UNREAD: [u64; 2] = [16 << 20, 64 << 20];
 /// Answers up to this size always have room.
 const SMALL: u64 = 64 << 10;
 /// An answer is handed on in pieces of this size, so that it is over when nearly all of it has left.
 const PIECE: usize = 64 << 10;
-/// Who may not look is logged at most this often.
+/// Wrong credentials are logged at most this often.
 const LOGGED: Duration = Duration::from_secs(10);
 
 /// The admission of a configuration.
@@ -69,7 +69,7 @@ impl Admission {
         })
     }
 
-    /// Answers one request of a connection, who came by the listener at `listener`.
+    /// Answers one request of a connection to the listener at `listener`.
     pub(super) async fn answer(
         &self,
         request: hyper::Request<Incoming>,
@@ -85,15 +85,15 @@ impl Admission {
                 Err(_) => refusal(
                     StatusCode::SERVICE_UNAVAILABLE,
                     format!("no answer within {} s", HEAD.as_secs()),
-                    "lbd is busy; its log may tell more",
+                    "lbd is busy; its log may show more",
                 ),
             };
         tracing::debug!(client = %connection.peer, method = %requested.0, path = requested.1, status = answer.status().as_u16(), "HTTP request");
         self.finish_response(answer, connection)
     }
 
-    /// Until it is known that a connection may look it waits as one that says nothing does: so many who guess
-    /// passwords keep nobody else out.
+    /// A connection whose credentials are not checked yet counts as [`Phase::Waiting`]: so many clients that guess
+    /// passwords keep no other client out.
     async fn handle_request(
         &self,
         request: hyper::Request<Incoming>,
@@ -107,14 +107,14 @@ impl Admission {
             let mut answer = refusal(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "only GET and HEAD are answered here".into(),
-                "what changes something goes by lbctl, over the Unix socket",
+                "make changes with lbctl, over the Unix socket",
             );
             let allowed = HeaderValue::from_static("GET, HEAD");
             answer.headers_mut().insert(header::ALLOW, allowed);
             return ending(answer);
         }
         if !request.body().is_end_stream() {
-            let hint = "ask without one";
+            let hint = "send the request without one";
             return ending(refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "a body is not taken here".into(),
@@ -126,7 +126,7 @@ impl Admission {
             self.turn_away(connection.peer, request.headers());
             let mut answer = refusal(
                 StatusCode::UNAUTHORIZED,
-                "who are you?".into(),
+                "no valid credentials".into(),
                 "give a name and password, or a token, that lbd knows",
             );
             for challenge in self.authenticator.challenges() {
@@ -137,7 +137,7 @@ impl Admission {
         connection.becomes(Phase::Answering, Instant::now());
         let _turn = self.work.acquire().await.expect("it is never closed");
         let mut request: Request = request.map(Body::new);
-        // Nothing behind the admission has a use for it.
+        // No route has a use for it.
         request.headers_mut().remove(header::AUTHORIZATION);
         request.extensions_mut().insert(IsKnown(is_known));
         let routes = TowerToHyperService::new(self.routes.clone());
@@ -147,7 +147,7 @@ impl Admission {
         }
     }
 
-    /// Tells the log of who may not look. A first request without credentials is how browsers begin.
+    /// Logs wrong credentials. A first request without credentials is how browsers begin.
     fn turn_away(&self, peer: IpAddr, headers: &HeaderMap) {
         if !headers.contains_key(header::AUTHORIZATION) {
             return;
@@ -161,7 +161,7 @@ impl Admission {
         }
     }
 
-    /// Keeps the books of an answer until it is over.
+    /// Accounts for an answer until it is over.
     fn finish_response(&self, mut answer: Response, connection: &Arc<Connection>) -> Response {
         let (mut permit, mut unread) = (None, None);
         let bytes = answer.body().size_hint().lower();
@@ -174,7 +174,7 @@ impl Admission {
                 Err(_) => {
                     answer = refusal(
                         StatusCode::SERVICE_UNAVAILABLE,
-                        "too many follow what happens".into(),
+                        "too many streams are open".into(),
                         "close others, or raise `streams` under [http]",
                     );
                     let later = HeaderValue::from_static("10");
@@ -219,13 +219,13 @@ fn refusal(code: StatusCode, error: String, hint: &str) -> Response {
     (code, Json(Error { error, hint: Some(hint.into()), unconfirmed: None })).into_response()
 }
 
-/// Has the connection end with an answer: what comes after it may be no request.
+/// Has the connection end with an answer: the bytes after it may be no request.
 fn ending(mut answer: Response) -> Response {
     answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     answer
 }
 
-/// Answers that wait for who reads them: their bytes by address.
+/// Answers that wait for their readers: their bytes by address.
 #[derive(Debug, Default)]
 struct Unread(Mutex<HashMap<IpAddr, u64>>);
 
@@ -266,12 +266,12 @@ impl Drop for Reserved {
 /// The body of an answer.
 struct Outgoing {
     body: Body,
-    /// What has come of it and is still to be handed on.
+    /// The part of it that is still to be handed on.
     rest: Bytes,
     _guard: AnswerGuard,
 }
 
-/// That an answer is over is told when this is dropped.
+/// Ends the accounting of an answer when it is dropped.
 struct AnswerGuard {
     connection: Arc<Connection>,
     _permit: Option<OwnedSemaphorePermit>,
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(others.len() as u64, by_all / by_one - 1);
         assert!(take(6, SMALL + 1).is_none(), "together they have enough");
         drop((second, third, others));
-        assert!(unread.0.lock().expect("nobody panics").is_empty());
+        assert!(unread.0.lock().expect("no thread panics").is_empty());
         assert!(take(1, 2 * by_all).is_some(), "of any size, if it is alone");
     }
 }

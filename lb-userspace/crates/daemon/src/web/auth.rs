@@ -1,4 +1,4 @@
-//! Lets those in who may look.
+//! Authentication of HTTP requests: passwords and tokens.
 //!
 //! bcrypt for each scrape would cost a tenth of a second of CPU time, so a password that was right is remembered as a
 //! salted digest.
@@ -14,21 +14,21 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use lb_config::http::credentials::{Tokens, Users, sha256};
 use tokio::sync::Semaphore;
 
-/// Passwords that have been right are known again, so many of them.
+/// The most passwords that are remembered as right.
 const REMEMBERED: usize = 256;
 
-/// Lets those in who may look.
+/// Checks the credentials of requests.
 #[derive(Debug)]
 pub(super) struct Authenticator {
     users: Option<Arc<Users>>,
     tokens: Option<Tokens>,
-    /// What was right before, as a digest with `salt`: bcrypt is not asked for each scrape.
+    /// Credentials that were right before, as digests with `salt`: bcrypt does not run for each scrape.
     remembered: Mutex<HashSet<[u8; 32]>>,
     salt: [u8; 32],
     /// Passwords are compared one at a time, so that guessing takes one CPU at most.
     turn: Arc<Semaphore>,
-    /// Each address has a queue of its own, of which one waits for its turn: who guesses waits behind
-    /// itself, and not before others.
+    /// Each address has a queue of its own, of which one request waits for its turn: a client that guesses
+    /// waits behind itself, and not before others.
     queues: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
@@ -43,7 +43,7 @@ impl Authenticator {
         Ok(Self { users, tokens, remembered, salt, turn, queues })
     }
 
-    /// Whether who asks from an address may look.
+    /// Whether the credentials of a request from an address are right.
     pub(super) async fn admits(&self, headers: &HeaderMap, peer: IpAddr) -> bool {
         if self.users.is_none() && self.tokens.is_none() {
             return true;
@@ -73,13 +73,13 @@ impl Authenticator {
         let queue = self.queue(peer);
         let Ok(_next) = queue.acquire().await else { return false };
         let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else { return false };
-        // A browser asks for several things at once.
+        // A browser sends several requests at once.
         if self.remembered().contains(&mark) {
             return true;
         }
         let users = Arc::clone(users);
         let compare = move || {
-            // It can't be broken off: the turn is over when it is, whether who asked is there or not.
+            // It can't be broken off: the turn is over when it is, whether the client is there or not.
             let _turn = turn;
             users.is_right(&name, &password)
         };
@@ -99,7 +99,7 @@ impl Authenticator {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue of an address; those that nobody is in are gone.
+    /// The queue of an address; empty queues are removed.
     fn queue(&self, peer: IpAddr) -> Arc<Semaphore> {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.retain(|_, queue| queue.strong_count() > 0);
@@ -111,7 +111,7 @@ impl Authenticator {
         queue
     }
 
-    /// How one may say who one is.
+    /// The accepted schemes, for `WWW-Authenticate`.
     pub(super) fn challenges(&self) -> impl Iterator<Item = HeaderValue> {
         let basic = self.users.as_ref().map(|_| r#"Basic realm="lb", charset="UTF-8""#);
         let bearer = self.tokens.as_ref().map(|_| r#"Bearer realm="lb""#);
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(authenticator.turn.available_permits(), 1);
         drop(authenticator.queue(address(2)));
         assert_eq!(
-            authenticator.queues.lock().expect("nobody panics").len(),
+            authenticator.queues.lock().expect("no thread panics").len(),
             1,
             "the other one is gone"
         );

@@ -106,7 +106,7 @@ async fn serve_http(
     Ok(())
 }
 
-/// A connection that tells whether its client reads what is written.
+/// A connection that records whether its client reads.
 struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,

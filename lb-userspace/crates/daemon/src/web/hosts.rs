@@ -1,13 +1,13 @@
-//! By which names the listener may be asked, so that DNS rebinding reads nothing.
+//! The names that requests to the listener may have as `Host`, so that DNS rebinding reads nothing.
 //!
-//! A page of somebody else's site can have its own name resolve to an address of this node, loopback included;
+//! A page of another site can have its own name resolve to an address of this node, loopback included;
 //! the browser then takes the dashboard for a part of that site and lets its scripts read it. What such a
 //! request can't change is its `Host`: it is the name of the site.
 //!
 //! | request | checked |
 //! |---|---|
-//! | to a listener that asks for a password or token | no: a browser keeps them by name, and has none for the site's |
-//! | `/healthz`, `/readyz` | no: they tell one bit, and probes send anything as their `Host` |
+//! | to a listener that requires a password or token | no: a browser keeps them by name, and has none for the site's |
+//! | `/healthz`, `/readyz` | no: they reveal one bit, and probes send anything as their `Host` |
 //! | `/metrics`, `/metrics/haproxy` at another address than a loopback one | no: scrapers go by names of DNS that no configuration here knows |
 //! | all else | yes |
 
@@ -18,7 +18,7 @@ use lb_config::http::{Config, Identity, dns_name};
 
 use crate::api::ready::OPEN;
 
-/// What scrapers ask for.
+/// Paths of scrapers.
 const SCRAPED: [&str; 2] = ["/metrics", "/metrics/haproxy"];
 
 /// The names of a configuration.
@@ -41,7 +41,7 @@ pub(super) struct Refused {
 /// The host that a request is for.
 #[derive(Debug, PartialEq, Eq)]
 enum Host {
-    /// Nobody can have a name resolve to something else by it.
+    /// No site can have it resolve to something else.
     Address,
     Name(String),
 }
@@ -69,7 +69,7 @@ impl Hosts {
             Ok(Some(Host::Name(name))) => Some(Refused {
                 status: StatusCode::MISDIRECTED_REQUEST,
                 error: format!("this node does not answer as {name}"),
-                hint: "ask by its address or host name, or add the name to `allowed_hosts` under [http]",
+                hint: "use its address or host name, or add the name to `allowed_hosts` under [http]",
             }),
             Err(error) => Some(Refused {
                 status: StatusCode::BAD_REQUEST,
@@ -87,7 +87,7 @@ impl Hosts {
 
 /// The host of a request; none if a request of HTTP/1.0 names none.
 fn host<B>(request: &Request<B>) -> Result<Option<Host>, &'static str> {
-    // RFC 9112, 3.2.2: what stands in the request's target goes before the field.
+    // RFC 9112, 3.2.2: the request's target goes before the field.
     if let Some(authority) = request.uri().authority() {
         let host = authority.as_str().rsplit('@').next().and_then(parse);
         return host.map(Some).ok_or("the target of the request has no valid host");
@@ -110,7 +110,7 @@ fn parse(text: &str) -> Option<Host> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (address, rest) = rest.split_once(']')?;
-            // A zone (RFC 6874) says which of the client's links it is.
+            // A zone (RFC 6874) names the client's link.
             let address = address.split('%').next()?;
             address.parse::<Ipv6Addr>().ok()?;
             (Host::Address, rest.strip_prefix(':').or_else(|| rest.is_empty().then_some(""))?)
@@ -211,7 +211,7 @@ mod tests {
         let mut old = request("/", &[]);
         *old.version_mut() = Version::HTTP_10;
         assert_eq!(status(&config(), &old, LOOPBACK), None);
-        // What stands in the target is what is asked for.
+        // The target goes before the field.
         let absolute = |target| request(target, &["localhost"]);
         assert_eq!(status(&config(), &absolute("http://evil.test:9105/"), LOOPBACK), Some(421));
         assert_eq!(status(&config(), &absolute("http://ann@evil.test/"), LOOPBACK), Some(421));
@@ -220,17 +220,17 @@ mod tests {
 
     #[test]
     fn probes_come_by_any_name_and_scrapers_where_others_reach_the_listener() {
-        let ask =
+        let status_of =
             |path, listener| status(&config(), &request(path, &["scraped.test:9105"]), listener);
         for listener in [LOOPBACK, ELSEWHERE] {
-            assert_eq!(ask("/healthz", listener), None);
-            assert_eq!(ask("/readyz", listener), None);
-            assert_eq!(ask("/", listener), Some(421));
-            assert_eq!(ask("/v1/status", listener), Some(421));
+            assert_eq!(status_of("/healthz", listener), None);
+            assert_eq!(status_of("/readyz", listener), None);
+            assert_eq!(status_of("/", listener), Some(421));
+            assert_eq!(status_of("/v1/status", listener), Some(421));
         }
         for path in SCRAPED {
-            assert_eq!(ask(path, LOOPBACK), Some(421), "{path}");
-            assert_eq!(ask(path, ELSEWHERE), None, "{path}");
+            assert_eq!(status_of(path, LOOPBACK), Some(421), "{path}");
+            assert_eq!(status_of(path, ELSEWHERE), None, "{path}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Who is at the doors, and who has to go when there are too many.
+//! The open connections, and the choice of one to close when there are too many.
 
 use std::{
     collections::HashMap,
@@ -19,11 +19,11 @@ const SLOW: Duration = Duration::from_secs(2);
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// It has asked for nothing, or not all of it yet, or it is not known whether it may.
+    /// No request has arrived whole, or its credentials are not checked yet.
     Waiting,
     /// It is being answered; the answer has an end.
     Answering,
-    /// It is being told something that goes on for ever.
+    /// It receives a stream that does not end.
     Streaming,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum Phase {
 pub(super) struct Connection {
     pub(super) peer: IpAddr,
     state: Mutex<State>,
-    /// Told when it has to go.
+    /// Notified when it has to close.
     goes: Notify,
 }
 
@@ -41,7 +41,7 @@ struct State {
     phase: Phase,
     /// Since when.
     since: Instant,
-    /// Since when its client does not read what is there for it.
+    /// Since when its client does not read.
     stalled: Option<Instant>,
 }
 
@@ -63,7 +63,7 @@ impl Connection {
         state.since = now;
     }
 
-    /// Whether its client reads what is there for it.
+    /// Whether its client reads.
     pub(super) fn reads(&self, reads: bool, now: Instant) {
         let mut state = self.state();
         state.stalled = if reads { None } else { state.stalled.or(Some(now)) };
@@ -104,7 +104,7 @@ struct Connections {
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// A permit in the limiter, which is free again when this is dropped.
+/// The permit of a connection, which is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     limiter: Arc<ConnectionLimiter>,
@@ -156,8 +156,8 @@ impl ConnectionLimiter {
     }
 }
 
-/// Who can go for another: of the address that has most, the one that has waited longest. So who opens
-/// many takes only from itself.
+/// The connection that can close for another: of the address that has most, the one that has waited longest.
+/// So a client that opens many takes only from itself.
 fn choose(open: &HashMap<u64, Arc<Connection>>, now: Instant) -> Option<u64> {
     let mut held: HashMap<IpAddr, usize> = HashMap::new();
     for connection in open.values() {

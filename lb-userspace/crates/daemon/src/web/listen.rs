@@ -1,4 +1,4 @@
-//! The listeners: opened and closed as the configuration says, and tried again when one can't be had.
+//! The listeners: opened and closed as configured, and tried again when one can't be had.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ const BACKLOG: i32 = 1_024;
 /// After an error, as that there is no descriptor left.
 const REST: Duration = Duration::from_millis(100);
 
-/// What is at work for a configuration.
+/// The running parts of a configuration.
 struct Setup {
     admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
@@ -43,7 +43,7 @@ struct Setup {
 
 type Current = Arc<RwLock<Option<Arc<Setup>>>>;
 
-/// Keeps the open_listeners as they are wanted, until nobody wants any more.
+/// Keeps the listeners as configured, until the sender of configurations is dropped.
 pub(super) async fn keep(
     mut wanted: watch::Receiver<Option<Config>>,
     listeners: Listeners,
@@ -75,7 +75,7 @@ pub(super) async fn keep(
             None
         });
         *current.write().unwrap_or_else(PoisonError::into_inner) = setup.map(Arc::new);
-        // Who was let in by what was configured before is looked at again.
+        // Clients that were admitted by the configuration before authenticate again.
         limiter.clear();
         open_listeners.set(config);
         open_listeners.open(&limiter, &current);
@@ -166,7 +166,7 @@ fn protection(config: &Config) -> String {
         (config.users.is_some(), "passwords"),
         (config.tokens.is_some(), "tokens"),
     ];
-    let parts: Vec<_> = parts.iter().filter_map(|(is, what)| is.then_some(*what)).collect();
+    let parts: Vec<_> = parts.iter().filter_map(|(is, name)| is.then_some(*name)).collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 

@@ -1,10 +1,10 @@
 //! The read-only listener: HTTP over TCP, with metrics, the dashboard, `/healthz`, `/readyz` and
-//! what the API tells. Nothing that changes something comes in here, whoever asks.
+//! the reading part of the API. It has no route that changes anything.
 //!
-//! It has a thread of its own, so that who floods it holds up nobody but other lookers. What it can
-//! take of the process is bounded:
+//! It has a thread of its own, so that a flood holds up no other part of the daemon. The resources that it
+//! takes are bounded:
 //!
-//! | what | bound |
+//! | resource | bound |
 //! |---|---|
 //! | connections | [`Config::connections`]; past that the one that has kept the balancer waiting longest goes, of the address that has most of them; if none waits, the one that comes |
 //! | a handshake of TLS, the head of a request, the time between two | 5 s, 10 s, 10 s |
@@ -15,10 +15,10 @@
 //! | an answer, till its last byte | 30 s |
 //! | answers that wait to be read | 16 MiB for an address, 64 MiB together, or a single one |
 //! | streams that go on for ever | [`Config::streams`]; one that its client does not read ends after 30 s |
-//! | questions to the daemon | one in 100 ms; who asks meanwhile shares the answer |
+//! | status requests to the daemon | one in 100 ms; requests meanwhile share the answer |
 //!
-//! Who says who it is wrongly is told so after bcrypt's own time, one at a time, and waits behind others of
-//! its own address only; while it does, it counts as one that has not asked for anything yet.
+//! A request with wrong credentials is refused after bcrypt's own time, one at a time, and waits behind
+//! others of its own address only; meanwhile its connection counts as one without a request.
 
 mod admission;
 mod auth;
@@ -39,19 +39,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::api::{Request, ready, server};
 
-/// Opens and closes the doors.
+/// Opens and closes the listeners.
 #[derive(Debug)]
 pub struct HttpServer {
     config: watch::Sender<Option<Config>>,
     listeners: Listeners,
 }
 
-/// The listeners as they are, for whoever reports them.
+/// The listeners as they are, for the status.
 #[derive(Clone, Debug, Default)]
 pub struct Listeners(Arc<Mutex<Vec<Listener>>>);
 
 impl Listeners {
-    /// All that the configuration asks for.
+    /// All configured ones.
     #[must_use]
     pub fn list(&self) -> Vec<Listener> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -63,7 +63,7 @@ impl Listeners {
 }
 
 impl HttpServer {
-    /// Starts the thread that keeps the doors. It ends with the process, or when this is dropped.
+    /// Starts the thread of the listeners. It ends with the process, or when this is dropped.
     ///
     /// # Errors
     ///
@@ -77,9 +77,9 @@ impl HttpServer {
             // One compares passwords, one at a time; the other writes metrics.
             .max_blocking_threads(2)
             .build()
-            .context("make the runtime of the doors")?;
+            .context("make the runtime of the HTTP listeners")?;
         let keep = move || runtime.block_on(listen::keep(wanted, kept, daemon, events, samples));
-        lb_threads::spawn("lbd-http", keep).context("start the thread of the doors")?;
+        lb_threads::spawn("lbd-http", keep).context("start the thread of the HTTP listeners")?;
         Ok(Self { config, listeners })
     }
 
@@ -89,7 +89,7 @@ impl HttpServer {
         self.listeners.clone()
     }
 
-    /// Has the doors be as a configuration says. What stays the same stays open.
+    /// Opens and closes the listeners by a configuration. An unchanged one stays open.
     pub fn set(&self, config: Option<&Config>) {
         self.config.send_if_modified(|current| {
             let differs = current.as_ref() != config;
@@ -101,7 +101,7 @@ impl HttpServer {
     }
 }
 
-/// What is behind the doors.
+/// The routes of the listeners.
 fn routes(
     config: &Config,
     daemon: &mpsc::Sender<Request>,

@@ -1,7 +1,7 @@
-//! What the doors request of the daemon: only what there is to know, and seldom.
+//! Status requests of the HTTP listeners to the daemon: reading ones only, and seldom.
 //!
-//! Whoever comes by the doors talks to this and not to the daemon. What would change something is not
-//! passed on, so a route that were put behind the doors by mistake could do nothing.
+//! The HTTP routes send their requests to this and not to the daemon. It passes on no request for a change, so a
+//! changing route that is added here by mistake has no effect.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use tokio::{
 
 use crate::api::Request;
 
-/// The daemon is requests at most this often: a status walks its maps.
+/// The daemon receives a request at most this often: a status walks its maps.
 const SPACING: Duration = Duration::from_millis(100);
 /// Requests that wait.
 const ROOM: usize = 256;
 
-/// Where to request instead of at the daemon. It ends with the last sender.
+/// Opens the channel that stands in for the daemon's. It ends with the last sender.
 pub(super) fn open(daemon: mpsc::Sender<Request>) -> mpsc::Sender<Request> {
     let (to, requests) = mpsc::channel(ROOM);
     tokio::spawn(lasting("status broker", pass_on(requests, daemon)));
     to
 }
 
-/// Who waits for what of a status.
+/// The sender of an answer, by the part of the status that it needs.
 enum Requester {
     Status(oneshot::Sender<Result<Status, Refusal>>),
     Pair(oneshot::Sender<Result<Pair, Refusal>>),
@@ -52,13 +52,13 @@ async fn pass_on(mut requests: mpsc::Receiver<Request>, daemon: mpsc::Sender<Req
         for requester in requesters {
             requester.reply(status.clone());
         }
-        // Mostly there is one: what a thousand backends are is not copied for it.
+        // Mostly there is one: the status of a thousand backends is not copied for it.
         last.reply(status);
     }
 }
 
 impl Requester {
-    /// Answers. Who requests may be gone.
+    /// Answers. The receiver may be gone.
     fn reply(self, status: Result<Status, Refusal>) {
         match self {
             Self::Status(reply) => drop(reply.send(status)),
@@ -70,7 +70,7 @@ impl Requester {
     }
 }
 
-/// Takes in what asks, and drops what would change something.
+/// Takes status requests in, and drops requests for changes.
 fn sort(request: Request, requesters: &mut Vec<Requester>) {
     match request {
         Request::Status(reply) => requesters.push(Requester::Status(reply)),
@@ -96,7 +96,9 @@ mod tests {
         let first = [request(), request(), request()];
         let started = Instant::now();
         for round in 0..2 {
-            let Some(Request::Status(reply)) = daemon.recv().await else { panic!("it asks") };
+            let Some(Request::Status(reply)) = daemon.recv().await else {
+                panic!("it requests a status")
+            };
             assert_eq!(started.elapsed() >= SPACING, round == 1);
             let status = Status { uptime_secs: 7 + round, ..Status::default() };
             reply.send(Ok(status)).expect("it listens");

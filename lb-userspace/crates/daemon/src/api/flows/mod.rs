@@ -1,7 +1,7 @@
-//! The flows over the API: those that were asked for, or a line for each.
+//! The flows over the API: the requested ones, or a line for each.
 //!
 //! They are read from the maps by a thread beside the daemon's, over descriptors of its own: the
-//! daemon is asked for the services' names, and for nothing else. One walk is under way at a time,
+//! daemon gets a request for the services' names only. One walk is under way at a time,
 //! few wait for it, and none takes long.
 
 use std::{
@@ -16,7 +16,7 @@ use anyhow::Result;
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Query as Asked, State},
+    extract::{Query as Parameters, State},
     http::header,
     response::{IntoResponse, Response},
     routing::get,
@@ -35,10 +35,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
-use super::{Request, ask::ask};
+use super::{Request, ask::request as request_daemon};
 
-/// Questions that may be there at a time, all but one of which wait.
-const QUESTIONS: usize = 8;
+/// Requests that may be there at a time, all but one of which wait.
+const REQUESTS: usize = 8;
 /// How long a walk may take that waits for its reader.
 const WALK: Duration = Duration::from_secs(30);
 /// Bytes of lines that go out together.
@@ -50,12 +50,12 @@ const CHUNKS: usize = 2;
 struct Reader {
     daemon: mpsc::Sender<Request>,
     source: Arc<dyn Source>,
-    questions: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
     walks: Arc<Semaphore>,
     patience: Duration,
 }
 
-/// What lets one walk: dropped when it is over.
+/// The permits of a walk, dropped when it is over.
 type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// The route of the flows.
@@ -63,14 +63,14 @@ pub(super) fn router(daemon: mpsc::Sender<Request>, source: Arc<dyn Source>) -> 
     let reader = Reader {
         daemon,
         source,
-        questions: Arc::new(Semaphore::new(QUESTIONS)),
+        requests: Arc::new(Semaphore::new(REQUESTS)),
         walks: Arc::new(Semaphore::new(1)),
         patience: WALK,
     };
     Router::new().route(paths::FLOWS, get(answer)).with_state(reader)
 }
 
-async fn answer(State(reader): State<Reader>, Asked(query): Asked<Query>) -> Response {
+async fn answer(State(reader): State<Reader>, Parameters(query): Parameters<Query>) -> Response {
     match reader.answer(query).await {
         Ok(answer) => answer,
         Err(refusal) => refusal.into_response(),
@@ -80,29 +80,29 @@ async fn answer(State(reader): State<Reader>, Asked(query): Asked<Query>) -> Res
 impl Reader {
     async fn answer(self, query: Query) -> Result<Response, Refusal> {
         let permits = self.permits().await?;
-        let status = ask(&self.daemon, Request::Status).await?;
+        let status = request_daemon(&self.daemon, Request::Status).await?;
         let names = status.services.into_iter().map(|(name, service)| (service.key, name));
         let names: BTreeMap<ServiceKey, String> = names.collect();
         let source = self.source;
         if query.stream {
             return stream_of(source, names, query, permits, self.patience).await;
         }
-        let (tell, found) = oneshot::channel();
+        let (reply, found) = oneshot::channel();
         beside(move || {
             let _permits = permits;
-            // Who asked may be gone.
-            let _ = tell.send(find(&*source, &names, &query));
+            // The client may be gone.
+            let _ = reply.send(find(&*source, &names, &query));
         })?;
         Ok(Json(found.await.map_err(failed)??).into_response())
     }
 
     async fn permits(&self) -> Result<Permits, Refusal> {
-        let question = Arc::clone(&self.questions).try_acquire_owned().map_err(|_| {
-            Refusal::new(RefusalKind::Conflict, "too many ask for flows at this moment")
+        let request = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            Refusal::new(RefusalKind::Conflict, "too many requests for flows at this moment")
                 .hint("try again in a moment")
         })?;
         let walk = Arc::clone(&self.walks).acquire_owned().await.map_err(failed)?;
-        Ok((question, walk))
+        Ok((request, walk))
     }
 }
 
@@ -161,7 +161,7 @@ async fn stream_of(
         }
     })?;
     let mut chunks = chunks;
-    // A refusal can only be told before the first line.
+    // A refusal can only be sent before the first line.
     let first = match chunks.recv().await {
         Some(chunk) => chunk?,
         None => return Err(failed("the reader has ended")),
@@ -193,16 +193,16 @@ fn walk(
     let names = Names::read(source, names).map_err(failed)?;
     let search = Search::new(&names, query, now())?;
     let most = query.limit.map_or(u64::MAX, |limit| limit as u64);
-    let (mut told, mut is_read) = (0, true);
+    let (mut sent, mut is_read) = (0, true);
     if most > 0 {
         search
             .visit(source, &mut |flow| {
                 lines.extend(line(&Line::Flow(flow)));
-                told += 1;
+                sent += 1;
                 if lines.len() >= CHUNK {
                     is_read = send(std::mem::take(lines).into());
                 }
-                if is_read && told < most {
+                if is_read && sent < most {
                     ControlFlow::Continue(())
                 } else {
                     ControlFlow::Break(())
@@ -213,7 +213,7 @@ fn walk(
     if !is_read {
         return Err(failed("their reader takes too long"));
     }
-    lines.extend(line(&Line::End { told }));
+    lines.extend(line(&Line::End { told: sent }));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! How flows are told, and that nobody who asks holds up the others.
+//! The lines of flows, and that no request holds up the others.
 
 use std::sync::mpsc as std_mpsc;
 
@@ -10,7 +10,7 @@ use zerocopy::FromZeros as _;
 
 use super::*;
 
-/// As many pins of one service; each walk waits for a word, if there is somebody to give it.
+/// As many pins of one service; each walk waits for a message, if there is a sender.
 struct Pins {
     count: u32,
     gate: Option<std::sync::Mutex<std_mpsc::Receiver<()>>>,
@@ -38,8 +38,8 @@ impl Source for Pins {
             return Ok(());
         }
         if let Some(gate) = &self.gate {
-            // Who holds the other end may be gone: then it is open.
-            let _ = gate.lock().expect("nobody panics").recv();
+            // The sender may be gone: then it is open.
+            let _ = gate.lock().expect("no thread panics").recv();
         }
         for index in 0..self.count {
             let mut source = [0; 16];
@@ -59,15 +59,15 @@ fn reader(pins: Pins) -> Reader {
     let (daemon, mut requests) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
-            if let Request::Status(tell) = request {
-                let _ = tell.send(Ok(Status::default()));
+            if let Request::Status(reply) = request {
+                let _ = reply.send(Ok(Status::default()));
             }
         }
     });
     Reader {
         daemon,
         source: Arc::new(pins),
-        questions: Arc::new(Semaphore::new(QUESTIONS)),
+        requests: Arc::new(Semaphore::new(REQUESTS)),
         walks: Arc::new(Semaphore::new(1)),
         patience: WALK,
     }
@@ -108,16 +108,16 @@ async fn a_stream_of_what_there_is_not_is_refused() {
 async fn few_ask_at_a_time_and_one_walks() {
     let (open, gate) = std_mpsc::channel();
     let reader = reader(Pins { count: 1, gate: Some(gate.into()) });
-    let asked: Vec<_> =
-        (0..QUESTIONS).map(|_| tokio::spawn(reader.clone().answer(Query::default()))).collect();
-    while reader.questions.available_permits() > 0 {
+    let answers: Vec<_> =
+        (0..REQUESTS).map(|_| tokio::spawn(reader.clone().answer(Query::default()))).collect();
+    while reader.requests.available_permits() > 0 {
         tokio::task::yield_now().await;
     }
     let refusal = reader.clone().answer(Query::default()).await.expect_err("they are enough");
     assert_eq!(refusal.kind, RefusalKind::Conflict);
     assert_eq!(reader.walks.available_permits(), 0);
     drop(open);
-    for answer in asked {
+    for answer in answers {
         answer.await.expect("no panic").expect("its turn comes");
     }
     reader.answer(Query::default()).await.expect("there is room again");
@@ -127,9 +127,9 @@ async fn few_ask_at_a_time_and_one_walks() {
 async fn a_reader_that_does_not_read_ends_the_walk_and_not_those_of_others() {
     let mut reader = reader(Pins { count: 100_000, gate: None });
     reader.patience = Duration::from_millis(50);
-    // It is held, and nobody reads it.
+    // It is held, and no client reads it.
     let slow = reader.clone().answer(streamed(None)).await.expect("it begins");
     reader.clone().answer(Query::default()).await.expect("its turn comes");
     let lines = lines(slow).await;
-    assert!(!matches!(lines.last(), Some(Line::End { .. })), "it can't have told all");
+    assert!(!matches!(lines.last(), Some(Line::End { .. })), "it can't have sent all");
 }
