@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         return release();
     }
     // Before anything that takes time: a stop that kills lbd leaves the addresses of virtual routers that one before
-    // has left, though nobody serves them.
+    // has left, though no node serves them.
     let (runtime, signals) = match begin() {
         Ok(begun) => begun,
         Err(error) => {
@@ -112,7 +112,7 @@ fn prepare(pin_dir: &Path) -> ExitCode {
     }
 }
 
-/// Starts the runtime, and listens to signals from then on.
+/// Starts the runtime, and receives signals from then on.
 fn begin() -> Result<(Runtime, mpsc::Receiver<Signal>)> {
     // The engine has one thread while it writes maps; the other answers meanwhile.
     let runtime =
@@ -130,7 +130,7 @@ fn warn_of(file: &Path, config: &Config) {
     }
     if let Some(lacks) = &config.http_lacks {
         let why = lacks.why();
-        tracing::warn!("nobody is answered over HTTP: {why}; trying again each second");
+        tracing::warn!("HTTP requests are not answered: {why}; trying again each second");
     }
 }
 
@@ -141,7 +141,7 @@ async fn serve(
     signals: mpsc::Receiver<Signal>,
     is_starting: &AtomicBool,
 ) -> Result<()> {
-    // Whoever has the socket is the one that may touch the maps.
+    // Only the process that has the socket may write the maps.
     let (listener, _file) = socket::bind(&config.socket, &config.group)?;
     is_starting.store(true, Ordering::Relaxed);
     let settings = config.settings(force)?;
@@ -178,7 +178,8 @@ async fn serve(
     let routers = Thread::start(vrrp_to).context("start the virtual routers")?;
     let (peers_to, peers) = mpsc::unbounded_channel();
     let connection = config.sync.clone().map(|config| {
-        let link = Link::start(config.clone(), peers_to).context("talk to the peers")?;
+        let link =
+            Link::start(config.clone(), peers_to).context("open the connection to the peers")?;
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());

@@ -1,4 +1,4 @@
-//! The control of the maps: what is desired goes in, what the maps hold comes out.
+//! The control of the maps: from the desired state to the content of the maps.
 //!
 //! [`reconcile`] plans the difference, as a pure function whose order keeps flows where they are. [`engine`] holds what
 //! is desired and what was written, applies plans through a [`lb_datapath::DataPlane`], and ends what has run out: base

@@ -103,15 +103,15 @@ impl Silences {
         self.stamps = Vec::new();
     }
 
-    /// Seconds without a packet after which a service's drains are over by estimate: what is
-    /// configured, or twice the longest silence, but no more of that than the idle timeout, after which
+    /// Seconds without a packet after which a service's drains are over by estimate: the
+    /// configured time, or twice the longest silence, but no more of that than the idle timeout, after which
     /// they are over for certain.
     fn wait_secs(&self, configured: u32, idle_timeout: u32) -> u32 {
         configured.max(self.longest.saturating_mul(2).min(idle_timeout))
     }
 }
 
-/// What the last sweep has found in a service's ring.
+/// The results of the last sweep of a service's ring.
 #[derive(Debug, Default)]
 struct RingPackets {
     /// The second of the last packet without a pin that each base owner got.
@@ -119,7 +119,7 @@ struct RingPackets {
     silences: Silences,
 }
 
-/// What is known of the drains.
+/// The state of the drains.
 #[derive(Debug, Default)]
 pub(super) struct Drains {
     /// By the service's id; none: its ring is steady and has no pins.
@@ -213,7 +213,7 @@ impl<D: DataPlane> Engine<D> {
         let is_quiet = |secs: u32, then: Option<u32>| {
             then.is_none_or(|then| secs.saturating_sub(then) >= silence)
         };
-        // What the walk has seen of the pins is as old as the walk.
+        // The pins are as old as the walk that has read them.
         let is_quiet = is_quiet(self.walk.started(), tally.last_packet)
             && is_quiet(now.mono_secs(), base.max(seen_since));
         Drain {

@@ -12,18 +12,18 @@ use tracing::error;
 
 use super::Engine;
 
-/// What has happened to an interface.
+/// An event of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceEvent {
     /// Its name.
     pub interface: String,
-    /// What has happened.
+    /// Its kind.
     pub kind: InterfaceEventKind,
-    /// The same for people, with the cause.
+    /// The message, with the cause.
     pub text: String,
 }
 
-/// What can happen to an interface.
+/// The kinds of events of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterfaceEventKind {
     /// It has lost the program: made anew, or stripped of it by someone. What arrives there is not
@@ -42,7 +42,7 @@ pub(super) struct Interfaces {
 }
 
 impl Interfaces {
-    /// What has happened since the last call.
+    /// The events since the last call.
     pub(super) fn take_events(&mut self) -> Vec<InterfaceEvent> {
         std::mem::take(&mut self.events)
     }

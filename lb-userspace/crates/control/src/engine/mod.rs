@@ -1,10 +1,10 @@
-//! The one writer: holds what is desired and what the maps hold, and makes them equal.
+//! The one writer: has the desired state and the content of the maps, and makes them equal.
 //!
 //! [`Engine::reconcile`] plans and applies; [`Engine::sweep`], once a second, ends what has run
 //! out; [`Engine::status`] reads the counters. No other code writes maps.
 //!
-//! [`Engine::adopt`] reads back from the maps what a predecessor has applied, so a restart moves no flow. After a
-//! failed write the record of what is applied is still true, and the next tick, a second later, plans the rest.
+//! [`Engine::adopt`] reads a predecessor's state back from the maps, so a restart moves no flow. After a
+//! failed write the record of the applied state is still true, and the next tick, a second later, plans the rest.
 
 mod drains;
 mod history;
@@ -93,7 +93,7 @@ pub struct Engine<D> {
     last_error: Option<String>,
 }
 
-/// What a reconciliation has done.
+/// The result of a reconciliation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Entries of maps that were written; the slots of one ring count as one.
@@ -102,7 +102,7 @@ pub struct Outcome {
     pub slots_moved: u64,
 }
 
-/// What a sweep has found.
+/// The result of a sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Backends in `removing` whose last flow has ended: service name and address. The caller
@@ -117,7 +117,7 @@ pub struct Swept {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// Reads what the maps hold, and goes on from there. Writes nothing.
+    /// Reads the maps, and goes on from there. Writes no map.
     ///
     /// # Errors
     ///
@@ -182,19 +182,19 @@ impl<D: DataPlane> Engine<D> {
         self.data_plane
     }
 
-    /// Replaces what is wanted; [`Self::reconcile`] acts on it. Until the first call nothing is
+    /// Replaces the desired state; [`Self::reconcile`] acts on it. Until the first call no map is
     /// written.
     pub fn set_desired(&mut self, desired: Desired) {
         self.desired = Some(desired);
     }
 
-    /// What is wanted.
+    /// The desired state.
     pub fn desired(&self) -> &Desired {
         static NOTHING: Desired = Desired { services: BTreeMap::new() };
         self.desired.as_ref().unwrap_or(&NOTHING)
     }
 
-    /// Replaces what is known of next hops; [`Self::reconcile`] acts on it.
+    /// Replaces the known next hops; [`Self::reconcile`] acts on it.
     pub fn set_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         self.neighbourhood = Some(neighbourhood);
     }
@@ -204,7 +204,7 @@ impl<D: DataPlane> Engine<D> {
         self.peers = peers;
     }
 
-    /// Replaces what is seen of the backends' health; [`Self::reconcile`] acts on it.
+    /// Replaces the health of the backends; [`Self::reconcile`] acts on it.
     pub fn set_view(&mut self, view: View) {
         self.view = view;
     }
@@ -268,11 +268,11 @@ impl<D: DataPlane> Engine<D> {
         wants
     }
 
-    /// Makes the maps equal to what is wanted. After a failure the next call does the rest.
+    /// Makes the maps equal to the desired state. After a failure the next call does the rest.
     ///
     /// # Errors
     ///
-    /// If a map could not be written: what comes after it in the plan waits for the next call. If
+    /// If a map could not be written: the rest of the plan waits for the next call. If
     /// a map has no room: everything else is applied.
     pub fn reconcile(&mut self, now: Now) -> Result<Outcome> {
         let done = self.try_reconcile(now);
@@ -319,7 +319,7 @@ impl<D: DataPlane> Engine<D> {
         if plan.left_out.is_empty() { Ok(outcome) } else { bail!(plan.left_out.join("; ")) }
     }
 
-    /// What must be written for this to be in force; takes over who joins the rings by it.
+    /// The writes that put this in force; notes the backends that join rings by it.
     fn plan(
         &self,
         desired: &Desired,
@@ -522,7 +522,7 @@ impl<D: DataPlane> Engine<D> {
         let other_owners = was.as_ref() != Some(&target.members);
         if !changes.is_empty() {
             let ring = self.applied.rings.entry(id).or_default();
-            // What was written is not known until all of it is.
+            // A partial write leaves the ring unknown.
             ring.target = None;
             self.data_plane.set_owners(id, &changes).with_context(context)?;
             let service = self.key_of(id).map(tracing::field::display);

@@ -64,7 +64,7 @@ impl Outages {
     }
 }
 
-/// What is seen of a service's backends.
+/// The reachability of a service's backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sight {
     /// One that takes new flows can be reached.

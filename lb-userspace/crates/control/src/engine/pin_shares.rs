@@ -23,7 +23,7 @@ const EVEN_PART: u32 = 8;
 /// A bucket with less than one of so many parts left is spent.
 const SPENT_PART: u64 = 8;
 
-/// What was seen of the buckets of one service.
+/// The last state of the buckets of one service.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
     /// When, in nanoseconds of CLOCK_MONOTONIC.
@@ -74,7 +74,7 @@ impl Shares {
         let demands: Vec<u64> = self.seen.iter().map(|(_, demand)| *demand).collect();
         let shares = fair(total, &demands);
         let all = || buckets.iter().zip(&shares);
-        // What shrinks first, so that the sum never exceeds the budget.
+        // Shrinking shares first, so that the sum never exceeds the budget.
         let shrinks = |bucket: &SynBudget, share| match bucket.share.load() {
             0 => share < even,
             before => share < before,

@@ -19,7 +19,7 @@ const FLOWS_PER_SEC: u64 = 20_000;
 const UNDER_PRESSURE_FLOWS_PER_SEC: u64 = 200_000;
 
 impl Walk {
-    /// More than so many seconds pass before the next one, for what it costs. `room` is that for pins.
+    /// More than so many seconds pass before the next one, because of its cost. `room` is that for pins.
     fn secs_between(&self, room: u32) -> u32 {
         let is_pressing = self.pins > u64::from(room) / 4;
         let per_sec = if is_pressing { UNDER_PRESSURE_FLOWS_PER_SEC } else { FLOWS_PER_SEC };

@@ -1,4 +1,4 @@
-//! What a desired state would change, without a write.
+//! Preview of a desired state: the changes, without a write.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +19,8 @@ use super::{Engine, owner, table};
 use crate::reconcile::{Change, Target};
 
 impl<D: DataPlane> Engine<D> {
-    /// What [`Engine::reconcile`] would do if this were desired. A backend of which nothing is known
-    /// yet is taken for one that can be reached.
+    /// The changes of [`Engine::reconcile`] if this were desired. A backend that is not resolved yet counts as
+    /// reachable.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ struct Names(BTreeMap<u16, String>);
 
 impl Names {
     fn new<D: DataPlane>(engine: &Engine<D>, desired: &Desired, changes: &[Change]) -> Self {
-        // What goes has its name from what is in force.
+        // Removed services have their names from the state in force.
         let named: BTreeMap<ServiceKey, &String> = [engine.desired(), desired]
             .into_iter()
             .flat_map(|desired| &desired.services)
@@ -147,7 +147,7 @@ impl Names {
     }
 }
 
-/// What is known of next hops, and the best of those of which nothing is known.
+/// The known next hops, and the best case for unknown ones.
 pub(in crate::engine) fn presumed(known: &Neighbourhood, desired: &Desired) -> Neighbourhood {
     let mut all = known.clone();
     for service in desired.services.values() {

@@ -23,11 +23,11 @@ use lb_model::{
 use super::{Engine, sweep::Ids};
 
 impl<D: DataPlane> Engine<D> {
-    /// What a capture needs to begin; `status` has the names.
+    /// The parts that a capture needs to begin; `status` has the names.
     ///
     /// # Errors
     ///
-    /// What is to be captured makes no sense, is not there, or a capture is running.
+    /// The filter makes no sense, its service or backend is not there, or a capture is running.
     pub fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)> {
         spec.check().map_err(anyhow::Error::msg)?;
         let mut book = Book::default();
@@ -82,8 +82,8 @@ impl<D: DataPlane> Engine<D> {
         self.data_plane.end_capture()
     }
 
-    /// What the program would do with packets at this moment; `status` has the names for it. Writes
-    /// nothing.
+    /// The program's decisions about packets at this moment; `status` has the names for them. Writes no
+    /// map.
     ///
     /// # Errors
     ///

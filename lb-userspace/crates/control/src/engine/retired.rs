@@ -1,4 +1,4 @@
-//! What went to backends that their services have no more.
+//! Counters of backends that were removed from their services.
 //!
 //! A backend's counters go with its id. Without this a service's sums would fall when one of its
 //! backends goes, which a reader of the metrics takes for a restart, and counts all of them again.
@@ -45,18 +45,18 @@ impl Retired {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// What went to backends that are gone, of each service that has had some.
+    /// The sums of the counters of removed backends, by service.
     pub const fn retired(&self) -> &BTreeMap<ServiceKey, Totals> {
         &self.retired.sums
     }
 
-    /// Goes on from what an earlier run knew of backends that were gone.
+    /// Goes on from the sums of an earlier run.
     pub fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>) {
         self.retired.sums = sums;
     }
 
     /// Adds the counters of the backends that were cleared. Their ids rest for two seconds and name
-    /// nobody else until then.
+    /// no other backend until then.
     pub(super) fn retire(&mut self) -> Result<()> {
         if self.retired.cleared.is_empty() {
             return Ok(());

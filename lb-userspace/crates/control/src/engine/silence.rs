@@ -6,7 +6,7 @@
 //! sent again a second later; and that more of its SYNs are sent again than the others'. Loss on
 //! the clients' side of the network hits all backends alike.
 //!
-//! What stands out is a suspicion. It costs a check, which decides, and never more.
+//! A backend that stands out is suspect. A suspicion costs a check, which decides, and never more.
 //!
 //! The engine reads the counters ten times a second. A suspicion causes a probe at once, with a short timeout; two
 //! probes without an answer, or one refusal, make the backend soft down. Until then its entry has the flag SUSPECT,
@@ -35,7 +35,7 @@ const UNANSWERED: u64 = 4;
 const UNANSWERED_FOR: Duration = Duration::from_millis(50);
 /// How long one client has, before it sends its SYN again after a second (RFC 6298, 2.1).
 const ONE_UNANSWERED_FOR: Duration = Duration::from_millis(300);
-/// What is compared is what has happened in this time.
+/// The counts of this time are compared.
 const WINDOW: Duration = Duration::from_secs(1);
 /// Fewer SYNs than this in a window are no sample of a share.
 const SAMPLE: u64 = 8;
@@ -53,7 +53,7 @@ pub struct Suspicion {
     pub reason: String,
 }
 
-/// What has gone to a backend.
+/// Packets that went to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     /// SYNs, those that were sent again among them.
@@ -92,7 +92,7 @@ impl Counts {
     }
 }
 
-/// What has gone to a backend at a moment.
+/// Packets that had gone to a backend at a moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     backend: IpAddr,
@@ -101,7 +101,7 @@ struct Sample {
     counts: Counts,
 }
 
-/// What is remembered of one backend.
+/// The samples of one backend.
 #[derive(Debug, Default)]
 struct Memory {
     samples: VecDeque<(Duration, Counts)>,
@@ -110,7 +110,7 @@ struct Memory {
 }
 
 impl Memory {
-    /// Takes a sample in; what has happened within the window.
+    /// Takes a sample in; returns the counts within the window.
     fn take(&mut self, now: Duration, counts: Counts) -> Counts {
         let last = self.samples.back().map(|(_, counts)| *counts);
         // A backend of another id has counters of its own.
@@ -142,7 +142,7 @@ impl Memory {
     }
 }
 
-/// Why a backend stands out against the others of its service, by what has gone to each of them
+/// Why a backend stands out against the others of its service, by the packets to each of them
 /// within a window.
 fn outlier(one: Counts, rest: Counts) -> Option<String> {
     let comparable = one.syns >= SAMPLE && rest.syns >= SAMPLE;
@@ -171,7 +171,7 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
     })
 }
 
-/// What is remembered of all backends.
+/// The samples of all backends.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
     services: BTreeMap<ServiceKey, BTreeMap<IpAddr, Memory>>,

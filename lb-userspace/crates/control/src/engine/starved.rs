@@ -5,7 +5,7 @@
 //! no room the program drops the SYNs of new flows ([`Drop::Unpinnable`]), and the clients of these slots, one
 //! in as many as there are backends, would wait for as long as the flood lasts.
 //!
-//! A backend that refuses has a kernel without a listener: what it has left are flows that its server finishes.
+//! A backend that refuses has a kernel without a listener: its server only finishes old flows.
 //! So when such drops have gone on for [`LASTING_SECS`], the slots of such backends settle in which no
 //! unpinned packet has come for as long, and after [`LONGEST_SECS`] all of them. Flows that are pinned stay.
 //! Where the base owner is soft down for another reason it serves what it has, perhaps all of it, and keeps it.

@@ -35,7 +35,7 @@ const FULL_LOOK_SECS: u32 = 64;
 /// Flows that are kept fresh in a second at most: some tens of milliseconds.
 const REFRESHED: usize = 16_384;
 
-/// What the last walk through the flow tables has found.
+/// The results of the last walk through the flow tables.
 #[derive(Debug, Default)]
 pub(super) struct Walk {
     /// When it started; none: there was none.
@@ -108,8 +108,8 @@ impl Walk {
     }
 }
 
-/// The backends that may keep flows: by what their service's ring was written for; while that is
-/// not known, and of services that follow a peer, all of them.
+/// The backends that may keep flows, by the target of their service's ring; while the target is not
+/// known, and of services that follow a peer, all of them.
 fn keeping(applied: &Applied, following: &BTreeSet<u16>) -> BTreeSet<u16> {
     let target = |service| applied.rings.get(&service).and_then(|ring| ring.target.as_ref());
     let backends = applied.backends.iter().filter(|&(id, backend)| {
@@ -528,7 +528,7 @@ impl<D: DataPlane> Engine<D> {
     }
 }
 
-/// What is to be thought of a flow.
+/// The age class of a flow.
 enum Age {
     /// It sends.
     Live,
@@ -548,7 +548,7 @@ pub(super) fn is_kept(value: FlowValue, service: &Service, floor: u32, now: Now)
     idle(value, floor, now) <= service.idle_timeout
 }
 
-/// What is to be thought of a flow that may have been idle for too long.
+/// The age class of a flow that may have been idle for too long.
 const fn age(flow: FlowRef, is_idle: bool) -> Age {
     match (is_idle, flow) {
         (false, _) => Age::Live,

@@ -1,4 +1,4 @@
-//! Which backends of a service take new flows, by what is seen of their health: a pure function.
+//! The backends of a service that take new flows, by their health: a pure function.
 
 use lb_api::status::Standing;
 use lb_model::{
@@ -15,7 +15,7 @@ pub(super) struct Candidate {
     pub(super) backup: bool,
     /// It can be sent to.
     pub(super) reached: bool,
-    /// What its health is.
+    /// Its health.
     pub(super) seen: Seen,
 }
 
@@ -33,7 +33,7 @@ impl Candidate {
     }
 }
 
-/// Who takes new flows, in the order of `candidates`, and how the service stands.
+/// The backends that take new flows, in the order of `candidates`, and how the service stands.
 ///
 /// Backups serve when no other backend is up. One that is held back for flapping serves rather than
 /// none, and rather than a backup. Panic is for the backends that are no backups: when fewer of

@@ -20,7 +20,7 @@ pub(super) struct Ids<'a> {
     pub(super) services: BTreeMap<ServiceKey, u16>,
     /// Ids of backends that are desired.
     pub(super) backends: BTreeSet<u16>,
-    /// Ids that are given by the maps, by what they are given to.
+    /// Ids in the maps, by the key of their owner.
     known: BTreeMap<(u16, [u8; 16]), u16>,
     taken_services: BTreeSet<u16>,
     next_backend: u32,

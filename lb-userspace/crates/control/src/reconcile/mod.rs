@@ -1,5 +1,5 @@
-//! What must be written so that the maps hold what is desired: a pure function, whose order is the
-//! safety argument.
+//! The writes that bring the maps to the desired state: a pure function, whose order is the safety
+//! argument.
 
 mod choose;
 mod ids;
@@ -32,7 +32,7 @@ use self::{
     place::{Placed, is_usable, place},
 };
 
-/// What the maps hold, as far as it was written or read back.
+/// The content of the maps, as far as it was written or read back.
 #[derive(Clone, Debug, Default)]
 pub struct Applied {
     /// `SERVICES_V4` and `SERVICES_V6`.
@@ -59,7 +59,7 @@ pub struct Applied {
 pub struct Ring {
     /// Number of slots.
     pub slots: u32,
-    /// What it was written for; none if that is not known, after a start or a failure.
+    /// The target that it was written for; none if that is not known, after a start or a failure.
     pub target: Option<Target>,
     /// Slots of each backend that has any.
     pub held: BTreeMap<u16, Held>,
@@ -97,7 +97,7 @@ pub struct Held {
     pub base: u32,
 }
 
-/// What a ring is made for.
+/// The target of a ring.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Target {
     /// Number of slots.
@@ -110,7 +110,7 @@ pub struct Target {
     pub bases: bool,
 }
 
-/// One step from what is applied to what is desired.
+/// One step from the applied state to the desired state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Replace the MAC addresses that the node answers to.
@@ -140,20 +140,19 @@ pub enum Change {
 /// All that a plan depends on, but what is applied.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// What the operator wants.
+    /// The desired state.
     pub desired: &'a Desired,
-    /// What is known of next hops; none: nothing yet.
+    /// The known next hops; none: not read yet.
     pub neighbourhood: Option<&'a Neighbourhood>,
     /// Services without a reachable backend.
     pub unreached: &'a BTreeSet<ServiceKey>,
-    /// Services of which nobody could be reached until a moment ago: who can't be yet has time to
-    /// answer.
+    /// Services without a reachable backend until a moment ago: the other backends have time to answer.
     pub recovering: &'a BTreeSet<ServiceKey>,
-    /// What is seen of the backends' health.
+    /// The health of the backends.
     pub view: &'a View,
     /// How far backends are that take their share by and by.
     pub ramps: &'a Ramps,
-    /// What the maps have room for.
+    /// The capacity of the maps.
     pub limits: Limits,
     /// CPUs that share a SYN budget.
     pub cpus: u32,
@@ -179,7 +178,7 @@ pub type Ramps = BTreeMap<seen::Target, u16>;
 pub struct Plan {
     /// The steps, in the order in which they are safe.
     pub changes: Vec<Change>,
-    /// What has no room in the maps, for people.
+    /// Messages about entries that the maps have no room for.
     pub left_out: Vec<String>,
     /// How each service stands.
     pub standings: BTreeMap<ServiceKey, Standing>,

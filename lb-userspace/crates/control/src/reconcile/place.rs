@@ -1,4 +1,4 @@
-//! What becomes of each backend of a service: its entry, whether it takes new flows, whether it
+//! The placement of each backend of a service: its entry, whether it takes new flows, whether it
 //! keeps the ones that it has.
 
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ pub(super) struct Placed {
     pub(super) weight: u32,
     /// Its id.
     pub(super) id: u16,
-    /// What its entry in the map must be.
+    /// Its entry in the map.
     pub(super) value: abi::Backend,
     /// Whether it takes new flows.
     pub(super) member: bool,

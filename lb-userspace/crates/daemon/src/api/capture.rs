@@ -134,8 +134,8 @@ impl Capture {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut out = first;
         loop {
-            // A reader that is slow holds this up, but not the end; what does not fit into the ring
-            // meanwhile is counted as lost.
+            // A reader that is slow holds this up, but not the end; frames that do not fit into the ring
+            // meanwhile are counted as lost.
             if !out.is_empty() {
                 tokio::select! {
                     room = to.reserve() => match room {

@@ -36,9 +36,9 @@
 //! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
 //! only reads over TCP as well, all but the configuration, the log and the flows.
 //!
-//! What changes something takes `dry_run=true`, which changes nothing and answers with a plan, and
-//! `yes=true`, without which a service or the last backend of one is not taken away. Whatever fails
-//! answers with an [`Error`](lb_model::refusal::Error).
+//! Requests for changes take `dry_run=true`, which changes nothing and answers with a plan, and
+//! `yes=true`, without which a service or the last backend of one is not taken away. A request that fails
+//! has an [`Error`](lb_model::refusal::Error) as its answer.
 
 mod ask;
 mod capture;
@@ -78,13 +78,13 @@ pub enum Request {
     Edit(Edit, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// A change of the node.
     Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
-    /// The configuration's difference to what is in force.
+    /// The configuration's difference to the state in force.
     Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
-    /// How the file, the configuration in force and what is in force differ.
+    /// The differences of the file, the loaded configuration and the state in force.
     ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
     /// The configuration in force, as the text of a file.
     ConfigShow(oneshot::Sender<Result<Shown, Refusal>>),
-    /// What is in force, to be written into the configuration's file.
+    /// The state in force, to be written into the configuration's file.
     ConfigSave {
         /// Whether it is only to be shown.
         dry_run: bool,
@@ -95,13 +95,13 @@ pub enum Request {
     Pair(oneshot::Sender<Result<Pair, Refusal>>),
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
-    /// What loads the program that captures, and the names of what it finds.
+    /// The loader of the capturing program, and the names for its frames.
     PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, Book), Refusal>>),
     /// A capture begins.
     BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
     /// It ends; answered when the normal program is back.
     EndCapture(oneshot::Sender<Result<(), Refusal>>),
-    /// What would happen to packets.
+    /// The program's decisions about given packets.
     Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
     /// The end of forwarding and of the daemon.
     Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),

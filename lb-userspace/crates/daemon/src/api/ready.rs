@@ -73,7 +73,7 @@ async fn readiness(
     (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
-/// What keeps a node from traffic, for people; nothing: it is ready.
+/// The reasons why a node is not ready; empty: it is ready.
 #[must_use]
 pub(super) fn obstacles(status: &Status) -> Vec<String> {
     let mut found = Vec::new();

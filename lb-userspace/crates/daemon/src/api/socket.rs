@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o660);
         let error = bind(&path, "no such group").expect_err("one listens");
         assert!(error.to_string().contains("lbd is running already"), "{error}");
-        // What a daemon that was killed leaves behind.
+        // The socket of a daemon that was killed.
         std::mem::forget(file);
         drop(first);
         drop(bind(&path, "no such group").expect("there is no listener"));

@@ -24,7 +24,7 @@ pub(super) struct Memory {
     own: BTreeSet<u32>,
     /// Since when interfaces are gone, and have lost nothing.
     gone: BTreeMap<u32, Instant>,
-    /// What those had lost that are forgotten. It stays in the sums, which are counters and must not fall.
+    /// Frames that forgotten interfaces had lost. They stay in the sums, which are counters and must not fall.
     lost: BTreeMap<&'static str, u64>,
 }
 
@@ -127,7 +127,7 @@ pub(super) fn report(errors: &[TxError], memory: &Memory, status: &mut Status) {
     status.tx_errors.sort_by(|a, b| (&a.interface, &a.egress).cmp(&(&b.interface, &b.egress)));
 }
 
-/// What an error means of the interface that was to transmit (`xdp_ok_fwd_dev` and `ndo_xdp_xmit` in the kernel).
+/// The cause of an error at the transmitting interface (`xdp_ok_fwd_dev` and `ndo_xdp_xmit` in the kernel).
 fn why(errno: i32) -> String {
     match errno {
         0 | libc::ENOSPC | libc::EBUSY => "its queue was full".into(),

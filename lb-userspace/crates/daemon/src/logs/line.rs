@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(shortened("short", Form::Text), "short");
     }
 
-    /// What a peer may call itself, or a server answer: each letter takes more once it is escaped.
+    /// Possible text of a peer's name or a server's answer: each letter takes more once it is escaped.
     const CONTROLS: &str = "\u{1b}[31m\0\u{7f}\u{9b}\r\n";
 
     #[test]

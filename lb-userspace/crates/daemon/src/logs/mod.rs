@@ -51,7 +51,7 @@ struct State {
     /// Whether that is of the environment, which goes before the file.
     is_fixed: bool,
     set: Option<(Filter, Option<SystemTime>)>,
-    /// Of what was set last, so that the end of what was set before it ends nothing.
+    /// The number of the last change, so that the end of an earlier one has no effect.
     number: u64,
 }
 
@@ -80,7 +80,7 @@ impl State {
         self.number
     }
 
-    /// The time of what was set with this number is over.
+    /// The time of the change with this number is over.
     fn expire(&mut self, number: u64) {
         if self.number == number {
             self.set = None;
@@ -108,7 +108,7 @@ pub fn start(settings: &Settings) -> Result<()> {
     LOGS.set(logs).map_err(|_| anyhow::anyhow!("the log has begun already"))
 }
 
-/// What writes lines, by what the standard error is.
+/// The layer that writes lines, by the kind of the standard error.
 fn layer<S>(form: Form) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'l> tracing_subscriber::registry::LookupSpan<'l>,

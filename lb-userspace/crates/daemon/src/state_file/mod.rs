@@ -31,7 +31,7 @@ const VERSION: u32 = 2;
 /// The oldest layout that can be read.
 const OLDEST: u32 = 1;
 
-/// What is kept: the configuration that was in force, and what was changed over it.
+/// The kept state: the configuration that was in force, and the changes over it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// The configuration's services.
@@ -40,7 +40,7 @@ pub struct State {
     pub overrides: Overrides,
     /// Whether the node leaves.
     pub node: Node,
-    /// What went to backends that their services have no more.
+    /// Counters of backends that were removed from their services.
     pub retired: BTreeMap<ServiceKey, Totals>,
 }
 
@@ -69,7 +69,7 @@ struct Version {
     version: u32,
 }
 
-/// What was found in the place of the file.
+/// The result of loading the file.
 #[derive(Debug, PartialEq)]
 pub enum Loaded {
     /// Nothing: a first start.
@@ -78,9 +78,9 @@ pub enum Loaded {
     State(State),
     /// Something else, which was renamed.
     SetAside {
-        /// What it is called.
+        /// Its new name.
         to: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in it.
         reason: String,
     },
 }
@@ -118,7 +118,7 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// The mistake in it.
 pub fn parse(bytes: &[u8]) -> Result<State, String> {
     let Version { version } =
         serde_json::from_slice(bytes).map_err(|error| format!("no state of lbd: {error}"))?;

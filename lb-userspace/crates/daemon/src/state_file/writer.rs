@@ -1,7 +1,6 @@
 //! Writes the state file on a thread of its own, since a disk may take any time over it.
 //!
-//! What waits is the latest state alone. A caller that needs a state on disk waits for its number, and not for
-//! ever.
+//! Only the latest state waits. A caller that needs a state on disk waits for its number, and not for ever.
 
 use std::{
     io,
@@ -33,7 +32,7 @@ pub struct Writer {
 pub struct Outcome {
     /// The number of the state; 0: none was written.
     number: u64,
-    /// What it met with, if it failed.
+    /// The error, if it failed.
     pub error: Option<String>,
 }
 
@@ -76,7 +75,7 @@ impl Writer {
         self.last()
     }
 
-    /// What was posted last.
+    /// The state that was posted last.
     #[must_use]
     pub fn last(&self) -> Kept {
         Kept { number: self.posted, outcomes: self.outcomes.clone() }

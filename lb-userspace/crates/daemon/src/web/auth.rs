@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// What bcrypt makes of a password.
+    /// A password's hash.
     fn hash(password: &str) -> String {
         bcrypt::hash_with_salt(password, 5, [7; 16]).expect("it is hashed").to_string()
     }

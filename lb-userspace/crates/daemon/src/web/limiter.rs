@@ -16,7 +16,7 @@ pub(super) const STALL: Duration = Duration::from_secs(30);
 /// A client that has not read for so long may have to go for another.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// What a connection does.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// No request has arrived whole, or its credentials are not checked yet.

@@ -159,7 +159,7 @@ impl OpenListeners {
     }
 }
 
-/// How a listener is protected, in words.
+/// The protection of a listener, as text.
 fn protection(config: &Config) -> String {
     let parts = [
         (config.tls.is_some(), "TLS"),

@@ -11,7 +11,7 @@ pub(super) enum Wait {
     Unknown,
     /// A peer has reported last that it is in use there, or it was held up here.
     Used(u32),
-    /// It is its own base owner and quiet: since when, who was before, and whether it was in use since.
+    /// It is its own base owner and quiet: since when, the base owner before, and whether it was in use since.
     Closing { since: u32, before: u16, used: bool },
 }
 
@@ -62,7 +62,7 @@ impl Flux {
         self.set(slots, index, wait);
     }
 
-    /// A slot is its own base owner and quiet: since when, and who was before.
+    /// A slot is its own base owner and quiet: since when, and the base owner before.
     pub(super) fn close(&mut self, slots: u32, index: u32, (since, before): (u32, u16)) {
         self.set(slots, index, Wait::Closing { since, before, used: false });
     }

@@ -524,7 +524,7 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         let ring = self.applied.rings.entry(id).or_default();
-        // What was written is not known until all of it is.
+        // A partial write leaves the ring unknown.
         let target = ring.target.take();
         let owners: Vec<_> = changes.iter().map(|(index, _, after)| (*index, *after)).collect();
         self.data_plane.set_owners(id, &owners).with_context(|| format!("write ring {id}"))?;

@@ -3,7 +3,7 @@
 //! Nodes compute equal rings, so what differs is which older owner the slots in flux have, and which
 //! flows are pinned. For each service one node's history counts ([`Role`]). That node *exports* it
 //! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
-//! what [`lb_model::ring::step`] makes of the peer's slot when this node's own view chooses its owner.
+//! each slot is [`lb_model::ring::step`] from the peer's slot to the owner that this node's own view chooses.
 //! So a difference of views is a change like any other, and when this node takes over, its maps are
 //! right already.
 //!

@@ -18,7 +18,7 @@
 //! - No change of a ring ends that by itself ([`ring::step_shared`]). A slot whose new flows go to its base
 //!   owner again, or whose base owner is dead, is its own base owner too: on another node it may be in
 //!   flux. It settles as if it had become so by being quiet, and all that time later.
-//! - Each node exports the end of a pin by what it has seen itself, and keeps the pin for
+//! - Each node exports the end of a pin by its own packets, and keeps the pin for
 //!   [`Sharing::objection_secs`] all the same. A node that sees the flow objects, and that counts as a packet.
 //!   No node deletes a pin because a peer has reported its end: with three nodes two that don't see the flow
 //!   would delete each other's copies, and the third may die before it objects.

@@ -26,7 +26,7 @@ type Move = (u32, Owners, Owners);
 type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 
 impl<D: DataPlane> Engine<D> {
-    /// What has changed since the last call, of services whose history is this node's or shared.
+    /// The changes since the last call, of services whose history is this node's or shared.
     ///
     /// The records are as they are at this moment, whatever they were when they changed. The export of one
     /// call has the number [`Self::export_number`]; [`Self::set_acknowledged`] sets the acknowledged one.
@@ -233,7 +233,7 @@ impl<D: DataPlane> Engine<D> {
             (seen.owners == before && moves).then_some((index, seen, after))
         });
         let changes: Vec<_> = changes.collect();
-        // What was written is not known until all of it is.
+        // A partial write leaves the ring unknown.
         let target = self.applied.rings.entry(id).or_default().target.take();
         let done = self.data_plane.replace_owners(slots, &changes);
         let done = done.with_context(|| format!("write ring {id}"))?;
