@@ -4,7 +4,7 @@
 //! reports of health, virtual routers, peers and [`egress`] checks. [`web`] is the read-only listener over TCP, [`state_file`]
 //! the state across a restart, [`logs`] the log of the process.
 //!
-//! The parts know nothing of it: it wires them.
+//! The parts do not depend on it: it wires them.
 
 pub mod api;
 pub mod clock;

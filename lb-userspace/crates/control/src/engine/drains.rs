@@ -69,7 +69,7 @@ impl Tally {
 /// The silences that flows without a pin have broken, as far as the sweeps of a ring have met them.
 ///
 /// A slot's stamp is that of its last packet, of whichever flow. So a silence of a slot is no longer
-/// than that of any flow in it, and what is seen here is a lower bound.
+/// than that of any flow in it, and the one seen here is a lower bound.
 #[derive(Debug, Default)]
 pub(super) struct Silences {
     /// The stamps of the slots in flux at the last sweep; 0: none.
@@ -139,7 +139,7 @@ impl Drains {
         self.rings.insert(service, RingPackets { bases, silences });
     }
 
-    /// A service's ring has no base owner, or not one of which this node could know; the silences that
+    /// A service's ring has no base owner, or none whose packets this node sees; returns the silences that
     /// were seen, for a ring that goes on.
     pub(super) fn forget(&mut self, service: u16) -> Silences {
         self.rings.remove(&service).map(|ring| ring.silences).unwrap_or_default()

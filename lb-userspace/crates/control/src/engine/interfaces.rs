@@ -26,7 +26,7 @@ pub struct InterfaceEvent {
 /// The kinds of events of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterfaceEventKind {
-    /// It has lost the program: made anew, or stripped of it by someone. What arrives there is not
+    /// It has lost the program: made anew, or another process took it off. Frames that arrive there are not
     /// forwarded.
     Lost,
     /// It has the program again.

@@ -545,7 +545,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Takes over what a ring has become.
+    /// Takes over the new content of a ring.
     fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
         let gets_flows = |ring: &Ring, id| ring.held.get(id).is_some_and(|held| held.current > 0);
         if let Some(old) = self.applied.rings.get(&id) {

@@ -31,7 +31,7 @@ enum Outage {
 }
 
 impl Outages {
-    /// Takes over what is known of next hops.
+    /// Takes over the known next hops.
     pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood, now: Now) {
         let before = std::mem::take(&mut self.0);
         for service in desired.services.values() {

@@ -2,8 +2,8 @@
 //!
 //! The program takes tokens from a bucket of its CPU, so nothing is atomic. Which CPUs receive is up
 //! to the NIC: 8 queues use 8 of 64 CPUs, and an even share would leave seven eighths of the budget
-//! unused. So the daemon looks ten times a second at what each CPU has taken from its bucket, and
-//! shares the budget out anew: an eighth of it evenly, which is what a CPU begins with that
+//! unused. So the daemon looks ten times a second at the use of each CPU's bucket, and
+//! shares the budget out anew: an eighth of it evenly, with which a CPU begins that
 //! received nothing before, the rest by max-min fairness. A CPU gets what it takes and a quarter more, and
 //! those that take all they have share the rest. The sum is the budget all the while; only a
 //! budget below one token for each CPU is exceeded, since no CPU's share is zero.
@@ -28,7 +28,7 @@ const SPENT_PART: u64 = 8;
 pub(super) struct Shares {
     /// When, in nanoseconds of CLOCK_MONOTONIC.
     looked: u64,
-    /// By CPU: the tokens that were left, and what it would take in a second.
+    /// By CPU: the tokens that were left, and its demand in a second.
     seen: Vec<(u64, u64)>,
     /// When a bucket was spent last; none: it never was.
     spent: Option<u64>,
@@ -95,8 +95,8 @@ fn left(bucket: &SynBudget, share: u64, now: u64) -> u64 {
     (u64::from(bucket.tokens.load()) + elapsed * share / SECOND).min(share)
 }
 
-/// Shares `total` out: something to everyone, then to each what it demands as far as that goes
-/// fairly, and what is left evenly.
+/// Shares `total` out: something to each CPU, then the demand of each as far as that goes
+/// fairly, and the rest evenly.
 fn fair(total: u32, demands: &[u64]) -> Vec<u32> {
     let cpus = demands.len() as u32;
     if total <= cpus {

@@ -55,7 +55,7 @@ impl Ramping {
         self.0.values().any(|ramp| ramp.share(before) != ramp.share(now))
     }
 
-    /// Takes over who joins the rings by a plan, and who has left them or has its whole share;
+    /// Notes the backends that join rings by a plan, and those that have left them or have their whole share;
     /// whether anyone has joined, so that the plan must be made anew.
     pub(super) fn follow(&mut self, inputs: &Inputs<'_>, plan: &Plan, applied: &Applied) -> bool {
         let now = inputs.now.mono;

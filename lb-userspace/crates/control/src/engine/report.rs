@@ -100,7 +100,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(Answers { explained, verifier })
     }
 
-    /// Everything that the data plane knows; version and uptime are the caller's.
+    /// The status of the data plane; version and uptime are the caller's.
     ///
     /// # Errors
     ///

@@ -32,7 +32,7 @@ impl Retired {
         self.cleared.retain(|(key, _)| key != service);
     }
 
-    /// The sums of a service, with what went to the backends that it has.
+    /// The sums of a service, with the counters of its present backends.
     pub(super) fn with<'a>(
         &self,
         service: &ServiceKey,

@@ -49,7 +49,7 @@ const RETRANSMISSIONS: u64 = 3;
 pub struct Suspicion {
     /// The backend.
     pub target: Target,
-    /// Why, for people.
+    /// The reason, as a message.
     pub reason: String,
 }
 
@@ -184,7 +184,7 @@ pub(super) struct Silence {
 impl Silence {
     /// Takes a sample of a service's backends in; which of them seem silent.
     ///
-    /// Those that take new flows are compared with each other. What goes to the others is of older flows,
+    /// Those that take new flows are compared with each other. Packets to the others belong to older flows,
     /// and has few SYNs.
     fn look(&mut self, service: ServiceKey, now: Duration, samples: &[Sample]) -> Vec<Suspicion> {
         let memories = self.services.entry(service).or_default();
@@ -273,7 +273,7 @@ mod tests {
         protocol: Protocol::Tcp,
     };
 
-    /// Three backends, and what goes to them in each tenth of a second.
+    /// Three backends, and their packets in each tenth of a second.
     #[derive(Default)]
     struct Story {
         silence: Silence,
@@ -334,7 +334,7 @@ mod tests {
     fn established_flows_of_a_dead_backend_do_not_hide_it() {
         let mut story = Story::default();
         story.steps(10, [served(7), served(7), served(7)]);
-        // Its clients send what they had sent again, now and then.
+        // Its clients retransmit now and then.
         let found = story.steps(12, [served(7), (7, 2, 0), served(7)]);
         assert!(found.iter().any(|found| found == &[1]), "{found:?}");
         assert!(found.iter().all(|found| found.iter().all(|n| *n == 1)), "{found:?}");

@@ -8,7 +8,7 @@
 //! A backend that refuses has a kernel without a listener: its server only finishes old flows.
 //! So when such drops have gone on for [`LASTING_SECS`], the slots of such backends settle in which no
 //! unpinned packet has come for as long, and after [`LONGEST_SECS`] all of them. Flows that are pinned stay.
-//! Where the base owner is soft down for another reason it serves what it has, perhaps all of it, and keeps it.
+//! Where the base owner is soft down for another reason it serves its flows, perhaps all, and keeps them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,7 +51,7 @@ struct Span {
     logged: (bool, bool),
 }
 
-/// Whose older flows give way in one ring.
+/// The base owners whose older flows give way in one ring.
 #[derive(Debug)]
 pub(super) struct GivingWay {
     backends: BTreeSet<u16>,
@@ -71,7 +71,7 @@ impl GivingWay {
 
 impl<D: DataPlane> Engine<D> {
     /// Looks which services have no room for pins of new flows; once a second.
-    pub(super) fn look_who_starves(&mut self, now: Now) -> Result<()> {
+    pub(super) fn check_starvation(&mut self, now: Now) -> Result<()> {
         let verdicts = self.data_plane.verdicts().context("read the verdicts")?;
         let dropped =
             verdicts.get(Drop::Unpinnable.index() as usize).map_or(0, |count| count.packets);
@@ -93,7 +93,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Whose older flows give way in the ring of a service, if any do.
+    /// The base owners whose older flows give way in the ring of a service, if any do.
     pub(super) fn giving_way(&self, id: u16) -> Option<GivingWay> {
         let span = self.starved.services.get(&id)?;
         let lasts = span.last.saturating_sub(span.first);

@@ -30,7 +30,7 @@ use crate::reconcile::{Applied, Ring};
 
 /// Seconds in which a packet that has met an id is certainly gone.
 const REST_SECS: u32 = 2;
-/// Seconds between looks at what should have nothing to be found.
+/// Seconds between checks that mostly find nothing.
 const FULL_LOOK_SECS: u32 = 64;
 /// Flows that are kept fresh in a second at most: some tens of milliseconds.
 const REFRESHED: usize = 16_384;
@@ -40,7 +40,7 @@ const REFRESHED: usize = 16_384;
 pub(super) struct Walk {
     /// When it started; none: there was none.
     started: Option<u32>,
-    /// Whether it left no flow that names what is gone.
+    /// Whether it left no flow of a removed backend or service.
     clean: bool,
     /// Entries of `PINS` that it left.
     pub(super) pins: u64,
@@ -132,7 +132,7 @@ impl Ids {
 }
 
 impl<D: DataPlane> Engine<D> {
-    /// The work of each second: ends what has run out.
+    /// The work of each second: ends expired flows, slots and drains.
     ///
     /// # Errors
     ///
@@ -142,7 +142,7 @@ impl<D: DataPlane> Engine<D> {
         self.history.pending.end_unless_requested(now.mono_secs());
         self.history.count_freeze(&self.applied.services, now);
         self.watch_interfaces();
-        self.look_who_starves(now)?;
+        self.check_starvation(now)?;
         if self.has_expired_deadline(now) || self.outages.has_expired(now) {
             self.reconcile(now)?;
         }
@@ -159,7 +159,7 @@ impl<D: DataPlane> Engine<D> {
             swept.expired = self.walk_flows(now)?;
         }
         self.refresh(now)?;
-        let left = self.let_leave(leaving, now, &mut swept);
+        let left = self.free_backends(leaving, now, &mut swept);
         self.retire()?;
         left?;
         self.look_at_drains(now);
@@ -448,7 +448,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Peers are to know that a flow has ended.
+    /// Exports that a flow has ended.
     pub(super) fn export_end(&mut self, flow: &FlowRef) {
         if let Some(key) = self.key_of(flow.service())
             && self.history.role(&key) != Role::Follows
@@ -477,7 +477,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// Frees the backends that own no slot since the last sweep, and have no flow by a walk that
     /// started after it; reports those and the ones that have left before.
-    fn let_leave(&mut self, leaving: BTreeSet<u16>, now: Now, swept: &mut Swept) -> Result<()> {
+    fn free_backends(&mut self, leaving: BTreeSet<u16>, now: Now, swept: &mut Swept) -> Result<()> {
         let walked = self.walk.started == Some(now.mono_secs());
         let ready: Vec<_> = leaving.intersection(&self.walk.leaving).copied().collect();
         for id in ready {
@@ -532,7 +532,7 @@ impl<D: DataPlane> Engine<D> {
 enum Age {
     /// It sends.
     Live,
-    /// It has been silent for longer than its service lets it, and its table forgets it by itself.
+    /// It has been silent for longer than its service lets it, and its table drops it by itself.
     Idle,
     /// It is to be deleted.
     Ended,

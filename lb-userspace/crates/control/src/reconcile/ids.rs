@@ -1,4 +1,4 @@
-//! The ids of services and backends: they stay while what they name lives.
+//! The ids of services and backends: they stay while the service or backend does.
 //!
 //! An id is reused only when no slot and no pin names it and it has rested for two seconds, for packets that are
 //! still being processed. Id 0 is never a backend: a zeroed slot must be recognisable.

@@ -137,7 +137,7 @@ pub enum Change {
     ClearBackend(u16),
 }
 
-/// All that a plan depends on, but what is applied.
+/// The inputs of a plan, without the applied state.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// The desired state.
@@ -173,7 +173,7 @@ pub struct Inputs<'a> {
 /// The shares, in thousandths of their weights, of backends that don't have all of it yet.
 pub type Ramps = BTreeMap<seen::Target, u16>;
 
-/// A plan, and what it had to leave out.
+/// A plan, and the parts that it had to leave out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// The steps, in the order in which they are safe.
@@ -304,7 +304,7 @@ fn full(what: &str, key: &str, limit: u32) -> String {
 }
 
 fn target(service: &Service, placed: &[Placed]) -> Target {
-    // A oneshot service has no flows, and a tracked one knows each of them.
+    // A oneshot service has no flows, and a tracked one has an entry for each.
     let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
     let members = placed.iter().filter(|backend| backend.member);
     Target {

@@ -21,7 +21,7 @@ use super::{
 /// Thousandths: a share that is whole.
 pub(super) const WHOLE: u16 = 1_000;
 
-/// A backend with its id, its entry, and what it may have.
+/// A backend with its id, its entry, and its permissions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Placed {
     /// The backend's address.
@@ -53,7 +53,7 @@ enum Reach {
 
 /// Decides for every backend of a service whether it takes new flows and keeps old ones.
 ///
-/// A neighbour that has not answered yet never changes who is in the ring. One that can't be
+/// A neighbour that has not answered yet never changes the members of the ring. One that can't be
 /// reached leaves it, unless no backend can be reached: then the fault is probably nearer than all
 /// of them, and the ring stays, so that the flows find their backends when it is over. Of those
 /// that could take new flows, [`choose`] takes the ones whose health lets them.

@@ -33,7 +33,7 @@ use super::{
 };
 
 /// How often the ring is looked at. In this time it fills only with the longest frames at the highest
-/// rates, and what it has no room for is counted.
+/// rates, and frames without room are counted.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long after a failure the normal program is put back again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -19,7 +19,7 @@ use lb_api::{
 use lb_observe::events::Events;
 use serde::Deserialize;
 
-/// The route of the events. They come from the history, not from the daemon's task, so that who
+/// The route of the events. They come from the history, not from the daemon's task, so that a client that
 /// follows them costs the daemon nothing.
 pub(super) fn router(events: Events) -> Router {
     Router::new().route(paths::EVENTS, get(answer)).with_state(events)

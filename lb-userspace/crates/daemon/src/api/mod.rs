@@ -33,8 +33,8 @@
 //! | `PUT /v1/log` | [`lb_api::log::Change`] | [`lb_api::log::Current`] |
 //! | `POST /v1/detach` | | [`Done`]; `lbd` ends |
 //!
-//! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and what
-//! only reads over TCP as well, all but the configuration, the log and the flows.
+//! `/healthz` and `/readyz` answer in plain text: see [`crate::web`], which serves these two and the
+//! reading routes over TCP as well, all but the configuration, the log and the flows.
 //!
 //! Requests for changes take `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. A request that fails

@@ -40,7 +40,7 @@ pub fn bind(path: &Path, group: &str) -> Result<(Listener, SocketFile)> {
     make_way(path)?;
     let dir = path.parent().context("the socket's path has no folder")?;
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    // Until its mode is set, only its owner may write to it, which is what connecting takes.
+    // Until its mode is set, only its owner may write to it, which connecting requires.
     let listener =
         UnixListener::bind(path).with_context(|| format!("listen on {}", path.display()))?;
     let file = SocketFile(path.to_owned());

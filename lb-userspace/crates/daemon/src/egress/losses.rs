@@ -15,7 +15,7 @@ use lb_datapath::TxError;
 /// An interface is forgotten when it is gone and has lost nothing for so long.
 const KEPT: Duration = Duration::from_mins(5);
 
-/// Interfaces that frames were to leave by, and what those had lost that are gone.
+/// Interfaces that frames were to leave by, and the losses of interfaces that are gone.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// Names by index: an interface that loses frames may be no exit any more.

@@ -152,7 +152,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 impl Checker {
     /// Starts the thread, in the network namespace of the calling one. `interfaces` are those with the program;
-    /// `tx_errors` counts what they lose, where the kernel lets it.
+    /// `tx_errors` counts the frames that they lose, where the kernel lets it.
     ///
     /// # Errors
     ///
@@ -302,7 +302,7 @@ impl Task {
         }
     }
 
-    /// Forgets interfaces that are gone: their names, and what the kernel keeps for them.
+    /// Removes interfaces that are gone: their names, and their counters in the kernel.
     fn prune(&self, tx_errors: &TxErrors, errors: &[TxError], grown: &[u32]) {
         // Without the interfaces, all would count as gone.
         let Ok(found) = query::interfaces() else { return };

@@ -1,4 +1,4 @@
-//! One event is one line, whatever is in it.
+//! One event is one line, whatever it contains.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,7 +15,7 @@ use tracing_subscriber::{
 #[derive(Debug)]
 pub(super) struct Line<F> {
     pub(super) inner: F,
-    /// In what form `inner` makes it.
+    /// The form in which `inner` makes it.
     pub(super) form: Form,
     /// Whether the line begins with its priority, as the journal reads it (sd-daemon(3)).
     pub(super) is_journal: bool,

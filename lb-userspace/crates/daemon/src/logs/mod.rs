@@ -1,7 +1,7 @@
-//! The log: where it goes, in what form, and how much of it.
+//! The log: its destination, form and level.
 //!
 //! It goes to the standard error, a line for each event. On a terminal lines have colours; where the
-//! journal listens they begin with their priority, as `<4>`, and have no time, since the journal knows
+//! journal listens they begin with their priority, as `<4>`, and have no time, since the journal has
 //! it. The level can be changed while `lbd` runs, for a while or till the next start.
 
 mod line;
@@ -73,7 +73,7 @@ impl State {
         }
     }
 
-    /// Sets a filter over what is configured, or takes it away; its number.
+    /// Sets a filter over the configured one, or removes it; returns its number.
     fn set(&mut self, set: Option<(Filter, Option<SystemTime>)>) -> u64 {
         self.set = set;
         self.number += 1;

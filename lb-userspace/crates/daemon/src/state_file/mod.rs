@@ -1,4 +1,4 @@
-//! The file that keeps what `lbctl` changed over a restart of `lbd`.
+//! The file that keeps changes of `lbctl` over a restart of `lbd`.
 //!
 //! It is replaced whole: a temporary file beside it is written, synced and renamed, so that a crash
 //! leaves the old content or the new. A file that is no state of ours is set aside, never
@@ -114,7 +114,7 @@ pub fn set_aside(path: &Path) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// Reads what is in the file.
+/// Parses the file's content.
 ///
 /// # Errors
 ///
@@ -291,7 +291,7 @@ mod tests {
     }
 
     /// A state in which nothing is left out, as version 2 has it. A field that is renamed, gone or written otherwise
-    /// loses what an operator changed by `lbctl`.
+    /// loses changes that an operator made by `lbctl`.
     #[test]
     fn a_state_is_written_as_it_always_was() {
         let golden = include_str!("state.json");

@@ -1,8 +1,8 @@
 //! The names that requests to the listener may have as `Host`, so that DNS rebinding reads nothing.
 //!
 //! A page of another site can have its own name resolve to an address of this node, loopback included;
-//! the browser then takes the dashboard for a part of that site and lets its scripts read it. What such a
-//! request can't change is its `Host`: it is the name of the site.
+//! the browser then takes the dashboard for a part of that site and lets its scripts read it. Such a
+//! request can't change its `Host`, which is the name of the site.
 //!
 //! | request | checked |
 //! |---|---|

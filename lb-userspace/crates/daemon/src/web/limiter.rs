@@ -56,7 +56,7 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It does something else. What is answered and turns out to be a stream goes on.
+    /// Changes the phase. An answer that turns out to be a stream goes on.
     pub(super) fn becomes(&self, phase: Phase, now: Instant) {
         let mut state = self.state();
         state.phase = phase;

@@ -142,7 +142,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// The services with records that [`Self::import`] has rejected since the last call: a write has failed,
-    /// there was no room, or a ring was not what it should be. Peers must send their full histories again
+    /// there was no room, or a ring was wrong. Peers must send their full histories again
     /// before this node has all of them.
     ///
     /// An unknown backend does not count: its flows have no place here however often they are sent, until
@@ -376,7 +376,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Puts the ring that is whole by now in the place of the one before, if it is what it should be.
+    /// Puts the ring that is whole by now in the place of the one before, if its digest is right.
     fn check_peer_ring(&mut self, key: ServiceKey, report: &mut ImportReport) {
         let name = self.name_of(&key);
         let own = self.applied.services.get(&key).map_or(0, |service| service.slots);

@@ -70,7 +70,7 @@ impl PeerRing {
         u16::try_from(place + 1).unwrap_or(0)
     }
 
-    /// The backends that may have flows there: the members, and those who are still base owners.
+    /// The backends that may have flows there: the members, and those that are still base owners.
     pub fn named(&self) -> impl Iterator<Item = IpAddr> {
         let mut used = vec![false; self.names.len() + 1];
         self.bases.iter().for_each(|&name| used[usize::from(name)] = true);
@@ -120,7 +120,7 @@ pub struct PeerOwners<'a> {
 }
 
 impl PeerOwners<'_> {
-    /// The owners of a slot there; `own` is who gets its new flows here.
+    /// The owners of a slot there; `own` is its current owner here.
     pub fn of(&self, slot: usize, own: u16) -> Owners {
         let current = match self.table {
             None => own,

@@ -1,7 +1,7 @@
 //! History: the records of rings and flows that this node exports to its peers and imports from them.
 //!
-//! Nodes compute equal rings, so what differs is which older owner the slots in flux have, and which
-//! flows are pinned. For each service one node's history counts ([`Role`]). That node *exports* it
+//! Nodes compute equal rings, so they differ only in the older owners of slots in flux, and in the pinned
+//! flows. For each service one node's history counts ([`Role`]). That node *exports* it
 //! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
 //! each slot is [`lb_model::ring::step`] from the peer's slot to the owner that this node's own view chooses.
 //! So a difference of views is a change like any other, and when this node takes over, its maps are
@@ -42,7 +42,7 @@
 //!   Few slots are exported at a time, and more while peers and the daemon are quick ([`telling`]).
 //! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
 //!   the oldest export that a peer has not imported. Past that, and while pins are held for a handover, SYNs go to
-//!   the base owner and pins keep their backends. So a peer knows each flow that began while `lbd` was dead or the
+//!   the base owner and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
 //!   peer was late.
 //!
 //! `tests/control/pair/mod.rs` runs two engines, and three that share, over the core through thousands of random
@@ -82,7 +82,7 @@ pub use self::{
 use super::Engine;
 use crate::reconcile;
 
-/// Whose history of a service counts.
+/// The node whose history of a service counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// This node's: it is Active for the VIP, or has no peer. The default.
@@ -143,7 +143,7 @@ struct Mirror {
 }
 
 impl History {
-    /// Whose history of a service counts.
+    /// The node whose history of a service counts.
     pub(super) fn role(&self, service: &ServiceKey) -> Role {
         self.roles.get(service).copied().unwrap_or_default()
     }
@@ -192,7 +192,7 @@ impl History {
         }
     }
 
-    /// Forgets a service that is no more.
+    /// Removes the state of a service that is gone.
     pub(super) fn remove_service(&mut self, service: &ServiceKey, id: u16) {
         self.mirrors.remove(service);
         self.rejected.remove(service);

@@ -10,7 +10,7 @@
 //! - Each node exports the members that get new flows there ([`Piece::members`]). While a slot's new flows go
 //!   elsewhere on another node it stays in flux: there it may be in none, and its flows are pinned nowhere.
 //! - Nodes see a slot quiet at different moments, [`grace`] apart at most. So it first becomes its own base
-//!   owner, for twice as long: new flows are pinned still, and exported, and what is not pinned goes where it
+//!   owner, for twice as long: new flows are pinned still, and exported, and a flow without a pin goes where it
 //!   goes on a node on which the slot has settled already. If its new flows are to go elsewhere meanwhile,
 //!   no flow has been left unpinned since: it has the base owner again that it has on a node that is not
 //!   so far, and in the second half of the time the one that it has on a node that is further. It keeps
@@ -43,7 +43,7 @@ use super::{
     *,
 };
 
-/// Seconds without a peer after which what it serves is not waited for any more.
+/// Seconds without a peer after which its flows are not waited for any more.
 const GONE_SECS: u32 = 300;
 /// Seconds for which a flow is kept after its end was exported, besides those in which the loss of a peer is
 /// noticed: a node that it goes by objects meanwhile, unless it is just lost.
@@ -279,7 +279,7 @@ impl<D: DataPlane> Engine<D> {
         self.history.sharing.sharers = sharers;
     }
 
-    /// Looks which slots of a shared service are in use, and what other base owners the rest is to have.
+    /// Looks which slots of a shared service are in use, and chooses other base owners for the rest.
     pub(in crate::engine) fn sweep_shared(
         &mut self,
         key: ServiceKey,

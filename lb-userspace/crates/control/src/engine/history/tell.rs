@@ -245,7 +245,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(made)
     }
 
-    /// Clears the base owners of slots that peers know to have settled.
+    /// Clears the base owners of slots whose settling is acknowledged.
     fn settle_acknowledged(&mut self, now: Now) -> Result<()> {
         let taken = self.history.taken.unwrap_or(u64::MAX);
         for (key, id, _) in self.settling_rings() {
@@ -268,7 +268,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// All of the history of services whose history is this node's or shared.
+    /// The full history of services whose history is this node's or shared.
     ///
     /// # Errors
     ///

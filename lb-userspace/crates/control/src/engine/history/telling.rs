@@ -243,7 +243,7 @@ struct SettledBatch {
     at: Duration,
     /// Their base owners until then.
     bases: BTreeMap<u32, u16>,
-    /// Whether peers were late with it: then what could be taken back was.
+    /// Whether peers were late with it: then all slots that could be withdrawn were.
     was_late: bool,
 }
 
