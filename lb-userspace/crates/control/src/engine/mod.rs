@@ -172,7 +172,7 @@ impl<D: DataPlane> Engine<D> {
         &self.data_plane
     }
 
-    /// The data plane, for tests that act as the program.
+    /// The data plane, for writes beside the engine's: the hooks, and the program's part in tests.
     pub const fn data_plane_mut(&mut self) -> &mut D {
         &mut self.data_plane
     }

@@ -107,7 +107,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
         for &backend in service.backends.keys() {
             let want = Want { address: backend, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
-            // Packets for this node itself leave by no interface, and by one without Ethernet header no driver's XDP sends.
+            // Packets for this node leave by no interface, and no driver's XDP sends without an Ethernet header.
             if hop.is_local() || hop.is_raw_ip() {
                 continue;
             }

@@ -376,7 +376,7 @@ impl<D: DataPlane> Engine<D> {
         Ok(())
     }
 
-    /// Puts the ring that is whole by now in the place of the one before, if its digest is right.
+    /// Puts the ring that is whole by now in the place of the one before, if its slots and its digest are right.
     fn check_peer_ring(&mut self, key: ServiceKey, report: &mut ImportReport) {
         let name = self.name_of(&key);
         let own = self.applied.services.get(&key).map_or(0, |service| service.slots);
