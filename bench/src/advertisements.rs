@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
+    ha_pair::{HaPair, Plan},
     lab::{self, Options},
     reports::advertisements::{Cell, Node, Report},
     signals,
-    twins::{Plan, Twins},
     ways::Way,
 };
 
@@ -60,8 +60,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn measure(interval: Duration, time: Duration) -> Result<Cell> {
-    let twins = Twins::start(&Options::default(), Plan::new(&[Way::DsrV4], interval))?;
-    let marks = || anyhow::Ok([Mark::of(&twins.nodes[0])?, Mark::of(&twins.nodes[1])?]);
+    let ha_pair = HaPair::start(&Options::default(), Plan::new(&[Way::DsrV4], interval))?;
+    let marks = || anyhow::Ok([Mark::of(&ha_pair.nodes[0])?, Mark::of(&ha_pair.nodes[1])?]);
     let before = marks()?;
     let end = Instant::now() + time;
     while Instant::now() < end {
@@ -72,7 +72,7 @@ fn measure(interval: Duration, time: Duration) -> Result<Cell> {
     }
     let [active, backup] = marks()?;
     // A node that was not run in time is no pair at which nothing happens.
-    twins.wait_active(0)?;
+    ha_pair.wait_active(0)?;
     let [active_before, backup_before] = before;
     Ok(Cell {
         interval_ms: interval.as_millis() as u64,

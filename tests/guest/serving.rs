@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 use kit::{
     can_run_lab,
+    ha_pair::{HaPair, Plan},
     lab::INTERFACE,
     serving,
-    twins::{Plan, Twins},
     ways::Way,
     xdp,
 };
@@ -28,21 +28,21 @@ fn plan(ways: &[Way]) -> Plan {
 }
 
 /// The nodes on bonds, or VLANs upon them, with the program at `interface`.
-fn serve(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<Twins> {
-    let mut twins = serving::nodes(1, attach, plan(&serving::WAYS))?;
-    let services = twins.plan.services(&twins.lab);
-    for (n, node) in twins.nodes.iter_mut().enumerate() {
-        let host = twins.lab.pair()?[n];
-        bond(&twins.lab, host, vlan)?;
+fn serve(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<HaPair> {
+    let mut ha_pair = serving::nodes(1, attach, plan(&serving::WAYS))?;
+    let services = ha_pair.plan.services(&ha_pair.lab);
+    for (n, node) in ha_pair.nodes.iter_mut().enumerate() {
+        let host = ha_pair.lab.pair()?[n];
+        bond(&ha_pair.lab, host, vlan)?;
         if attach == "xdp" {
             let port = second(host);
-            xdp::pass(twins.lab.switch(), &port, &twins.lab.pins().join(&port))?;
+            xdp::pass(ha_pair.lab.switch(), &port, &ha_pair.lab.pins().join(&port))?;
         }
         node.set_interface(interface);
         node.configure(&services)?;
     }
-    twins.launch()?;
-    Ok(twins)
+    ha_pair.launch()?;
+    Ok(ha_pair)
 }
 
 #[test]
@@ -52,9 +52,9 @@ fn nodes_that_serve_on_vlans_upon_bonds_send_nothing_to_and_fro_and_break_no_dow
     if !can_run_lab() {
         return Ok(());
     }
-    let mut twins = serve(Some(5), INTERFACE, "tc")?;
-    serving::no_packet_goes_to_and_fro(&twins)?;
-    serving::no_download_breaks(&mut twins)
+    let mut ha_pair = serve(Some(5), INTERFACE, "tc")?;
+    serving::no_packet_goes_to_and_fro(&ha_pair)?;
+    serving::no_download_breaks(&mut ha_pair)
 }
 
 /// The program is below the VLAN, so that the tag is in the metadata of what comes from the other node.
@@ -82,11 +82,11 @@ fn nodes_that_serve_by_tunnels_of_the_kernel_send_nothing_to_and_fro() -> Result
     if !can_run_lab() {
         return Ok(());
     }
-    let mut twins = serving::nodes(1, "tc", plan(&[Way::IpipV4, Way::IpipV6]))?;
-    for web in &twins.lab.webs {
+    let mut ha_pair = serving::nodes(1, "tc", plan(&[Way::IpipV4, Way::IpipV6]))?;
+    for web in &ha_pair.lab.webs {
         let host = &web.host;
         take_tunnels(&host.namespace, &host.v4.to_string(), &host.v6.to_string())?;
     }
-    twins.launch()?;
-    serving::no_packet_goes_to_and_fro(&twins)
+    ha_pair.launch()?;
+    serving::no_packet_goes_to_and_fro(&ha_pair)
 }

@@ -13,6 +13,7 @@ pub mod command;
 pub mod datapath;
 pub mod downloads;
 pub mod flood;
+pub mod ha_pair;
 pub mod haproxy;
 pub mod http;
 pub mod keepalived;
@@ -37,7 +38,6 @@ pub mod signals;
 pub mod status;
 pub mod tmux;
 pub mod tun;
-pub mod twins;
 pub mod udp;
 #[cfg(feature = "datapath")]
 pub mod uploads;

@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     downloads::{self, Downloads},
+    ha_pair::{HaPair, Plan},
     http::Connection,
     lab::Options,
     status::{ServiceExt as _, StatusExt as _},
-    twins::{Plan, Twins},
     wait,
     ways::Way,
 };
@@ -32,14 +32,14 @@ const A_WHILE: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// If something is missing.
-pub fn nodes(webs: u8, attach: &'static str, plan: Plan) -> Result<Twins> {
-    Twins::new(&Options { webs, serve: true, attach, ..Options::default() }, plan)
+pub fn nodes(webs: u8, attach: &'static str, plan: Plan) -> Result<HaPair> {
+    HaPair::new(&Options { webs, serve: true, attach, ..Options::default() }, plan)
 }
 
 /// The nodes' places among the web hosts.
 #[must_use]
-pub fn places(twins: &Twins) -> [usize; 2] {
-    let webs = twins.lab.webs.len();
+pub fn places(ha_pair: &HaPair) -> [usize; 2] {
+    let webs = ha_pair.lab.webs.len();
     [webs - 2, webs - 1]
 }
 
@@ -48,10 +48,10 @@ pub fn places(twins: &Twins) -> [usize; 2] {
 /// # Errors
 ///
 /// If it fails.
-pub fn say(twins: &Twins, node: usize, what: &str, web: usize) -> Result<()> {
-    for way in &twins.plan.ways {
-        let backend = way.backend(&twins.lab.webs[web]).to_string();
-        twins.nodes[node].lbctl(&["backend", what, way.name(), &backend])?;
+pub fn say(ha_pair: &HaPair, node: usize, what: &str, web: usize) -> Result<()> {
+    for way in &ha_pair.plan.ways {
+        let backend = way.backend(&ha_pair.lab.webs[web]).to_string();
+        ha_pair.nodes[node].lbctl(&["backend", what, way.name(), &backend])?;
     }
     Ok(())
 }
@@ -61,12 +61,12 @@ pub fn say(twins: &Twins, node: usize, what: &str, web: usize) -> Result<()> {
 /// # Errors
 ///
 /// If one is not answered.
-pub fn answering(twins: &Twins, way: Way) -> Result<BTreeSet<String>> {
+pub fn answering(ha_pair: &HaPair, way: Way) -> Result<BTreeSet<String>> {
     let mut hosts = BTreeSet::new();
     for n in 0..40 {
-        let page = Connection::open(&twins.lab.client.namespace, way.target(), PATIENCE)
+        let page = Connection::open(&ha_pair.lab.client.namespace, way.target(), PATIENCE)
             .and_then(|mut connection| connection.get("/")?.ok())
-            .with_context(|| format!("request {n} by {}; {}", way.name(), twins.logs()))?;
+            .with_context(|| format!("request {n} by {}; {}", way.name(), ha_pair.logs()))?;
         hosts.insert(page.text());
     }
     Ok(hosts)
@@ -78,19 +78,19 @@ pub fn answering(twins: &Twins, way: Way) -> Result<BTreeSet<String>> {
 /// # Errors
 ///
 /// If another host answers, or a packet is sent back.
-pub fn no_packet_goes_to_and_fro(twins: &Twins) -> Result<()> {
-    let nodes = places(twins);
-    let others = 0..twins.lab.webs.len() - 2;
+pub fn no_packet_goes_to_and_fro(ha_pair: &HaPair) -> Result<()> {
+    let nodes = places(ha_pair);
+    let others = 0..ha_pair.lab.webs.len() - 2;
     for (node, own) in nodes.into_iter().enumerate() {
         for web in others.clone().chain([own]) {
-            say(twins, node, "disable", web)?;
+            say(ha_pair, node, "disable", web)?;
         }
     }
     for active in [0, 1] {
-        all_go_to_the_other(twins, active)?;
+        all_go_to_the_other(ha_pair, active)?;
         if active == 0 {
-            twins.hand_over(0)?;
-            twins.wait_active(1)?;
+            ha_pair.hand_over(0)?;
+            ha_pair.wait_active(1)?;
             // The addresses are there before the base owners that the other node has exported are in the rings; until
             // these are settled, a SYN without the lease follows them.
             thread::sleep(A_WHILE);
@@ -98,38 +98,38 @@ pub fn no_packet_goes_to_and_fro(twins: &Twins) -> Result<()> {
     }
     for (node, own) in nodes.into_iter().enumerate() {
         for web in others.clone().chain([own]) {
-            say(twins, node, "enable", web)?;
+            say(ha_pair, node, "enable", web)?;
         }
     }
-    twins.hand_over(1)?;
-    twins.wait_active(0)?;
-    twins.wait_synced()
+    ha_pair.hand_over(1)?;
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()
 }
 
 /// What backends of a service own and got by one node, for who looks for a fault.
-fn shares(twins: &Twins, node: usize, way: Way) -> Result<String> {
-    let status = twins.nodes[node].status()?;
+fn shares(ha_pair: &HaPair, node: usize, way: Way) -> Result<String> {
+    let status = ha_pair.nodes[node].status()?;
     let backends = status.service(way.name())?.backends.iter();
     let each = backends.map(|(address, one)| {
         let (slots, base, pins) = (one.slots, one.base_slots, one.pins);
         format!("{address} {slots} slots, {base} as base owner, {pins} pins, {:?}", one.sent)
     });
     let each: Vec<_> = each.collect();
-    Ok(format!("{}: {}", twins.host(node).name, each.join("; ")))
+    Ok(format!("{}: {}", ha_pair.host(node).name, each.join("; ")))
 }
 
 /// New connections reach the other node, which would send those that it has not got from a peer to the Active one. What
 /// comes by a tunnel its program does not see.
-fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
-    let nodes = places(twins);
-    let (other, name) = (1 - active, &twins.host(1 - active).name);
+fn all_go_to_the_other(ha_pair: &HaPair, active: usize) -> Result<()> {
+    let nodes = places(ha_pair);
+    let (other, name) = (1 - active, &ha_pair.host(1 - active).name);
     for node in [0, 1] {
-        let (alone, said) = (nodes[1 - node], format!("{} sends to one", twins.host(node).name));
+        let (alone, said) = (nodes[1 - node], format!("{} sends to one", ha_pair.host(node).name));
         wait::until(PATIENCE, &said, || {
-            let status = twins.nodes[node].status()?;
-            for way in &twins.plan.ways {
+            let status = ha_pair.nodes[node].status()?;
+            for way in &ha_pair.plan.ways {
                 let backends = &status.service(way.name())?.backends;
-                let alone = way.backend(&twins.lab.webs[alone]);
+                let alone = way.backend(&ha_pair.lab.webs[alone]);
                 // The other node has the Active one's base owners.
                 let base = |slots| if node == active { slots } else { 0 };
                 let owners =
@@ -141,23 +141,23 @@ fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
         })?;
     }
     let count = |node: usize, web: usize, way: Way| -> Result<u64> {
-        let status = twins.nodes[node].status()?;
+        let status = ha_pair.nodes[node].status()?;
         let service = status.service(way.name())?;
-        Ok(service.backend(way.backend(&twins.lab.webs[web]))?.sent.packets)
+        Ok(service.backend(way.backend(&ha_pair.lab.webs[web]))?.sent.packets)
     };
-    for &way in &twins.plan.ways {
+    for &way in &ha_pair.plan.ways {
         let (delivered, back) = (nodes[other], nodes[active]);
         let sent = count(active, delivered, way)?;
         let (had, returned) = (count(other, delivered, way)?, count(other, back, way)?);
-        let hosts = answering(twins, way)?;
+        let hosts = answering(ha_pair, way)?;
         ensure!(
             hosts == BTreeSet::from([name.clone()]),
             "{}, {} Active: {hosts:?}; {}; {}; {}",
             way.name(),
-            twins.host(active).name,
-            shares(twins, 0, way)?,
-            shares(twins, 1, way)?,
-            twins.logs()
+            ha_pair.host(active).name,
+            shares(ha_pair, 0, way)?,
+            shares(ha_pair, 1, way)?,
+            ha_pair.logs()
         );
         let sent = count(active, delivered, way)? - sent;
         let had = count(other, delivered, way)? - had;
@@ -177,51 +177,51 @@ fn all_go_to_the_other(twins: &Twins, active: usize) -> Result<()> {
 /// # Errors
 ///
 /// If one breaks.
-pub fn no_download_breaks(twins: &mut Twins) -> Result<()> {
+pub fn no_download_breaks(ha_pair: &mut HaPair) -> Result<()> {
     let start = |way: &Way| {
         let plan =
             downloads::Plan { target: way.target(), each: 2, time: LONG, patience: PATIENCE };
-        Downloads::start(&twins.lab, plan)
+        Downloads::start(&ha_pair.lab, plan)
     };
-    let all = twins.plan.ways.iter().map(start).collect::<Result<Vec<_>>>()?;
-    let live = |what: &str, twins: &Twins| -> Result<()> {
+    let all = ha_pair.plan.ways.iter().map(start).collect::<Result<Vec<_>>>()?;
+    let live = |what: &str, ha_pair: &HaPair| -> Result<()> {
         thread::sleep(A_WHILE);
         let since = Instant::now();
         thread::sleep(A_WHILE);
-        for (way, downloads) in twins.plan.ways.iter().zip(&all) {
+        for (way, downloads) in ha_pair.plan.ways.iter().zip(&all) {
             let (silent, ended) = (downloads.silent_since(since), downloads.ended());
             let name = way.name();
             ensure!(
                 silent == 0 && ended == 0,
                 "{name}, {what}: {silent} get nothing, {ended} have ended; {}",
-                twins.logs()
+                ha_pair.logs()
             );
         }
         Ok(())
     };
-    for web in places(twins) {
-        let name = twins.lab.webs[web].host.name.clone();
+    for web in places(ha_pair) {
+        let name = ha_pair.lab.webs[web].host.name.clone();
         // One node drains it, and the other one still gives it new connections.
-        say(twins, 0, "drain", web)?;
-        live(&format!("{name} is drained on lb1"), twins)?;
-        twins.hand_over(0)?;
-        twins.wait_active(1)?;
-        live(&format!("{name} is drained on lb1, which has handed over"), twins)?;
-        say(twins, 1, "drain", web)?;
-        twins.hand_over(1)?;
-        twins.wait_active(0)?;
-        live(&format!("{name} is drained on both, lb2 has handed back"), twins)?;
+        say(ha_pair, 0, "drain", web)?;
+        live(&format!("{name} is drained on lb1"), ha_pair)?;
+        ha_pair.hand_over(0)?;
+        ha_pair.wait_active(1)?;
+        live(&format!("{name} is drained on lb1, which has handed over"), ha_pair)?;
+        say(ha_pair, 1, "drain", web)?;
+        ha_pair.hand_over(1)?;
+        ha_pair.wait_active(0)?;
+        live(&format!("{name} is drained on both, lb2 has handed back"), ha_pair)?;
         for node in [0, 1] {
-            say(twins, node, "enable", web)?;
+            say(ha_pair, node, "enable", web)?;
         }
-        twins.wait_synced()?;
+        ha_pair.wait_synced()?;
     }
-    twins.nodes[0].kill()?;
-    twins.wait_holds(1)?;
-    live("lbd on lb1 was killed", twins)?;
-    twins.nodes[0].launch()?;
-    twins.wait_active(0)?;
-    live("lb1 is back", twins)?;
+    ha_pair.nodes[0].kill()?;
+    ha_pair.wait_holds(1)?;
+    live("lbd on lb1 was killed", ha_pair)?;
+    ha_pair.nodes[0].launch()?;
+    ha_pair.wait_active(0)?;
+    live("lb1 is back", ha_pair)?;
     for downloads in all {
         for download in downloads.end()? {
             let end = download.end.as_ref();

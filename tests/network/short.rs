@@ -14,10 +14,10 @@ use kit::{
     balancer::Balancer,
     can_run_lab,
     downloads::{self, Downloads},
+    ha_pair::{self, HaPair},
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     nics,
-    twins::{self, Twins},
     ways::{Way, balanced},
 };
 
@@ -122,11 +122,11 @@ fn a_failover_of_a_pair_breaks_nothing_that_is_established() -> Result<()> {
     if !can_run_lab() {
         return Ok(());
     }
-    let twins = Twins::start(&options()?, twins::Plan::new(&WAYS, INTERVAL))?;
-    for node in &twins.nodes {
+    let ha_pair = HaPair::start(&options()?, ha_pair::Plan::new(&WAYS, INTERVAL))?;
+    for node in &ha_pair.nodes {
         is_native(node)?;
     }
-    a_failover_breaks_nothing(&twins)
+    a_failover_breaks_nothing(&ha_pair)
 }
 
 #[test]
@@ -134,24 +134,24 @@ fn a_failover_from_a_node_at_xdp_to_one_at_tc_breaks_nothing_that_is_established
     if !can_run_lab() {
         return Ok(());
     }
-    let mut twins = Twins::new(&options()?, twins::Plan::new(&WAYS, INTERVAL))?;
-    let services = twins.plan.services(&twins.lab);
-    twins.nodes[1].set_attach("tc");
-    twins.nodes[1].configure(&services)?;
-    twins.launch()?;
-    is_native(&twins.nodes[0])?;
-    let interface = &twins.nodes[1].status()?.interfaces[0];
+    let mut ha_pair = HaPair::new(&options()?, ha_pair::Plan::new(&WAYS, INTERVAL))?;
+    let services = ha_pair.plan.services(&ha_pair.lab);
+    ha_pair.nodes[1].set_attach("tc");
+    ha_pair.nodes[1].configure(&services)?;
+    ha_pair.launch()?;
+    is_native(&ha_pair.nodes[0])?;
+    let interface = &ha_pair.nodes[1].status()?.interfaces[0];
     ensure!(interface.mode == "tc" && interface.attached, "{interface:?}");
-    a_failover_breaks_nothing(&twins)
+    a_failover_breaks_nothing(&ha_pair)
 }
 
 /// The first node stands still, and the other one takes over.
-fn a_failover_breaks_nothing(twins: &Twins) -> Result<()> {
-    let downloads = WAYS.map(|way| download(&twins.lab, way));
-    twins.lab.freeze(twins.host(0))?;
-    twins.wait_holds(1)?;
+fn a_failover_breaks_nothing(ha_pair: &HaPair) -> Result<()> {
+    let downloads = WAYS.map(|way| download(&ha_pair.lab, way));
+    ha_pair.lab.freeze(ha_pair.host(0))?;
+    ha_pair.wait_holds(1)?;
     for way in WAYS {
-        let answers = spread(&twins.lab, way, 10)?;
+        let answers = spread(&ha_pair.lab, way, 10)?;
         ensure!(answers.values().sum::<usize>() == 10, "{answers:?}");
     }
     // TCP sends again what was lost meanwhile, at growing intervals.

@@ -92,10 +92,10 @@ pub fn run(arguments: Arguments) -> Result<Report> {
     let _ = fs::remove_file(arguments.folder.join(VIOLATIONS));
     eprintln!("soak: seed {}; two nodes and their web hosts are started", arguments.seed);
     let site = Site::start(clock)?;
-    let reader = Reader::new(clock, &site.twins.lab, site.logs());
+    let reader = Reader::new(clock, &site.ha_pair.lab, site.logs());
     let sampler = Sampler::start(clock)?;
     sampler.follow(site.pids());
-    let clients = Clients::start(&site.twins.lab, clock, arguments.seed)?;
+    let clients = Clients::start(&site.ha_pair.lab, clock, arguments.seed)?;
     let mut run = Run {
         report: Report { seed: arguments.seed, ..Report::default() },
         arguments,
@@ -453,8 +453,8 @@ impl Run {
         for (n, log) in self.site.logs().iter().enumerate() {
             kept.push(fs::copy(log, folder.join(format!("lb{}.log", n + 1))).map(drop));
         }
-        for web in &self.site.twins.lab.webs {
-            let log = self.site.twins.lab.folder().join(&web.host.name).join("nginx.log");
+        for web in &self.site.ha_pair.lab.webs {
+            let log = self.site.ha_pair.lab.folder().join(&web.host.name).join("nginx.log");
             kept.push(fs::copy(log, folder.join(format!("{}.log", web.host.name))).map(drop));
         }
         for err in kept.into_iter().filter_map(Result::err) {

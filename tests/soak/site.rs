@@ -5,10 +5,10 @@ use std::{fmt::Write as _, path::PathBuf, thread, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use kit::{
     balancer::Service,
+    ha_pair::{HaPair, Plan},
     lab::Options,
     pair::Wire,
     status::PairExt as _,
-    twins::{Plan, Twins},
     wait,
 };
 use lb_api::status::{self, BackendState};
@@ -33,7 +33,7 @@ const PINS: [u32; 2] = [65_536, 131_072];
 #[derive(Debug)]
 pub struct Site {
     /// The nodes and hosts.
-    pub twins: Twins,
+    pub ha_pair: HaPair,
     /// What was done.
     pub log: Log,
     clock: Clock,
@@ -69,10 +69,10 @@ impl Site {
     /// If it does not come to that.
     pub fn start(clock: Clock) -> Result<Self> {
         let options = Options { webs: HOSTS as u8, ..Options::default() };
-        let twins = Twins::new(&options, Plan::new(&WAYS, INTERVAL))?;
+        let ha_pair = HaPair::new(&options, Plan::new(&WAYS, INTERVAL))?;
         let files = Files { weights: [[1; HOSTS]; WAYS.len()], interval: INTERVAL * 5 };
         let mut site = Self {
-            twins,
+            ha_pair,
             log: Log::default(),
             clock,
             struck: false,
@@ -81,7 +81,7 @@ impl Site {
         };
         for n in [0, 1] {
             site.launch(n)?;
-            site.twins.nodes[n].wait_usable()?;
+            site.ha_pair.nodes[n].wait_usable()?;
         }
         wait::until(START, "the pair is whole", || site.whole())?;
         ensure!(site.active()? == 0, "the second node is Active");
@@ -91,13 +91,13 @@ impl Site {
     /// Where a node's log is.
     #[must_use]
     pub fn logs(&self) -> [PathBuf; 2] {
-        [0, 1].map(|n| self.twins.nodes[n].config().with_file_name("lbd.log"))
+        [0, 1].map(|n| self.ha_pair.nodes[n].config().with_file_name("lbd.log"))
     }
 
     /// The processes of both `lbd`.
     #[must_use]
     pub fn pids(&self) -> [Option<u32>; 2] {
-        [0, 1].map(|n| self.twins.nodes[n].pid().ok())
+        [0, 1].map(|n| self.ha_pair.nodes[n].pid().ok())
     }
 
     /// Carries an operation out, and notes it.
@@ -124,23 +124,23 @@ impl Site {
     }
 
     fn act(&mut self, op: Op, place: usize) -> Result<()> {
-        let orphan = self.twins.lab.orphan();
+        let orphan = self.ha_pair.lab.orphan();
         match op {
             _ if op.backend().is_some() => self.tell_all(op, place),
-            Op::Kill(host) => self.twins.lab.webs[host].nginx.kill(),
+            Op::Kill(host) => self.ha_pair.lab.webs[host].nginx.kill(),
             Op::Revive(host) => {
-                let web = &mut self.twins.lab.webs[host];
+                let web = &mut self.ha_pair.lab.webs[host];
                 web.nginx.restart(&web.host.namespace, orphan)
             }
             Op::Restart(host) => {
-                let web = &mut self.twins.lab.webs[host];
+                let web = &mut self.ha_pair.lab.webs[host];
                 web.nginx.stop()?;
                 web.nginx.restart(&web.host.namespace, orphan)
             }
-            Op::Freeze(host) => self.twins.lab.webs[host].nginx.freeze(),
-            Op::Thaw(host) => self.twins.lab.webs[host].nginx.thaw(),
+            Op::Freeze(host) => self.ha_pair.lab.webs[host].nginx.freeze(),
+            Op::Thaw(host) => self.ha_pair.lab.webs[host].nginx.thaw(),
             Op::Flap(host, times, each) => {
-                let nginx = &self.twins.lab.webs[host].nginx;
+                let nginx = &self.ha_pair.lab.webs[host].nginx;
                 (0..times).try_for_each(|_| {
                     nginx.freeze()?;
                     thread::sleep(each);
@@ -149,12 +149,12 @@ impl Site {
                     Ok(())
                 })
             }
-            Op::Cut(host) => self.twins.lab.cut(&web(host)),
-            Op::Mend(host) => self.twins.lab.mend(&web(host)),
+            Op::Cut(host) => self.ha_pair.lab.cut(&web(host)),
+            Op::Mend(host) => self.ha_pair.lab.mend(&web(host)),
             Op::Rattle(host, times, each) => (0..times).try_for_each(|_| {
-                self.twins.lab.cut(&web(host))?;
+                self.ha_pair.lab.cut(&web(host))?;
                 thread::sleep(each);
-                self.twins.lab.mend(&web(host))?;
+                self.ha_pair.lab.mend(&web(host))?;
                 thread::sleep(each);
                 Ok(())
             }),
@@ -169,13 +169,13 @@ impl Site {
             Op::ReloadMistake => self.reload_mistake(),
             Op::Stop(n) => {
                 self.nodes[n].away = true;
-                let status = self.twins.nodes[n].stop()?;
+                let status = self.ha_pair.nodes[n].stop()?;
                 ensure!(status.success(), "lbd ended with {status}");
                 Ok(())
             }
             Op::Slay(n) => {
                 self.nodes[n].away = true;
-                self.twins.nodes[n].kill()
+                self.ha_pair.nodes[n].kill()
             }
             Op::Start(n, upgrade) => {
                 self.nodes[n].pins ^= usize::from(upgrade);
@@ -184,23 +184,23 @@ impl Site {
             }
             Op::Stall(n) => {
                 self.nodes[n].away = true;
-                self.twins.nodes[n].signal(libc::SIGSTOP)
+                self.ha_pair.nodes[n].signal(libc::SIGSTOP)
             }
             Op::Resume(n) => {
-                self.twins.nodes[n].signal(libc::SIGCONT)?;
+                self.ha_pair.nodes[n].signal(libc::SIGCONT)?;
                 self.catch_up(n)
             }
-            Op::CutNode(n) => self.twins.lab.cut(&self.twins.host(n).name),
-            Op::MendNode(n) => self.twins.lab.mend(&self.twins.host(n).name),
-            Op::HandOver => self.twins.hand_over(self.active()?),
+            Op::CutNode(n) => self.ha_pair.lab.cut(&self.ha_pair.host(n).name),
+            Op::MendNode(n) => self.ha_pair.lab.mend(&self.ha_pair.host(n).name),
+            Op::HandOver => self.ha_pair.hand_over(self.active()?),
             Op::Part(first, second) => {
                 let wires = [(first, Wire::First), (second, Wire::Second)];
                 let parted = wires.into_iter().filter(|(parted, _)| *parted);
-                parted.map(|(_, wire)| wire).try_for_each(|wire| self.twins.lab.part(wire))
+                parted.map(|(_, wire)| wire).try_for_each(|wire| self.ha_pair.lab.part(wire))
             }
             Op::Heal => {
-                self.twins.lab.heal(Wire::First)?;
-                self.twins.lab.heal(Wire::Second)
+                self.ha_pair.lab.heal(Wire::First)?;
+                self.ha_pair.lab.heal(Wire::Second)
             }
             _ => bail!("nobody knows how to do it"),
         }
@@ -221,7 +221,7 @@ impl Site {
     fn tell(&self, n: usize, op: Op) -> Result<()> {
         let Backend { service, host } = op.backend().context("a command about no backend")?;
         let way = WAYS[service];
-        let address = way.backend(&self.twins.lab.webs[host]).to_string();
+        let address = way.backend(&self.ha_pair.lab.webs[host]).to_string();
         let mut line = vec!["backend"];
         let (command, options): (_, &[&str]) = match op {
             Op::Drain(_, None) => ("drain", &["--yes"]),
@@ -242,7 +242,10 @@ impl Site {
         line.extend([command, way.name(), &address]);
         line.extend(options);
         line.extend(last.as_deref());
-        self.twins.nodes[n].lbctl(&line).map(drop).with_context(|| self.twins.host(n).name.clone())
+        self.ha_pair.nodes[n]
+            .lbctl(&line)
+            .map(drop)
+            .with_context(|| self.ha_pair.host(n).name.clone())
     }
 
     /// Tells a node what it has missed.
@@ -257,24 +260,24 @@ impl Site {
 
     fn launch(&mut self, n: usize) -> Result<()> {
         self.configure(n)?;
-        let node = &mut self.twins.nodes[n];
+        let node = &mut self.ha_pair.nodes[n];
         node.begin()?;
         let answers = wait::until(START, "lbd answers", || {
             node.check()?;
             node.status()
         });
-        answers.map(drop).with_context(|| self.twins.logs())
+        answers.map(drop).with_context(|| self.ha_pair.logs())
     }
 
     /// Writes a node's file.
     fn configure(&mut self, n: usize) -> Result<()> {
-        let Self { twins, nodes, files, .. } = self;
-        let tables = twins.plan.tables(&twins.lab, n)?;
+        let Self { ha_pair, nodes, files, .. } = self;
+        let tables = ha_pair.plan.tables(&ha_pair.lab, n)?;
         let pins = PINS[nodes[n].pins];
         let more = format!("{tables}\n[log]\nformat = \"json\"\n\n[limits]\npins = {pins}\n");
-        let services = files.services(twins);
-        twins.nodes[n].set_more(&more);
-        twins.nodes[n].configure(&services)
+        let services = files.services(ha_pair);
+        ha_pair.nodes[n].set_more(&more);
+        ha_pair.nodes[n].configure(&services)
     }
 
     /// Has both nodes read their files again; one that is away will when it starts.
@@ -282,10 +285,10 @@ impl Site {
         for n in [0, 1] {
             self.configure(n)?;
             if !self.nodes[n].away {
-                self.twins.nodes[n].lbctl(&["config", "reload"])?;
-            } else if self.twins.nodes[n].is_running() {
+                self.ha_pair.nodes[n].lbctl(&["config", "reload"])?;
+            } else if self.ha_pair.nodes[n].is_running() {
                 // One that was stopped where it is hears the signal when it goes on.
-                self.twins.nodes[n].signal(libc::SIGHUP)?;
+                self.ha_pair.nodes[n].signal(libc::SIGHUP)?;
             }
         }
         Ok(())
@@ -297,7 +300,7 @@ impl Site {
             if self.nodes[n].away {
                 continue;
             }
-            let node = &self.twins.nodes[n];
+            let node = &self.ha_pair.nodes[n];
             let good = std::fs::read_to_string(node.config()).context("read lbd.toml")?;
             let bad = good.replacen("weight = ", "weight = -", 1);
             ensure!(bad != good, "no weight in lbd.toml");
@@ -316,7 +319,7 @@ impl Site {
     /// If there is none, or a node does not answer.
     pub fn active(&self) -> Result<usize> {
         for n in [0, 1] {
-            if self.twins.pair(n)?.is_active() {
+            if self.ha_pair.pair(n)?.is_active() {
                 return Ok(n);
             }
         }
@@ -332,9 +335,9 @@ impl Site {
         ensure!(!self.struck, "what was done to the nodes lasts");
         let mut active = 0;
         for n in [0, 1] {
-            let name = &self.twins.host(n).name;
+            let name = &self.ha_pair.host(n).name;
             ensure!(!self.nodes[n].away, "{name} is away");
-            let pair = self.twins.pair(n)?;
+            let pair = self.ha_pair.pair(n)?;
             ensure!(pair.synced(), "{name} says of its peer: {:?}", pair.peers);
             active += pair.routers.iter().filter(|router| router.state == State::Active).count();
             let all = [0, pair.routers.len()];
@@ -379,8 +382,8 @@ impl Site {
     pub fn left(&self) -> Result<u64> {
         let mut left = 0;
         for n in [0, 1] {
-            let name = &self.twins.host(n).name;
-            let status = self.twins.nodes[n].status()?;
+            let name = &self.ha_pair.host(n).name;
+            let status = self.ha_pair.nodes[n].status()?;
             ensure!(status.last_error.is_none(), "{name}: {:?}", status.last_error);
             for (service, state) in &status.services {
                 ensure!(
@@ -403,8 +406,8 @@ impl Site {
 
 impl Files {
     /// The services, with the checks and the backends in words of their own.
-    fn services(&self, twins: &Twins) -> Vec<Service> {
-        let mut services = twins.plan.services(&twins.lab);
+    fn services(&self, ha_pair: &HaPair) -> Vec<Service> {
+        let mut services = ha_pair.plan.services(&ha_pair.lab);
         for (service, weights) in services.iter_mut().zip(&self.weights) {
             let mut lines = format!(
                 "idle_timeout = \"{}s\"\nflap_half_life = \"5s\"\n[service.check]\ntype = \"http\"\npath = \"/health\"\n\

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use kit::{
     balancer::Balancer,
+    ha_pair::HaPair,
     lab::{self, Lab, Options, Record},
-    twins::Twins,
 };
 
 use crate::{cargo, pair, root, run, setup};
@@ -87,8 +87,8 @@ fn start(options: &Options) -> Result<()> {
 
 /// Starts a lab with a pair, which stays.
 fn start_pair(options: &Options) -> Result<()> {
-    let mut twins = Twins::start(options, pair::plan())?;
-    twins.nodes.iter_mut().for_each(Balancer::keep);
+    let mut ha_pair = HaPair::start(options, pair::plan())?;
+    ha_pair.nodes.iter_mut().for_each(Balancer::keep);
     Ok(())
 }
 

@@ -8,12 +8,12 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use kit::{
     balancer::Balancer,
+    ha_pair::{HaPair, PRIORITIES, Plan},
     haproxy::{self, Haproxy},
     http::Connection,
     keepalived::{Instance, Keepalived},
     lab::{INTERFACE, Lab, Options},
     reports::vrrp::System,
-    twins::{PRIORITIES, Plan, Twins},
     wait,
     ways::Way,
 };
@@ -38,7 +38,7 @@ pub struct Site {
 
 /// The balancers.
 enum Nodes {
-    Lb(Box<Twins>),
+    Lb(Box<HaPair>),
     Keepalived(Box<Today>),
 }
 
@@ -59,7 +59,7 @@ impl Site {
         let nodes = match system {
             System::Lb => {
                 let plan = Plan::new(&[WAY], interval);
-                Nodes::Lb(Box::new(Twins::start(&Options::default(), plan)?))
+                Nodes::Lb(Box::new(HaPair::start(&Options::default(), plan)?))
             }
             System::Keepalived => Nodes::Keepalived(Box::new(Today::start(interval)?)),
         };
@@ -71,7 +71,7 @@ impl Site {
     /// The hosts.
     pub fn lab(&self) -> &Lab {
         match &self.nodes {
-            Nodes::Lb(twins) => &twins.lab,
+            Nodes::Lb(ha_pair) => &ha_pair.lab,
             Nodes::Keepalived(today) => &today.lab,
         }
     }
@@ -83,7 +83,7 @@ impl Site {
     /// If it does not run.
     pub fn kill(&mut self, n: usize) -> Result<()> {
         match &mut self.nodes {
-            Nodes::Lb(twins) => twins.nodes[n].kill(),
+            Nodes::Lb(ha_pair) => ha_pair.nodes[n].kill(),
             Nodes::Keepalived(today) => today.keepalived[n].kill(),
         }
     }
@@ -95,7 +95,7 @@ impl Site {
     /// If it does not run, or does not end.
     pub fn stop(&mut self, n: usize) -> Result<()> {
         match &mut self.nodes {
-            Nodes::Lb(twins) => twins.nodes[n].stop().map(drop),
+            Nodes::Lb(ha_pair) => ha_pair.nodes[n].stop().map(drop),
             Nodes::Keepalived(today) => today.keepalived[n].stop().map(drop),
         }
     }
@@ -107,7 +107,7 @@ impl Site {
     /// If it does not start.
     pub fn launch(&mut self, n: usize) -> Result<()> {
         match &mut self.nodes {
-            Nodes::Lb(twins) => twins.nodes[n].launch(),
+            Nodes::Lb(ha_pair) => ha_pair.nodes[n].launch(),
             Nodes::Keepalived(today) => today.keepalived[n].launch(),
         }
     }
@@ -119,7 +119,7 @@ impl Site {
     /// If it does not, or can't be told to.
     pub fn hand_over(&self, n: usize) -> Result<()> {
         match &self.nodes {
-            Nodes::Lb(twins) => twins.hand_over(n),
+            Nodes::Lb(ha_pair) => ha_pair.hand_over(n),
             Nodes::Keepalived(..) => bail!("keepalived can't hand over"),
         }
     }
@@ -146,7 +146,7 @@ impl Site {
     /// If something has ended.
     pub fn check(&mut self) -> Result<()> {
         match &mut self.nodes {
-            Nodes::Lb(twins) => twins.nodes.iter_mut().try_for_each(Balancer::check),
+            Nodes::Lb(ha_pair) => ha_pair.nodes.iter_mut().try_for_each(Balancer::check),
             Nodes::Keepalived(today) => {
                 today.haproxy.iter().try_for_each(|haproxy| haproxy.states().map(drop))?;
                 today.keepalived.iter_mut().try_for_each(Keepalived::check)
@@ -189,9 +189,9 @@ impl Site {
     /// If it does not come to that.
     pub fn wait_settled(&self) -> Result<()> {
         self.wait_returned()?;
-        if let Nodes::Lb(twins) = &self.nodes {
-            twins.wait_active(0)?;
-            twins.wait_synced()?;
+        if let Nodes::Lb(ha_pair) = &self.nodes {
+            ha_pair.wait_active(0)?;
+            ha_pair.wait_synced()?;
         }
         // An entry of which it is sure it may keep for most of a minute, wrong as it may be.
         let client = &self.lab().client.namespace;
@@ -204,7 +204,7 @@ impl Site {
 
     fn logs(&self) -> String {
         match &self.nodes {
-            Nodes::Lb(twins) => twins.logs(),
+            Nodes::Lb(ha_pair) => ha_pair.logs(),
             Nodes::Keepalived(today) => {
                 let log = today.keepalived[0].log();
                 let lines: Vec<_> = log.lines().collect();

@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
     can_run,
+    ha_pair::{HaPair, Plan},
     http::Connection,
     lab::{Host, Lab, Options},
     prometheus::{Prometheus, fetch, promtool},
     status::StatusExt as _,
-    twins::{Plan, Twins},
     wait,
     ways::Way,
 };
@@ -67,20 +67,20 @@ fn prometheus_scrapes_a_pair_and_each_shipped_query_finds_something() -> Result<
     let way = Way::DsrV4;
     let mut plan = Plan::new(&[way], Duration::from_millis(100));
     plan.settings = CHECK.into();
-    let mut twins = Twins::new(&Options::default(), plan)?;
+    let mut ha_pair = HaPair::new(&Options::default(), plan)?;
     for n in 0..2 {
-        let tables = twins.plan.tables(&twins.lab, n)? + &http(twins.host(n));
-        let services = twins.plan.services(&twins.lab);
-        let node = &mut twins.nodes[n];
+        let tables = ha_pair.plan.tables(&ha_pair.lab, n)? + &http(ha_pair.host(n));
+        let services = ha_pair.plan.services(&ha_pair.lab);
+        let node = &mut ha_pair.nodes[n];
         node.set_more(&tables);
         node.configure(&services)?;
         node.launch()?;
         node.wait_usable()?;
     }
-    twins.wait_active(0)?;
-    twins.wait_synced()?;
-    let nodes = [twins.host(0), twins.host(1)];
-    let lab = &twins.lab;
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()?;
+    let nodes = [ha_pair.host(0), ha_pair.host(1)];
+    let lab = &ha_pair.lab;
 
     for host in nodes {
         let page = metrics(lab, host, "/metrics", "text/plain")?;
@@ -102,7 +102,7 @@ fn prometheus_scrapes_a_pair_and_each_shipped_query_finds_something() -> Result<
     scraped_as_openmetrics(&prometheus)?;
     each_rule_is_evaluated(&prometheus)?;
     each_query_finds_something(&prometheus, way)?;
-    counts_agree(&prometheus, &twins.nodes[0], way)
+    counts_agree(&prometheus, &ha_pair.nodes[0], way)
 }
 
 /// Sends some requests through the balancer.

@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::{Balancer, Service},
+    ha_pair::PRIORITIES,
     keepalived::{Instance, Keepalived},
     lab::{Lab, Options},
     owners::{Longest, Watch},
     router::Router,
-    twins::PRIORITIES,
     wait,
 };
 

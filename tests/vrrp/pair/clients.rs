@@ -13,8 +13,8 @@ use aya::maps::{Array, Map, MapData};
 use kit::{
     arrivals::{self, Arrivals},
     downloads::{self, Downloads},
+    ha_pair::HaPair,
     load::{self, Broken, Load},
-    twins::Twins,
     ways::Way,
 };
 use lb_common::abi::ABI_VERSION;
@@ -47,17 +47,17 @@ pub struct Clients {
 
 impl Clients {
     /// Starts all; downloads that would take for `time` to come whole.
-    pub fn start(twins: &Twins, time: Duration) -> Result<Self> {
-        Self::begin(twins, Some(time))
+    pub fn start(ha_pair: &HaPair, time: Duration) -> Result<Self> {
+        Self::begin(ha_pair, Some(time))
     }
 
     /// Starts those that don't stay long.
-    pub fn start_short(twins: &Twins) -> Result<Self> {
-        Self::begin(twins, None)
+    pub fn start_short(ha_pair: &HaPair) -> Result<Self> {
+        Self::begin(ha_pair, None)
     }
 
-    fn begin(twins: &Twins, time: Option<Duration>) -> Result<Self> {
-        let (lab, ways) = (&twins.lab, &twins.plan.ways);
+    fn begin(ha_pair: &HaPair, time: Option<Duration>) -> Result<Self> {
+        let (lab, ways) = (&ha_pair.lab, &ha_pair.plan.ways);
         let each = DOWNLOADS / ways.len() / lab.webs.len();
         let mut clients = Self {
             ways: Vec::new(),
@@ -96,10 +96,10 @@ impl Clients {
     /// # Errors
     ///
     /// If it can't be killed, or had no lease: then it took no peer for present, and nobody knows of any pin.
-    pub fn kill(&self, twins: &mut Twins, node: usize) -> Result<()> {
-        twins.nodes[node].kill()?;
-        let name = &twins.host(node).name;
-        let end = end_of_lease(twins.nodes[node].pins())?;
+    pub fn kill(&self, ha_pair: &mut HaPair, node: usize) -> Result<()> {
+        ha_pair.nodes[node].kill()?;
+        let name = &ha_pair.host(node).name;
+        let end = end_of_lease(ha_pair.nodes[node].pins())?;
         self.note(&format!(
             "lbd on {name} was killed, its lease ended {:.3?} before",
             end.elapsed()

@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::Balancer,
     can_run,
+    ha_pair::{HaPair, Plan},
     lab::{INTERFACE, Options},
     owners::Watch,
     probes::Probes,
     status::StatusExt as _,
-    twins::{Plan, Twins},
     ways::Way,
 };
 
@@ -30,44 +30,44 @@ pub const SLACK: Duration = Duration::from_millis(150);
 /// What happens to the first node, and how it ends.
 struct Fault {
     name: &'static str,
-    strike: fn(&mut Twins) -> Result<()>,
-    end: fn(&mut Twins) -> Result<()>,
+    strike: fn(&mut HaPair) -> Result<()>,
+    end: fn(&mut HaPair) -> Result<()>,
 }
 
 const FAULTS: &[Fault] = &[
     Fault {
         name: "lbd is killed",
-        strike: |twins| twins.nodes[0].kill(),
-        end: |twins| twins.nodes[0].launch(),
+        strike: |ha_pair| ha_pair.nodes[0].kill(),
+        end: |ha_pair| ha_pair.nodes[0].launch(),
     },
     Fault {
         name: "the cable is pulled",
-        strike: |twins| twins.lab.cut("lb1"),
-        end: |twins| twins.lab.mend("lb1"),
+        strike: |ha_pair| ha_pair.lab.cut("lb1"),
+        end: |ha_pair| ha_pair.lab.mend("lb1"),
     },
     Fault {
         name: "lbd is stopped",
-        strike: |twins| twins.nodes[0].stop().map(drop),
-        end: |twins| twins.nodes[0].launch(),
+        strike: |ha_pair| ha_pair.nodes[0].stop().map(drop),
+        end: |ha_pair| ha_pair.nodes[0].launch(),
     },
     Fault {
         name: "the node loses power",
-        strike: |twins| twins.lab.freeze(twins.host(0)),
-        end: |twins| twins.lab.thaw(twins.host(0)),
+        strike: |ha_pair| ha_pair.lab.freeze(ha_pair.host(0)),
+        end: |ha_pair| ha_pair.lab.thaw(ha_pair.host(0)),
     },
     Fault {
         name: "the operator hands over",
-        strike: |twins| twins.hand_over(0),
-        end: |twins| twins.hand_over(1),
+        strike: |ha_pair| ha_pair.hand_over(0),
+        end: |ha_pair| ha_pair.hand_over(1),
     },
     Fault {
         name: "lbd is stalled for two seconds",
-        strike: |twins| {
-            twins.nodes[0].signal(libc::SIGSTOP)?;
+        strike: |ha_pair| {
+            ha_pair.nodes[0].signal(libc::SIGSTOP)?;
             thread::sleep(Duration::from_secs(2));
             Ok(())
         },
-        end: |twins| twins.nodes[0].signal(libc::SIGCONT),
+        end: |ha_pair| ha_pair.nodes[0].signal(libc::SIGCONT),
     },
 ];
 
@@ -76,23 +76,23 @@ fn no_connection_breaks_whatever_befalls_the_active_node() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut twins = Twins::start(&Options::default(), Plan::new(&WAYS, INTERVAL))?;
-    let clients = Clients::start(&twins, Duration::from_secs(80))?;
+    let mut ha_pair = HaPair::start(&Options::default(), Plan::new(&WAYS, INTERVAL))?;
+    let clients = Clients::start(&ha_pair, Duration::from_secs(80))?;
     for fault in FAULTS {
         let start = Instant::now();
         clients.note(fault.name);
-        (fault.strike)(&mut twins).context(fault.name)?;
-        twins.wait_holds(1).context(fault.name)?;
+        (fault.strike)(&mut ha_pair).context(fault.name)?;
+        ha_pair.wait_holds(1).context(fault.name)?;
         let over = start.elapsed();
         clients.go_on().context(fault.name)?;
         clients.note("its end");
-        (fault.end)(&mut twins).with_context(|| format!("{}, its end", fault.name))?;
-        twins.wait_active(0).with_context(|| format!("{}, its end", fault.name))?;
-        twins.wait_synced().with_context(|| format!("{}, its end", fault.name))?;
+        (fault.end)(&mut ha_pair).with_context(|| format!("{}, its end", fault.name))?;
+        ha_pair.wait_active(0).with_context(|| format!("{}, its end", fault.name))?;
+        ha_pair.wait_synced().with_context(|| format!("{}, its end", fault.name))?;
         clients.go_on().with_context(|| format!("{}, its end", fault.name))?;
         println!("{}: taken over within {over:?}", fault.name);
     }
-    clients.finish().with_context(|| twins.logs())
+    clients.finish().with_context(|| ha_pair.logs())
 }
 
 /// How long nobody has the address, and how long two do.
@@ -102,32 +102,37 @@ fn failovers_take_no_longer_than_the_protocol_says() -> Result<()> {
         return Ok(());
     }
     let way = Way::DsrV4;
-    let mut twins = Twins::start(&Options::default(), Plan::new(&[way], INTERVAL))?;
-    let skew = INTERVAL * (256 - u32::from(kit::twins::PRIORITIES[1])) / 256;
+    let mut ha_pair = HaPair::start(&Options::default(), Plan::new(&[way], INTERVAL))?;
+    let skew = INTERVAL * (256 - u32::from(kit::ha_pair::PRIORITIES[1])) / 256;
     // Whether the address lies on a node that is dead while the fault lasts, and how long nobody alive
     // may have it.
     let silent = INTERVAL * 3 + skew + SLACK;
     let bounds = [(true, silent), (false, silent), (false, SLACK), (true, silent), (false, SLACK)];
     for (fault, (dead, bound)) in FAULTS.iter().zip(bounds) {
-        let nodes = twins.lab.pair()?.map(|host| &host.namespace);
+        let nodes = ha_pair.lab.pair()?.map(|host| &host.namespace);
         let watch = Watch::start(&nodes, way.vip())?;
-        let probes = Probes::start(&twins.lab.client.namespace, way.target())?;
+        let probes = Probes::start(&ha_pair.lab.client.namespace, way.target())?;
         thread::sleep(INTERVAL);
         let begun = Instant::now();
-        (fault.strike)(&mut twins).context(fault.name)?;
-        twins.wait_holds(1).context(fault.name)?;
+        (fault.strike)(&mut ha_pair).context(fault.name)?;
+        ha_pair.wait_holds(1).context(fault.name)?;
         thread::sleep(INTERVAL * 6);
         let (answers, owners, end) = (probes.finish()?, watch.finish()?, Instant::now());
         let owners = if dead { owners.without(0, begun, end) } else { owners };
         let seen = owners.longest(begun, end);
         let outage = answers.outage(begun, end);
         println!("{}: {seen}, no answer for {outage:?}", fault.name);
-        ensure!(seen.none <= bound + owners.precision, "{}: {seen}; {}", fault.name, twins.logs());
-        ensure!(seen.two <= SLACK + owners.precision, "{}: {seen}; {}", fault.name, twins.logs());
+        ensure!(
+            seen.none <= bound + owners.precision,
+            "{}: {seen}; {}",
+            fault.name,
+            ha_pair.logs()
+        );
+        ensure!(seen.two <= SLACK + owners.precision, "{}: {seen}; {}", fault.name, ha_pair.logs());
         ensure!(outage <= bound + SLACK, "{}: no answer for {outage:?}", fault.name);
-        (fault.end)(&mut twins).context(fault.name)?;
-        twins.wait_active(0).context(fault.name)?;
-        twins.wait_synced().context(fault.name)?;
+        (fault.end)(&mut ha_pair).context(fault.name)?;
+        ha_pair.wait_active(0).context(fault.name)?;
+        ha_pair.wait_synced().context(fault.name)?;
     }
     Ok(())
 }
@@ -138,19 +143,19 @@ fn a_planned_handover_loses_no_packet() -> Result<()> {
         return Ok(());
     }
     let way = Way::DsrV4;
-    let twins = Twins::start(&Options::default(), Plan::new(&[way], INTERVAL))?;
-    let probes = Probes::start(&twins.lab.client.namespace, way.target())?;
+    let ha_pair = HaPair::start(&Options::default(), Plan::new(&[way], INTERVAL))?;
+    let probes = Probes::start(&ha_pair.lab.client.namespace, way.target())?;
     thread::sleep(INTERVAL * 4);
     let begun = Instant::now();
     for turn in 0..6 {
-        twins.hand_over(turn % 2)?;
-        twins.wait_active((turn + 1) % 2)?;
+        ha_pair.hand_over(turn % 2)?;
+        ha_pair.wait_active((turn + 1) % 2)?;
         thread::sleep(INTERVAL * 4);
     }
     let end = Instant::now();
     let answers = probes.finish()?;
     let lost: Vec<_> = answers.lost(begun, end).collect();
-    ensure!(lost.is_empty(), "{} probes: {:?}; {}", lost.len(), lost.first(), twins.logs());
+    ensure!(lost.is_empty(), "{} probes: {:?}; {}", lost.len(), lost.first(), ha_pair.logs());
     Ok(())
 }
 
@@ -159,26 +164,26 @@ fn of_two_nodes_that_start_at_once_one_is_active() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut twins =
-        Twins::new(&Options::default(), Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL))?;
+    let mut ha_pair =
+        HaPair::new(&Options::default(), Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL))?;
     for round in 0..3 {
         let watch = {
-            let nodes = twins.lab.pair()?.map(|host| &host.namespace);
+            let nodes = ha_pair.lab.pair()?.map(|host| &host.namespace);
             Watch::start(&nodes, Way::DsrV4.vip())?
         };
-        twins.nodes.iter_mut().try_for_each(Balancer::begin)?;
-        twins.nodes.iter_mut().try_for_each(Balancer::wait_answers)?;
-        twins.wait_active(0).with_context(|| format!("round {round}"))?;
-        twins.wait_synced()?;
+        ha_pair.nodes.iter_mut().try_for_each(Balancer::begin)?;
+        ha_pair.nodes.iter_mut().try_for_each(Balancer::wait_answers)?;
+        ha_pair.wait_active(0).with_context(|| format!("round {round}"))?;
+        ha_pair.wait_synced()?;
         thread::sleep(INTERVAL * 4);
         let owners = watch.finish()?;
         let (from, end) = owners.span();
         if round == 0 {
             let seen = owners.longest(from, end);
-            ensure!(seen.two <= INTERVAL * 3 + SLACK, "{seen}; {}", twins.logs());
+            ensure!(seen.two <= INTERVAL * 3 + SLACK, "{seen}; {}", ha_pair.logs());
         }
         // The next time, both find what they have left behind.
-        for node in &mut twins.nodes {
+        for node in &mut ha_pair.nodes {
             node.kill()?;
         }
     }
@@ -190,25 +195,25 @@ fn a_killed_lbd_goes_on_where_it_was_if_nobody_has_taken_over() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut twins = Twins::start(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
-    twins.nodes[1].stop()?;
+    let mut ha_pair = HaPair::start(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    ha_pair.nodes[1].stop()?;
     let watch = {
-        let nodes = twins.lab.pair()?.map(|host| &host.namespace);
+        let nodes = ha_pair.lab.pair()?.map(|host| &host.namespace);
         Watch::start(&nodes, Way::DsrV4.vip())?
     };
-    let clients = Clients::start(&twins, Duration::from_secs(60))?;
+    let clients = Clients::start(&ha_pair, Duration::from_secs(60))?;
     thread::sleep(INTERVAL);
     let begun = Instant::now();
-    twins.nodes[0].kill()?;
+    ha_pair.nodes[0].kill()?;
     clients.note("lbd was killed");
-    twins.nodes[0].launch()?;
+    ha_pair.nodes[0].launch()?;
     clients.note("lbd is back");
-    twins.wait_active(0)?;
+    ha_pair.wait_active(0)?;
     clients.go_on()?;
     let owners = watch.finish()?;
     let seen = owners.exceptions(begun, Instant::now());
-    ensure!(seen.is_empty(), "the address stays where it was: {seen:?}; {}", twins.logs());
-    clients.finish().with_context(|| twins.logs())
+    ensure!(seen.is_empty(), "the address stays where it was: {seen:?}; {}", ha_pair.logs());
+    clients.finish().with_context(|| ha_pair.logs())
 }
 
 #[test]
@@ -226,22 +231,22 @@ fn a_node_that_reaches_no_backend_gives_way_though_its_service_is_in_panic() -> 
         Way::DsrV4.name()
     );
     plan.lines = [track.clone(), track];
-    let twins = Twins::start(&Options::default(), plan)?;
-    twins.wait_active(0)?;
-    let macs = twins.lab.webs.iter().map(|web| web.host.namespace.mac(INTERFACE));
+    let ha_pair = HaPair::start(&Options::default(), plan)?;
+    ha_pair.wait_active(0)?;
+    let macs = ha_pair.lab.webs.iter().map(|web| web.host.namespace.mac(INTERFACE));
     let macs = macs.collect::<Result<Vec<_>>>()?.join(", ");
     // Their addresses resolve: a neighbour that is gone takes a backend out by itself.
     let from_backends = format!("meta protocol ip ether saddr {{ {macs} }}");
-    let keep_out = |n: usize| twins.host(n).namespace.keep_out(INTERFACE, &[&from_backends]);
+    let keep_out = |n: usize| ha_pair.host(n).namespace.keep_out(INTERFACE, &[&from_backends]);
     keep_out(0)?;
-    twins.wait_active(1).with_context(|| twins.logs())?;
+    ha_pair.wait_active(1).with_context(|| ha_pair.logs())?;
     // Checks are ignored then: the other node reaches no more, and the first one has the higher priority.
     keep_out(1)?;
-    twins.wait_active(0).with_context(|| twins.logs())?;
-    let status = twins.nodes[0].status()?;
+    ha_pair.wait_active(0).with_context(|| ha_pair.logs())?;
+    let status = ha_pair.nodes[0].status()?;
     ensure!(status.service(Way::DsrV4.name())?.backends.values().all(|one| one.slots > 0));
-    twins.host(1).namespace.let_in()?;
-    twins.wait_active(1).with_context(|| twins.logs())?;
-    twins.host(0).namespace.let_in()?;
-    twins.wait_active(0).with_context(|| twins.logs())
+    ha_pair.host(1).namespace.let_in()?;
+    ha_pair.wait_active(1).with_context(|| ha_pair.logs())?;
+    ha_pair.host(0).namespace.let_in()?;
+    ha_pair.wait_active(0).with_context(|| ha_pair.logs())
 }

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 use kit::{
     arrivals::{Arrivals, Plan as Requests},
     can_run,
+    ha_pair::{HaPair, Plan},
     lab::Options,
     status::{ServiceExt as _, StatusExt as _},
-    twins::{Plan, Twins},
     wait,
     ways::Way,
 };
@@ -30,10 +30,10 @@ fn a_node_without_the_lease_gives_no_new_flow_to_a_backend_that_refuses() -> Res
     }
     let way = Way::DsrV4;
     let plan = Plan { settings: SETTINGS.into(), ..Plan::new(&[way], Duration::from_millis(100)) };
-    let mut twins = Twins::start(&Options::default(), plan)?;
-    let [dead, drains] = [0, 1].map(|n| way.backend(&twins.lab.webs[n]));
-    twins.lab.webs[0].nginx.kill()?;
-    for node in &twins.nodes {
+    let mut ha_pair = HaPair::start(&Options::default(), plan)?;
+    let [dead, drains] = [0, 1].map(|n| way.backend(&ha_pair.lab.webs[n]));
+    ha_pair.lab.webs[0].nginx.kill()?;
+    for node in &ha_pair.nodes {
         node.lbctl(&["backend", "drain", way.name(), &drains.to_string()])?;
         wait::until(SOON, "one is down, and one drains", || {
             let service = node.status()?.service(way.name())?.clone();
@@ -49,16 +49,16 @@ fn a_node_without_the_lease_gives_no_new_flow_to_a_backend_that_refuses() -> Res
         every: Duration::from_millis(5),
         limit: Duration::from_secs(20),
     };
-    let draining = twins.lab.webs[1].host.name.clone();
+    let draining = ha_pair.lab.webs[1].host.name.clone();
     for round in 0..ROUNDS {
-        twins.wait_synced()?;
-        let arrivals = Arrivals::start(&twins.lab.client.namespace, requests)?;
-        twins.nodes[1].signal(libc::SIGSTOP)?;
+        ha_pair.wait_synced()?;
+        let arrivals = Arrivals::start(&ha_pair.lab.client.namespace, requests)?;
+        ha_pair.nodes[1].signal(libc::SIGSTOP)?;
         thread::sleep(STALL);
         let arrivals = arrivals.finish()?;
-        twins.nodes[1].signal(libc::SIGCONT)?;
+        ha_pair.nodes[1].signal(libc::SIGCONT)?;
         let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
-        let logs = || twins.logs();
+        let logs = || ha_pair.logs();
         ensure!(failed.is_empty(), "{} failed: {:?}; {}", failed.len(), failed[0], logs());
         let unpinned = arrivals.iter().filter(|arrival| arrival.end.as_ref() == Ok(&draining));
         let unpinned = unpinned.count();
@@ -67,5 +67,5 @@ fn a_node_without_the_lease_gives_no_new_flow_to_a_backend_that_refuses() -> Res
             return Ok(());
         }
     }
-    anyhow::bail!("the lease was never over: {}", twins.logs())
+    anyhow::bail!("the lease was never over: {}", ha_pair.logs())
 }

@@ -8,11 +8,11 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use kit::{
     can_run,
+    ha_pair::{HaPair, Plan},
     lab::Options,
     owners::Watch,
     pair::{SECOND, Wire},
     status::PairExt as _,
-    twins::{Plan, Twins},
     wait,
     ways::Way,
 };
@@ -26,45 +26,45 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     if !can_run() {
         return Ok(());
     }
-    let mut twins =
-        Twins::start(&Options::default(), Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL))?;
-    let clients = Clients::start(&twins, Duration::from_secs(120))?;
-    twins.nodes[0].stop()?;
-    twins.wait_holds(1)?;
+    let mut ha_pair =
+        HaPair::start(&Options::default(), Plan::new(&[Way::DsrV4, Way::DsrV6], INTERVAL))?;
+    let clients = Clients::start(&ha_pair, Duration::from_secs(120))?;
+    ha_pair.nodes[0].stop()?;
+    ha_pair.wait_holds(1)?;
     // What it can't be told it does not know, however long it hears the lower one.
-    twins.lab.part(Wire::Second)?;
-    twins.nodes[0].launch()?;
-    twins.nodes[0].wait_usable()?;
+    ha_pair.lab.part(Wire::Second)?;
+    ha_pair.nodes[0].launch()?;
+    ha_pair.nodes[0].wait_usable()?;
     thread::sleep(INTERVAL * 40);
-    let router = twins.pair(0)?.router("main")?.clone();
+    let router = ha_pair.pair(0)?.router("main")?.clone();
     let why = router.holds_back.clone().unwrap_or_default();
-    ensure!(why.contains("flows of another node"), "{router:?}; {}", twins.logs());
+    ensure!(why.contains("flows of another node"), "{router:?}; {}", ha_pair.logs());
     let says = |n: usize, value: &str| {
-        let page = twins.nodes[n].metrics()?;
+        let page = ha_pair.nodes[n].metrics()?;
         let line = format!("lb_vrrp_holds_back{{router=\"main\"}} {value}");
         ensure!(page.lines().any(|one| one == line), "no `{line}` in:\n{page}");
         Ok(())
     };
     says(0, "1.0")?;
     says(1, "0.0")?;
-    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{router:?}; {}", twins.logs());
+    ensure!(ha_pair.holders(Way::DsrV4.vip())? == [1], "{router:?}; {}", ha_pair.logs());
     let watch = {
-        let nodes = twins.lab.pair()?.map(|host| &host.namespace);
+        let nodes = ha_pair.lab.pair()?.map(|host| &host.namespace);
         Watch::start(&nodes, Way::DsrV4.vip())?
     };
     let begun = Instant::now();
-    twins.lab.heal(Wire::Second)?;
-    twins.wait_active(0)?;
-    twins.wait_synced()?;
+    ha_pair.lab.heal(Wire::Second)?;
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()?;
     wait::until(Duration::from_secs(10), "it holds back no more", || says(0, "0.0"))?;
     clients.go_on()?;
     let owners = watch.finish()?;
     let seen = owners.longest(begun, Instant::now());
     ensure!(seen.none <= owners.precision, "somebody holds the address: {seen}");
-    let events = twins.nodes[1].lbctl(&["events"])?;
+    let events = ha_pair.nodes[1].lbctl(&["events"])?;
     let told = "main is handed over: lb1";
     ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");
-    clients.finish().with_context(|| twins.logs())
+    clients.finish().with_context(|| ha_pair.logs())
 }
 
 #[test]
@@ -77,16 +77,16 @@ fn a_failover_by_weight_needs_no_sync() -> Result<()> {
         "[[virtual_router.track]]\ntype = \"interface\"\ninterface = \"{SECOND}\"\nweight = -100"
     );
     plan.lines = [track.clone(), track];
-    let twins = Twins::start(&Options::default(), plan)?;
+    let ha_pair = HaPair::start(&Options::default(), plan)?;
     // What the nodes tell each other goes by the interface that the first one tracks.
     let sever = |n: usize, state: &str| {
-        twins.host(n).namespace.ip(&format!("link set {SECOND} {state}")).map(drop)
+        ha_pair.host(n).namespace.ip(&format!("link set {SECOND} {state}")).map(drop)
     };
     sever(0, "down")?;
     let begun = Instant::now();
-    twins.wait_active(1)?;
+    ha_pair.wait_active(1)?;
     let took = begun.elapsed();
-    ensure!(took < Duration::from_secs(8), "it took {took:?}; {}", twins.logs());
+    ensure!(took < Duration::from_secs(8), "it took {took:?}; {}", ha_pair.logs());
     Ok(())
 }
 
@@ -101,16 +101,16 @@ fn a_failover_by_weight_undoes_one_by_order() -> Result<()> {
     let path = file.path().display();
     plan.lines[1] =
         format!("[[virtual_router.track]]\ntype = \"file\"\npath = \"{path}\"\nweight = 1");
-    let twins = Twins::start(&Options::default(), plan)?;
-    let clients = Clients::start_short(&twins)?;
-    twins.hand_over(0)?;
-    twins.wait_active(1)?;
+    let ha_pair = HaPair::start(&Options::default(), plan)?;
+    let clients = Clients::start_short(&ha_pair)?;
+    ha_pair.hand_over(0)?;
+    ha_pair.wait_active(1)?;
     thread::sleep(INTERVAL * 20);
-    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{}", twins.logs());
+    ensure!(ha_pair.holders(Way::DsrV4.vip())? == [1], "{}", ha_pair.logs());
     fs::write(file.path(), "-60")?;
-    twins.wait_active(0)?;
+    ha_pair.wait_active(0)?;
     clients.go_on()?;
-    clients.finish().with_context(|| twins.logs())
+    clients.finish().with_context(|| ha_pair.logs())
 }
 
 #[test]
@@ -124,16 +124,16 @@ fn a_failover_by_order_to_a_node_that_something_has_lowered_before_is_undone() -
     let path = file.path().display();
     plan.lines[1] =
         format!("[[virtual_router.track]]\ntype = \"file\"\npath = \"{path}\"\nweight = 1");
-    let twins = Twins::start(&Options::default(), plan)?;
-    ensure!(twins.pair(1)?.router("main")?.priority == 40, "{}", twins.logs());
-    let clients = Clients::start_short(&twins)?;
-    twins.hand_over(0)?;
-    twins.wait_active(0)?;
-    twins.wait_synced()?;
-    let router = twins.pair(0)?.router("main")?.clone();
+    let ha_pair = HaPair::start(&Options::default(), plan)?;
+    ensure!(ha_pair.pair(1)?.router("main")?.priority == 40, "{}", ha_pair.logs());
+    let clients = Clients::start_short(&ha_pair)?;
+    ha_pair.hand_over(0)?;
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()?;
+    let router = ha_pair.pair(0)?.router("main")?.clone();
     ensure!(router.counters.became_active == 2, "it has given way: {router:?}");
     clients.go_on()?;
-    clients.finish().with_context(|| twins.logs())
+    clients.finish().with_context(|| ha_pair.logs())
 }
 
 #[test]
@@ -141,17 +141,17 @@ fn a_node_that_was_drained_and_stays_takes_over_again_without_a_break() -> Resul
     if !can_run() {
         return Ok(());
     }
-    let twins = Twins::start(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
-    let clients = Clients::start_short(&twins)?;
-    twins.nodes[0].lbctl(&["node", "drain"])?;
-    twins.wait_active(1)?;
+    let ha_pair = HaPair::start(&Options::default(), Plan::new(&[Way::DsrV4], INTERVAL))?;
+    let clients = Clients::start_short(&ha_pair)?;
+    ha_pair.nodes[0].lbctl(&["node", "drain"])?;
+    ha_pair.wait_active(1)?;
     // It has the higher priority, and keeps away for as long as it is to leave.
     thread::sleep(INTERVAL * 20);
-    ensure!(twins.holders(Way::DsrV4.vip())? == [1], "{}", twins.logs());
+    ensure!(ha_pair.holders(Way::DsrV4.vip())? == [1], "{}", ha_pair.logs());
     clients.go_on()?;
-    twins.nodes[0].lbctl(&["node", "enable"])?;
-    twins.wait_active(0)?;
-    twins.wait_synced()?;
+    ha_pair.nodes[0].lbctl(&["node", "enable"])?;
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()?;
     clients.go_on()?;
-    clients.finish().with_context(|| twins.logs())
+    clients.finish().with_context(|| ha_pair.logs())
 }

@@ -1,7 +1,7 @@
 //! What may befall a node of the pair.
 
 use anyhow::{Context as _, Result};
-use kit::{lab::Host, status::PairExt as _, twins::Twins};
+use kit::{ha_pair::HaPair, lab::Host, status::PairExt as _};
 
 /// A deed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +36,13 @@ pub fn by_key(key: char) -> Option<Deed> {
 }
 
 /// The node that is Active, as the nodes say; a node that does not answer is not.
-pub fn active(twins: &Twins) -> Option<usize> {
-    [0, 1].into_iter().find(|&n| twins.pair(n).is_ok_and(|pair| pair.is_active()))
+pub fn active(ha_pair: &HaPair) -> Option<usize> {
+    [0, 1].into_iter().find(|&n| ha_pair.pair(n).is_ok_and(|pair| pair.is_active()))
 }
 
 /// Does it; what was done, or why it was not.
-pub fn perform(twins: &mut Twins, deed: Deed) -> String {
-    done(twins, deed).unwrap_or_else(|err| format!("it can't be done: {err:#}"))
+pub fn perform(ha_pair: &mut HaPair, deed: Deed) -> String {
+    done(ha_pair, deed).unwrap_or_else(|err| format!("it can't be done: {err:#}"))
 }
 
 /// Does it; what was done.
@@ -50,31 +50,31 @@ pub fn perform(twins: &mut Twins, deed: Deed) -> String {
 /// # Errors
 ///
 /// If it can't be done.
-pub fn done(twins: &mut Twins, deed: Deed) -> Result<String> {
+pub fn done(ha_pair: &mut HaPair, deed: Deed) -> Result<String> {
     if deed == Deed::Restore {
-        return restore(twins);
+        return restore(ha_pair);
     }
-    let n = active(twins).context("no node is Active")?;
-    let name = twins.host(n).name.clone();
+    let n = active(ha_pair).context("no node is Active")?;
+    let name = ha_pair.host(n).name.clone();
     Ok(match deed {
         Deed::Kill => {
-            twins.nodes[n].kill()?;
+            ha_pair.nodes[n].kill()?;
             format!("lbd on {name} was killed")
         }
         Deed::Stop => {
-            twins.nodes[n].stop()?;
+            ha_pair.nodes[n].stop()?;
             format!("lbd on {name} was stopped")
         }
         Deed::Unplug => {
-            twins.lab.cut(&name)?;
+            ha_pair.lab.cut(&name)?;
             format!("{name} was unplugged")
         }
         Deed::PowerOff => {
-            twins.lab.freeze(twins.host(n))?;
+            ha_pair.lab.freeze(ha_pair.host(n))?;
             format!("{name} has lost power")
         }
         Deed::HandOver => {
-            twins.hand_over(n)?;
+            ha_pair.hand_over(n)?;
             format!("{name} has handed over")
         }
         Deed::Restore => unreachable!("it was done above"),
@@ -82,13 +82,13 @@ pub fn done(twins: &mut Twins, deed: Deed) -> Result<String> {
 }
 
 /// Plugs everything in, lets everything go on, and starts what does not run.
-fn restore(twins: &mut Twins) -> Result<String> {
+fn restore(ha_pair: &mut HaPair) -> Result<String> {
     for n in [0, 1] {
-        let host: &Host = twins.host(n);
+        let host: &Host = ha_pair.host(n);
         // What is up, and goes on, is not disturbed by it.
-        twins.lab.thaw(host)?;
-        if !twins.nodes[n].is_running() {
-            twins.nodes[n].launch()?;
+        ha_pair.lab.thaw(host)?;
+        if !ha_pair.nodes[n].is_running() {
+            ha_pair.nodes[n].launch()?;
         }
     }
     Ok("all is plugged in and runs".to_owned())

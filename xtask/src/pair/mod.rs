@@ -18,9 +18,9 @@ use std::{
 use anyhow::Result;
 use kit::{
     downloads::{self, Downloads},
+    ha_pair::{HaPair, Plan},
     lab::Options,
     probes::Probes,
-    twins::{Plan, Twins},
     ways::Way,
 };
 
@@ -49,7 +49,7 @@ struct Show {
     // The clients end before the hosts do.
     probes: Probes,
     downloads: Vec<Downloads>,
-    twins: Twins,
+    ha_pair: HaPair,
     tally: view::Tally,
 }
 
@@ -60,9 +60,9 @@ struct Show {
 /// If the lab does not come up, or a smoke test fails.
 pub fn run(smoke: bool, attach: &'static str) -> Result<()> {
     println!("starting lb1, lb2, three web hosts and a client");
-    let twins = Twins::start(&Options { attach, ..Options::default() }, plan())?;
-    let probes = Probes::start(&twins.lab.client.namespace, WAYS[0].target())?;
-    let mut show = Show { probes, downloads: Vec::new(), twins, tally: view::Tally::default() };
+    let ha_pair = HaPair::start(&Options { attach, ..Options::default() }, plan())?;
+    let probes = Probes::start(&ha_pair.lab.client.namespace, WAYS[0].target())?;
+    let mut show = Show { probes, downloads: Vec::new(), ha_pair, tally: view::Tally::default() };
     show.download()?;
     if smoke { smoke::run(show) } else { watch(show) }
 }
@@ -73,14 +73,14 @@ impl Show {
         for way in WAYS {
             let (time, patience) = (Duration::from_secs(60), Duration::from_secs(10));
             let plan = downloads::Plan { target: way.target(), each: EACH, time, patience };
-            self.downloads.push(Downloads::start(&self.twins.lab, plan)?);
+            self.downloads.push(Downloads::start(&self.ha_pair.lab, plan)?);
         }
         Ok(())
     }
 
     /// Takes in those that have ended, and starts others when all have.
     fn renew(&mut self) -> Result<()> {
-        let all = WAYS.len() * EACH * self.twins.lab.webs.len();
+        let all = WAYS.len() * EACH * self.ha_pair.lab.webs.len();
         let ended: usize = self.downloads.iter().map(Downloads::ended).sum();
         if ended == all {
             for downloads in self.downloads.drain(..) {
@@ -96,7 +96,7 @@ impl Show {
         let running = |downloads: &Downloads| downloads.silent_since(far()) - downloads.ended();
         let silent = Instant::now().checked_sub(INTERVAL * 2).unwrap_or_else(Instant::now);
         view::Line {
-            nodes: [0, 1].map(|n| view::Node::of(&self.twins, n)),
+            nodes: [0, 1].map(|n| view::Node::of(&self.ha_pair, n)),
             probes: self.probes.tally(),
             running: self.downloads.iter().map(running).sum(),
             silent: self.downloads.iter().map(|one| one.silent_since(silent)).sum(),
@@ -137,7 +137,7 @@ fn watch(mut show: Show) -> Result<()> {
                 return end(show, terminal);
             }
             match deeds::by_key(key) {
-                Some(deed) => println!("  -> {}", deeds::perform(&mut show.twins, deed)),
+                Some(deed) => println!("  -> {}", deeds::perform(&mut show.ha_pair, deed)),
                 None => print!("{}", view::header(true)),
             }
         }

@@ -34,30 +34,30 @@ pub fn run(mut show: Show) -> Result<()> {
     let every = Duration::from_millis(20);
     let requests = WAYS.map(|way| {
         let plan = arrivals::Plan { target: way.target(), every, limit: LIMIT };
-        Arrivals::start(&show.twins.lab.client.namespace, plan)
+        Arrivals::start(&show.ha_pair.lab.client.namespace, plan)
     });
     let requests: Vec<Arrivals> = requests.into_iter().collect::<Result<_>>()?;
     print!("{}", view::header(false));
     println!("{}", show.look());
     let mut outages = Vec::new();
     for deed in STORY {
-        let active = deeds::active(&show.twins).context("no node is Active")?;
+        let active = deeds::active(&show.ha_pair).context("no node is Active")?;
         let _ = show.probes.tally();
         let start = Instant::now();
-        println!("  -> {}", deeds::done(&mut show.twins, deed)?);
-        show.twins.wait_holds(1 - active)?;
-        let other = show.twins.host(1 - active).name.clone();
+        println!("  -> {}", deeds::done(&mut show.ha_pair, deed)?);
+        show.ha_pair.wait_holds(1 - active)?;
+        let other = show.ha_pair.host(1 - active).name.clone();
         println!("  -> {other} is Active after {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
         pass(ADVERTISEMENTS * 10)?;
         let line = show.look();
         println!("{line}");
         outages.push((deed, line.probes.gap));
-        println!("  -> {}", deeds::done(&mut show.twins, Deed::Restore)?);
+        println!("  -> {}", deeds::done(&mut show.ha_pair, Deed::Restore)?);
         if deed == Deed::HandOver {
-            println!("  -> {}", deeds::done(&mut show.twins, Deed::HandOver)?);
+            println!("  -> {}", deeds::done(&mut show.ha_pair, Deed::HandOver)?);
         }
-        show.twins.wait_active(0)?;
-        show.twins.wait_synced()?;
+        show.ha_pair.wait_active(0)?;
+        show.ha_pair.wait_synced()?;
         pass(ADVERTISEMENTS * 10)?;
         println!("{}", show.look());
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kit::{downloads::Download, probes, status::PairExt as _, twins::Twins};
+use kit::{downloads::Download, ha_pair::HaPair, probes, status::PairExt as _};
 
 use super::{ADVERTISEMENTS, EACH, WAYS, deeds::DEEDS};
 
@@ -48,8 +48,10 @@ impl Tally {
 
 impl Node {
     /// How it stands.
-    pub fn of(twins: &Twins, n: usize) -> Self {
-        let Ok(pair) = twins.pair(n) else { return Self { state: "-".to_owned(), synced: false } };
+    pub fn of(ha_pair: &HaPair, n: usize) -> Self {
+        let Ok(pair) = ha_pair.pair(n) else {
+            return Self { state: "-".to_owned(), synced: false };
+        };
         let mut states: Vec<_> = pair.routers.iter().map(|router| router.state.name()).collect();
         states.dedup();
         Self { state: states.join("/"), synced: pair.synced() }

@@ -16,11 +16,11 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     browser::{Browser, Screen},
     command,
+    ha_pair::HaPair,
     lab::{self, Options},
     load::{Load, Plan},
     process::Orphan,
     signals, tmux,
-    twins::Twins,
     ways::Way,
 };
 
@@ -68,10 +68,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let folder = crate::workspace().join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     println!("starting lb1, lb2, three web hosts and a client");
-    let mut twins = start()?;
+    let mut ha_pair = start()?;
     println!("clients are at work for {seconds} s");
-    let loads = let_happen(&mut twins, Duration::from_secs(arguments.seconds))?;
-    let kept = take(&twins, &folder);
+    let loads = let_happen(&mut ha_pair, Duration::from_secs(arguments.seconds))?;
+    let kept = take(&ha_pair, &folder);
     for load in loads {
         // What breaks while hosts are killed is no matter of a picture.
         let _ = load.finish();
@@ -80,23 +80,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The pair, with the dashboard on.
-fn start() -> Result<Twins> {
-    let mut twins = Twins::new(&Options::default(), pair::plan())?;
-    let services = twins.plan.services(&twins.lab);
+fn start() -> Result<HaPair> {
+    let mut ha_pair = HaPair::new(&Options::default(), pair::plan())?;
+    let services = ha_pair.plan.services(&ha_pair.lab);
     for n in [0, 1] {
-        let tables = twins.plan.tables(&twins.lab, n)?;
-        twins.nodes[n].set_more(&(tables + HTTP));
-        twins.nodes[n].configure(&services)?;
-        twins.nodes[n].launch()?;
-        twins.nodes[n].wait_usable()?;
+        let tables = ha_pair.plan.tables(&ha_pair.lab, n)?;
+        ha_pair.nodes[n].set_more(&(tables + HTTP));
+        ha_pair.nodes[n].configure(&services)?;
+        ha_pair.nodes[n].launch()?;
+        ha_pair.nodes[n].wait_usable()?;
     }
-    twins.wait_active(0)?;
-    twins.wait_synced()?;
-    Ok(twins)
+    ha_pair.wait_active(0)?;
+    ha_pair.wait_synced()?;
+    Ok(ha_pair)
 }
 
 /// Load that varies, and what befalls a pair, over so long a time.
-fn let_happen(twins: &mut Twins, time: Duration) -> Result<Vec<Load>> {
+fn let_happen(ha_pair: &mut HaPair, time: Duration) -> Result<Vec<Load>> {
     let begin = Instant::now();
     let wait_until = |part: f64| {
         while begin.elapsed() < time.mul_f64(part) && !signals::caught() {
@@ -105,47 +105,47 @@ fn let_happen(twins: &mut Twins, time: Duration) -> Result<Vec<Load>> {
         ensure!(!signals::caught(), "interrupted");
         Ok(())
     };
-    let client = twins.lab.client.namespace.path();
+    let client = ha_pair.lab.client.namespace.path();
     let client = client.file_name().context("a namespace's name")?.to_string_lossy().into_owned();
     let client = kit::namespace::Namespace::existing(&client);
     let load = |way: Way, steady, passing, millis| {
         let pause = Duration::from_millis(millis);
         Load::start(&client, Plan { target: way.target(), steady, passing, pause })
     };
-    let both = |twins: &Twins, words: &[&str]| {
-        twins.nodes.iter().try_for_each(|node| node.lbctl(words).map(drop))
+    let both = |ha_pair: &HaPair, words: &[&str]| {
+        ha_pair.nodes.iter().try_for_each(|node| node.lbctl(words).map(drop))
     };
     let mut loads = vec![load(Way::DsrV4, 60, 30, 60)?, load(Way::DsrV6, 20, 10, 90)?];
-    both(twins, &["backend", "weight", "dsr-v4", "10.0.0.11", "2"])?;
+    both(ha_pair, &["backend", "weight", "dsr-v4", "10.0.0.11", "2"])?;
     wait_until(0.25)?;
     loads.push(load(Way::DsrV4, 30, 20, 45)?);
     wait_until(0.40)?;
-    twins.hand_over(0)?;
-    twins.wait_active(1)?;
+    ha_pair.hand_over(0)?;
+    ha_pair.wait_active(1)?;
     wait_until(0.50)?;
-    twins.hand_over(1)?;
-    twins.wait_active(0)?;
+    ha_pair.hand_over(1)?;
+    ha_pair.wait_active(0)?;
     wait_until(0.55)?;
     drop(loads.remove(1));
     loads.push(load(Way::DsrV6, 30, 20, 50)?);
     wait_until(0.60)?;
-    twins.lab.webs[2].nginx.kill()?;
+    ha_pair.lab.webs[2].nginx.kill()?;
     wait_until(0.72)?;
-    let web = &mut twins.lab.webs[2];
+    let web = &mut ha_pair.lab.webs[2];
     web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
     wait_until(0.88)?;
-    both(twins, &["backend", "drain", "dsr-v4", "10.0.0.12", "--deadline", "10m"])?;
-    both(twins, &["backend", "disable", "dsr-v6", "fd00::12"])?;
+    both(ha_pair, &["backend", "drain", "dsr-v4", "10.0.0.12", "--deadline", "10m"])?;
+    both(ha_pair, &["backend", "disable", "dsr-v6", "fd00::12"])?;
     wait_until(0.95)?;
-    twins.lab.webs[2].nginx.kill()?;
+    ha_pair.lab.webs[2].nginx.kill()?;
     wait_until(1.0)?;
     Ok(loads)
 }
 
 /// Takes the pictures.
-fn take(twins: &Twins, folder: &Path) -> Result<()> {
-    let host = twins.host(0);
-    let browser = Browser::start(&host.namespace, &twins.lab.folder().join("chromium"))?;
+fn take(ha_pair: &HaPair, folder: &Path) -> Result<()> {
+    let host = ha_pair.host(0);
+    let browser = Browser::start(&host.namespace, &ha_pair.lab.folder().join("chromium"))?;
     for (name, screen) in [
         ("dashboard-light", DESK),
         ("dashboard-dark", Screen { dark: true, ..DESK }),
@@ -168,7 +168,7 @@ fn take(twins: &Twins, folder: &Path) -> Result<()> {
         }
         keep(folder, &format!("{name}.png"), &page.picture()?)?;
     }
-    let screen = tmux::picture_of_top(&twins.nodes[0], (110, 30), Duration::from_secs(5))?;
+    let screen = tmux::picture_of_top(&ha_pair.nodes[0], (110, 30), Duration::from_secs(5))?;
     keep(folder, "top.svg", terminal::svg(&screen, "lbctl top").as_bytes())
 }
 

@@ -33,7 +33,7 @@ pub struct Plan {
 
 /// The nodes. The first has the higher priority.
 #[derive(Debug)]
-pub struct Twins {
+pub struct HaPair {
     /// `lbd` on each node. They end before the hosts do.
     pub nodes: [Balancer; 2],
     /// The hosts.
@@ -106,7 +106,7 @@ impl Plan {
     }
 }
 
-impl Twins {
+impl HaPair {
     /// Builds the hosts and the configuration of both nodes. `lbd` is not started. Web hosts take packets out of
     /// tunnels, unless the nodes are web hosts: their interfaces have the balancer's program.
     ///
@@ -131,9 +131,9 @@ impl Twins {
     ///
     /// If it does not come to that.
     pub fn start(options: &Options, plan: Plan) -> Result<Self> {
-        let mut twins = Self::new(options, plan)?;
-        twins.launch()?;
-        Ok(twins)
+        let mut ha_pair = Self::new(options, plan)?;
+        ha_pair.launch()?;
+        Ok(ha_pair)
     }
 
     /// Starts both nodes and waits until the first is Active and each has the other's flows.
@@ -154,10 +154,10 @@ impl Twins {
     ///
     /// # Panics
     ///
-    /// Never: a lab of twins has two nodes.
+    /// Never: the lab of a pair has two nodes.
     #[must_use]
     pub fn host(&self, n: usize) -> &Host {
-        self.lab.pair().expect("a lab of twins has two nodes")[n]
+        self.lab.pair().expect("the lab of a pair has two nodes")[n]
     }
 
     /// Which nodes have a VIP on a link: on the loopback every web host has it.
