@@ -31,11 +31,11 @@ const SIZES: [usize; 3] = [10, 100, 1_000];
 const INTERFACE: &str = "lbb0";
 
 /// The data plane in a network namespace of this process, with pins of its own.
-struct Site {
+struct Testbed {
     settings: Settings,
 }
 
-impl Site {
+impl Testbed {
     fn new() -> Result<Self> {
         // SAFETY: no pointer is passed; the process has one thread.
         let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -55,7 +55,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Testbed {
     fn drop(&mut self) {
         // What is left would be pinned for ever; there is nobody else to tell.
         if let Err(err) = detach(&self.settings.pin_dir) {
@@ -94,12 +94,12 @@ fn neighbourhood(engine: &Engine<Xdp>) -> Neighbourhood {
 
 /// Measures a drain of one backend of 10, 100 and 1,000, and its return.
 pub fn measure(rounds: u32) -> Result<Vec<RingCase>> {
-    let site = Site::new()?;
-    SIZES.into_iter().map(|backends| measure_size(&site, backends, rounds)).collect()
+    let testbed = Testbed::new()?;
+    SIZES.into_iter().map(|backends| measure_size(&testbed, backends, rounds)).collect()
 }
 
-fn measure_size(site: &Site, backends: usize, rounds: u32) -> Result<RingCase> {
-    let mut engine = site.engine()?;
+fn measure_size(testbed: &Testbed, backends: usize, rounds: u32) -> Result<RingCase> {
+    let mut engine = testbed.engine()?;
     let all = desired(backends);
     engine.set_desired(all.clone());
     let hops = neighbourhood(&engine);
@@ -115,7 +115,7 @@ fn measure_size(site: &Site, backends: usize, rounds: u32) -> Result<RingCase> {
     let mut slots_changed = 0;
     for round in 0..2 * rounds {
         let start = Instant::now();
-        let table = maglev::table(&members, &site.settings.seed, SLOTS);
+        let table = maglev::table(&members, &testbed.settings.seed, SLOTS);
         builds.push(start.elapsed());
         ensure!(table.len() == SLOTS as usize, "the ring has {} slots", table.len());
         let next = if round % 2 == 0 { &drained } else { &all }.clone();
@@ -131,7 +131,7 @@ fn measure_size(site: &Site, backends: usize, rounds: u32) -> Result<RingCase> {
     let millis = |time: Duration| time.as_secs_f64() * 1e3;
     let (build, change) = (builds[builds.len() / 2], changes[changes.len() / 2]);
     drop(engine);
-    detach(&site.settings.pin_dir)?;
+    detach(&testbed.settings.pin_dir)?;
     Ok(RingCase {
         backends,
         build_ms: millis(build),
@@ -151,13 +151,13 @@ pub fn locked(map: &MapData) -> Result<u64> {
 
 /// The memory of the maps with the default capacities and one service.
 pub fn memory() -> Result<Vec<MapMemory>> {
-    let site = Site::new()?;
-    let mut engine = site.engine()?;
+    let testbed = Testbed::new()?;
+    let mut engine = testbed.engine()?;
     engine.set_desired(desired(3));
     let hops = neighbourhood(&engine);
     engine.set_neighbourhood(hops);
     engine.reconcile(Now::read())?;
-    let folder = site.settings.pin_dir.join(format!("v{ABI_VERSION}"));
+    let folder = testbed.settings.pin_dir.join(format!("v{ABI_VERSION}"));
     let mut maps = Vec::new();
     for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
         let entry = entry?;

@@ -31,7 +31,7 @@ const PLAN: Plan =
     Plan { target: WAY.target(), steady: 40, passing: 0, pause: Duration::from_millis(50) };
 
 /// A lab with an attacker, and the balancer at work on it, with room for so many pins.
-fn site(pins: u64) -> Result<(Lab, Attacker, Balancer)> {
+fn testbed(pins: u64) -> Result<(Lab, Attacker, Balancer)> {
     let lab = Lab::new(&Options::default())?;
     let attacker = Attacker::new(&lab)?;
     let web = WAY.service(&lab);
@@ -90,7 +90,7 @@ fn nothing_pinned_is_lost_to_a_flood() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, attacker, balancer) = site(PINS)?;
+    let (lab, attacker, balancer) = testbed(PINS)?;
     let client = &lab.client.namespace;
     let older = Load::start(client, PLAN)?;
     drain(&lab, &balancer, "web2")?;
@@ -154,7 +154,7 @@ fn new_flows_in_place_of_a_backend_that_refuses_find_room_beside_a_flood_of_syns
     if !can_run() {
         return Ok(());
     }
-    let (mut lab, attacker, balancer) = site(ROOM)?;
+    let (mut lab, attacker, balancer) = testbed(ROOM)?;
     let aim = aim(&lab)?;
     stop_web2(&mut lab, &balancer)?;
     let time = Duration::from_secs(14);
@@ -180,7 +180,7 @@ fn new_flows_in_place_of_a_backend_that_refuses_are_served_again_beside_a_flood_
     if !can_run() {
         return Ok(());
     }
-    let (mut lab, attacker, balancer) = site(PINS)?;
+    let (mut lab, attacker, balancer) = testbed(PINS)?;
     let aim = aim(&lab)?;
     stop_web2(&mut lab, &balancer)?;
     let plan = flood::Plan { kind: Kind::Handshakes, aim, per_second: 6_000, time: FLOOD };

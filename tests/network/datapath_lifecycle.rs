@@ -26,12 +26,12 @@ use lb_model::{
 };
 
 /// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.
-pub(crate) struct Site {
+pub(crate) struct Testbed {
     name: String,
     pub(crate) settings: Settings,
 }
 
-impl Site {
+impl Testbed {
     /// Enters the namespace with the calling thread, which is the test's own.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -39,7 +39,7 @@ impl Site {
         assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root: run it through sudo");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("lbt-{}-{}", std::process::id(), 900 + number);
-        let site = Self {
+        let testbed = Self {
             settings: Settings {
                 interfaces: vec!["va".into()],
                 pin_dir: PathBuf::from("/sys/fs/bpf").join(&name),
@@ -48,8 +48,8 @@ impl Site {
             },
             name,
         };
-        ip(&["netns", "add", &site.name]);
-        let netns = fs::File::open(format!("/var/run/netns/{}", site.name)).unwrap();
+        ip(&["netns", "add", &testbed.name]);
+        let netns = fs::File::open(format!("/var/run/netns/{}", testbed.name)).unwrap();
         let fd = std::os::fd::AsRawFd::as_raw_fd(&netns);
         // SAFETY: the descriptor is of a network namespace; only this thread moves.
         let entered = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
@@ -57,7 +57,7 @@ impl Site {
         ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
         ip(&["link", "set", "va", "up"]);
         ip(&["link", "set", "vb", "up"]);
-        site
+        testbed
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -69,7 +69,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Testbed {
     fn drop(&mut self) {
         let _ = detach(&self.settings.pin_dir);
         let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
@@ -122,8 +122,8 @@ fn owners(engine: &Engine<Xdp>) -> Vec<Owners> {
 
 #[test]
 fn a_new_start_adopts_the_maps_and_swaps_the_program() {
-    let site = Site::new();
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let testbed = Testbed::new();
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     set(&mut engine, desired(&["10.0.0.11", "10.0.0.12"]));
     assert!(engine.reconcile(Now::read()).unwrap().changes > 0);
     let first = program_on("va").unwrap();
@@ -134,7 +134,7 @@ fn a_new_start_adopts_the_maps_and_swaps_the_program() {
     drop(engine);
     assert_eq!(program_on("va").as_ref(), Some(&first), "the program stays without the daemon");
 
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     let second = program_on("va").unwrap();
     assert_ne!(second, first);
     engine.set_desired(desired(&["10.0.0.11", "10.0.0.12"]));
@@ -167,9 +167,9 @@ fn a_new_start_adopts_the_maps_and_swaps_the_program() {
 
 #[test]
 fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits() {
-    let mut site = Site::new();
-    site.settings.limits.services = 80;
-    site.settings.limits.backends = 128;
+    let mut testbed = Testbed::new();
+    testbed.settings.limits.services = 80;
+    testbed.settings.limits.backends = 128;
     let mut many = Desired::default();
     let service = desired(&["10.0.0.11"]).services.remove("web").unwrap();
     for n in 0..70_u16 {
@@ -187,15 +187,15 @@ fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits
         let owner = |id| plane.ring(id).unwrap().iter().map(|slot| slot.owners().current).collect();
         plane.rings().unwrap().into_iter().map(owner).collect()
     };
-    let pins = |site: &Site| -> BTreeSet<String> {
+    let pins = |testbed: &Testbed| -> BTreeSet<String> {
         let folders =
-            fs::read_dir(&site.settings.pin_dir).unwrap().map(|entry| entry.unwrap().path());
+            fs::read_dir(&testbed.settings.pin_dir).unwrap().map(|entry| entry.unwrap().path());
         let files =
             folders.filter(|path| path.is_dir()).flat_map(|path| fs::read_dir(path).unwrap());
         let names = files.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("ring-")).collect()
     };
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     set(&mut engine, many.clone());
     engine.reconcile(Now::read()).unwrap();
     let before = rings(&engine);
@@ -203,21 +203,21 @@ fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits
     assert!(before.len() == 70 && before.iter().all(|ring| ring.len() == 1), "{before:?}");
     assert_eq!(owners.len(), 70, "each has its own backend");
     let names: BTreeSet<_> = (0..70).map(|id| format!("ring-{id}")).collect();
-    assert_eq!(pins(&site), names);
+    assert_eq!(pins(&testbed), names);
     drop(engine);
 
-    site.settings.limits.services = 90;
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    testbed.settings.limits.services = 90;
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     set(&mut engine, many);
     engine.reconcile(Now::read()).unwrap();
     assert_eq!(rings(&engine), before);
-    assert_eq!(pins(&site), names);
+    assert_eq!(pins(&testbed), names);
 }
 
 #[test]
 fn a_service_that_is_removed_leaves_nothing_behind() {
-    let site = Site::new();
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let testbed = Testbed::new();
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     set(&mut engine, desired(&["10.0.0.11"]));
     engine.reconcile(Now::read()).unwrap();
     set(&mut engine, Desired::default());
@@ -229,12 +229,12 @@ fn a_service_that_is_removed_leaves_nothing_behind() {
 
 #[test]
 fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
-    let mut site = Site::new();
-    site.settings.limits.pins = 20_000;
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+    let mut testbed = Testbed::new();
+    testbed.settings.limits.pins = 20_000;
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     set(&mut engine, desired(&["10.0.0.11"]));
     engine.reconcile(Now::read()).unwrap();
-    let maps = site.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
+    let maps = testbed.settings.pin_dir.join(format!("v{}", abi::ABI_VERSION));
     let pins = MapData::from_pin(maps.join("PINS")).unwrap();
     let mut pins: HashMap<_, FlowKey, FlowValue> = Map::HashMap(pins).try_into().unwrap();
     // Later than it is: a machine may have started a minute ago.
@@ -278,68 +278,70 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
 
 #[test]
 fn detach_removes_link_and_maps_and_says_so() {
-    let site = Site::new();
-    drop(site.open());
+    let testbed = Testbed::new();
+    drop(testbed.open());
     assert!(program_on("va").is_some());
-    let removed = detach(&site.settings.pin_dir).unwrap();
+    let removed = detach(&testbed.settings.pin_dir).unwrap();
     assert_eq!(removed.len(), 2, "{removed:?}");
     assert!(removed[0].contains("link-va") && removed[1].contains("21 maps"), "{removed:?}");
     assert_eq!(program_on("va"), None);
-    assert!(!site.settings.pin_dir.exists());
-    assert!(detach(&site.settings.pin_dir).unwrap().is_empty());
+    assert!(!testbed.settings.pin_dir.exists());
+    assert!(detach(&testbed.settings.pin_dir).unwrap().is_empty());
 }
 
 #[test]
 fn pins_have_one_writer() {
-    let site = Site::new();
-    let first = site.open();
-    for told in [Xdp::open(&site.settings).map(drop), detach(&site.settings.pin_dir).map(drop)] {
+    let testbed = Testbed::new();
+    let first = testbed.open();
+    for told in
+        [Xdp::open(&testbed.settings).map(drop), detach(&testbed.settings.pin_dir).map(drop)]
+    {
         let told = format!("{:#}", told.unwrap_err());
         assert!(told.contains("an lbd is running with these pins"), "{told}");
     }
     assert!(first.interfaces()[0].attached, "nothing was changed");
     drop(first);
-    drop(site.open());
+    drop(testbed.open());
 }
 
 #[test]
 fn new_limits_are_taken_at_a_restart() {
-    let mut site = Site::new();
-    drop(site.open());
-    site.settings.limits.backends = 128;
-    assert_eq!(site.open().limits(), site.settings.limits);
-    assert_eq!(site.open().limits(), site.settings.limits);
+    let mut testbed = Testbed::new();
+    drop(testbed.open());
+    testbed.settings.limits.backends = 128;
+    assert_eq!(testbed.open().limits(), testbed.settings.limits);
+    assert_eq!(testbed.open().limits(), testbed.settings.limits);
 }
 
 #[test]
 fn interfaces_come_and_go_with_the_settings() {
-    let mut site = Site::new();
-    drop(site.open());
-    site.settings.interfaces = vec!["vb".into()];
-    drop(site.open());
+    let mut testbed = Testbed::new();
+    drop(testbed.open());
+    testbed.settings.interfaces = vec!["vb".into()];
+    drop(testbed.open());
     assert_eq!((program_on("va"), program_on("vb").is_some()), (None, true));
     // The interface is made anew: the old link is dead, and a new one is made.
     ip(&["link", "del", "va"]);
     ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
-    assert!(site.open().interfaces()[0].attached);
+    assert!(testbed.open().interfaces()[0].attached);
     // A wrong name is told, and what runs goes on.
-    site.settings.interfaces = vec!["vc".into()];
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    testbed.settings.interfaces = vec!["vc".into()];
+    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(told.contains("interface vc"), "{told}");
     assert!(program_on("vb").is_some());
 }
 
 #[test]
 fn generic_mode_is_taken_where_it_is_asked_for_and_left_again() {
-    let mut site = Site::new();
-    site.settings.xdp = XdpModes::Generic;
+    let mut testbed = Testbed::new();
+    testbed.settings.xdp = XdpModes::Generic;
     for _ in 0..2 {
-        let interface = &site.open().interfaces()[0];
+        let interface = &testbed.open().interfaces()[0];
         assert!(interface.mode == "generic" && interface.attached, "{interface:?}");
         assert_eq!(program_name("va"), "balance_generic", "without frags");
     }
-    site.settings.xdp = XdpModes::Native;
-    let interface = &site.open().interfaces()[0];
+    testbed.settings.xdp = XdpModes::Native;
+    let interface = &testbed.open().interfaces()[0];
     assert!(interface.mode == "native" && interface.attached, "{interface:?}");
     assert_eq!(program_name("va"), "balance");
 }
@@ -355,7 +357,7 @@ fn program_name(interface: &str) -> String {
 /// The other tests of GRO in generic mode are in `guest/generic.rs`: never on the host's own kernel.
 #[test]
 fn generic_mode_is_refused_where_gro_is_on_below() {
-    let mut site = Site::new();
+    let mut testbed = Testbed::new();
     ip(&["link", "add", "br0", "type", "bridge"]);
     ip(&["link", "set", "va", "master", "br0"]);
     let gro = |state: &str| {
@@ -363,24 +365,24 @@ fn generic_mode_is_refused_where_gro_is_on_below() {
         kit::command::run(ethtool.args(["-K", "va", "gro", state])).unwrap();
     };
     gro("on");
-    site.settings.xdp = XdpModes::Generic;
-    site.settings.interfaces = vec!["br0".into()];
-    let told = Xdp::open(&site.settings).map(drop);
+    testbed.settings.xdp = XdpModes::Generic;
+    testbed.settings.interfaces = vec!["br0".into()];
+    let told = Xdp::open(&testbed.settings).map(drop);
     let told = format!("{:#}", told.expect_err("GRO is on"));
     assert!(told.contains("`ethtool -K va gro off`"), "{told}");
     assert!(told.contains("allow_generic_gro = true"), "{told}");
-    assert!(program_on("br0").is_none() && !site.settings.pin_dir.exists());
+    assert!(program_on("br0").is_none() && !testbed.settings.pin_dir.exists());
     gro("off");
-    assert_eq!(site.open().interfaces()[0].mode, "generic");
+    assert_eq!(testbed.open().interfaces()[0].mode, "generic");
 }
 
 #[test]
 fn a_foreign_program_is_named_and_only_its_owner_ends_its_link() {
-    let site = Site::new();
-    drop(site.open());
+    let testbed = Testbed::new();
+    drop(testbed.open());
     // To another pin folder the program that runs is foreign.
-    let mut other = site.settings.clone();
-    other.pin_dir.set_file_name(format!("{}-other", site.name));
+    let mut other = testbed.settings.clone();
+    other.pin_dir.set_file_name(format!("{}-other", testbed.name));
     let told = format!("{:#}", Xdp::open(&other).unwrap_err());
     assert!(told.contains("`balance`") && told.contains("--force"), "{told}");
     other.force = true;

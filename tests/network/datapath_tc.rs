@@ -13,7 +13,7 @@ use kit::{
 use lb_datapath::{DataPlane as _, Xdp, detach};
 use lb_model::settings::{Attach, TcOrder};
 
-use crate::datapath_lifecycle::{Site, ip, program_on};
+use crate::datapath_lifecycle::{Testbed, ip, program_on};
 
 /// Whether the kernel has links of tc programs.
 fn has_links() -> bool {
@@ -51,10 +51,10 @@ fn id_of(filters: &str) -> Option<u32> {
     filters.split_whitespace().skip_while(|word| *word != "id").nth(1)?.parse().ok()
 }
 
-fn site(attach: Attach) -> Site {
-    let mut site = Site::new();
-    site.settings.hooks.attach = attach;
-    site
+fn testbed(attach: Attach) -> Testbed {
+    let mut testbed = Testbed::new();
+    testbed.settings.hooks.attach = attach;
+    testbed
 }
 
 fn mode(xdp: &Xdp) -> String {
@@ -65,61 +65,61 @@ fn mode(xdp: &Xdp) -> String {
 
 #[test]
 fn a_link_of_tc_outlives_the_daemon_and_the_next_start_swaps_its_program() {
-    let site = site(Attach::Tc);
-    assert_eq!(mode(&site.open()), "tc");
+    let testbed = testbed(Attach::Tc);
+    assert_eq!(mode(&testbed.open()), "tc");
     assert_eq!(program_on("va"), None, "no XDP");
     let before = tc_programs("va");
     assert!(matches!(&*before, [(name, _)] if name == "classify"), "{before:?}");
-    assert_eq!(mode(&site.open()), "tc");
+    assert_eq!(mode(&testbed.open()), "tc");
     let after = tc_programs("va");
     assert!(
         matches!(&*after, [(name, id)] if name == "classify" && *id != before[0].1),
         "{after:?}"
     );
-    let removed = detach(&site.settings.pin_dir).unwrap();
+    let removed = detach(&testbed.settings.pin_dir).unwrap();
     let pin = if has_links() { "tcx-va" } else { "clsact-va" };
     assert!(removed[0].contains(pin), "{removed:?}");
-    assert!(tc_programs("va").is_empty() && !site.settings.pin_dir.exists());
+    assert!(tc_programs("va").is_empty() && !testbed.settings.pin_dir.exists());
 }
 
 #[test]
 fn a_filter_of_clsact_outlives_the_daemon_and_the_next_start_swaps_its_program() {
-    let mut site = site(Attach::Tc);
-    site.settings.tc_links = false;
-    assert_eq!(mode(&site.open()), "tc");
+    let mut testbed = testbed(Attach::Tc);
+    testbed.settings.tc_links = false;
+    assert_eq!(mode(&testbed.open()), "tc");
     let id = |shown: &str| id_of(shown).expect("the id of a program");
     let before = filters("va");
     assert!(before.contains("pref 1 bpf") && before.contains("direct-action"), "{before}");
-    assert_eq!(mode(&site.open()), "tc");
+    assert_eq!(mode(&testbed.open()), "tc");
     let after = filters("va");
     assert_ne!(id(&after), id(&before));
     assert_eq!(after.matches("direct-action").count(), 1, "{after}");
     // Another place among filters.
-    site.settings.hooks.tc_order = TcOrder::Last;
-    assert_eq!(mode(&site.open()), "tc");
+    testbed.settings.hooks.tc_order = TcOrder::Last;
+    assert_eq!(mode(&testbed.open()), "tc");
     let last = filters("va");
     assert!(last.contains("pref 65534 bpf") && !last.contains("pref 1 bpf"), "{last}");
     // Links take the place of the filter where the kernel has them.
     if has_links() {
-        site.settings.tc_links = true;
-        assert_eq!(mode(&site.open()), "tc");
+        testbed.settings.tc_links = true;
+        assert_eq!(mode(&testbed.open()), "tc");
         assert_eq!((filters("va"), tc_programs("va").len()), (String::new(), 1));
-        site.settings.tc_links = false;
-        assert_eq!(mode(&site.open()), "tc");
+        testbed.settings.tc_links = false;
+        assert_eq!(mode(&testbed.open()), "tc");
         assert!(tc_programs("va").is_empty() && filters("va").contains("bpf"));
     }
-    let removed = detach(&site.settings.pin_dir).unwrap();
+    let removed = detach(&testbed.settings.pin_dir).unwrap();
     assert!(removed[0].contains("clsact-va"), "{removed:?}");
     assert_eq!(filters("va"), "");
-    assert!(!site.settings.pin_dir.exists());
+    assert!(!testbed.settings.pin_dir.exists());
 }
 
 #[test]
 fn the_program_that_somebody_takes_off_is_missed_and_attached_again() {
     for tc_links in [true, false] {
-        let mut site = site(Attach::Tc);
-        site.settings.tc_links = tc_links;
-        let mut xdp = site.open();
+        let mut testbed = testbed(Attach::Tc);
+        testbed.settings.tc_links = tc_links;
+        let mut xdp = testbed.open();
         if !tc_links {
             ip(&["link", "set", "va", "up"]);
             let mut tc = command::command("tc");
@@ -138,18 +138,18 @@ fn the_program_that_somebody_takes_off_is_missed_and_attached_again() {
 
 #[test]
 fn an_interface_without_native_xdp_gets_tc_and_one_with_it_xdp() {
-    let mut site = site(Attach::Auto);
+    let mut testbed = testbed(Attach::Auto);
     ip(&["link", "add", "br0", "type", "bridge"]);
     ip(&["link", "set", "br0", "up"]);
-    site.settings.interfaces = vec!["va".into(), "br0".into()];
-    let xdp = site.open();
+    testbed.settings.interfaces = vec!["va".into(), "br0".into()];
+    let xdp = testbed.open();
     let modes: Vec<_> = xdp.interfaces().into_iter().map(|one| (one.name, one.mode)).collect();
     assert_eq!(modes, [("va".into(), "native".into()), ("br0".into(), "tc".into())]);
     assert_eq!((program_on("br0"), tc_programs("br0").len()), (None, 1));
     drop(xdp);
     // XDP alone is refused there, and what runs goes on.
-    site.settings.hooks.attach = Attach::Xdp;
-    let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    testbed.settings.hooks.attach = Attach::Xdp;
+    let refused = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(refused.contains("br0") && refused.contains("attach = \"auto\""), "{refused}");
     assert_eq!(tc_programs("br0").len(), 1);
     assert!(program_on("va").is_some());
@@ -157,11 +157,11 @@ fn an_interface_without_native_xdp_gets_tc_and_one_with_it_xdp() {
 
 #[test]
 fn an_interface_changes_its_hook_with_the_settings() {
-    let mut site = site(Attach::Xdp);
+    let mut testbed = testbed(Attach::Xdp);
     for attach in [Attach::Xdp, Attach::Tc, Attach::Auto, Attach::Tc, Attach::Xdp] {
-        site.settings.hooks.attach = attach;
+        testbed.settings.hooks.attach = attach;
         let expected = if attach == Attach::Tc { "tc" } else { "native" };
-        assert_eq!(mode(&site.open()), expected, "{attach:?}");
+        assert_eq!(mode(&testbed.open()), expected, "{attach:?}");
         let by_tc = tc_programs("va").len();
         assert_eq!(
             (program_on("va").is_some(), by_tc),
@@ -169,9 +169,9 @@ fn an_interface_changes_its_hook_with_the_settings() {
         );
     }
     // By interface.
-    site.settings.interfaces.push("vb".into());
-    site.settings.hooks.by_interface.insert("vb".into(), Attach::Tc);
-    let modes: Vec<_> = site.open().interfaces().into_iter().map(|one| one.mode).collect();
+    testbed.settings.interfaces.push("vb".into());
+    testbed.settings.hooks.by_interface.insert("vb".into(), Attach::Tc);
+    let modes: Vec<_> = testbed.open().interfaces().into_iter().map(|one| one.mode).collect();
     assert_eq!(modes, ["native", "tc"]);
 }
 
@@ -182,12 +182,12 @@ fn is_loaded(id: u32) -> bool {
 
 #[test]
 fn the_tc_program_is_unloaded_when_a_reload_gives_its_last_interface_xdp() {
-    let mut site = site(Attach::Tc);
-    site.settings.interfaces.push("vb".into());
+    let mut testbed = testbed(Attach::Tc);
+    testbed.settings.interfaces.push("vb".into());
     for tc_links in [true, false] {
-        site.settings.tc_links = tc_links;
-        let mut xdp = site.open();
-        let mut hooks = site.settings.hooks.clone();
+        testbed.settings.tc_links = tc_links;
+        let mut xdp = testbed.open();
+        let mut hooks = testbed.settings.hooks.clone();
         for _ in 0..2 {
             let id = |xdp: &Xdp| {
                 assert_eq!(mode(xdp), "tc");
@@ -222,21 +222,21 @@ fn foreign_tc_programs_are_named_and_stay_before_or_behind_ours() {
         println!("skipped: this kernel has no links of tc programs, which came with Linux 6.6");
         return;
     }
-    let mut site = site(Attach::Tc);
+    let mut testbed = testbed(Attach::Tc);
     // To another pin folder the program that runs is foreign.
-    let mut other = site.settings.clone();
-    other.pin_dir.set_file_name(format!("{}-other", site.name()));
+    let mut other = testbed.settings.clone();
+    other.pin_dir.set_file_name(format!("{}-other", testbed.name()));
     let foreign = Xdp::open(&other).unwrap();
     let id = tc_programs("va")[0].1;
     for (order, place) in [(TcOrder::First, 0), (TcOrder::Last, 1), (TcOrder::First, 0)] {
-        site.settings.hooks.tc_order = order;
-        let xdp = site.open();
+        testbed.settings.hooks.tc_order = order;
+        let xdp = testbed.open();
         let programs = tc_programs("va");
         assert_eq!((programs.len(), programs[1 - place].1), (2, id), "{order:?}: {programs:?}");
         let others = &xdp.interfaces()[0].others;
         assert!(matches!(&**others, [one] if one.contains(&format!("id {id}"))), "{others:?}");
     }
-    detach(&site.settings.pin_dir).unwrap();
+    detach(&testbed.settings.pin_dir).unwrap();
     assert_eq!(tc_programs("va")[0].1, id);
     drop(foreign);
     detach(&other.pin_dir).unwrap();
@@ -245,30 +245,30 @@ fn foreign_tc_programs_are_named_and_stay_before_or_behind_ours() {
 #[test]
 fn an_interface_without_ethernet_header_gets_a_tc_program_of_its_own() {
     for attach in [Attach::Auto, Attach::Tc] {
-        let mut site = site(attach);
+        let mut testbed = testbed(attach);
         let _tun = Tun::new("tun0", Layer::Ip, None).unwrap();
-        site.settings.interfaces = vec!["va".into(), "tun0".into()];
+        testbed.settings.interfaces = vec!["va".into(), "tun0".into()];
         for _ in 0..2 {
             let modes = |xdp: &Xdp| xdp.interfaces().iter().map(|one| one.mode.clone()).collect();
             let expected = [if attach == Attach::Tc { "tc" } else { "native" }, "tc"];
-            let found: Vec<_> = modes(&site.open());
+            let found: Vec<_> = modes(&testbed.open());
             assert_eq!(found, expected, "{attach:?}");
             let programs = tc_programs("tun0");
             assert!(matches!(&*programs, [(name, _)] if name == "classify_raw"), "{programs:?}");
             assert_eq!(program_on("tun0"), None);
         }
-        detach(&site.settings.pin_dir).unwrap();
+        detach(&testbed.settings.pin_dir).unwrap();
         assert_eq!(tc_programs("tun0"), []);
     }
 }
 
 #[test]
 fn an_interface_without_ethernet_header_that_is_to_have_xdp_is_refused_and_nothing_is_left() {
-    let mut site = site(Attach::Xdp);
+    let mut testbed = testbed(Attach::Xdp);
     let _tun = Tun::new("tun0", Layer::Ip, None).unwrap();
-    site.settings.interfaces = vec!["va".into(), "tun0".into()];
-    let refused = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    testbed.settings.interfaces = vec!["va".into(), "tun0".into()];
+    let refused = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(refused.contains("tun0 has no Ethernet header, which XDP needs"), "{refused}");
     assert_eq!((program_on("va"), tc_programs("va").len()), (None, 0));
-    assert!(!site.settings.pin_dir.exists());
+    assert!(!testbed.settings.pin_dir.exists());
 }

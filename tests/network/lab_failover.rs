@@ -23,7 +23,7 @@ use kit::{
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// keepalived and HAProxy on both nodes of a pair: as high availability is built of other parts.
-struct Site {
+struct Testbed {
     lab: Lab,
     keepalived: [Keepalived; 2],
     _haproxy: [Haproxy; 2],
@@ -31,7 +31,7 @@ struct Site {
     interval: Duration,
 }
 
-impl Site {
+impl Testbed {
     fn new(vip: impl Into<std::net::IpAddr>) -> Result<Self> {
         let lab = Lab::new(&Options { pair: true, ..Options::default() })?;
         let (vip, interval) = (SocketAddr::new(vip.into(), 80), Duration::from_millis(100));
@@ -45,9 +45,9 @@ impl Site {
             Keepalived::start(&lab, node, &[instance])
         };
         let keepalived = [keepalived(nodes[0], 150)?, keepalived(nodes[1], 100)?];
-        let site = Self { lab, keepalived, _haproxy: haproxy, vip, interval };
-        site.wait_for(0)?;
-        Ok(site)
+        let testbed = Self { lab, keepalived, _haproxy: haproxy, vip, interval };
+        testbed.wait_for(0)?;
+        Ok(testbed)
     }
 
     /// Waits until the client is answered and this node alone holds the address.
@@ -72,36 +72,36 @@ fn a_failover_of_keepalived_is_seen_by_the_watch_and_by_the_probes() -> Result<(
         return Ok(());
     }
     for vip in [lab::VIPS_V4[0].into(), std::net::IpAddr::from(lab::VIPS_V6[0])] {
-        let mut site = Site::new(vip)?;
-        let nodes = site.lab.pair()?.map(|node| &node.namespace);
+        let mut testbed = Testbed::new(vip)?;
+        let nodes = testbed.lab.pair()?.map(|node| &node.namespace);
         let watch = Watch::start(&nodes, vip)?;
-        let probes = Probes::start(&site.lab.client.namespace, site.vip)?;
+        let probes = Probes::start(&testbed.lab.client.namespace, testbed.vip)?;
         thread::sleep(Duration::from_millis(300));
         let cut = Instant::now();
-        site.lab.cut("lb1")?;
-        thread::sleep(site.interval * 8);
+        testbed.lab.cut("lb1")?;
+        thread::sleep(testbed.interval * 8);
         let owners = watch.finish()?;
         let end = Instant::now();
         let answers = probes.finish()?;
         // Three intervals and the skew, less what has gone by of the first; and no more.
         let outage = answers.outage(cut, end);
-        assert!(outage > site.interval * 2 && outage < site.interval * 5, "{outage:?}");
+        assert!(outage > testbed.interval * 2 && outage < testbed.interval * 5, "{outage:?}");
         assert_eq!(owners.at(cut), [0]);
         assert_eq!(owners.at(end), [1]);
-        let calm = answers.outage(end - site.interval * 2, end);
-        assert!(calm < site.interval, "{calm:?}");
+        let calm = answers.outage(end - testbed.interval * 2, end);
+        assert!(calm < testbed.interval, "{calm:?}");
         assert!(answers.lost(cut, end).count() > 50);
-        site.lab.mend("lb1")?;
-        site.wait_for(0)?;
-        site.keepalived[0].stop()?;
-        site.wait_for(1)?;
-        site.keepalived[0].launch()?;
-        site.wait_for(0)?;
-        site.keepalived[0].kill()?;
+        testbed.lab.mend("lb1")?;
+        testbed.wait_for(0)?;
+        testbed.keepalived[0].stop()?;
+        testbed.wait_for(1)?;
+        testbed.keepalived[0].launch()?;
+        testbed.wait_for(0)?;
+        testbed.keepalived[0].kill()?;
         let node = &nodes[0];
         assert!(node.ip("addr show eth0")?.contains(&vip.to_string()), "it stays behind");
-        site.keepalived[0].launch()?;
-        site.wait_for(0)?;
+        testbed.keepalived[0].launch()?;
+        testbed.wait_for(0)?;
     }
     Ok(())
 }
@@ -111,11 +111,11 @@ fn nodes_that_are_parted_both_hold_the_address_until_the_wire_is_healed() -> Res
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new(lab::VIPS_V4[0])?;
-    let nodes = site.lab.pair()?;
+    let testbed = Testbed::new(lab::VIPS_V4[0])?;
+    let nodes = testbed.lab.pair()?;
     let namespaces = nodes.map(|node| &node.namespace);
-    let watch = Watch::start(&namespaces, site.vip.ip())?;
-    site.lab.part(Wire::First)?;
+    let watch = Watch::start(&namespaces, testbed.vip.ip())?;
+    testbed.lab.part(Wire::First)?;
     let parted = Instant::now();
     let reach = |wire| {
         let to = match wire {
@@ -125,20 +125,20 @@ fn nodes_that_are_parted_both_hold_the_address_until_the_wire_is_healed() -> Res
         command::run(nodes[0].namespace.command("ping").args(["-c1", "-W1", &to])).is_ok()
     };
     assert!(!reach(Wire::First) && reach(Wire::Second));
-    site.lab.part(Wire::Second)?;
+    testbed.lab.part(Wire::Second)?;
     assert!(!reach(Wire::Second));
-    for web in &site.lab.webs {
+    for web in &testbed.lab.webs {
         let to = SocketAddr::new(web.host.v4.into(), 80);
         for node in namespaces {
             Connection::open(node, to, PATIENCE)?.get("/")?.ok()?;
         }
     }
-    site.lab.heal(Wire::Second)?;
+    testbed.lab.heal(Wire::Second)?;
     assert!(reach(Wire::Second));
-    site.lab.heal(Wire::First)?;
+    testbed.lab.heal(Wire::First)?;
     wait::until_true(PATIENCE, "they reach each other", || Ok(reach(Wire::First)))?;
     let healed = Instant::now();
-    thread::sleep(site.interval * 5);
+    thread::sleep(testbed.interval * 5);
     let owners = watch.finish()?;
     let longest = owners.longest(parted, healed);
     assert!(longest.two > Duration::from_millis(500), "{longest}");
@@ -151,15 +151,15 @@ fn a_frozen_node_is_silent_and_goes_on_where_it_was() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new(lab::VIPS_V4[0])?;
-    let node = site.lab.pair()?[0];
-    site.lab.freeze(node)?;
-    site.wait_for(1).unwrap_err();
-    let other = &site.lab.pair()?[1].namespace;
-    assert!(other.ip("addr show eth0")?.contains(&site.vip.ip().to_string()), "it took over");
-    site.lab.thaw(node)?;
-    site.wait_for(0)?;
-    site.keepalived.iter_mut().try_for_each(Keepalived::check)
+    let mut testbed = Testbed::new(lab::VIPS_V4[0])?;
+    let node = testbed.lab.pair()?[0];
+    testbed.lab.freeze(node)?;
+    testbed.wait_for(1).unwrap_err();
+    let other = &testbed.lab.pair()?[1].namespace;
+    assert!(other.ip("addr show eth0")?.contains(&testbed.vip.ip().to_string()), "it took over");
+    testbed.lab.thaw(node)?;
+    testbed.wait_for(0)?;
+    testbed.keepalived.iter_mut().try_for_each(Keepalived::check)
 }
 
 #[test]
@@ -167,15 +167,15 @@ fn some_of_the_advertisements_get_lost_and_nothing_else() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new(lab::VIPS_V4[0])?;
-    let nodes = site.lab.pair()?;
-    site.lab.lose_advertisements(Wire::First, 95)?;
+    let testbed = Testbed::new(lab::VIPS_V4[0])?;
+    let nodes = testbed.lab.pair()?;
+    testbed.lab.lose_advertisements(Wire::First, 95)?;
     let to = nodes[1].v4.to_string();
     command::run(nodes[0].namespace.command("ping").args(["-c50", "-i0.01", "-W1", &to]))?;
     wait::until_true(PATIENCE, "three in a row are lost, and both take the address", || {
         let shown = nodes[1].namespace.ip("addr show eth0")?;
-        Ok(shown.contains(&site.vip.ip().to_string()))
+        Ok(shown.contains(&testbed.vip.ip().to_string()))
     })?;
-    site.lab.heal(Wire::First)?;
-    site.wait_for(0)
+    testbed.lab.heal(Wire::First)?;
+    testbed.wait_for(0)
 }

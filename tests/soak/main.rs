@@ -2,7 +2,7 @@
 //! befall hosts, wires and `lbd` happens to them, at random. `cargo xtask soak` builds and runs it.
 //!
 //! - [`plan`] says what is done and when, by the seed alone.
-//! - [`site`] does it, to a real pair in network namespaces.
+//! - [`testbed`] does it, to a real pair in network namespaces.
 //! - [`clients`] are the traffic; [`facts`] is what the nodes say; [`samples`] what they hold.
 //! - [`model`] says of each connection that breaks whether it may.
 //! - [`mod@run`] brings them together, [`kit::reports::soak`] tells what came of it.
@@ -20,7 +20,7 @@ mod plan;
 mod random;
 mod run;
 mod samples;
-mod site;
+mod testbed;
 
 use std::{
     fs,

@@ -23,7 +23,7 @@ use crate::{
     model::{self, Answer, Done, Facts, History, Life, Span},
     plan::{Op, Plan, Step, WAYS, epoch},
     samples::{Sample, Sampler, growths},
-    site::Site,
+    testbed::Testbed,
 };
 
 /// What is run.
@@ -60,7 +60,7 @@ const MOST: usize = 100;
 struct Run {
     arguments: Arguments,
     clock: Clock,
-    site: Site,
+    testbed: Testbed,
     reader: Reader,
     facts: Facts,
     sampler: Sampler,
@@ -91,16 +91,16 @@ pub fn run(arguments: Arguments) -> Result<Report> {
     // Of another run of the seed.
     let _ = fs::remove_file(arguments.folder.join(VIOLATIONS));
     eprintln!("soak: seed {}; two nodes and their web hosts are started", arguments.seed);
-    let site = Site::start(clock)?;
-    let reader = Reader::new(clock, &site.ha_pair.lab, site.logs());
+    let testbed = Testbed::start(clock)?;
+    let reader = Reader::new(clock, &testbed.ha_pair.lab, testbed.logs());
     let sampler = Sampler::start(clock)?;
-    sampler.follow(site.pids());
-    let clients = Clients::start(&site.ha_pair.lab, clock, arguments.seed)?;
+    sampler.follow(testbed.pids());
+    let clients = Clients::start(&testbed.ha_pair.lab, clock, arguments.seed)?;
     let mut run = Run {
         report: Report { seed: arguments.seed, ..Report::default() },
         arguments,
         clock,
-        site,
+        testbed,
         reader,
         facts: Facts::default(),
         sampler,
@@ -176,8 +176,8 @@ impl Run {
 
     fn wait_whole(&mut self, clients: &Clients) -> Result<()> {
         let limit = self.clock.now() + WHOLE;
-        while self.site.is_troubled() {
-            let Err(why) = self.site.look() else { break };
+        while self.testbed.is_troubled() {
+            let Err(why) = self.testbed.look() else { break };
             if self.clock.now() > limit {
                 return Err(why).with_context(|| format!("the pair is not whole within {WHOLE:?}"));
             }
@@ -189,8 +189,8 @@ impl Run {
     fn carry_out(&mut self, op: Op) -> Result<()> {
         *self.report.operations.entry(op.kind().to_owned()).or_default() += 1;
         self.doing = op.to_string();
-        let done = self.site.carry_out(op);
-        self.sampler.follow(self.site.pids());
+        let done = self.testbed.carry_out(op);
+        self.sampler.follow(self.testbed.pids());
         done
     }
 
@@ -198,7 +198,7 @@ impl Run {
     fn go_on(&mut self, clients: &Clients) -> Result<()> {
         thread::sleep(Duration::from_millis(50));
         // What it lacks is told when it is waited for.
-        let _ = self.site.look();
+        let _ = self.testbed.look();
         self.pending.extend(clients.ended());
         let now = self.clock.now();
         if now >= self.told + Duration::from_secs(1) {
@@ -220,7 +220,7 @@ impl Run {
         }
         self.report.load_average = self.report.load_average.max(load());
         let ripe = |at: Duration| now.is_none_or(|now| at + JUDGED <= now);
-        let history = History::of(&self.site.log);
+        let history = History::of(&self.testbed.log);
         let (moved, takeovers) = self.looked_at;
         let new: Vec<_> = self.facts.moved[moved..]
             .iter()
@@ -301,7 +301,8 @@ impl Run {
             violation.at_seconds, violation.kind, violation.what, self.arguments.seed
         );
         let soon = at + Duration::from_secs(1);
-        let before: Vec<_> = self.site.log.done.iter().filter(|done| done.began <= soon).collect();
+        let before: Vec<_> =
+            self.testbed.log.done.iter().filter(|done| done.began <= soon).collect();
         let first = before[before.len().saturating_sub(TOLD)..].first().map(|done| done.began);
         let first = first.unwrap_or_default();
         let mut lines: Vec<(Duration, String)> = Vec::new();
@@ -316,7 +317,7 @@ impl Run {
         for (node, at) in self.facts.takeovers.iter().filter(|(_, at)| shown.contains(*at)) {
             lines.push((*at, format!("  lb{} becomes Active", node + 1)));
         }
-        for trouble in &self.site.log.troubles {
+        for trouble in &self.testbed.log.troubles {
             if shown.contains(trouble.span.until) {
                 lines.push((trouble.span.until, format!("  whole again after {}", trouble.op)));
             }
@@ -389,7 +390,7 @@ impl Run {
     fn settle(&mut self) {
         let (mut least, mut limit) = (u64::MAX, self.clock.now() + SETTLED);
         loop {
-            let left = self.site.left();
+            let left = self.testbed.left();
             let now = self.clock.now();
             match left {
                 Ok(0) => return,
@@ -445,16 +446,16 @@ impl Run {
     /// Keeps the logs of all hosts, and the operations.
     fn keep(&self) {
         let mut operations = String::new();
-        for done in &self.site.log.done {
+        for done in &self.testbed.log.done {
             let _ = writeln!(operations, "{:>10.3} s {}", done.began.as_secs_f64(), told(done));
         }
         let folder = &self.arguments.folder;
         let mut kept = vec![fs::write(folder.join("operations.txt"), operations)];
-        for (n, log) in self.site.logs().iter().enumerate() {
+        for (n, log) in self.testbed.logs().iter().enumerate() {
             kept.push(fs::copy(log, folder.join(format!("lb{}.log", n + 1))).map(drop));
         }
-        for web in &self.site.ha_pair.lab.webs {
-            let log = self.site.ha_pair.lab.folder().join(&web.host.name).join("nginx.log");
+        for web in &self.testbed.ha_pair.lab.webs {
+            let log = self.testbed.ha_pair.lab.folder().join(&web.host.name).join("nginx.log");
             kept.push(fs::copy(log, folder.join(format!("{}.log", web.host.name))).map(drop));
         }
         for err in kept.into_iter().filter_map(Result::err) {

@@ -20,7 +20,7 @@ use kit::{
 };
 
 use crate::output::Output;
-use systems::Site;
+use systems::Testbed;
 
 /// How the clients ask: how many connections, and whether they are kept.
 const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false)];
@@ -59,10 +59,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     signals::catch();
     lab::sweep()?;
-    let sites = systems
+    let testbeds = systems
         .iter()
-        .map(|&system| Site::new(system).with_context(|| format!("set up {}", system.name())));
-    let sites: Vec<Site> = sites.collect::<Result<_>>()?;
+        .map(|&system| Testbed::new(system).with_context(|| format!("set up {}", system.name())));
+    let testbeds: Vec<Testbed> = testbeds.collect::<Result<_>>()?;
     let time = Duration::from_secs(arguments.seconds);
     let mut report = Report {
         seconds: arguments.seconds,
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         profiles: Vec::new(),
     };
     report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
-    let measured = measure(&sites, arguments.rounds, time, &mut report);
+    let measured = measure(&testbeds, arguments.rounds, time, &mut report);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
     arguments.output.tell(&report)?;
     measured
@@ -86,10 +86,10 @@ fn cases(systems: &[System]) -> Vec<Case> {
     LOADS.iter().flat_map(of).collect()
 }
 
-fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> Result<()> {
+fn measure(testbeds: &[Testbed], rounds: u32, time: Duration, report: &mut Report) -> Result<()> {
     let each = report.cases.len() + report.throughput.len();
     let profiled: Vec<_> =
-        sites.iter().filter(|site| profile::SYSTEMS.contains(&site.system)).collect();
+        testbeds.iter().filter(|testbed| profile::SYSTEMS.contains(&testbed.system)).collect();
     let profiles = profiled.len() * profile::LOADS.len();
     let mut progress = Progress::new(each * rounds as usize + profiles);
     for round in 0..rounds {
@@ -97,13 +97,13 @@ fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> 
         for n in 0..report.cases.len() {
             let n = (n + round as usize) % report.cases.len();
             let case = &mut report.cases[n];
-            let site = site(sites, case.system)?;
+            let testbed = testbed(testbeds, case.system)?;
             let name = describe(case.system, case.connections, case.keep_alive);
             progress.begin(&name);
             ensure!(!signals::caught(), "interrupted");
-            wrk::run(site, case.connections, case.keep_alive, WARM_UP).context(name.clone())?;
+            wrk::run(testbed, case.connections, case.keep_alive, WARM_UP).context(name.clone())?;
             let run: Run =
-                wrk::run(site, case.connections, case.keep_alive, time).context(name.clone())?;
+                wrk::run(testbed, case.connections, case.keep_alive, time).context(name.clone())?;
             progress.end(Some(&format!("{name}: {run}")));
             case.runs.push(run);
         }
@@ -111,18 +111,19 @@ fn measure(sites: &[Site], rounds: u32, time: Duration, report: &mut Report) -> 
             let name = format!("{}, throughput", of.system.name());
             progress.begin(&name);
             ensure!(!signals::caught(), "interrupted");
-            let bits = throughput::run(site(sites, of.system)?, time).context(name.clone())?;
+            let bits =
+                throughput::run(testbed(testbeds, of.system)?, time).context(name.clone())?;
             progress.end(Some(&format!("{name}: {:.2} Gbit/s", bits / 1e9)));
             of.bits_per_second.push(bits);
         }
     }
     for (connections, keep_alive) in profile::LOADS {
-        for site in &profiled {
-            let name = format!("{}, profile", describe(site.system, connections, keep_alive));
+        for testbed in &profiled {
+            let name = format!("{}, profile", describe(testbed.system, connections, keep_alive));
             progress.begin(&name);
             ensure!(!signals::caught(), "interrupted");
             let profile =
-                profile::take(site, connections, keep_alive, time).context(name.clone())?;
+                profile::take(testbed, connections, keep_alive, time).context(name.clone())?;
             progress.end(Some(&format!("{name}: {profile}")));
             report.profiles.push(profile);
         }
@@ -136,8 +137,8 @@ fn describe(system: System, connections: u16, keep_alive: bool) -> String {
     format!("{}, {connections} connections, {keep_alive}", system.name())
 }
 
-fn site(sites: &[Site], system: System) -> Result<&Site> {
-    sites.iter().find(|site| site.system == system).context("a system without a lab")
+fn testbed(testbeds: &[Testbed], system: System) -> Result<&Testbed> {
+    testbeds.iter().find(|testbed| testbed.system == system).context("a system without a lab")
 }
 
 /// The systems that these words leave.

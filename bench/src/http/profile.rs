@@ -17,7 +17,7 @@ use kit::{
     reports::http::{Profile, System},
 };
 
-use super::{systems::Site, wrk};
+use super::{systems::Testbed, wrk};
 
 /// The systems that are looked into: without a balancer, what another hop costs, and ours.
 pub const SYSTEMS: [System; 4] = [System::Direct, System::Router, System::Dsr, System::Ipip];
@@ -42,10 +42,15 @@ const OTHER: &str = "other";
 /// # Errors
 ///
 /// If one of them fails, or perf has seen next to nothing.
-pub fn take(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> Result<Profile> {
-    let data = site.lab.folder().join("perf.data");
+pub fn take(
+    testbed: &Testbed,
+    connections: u16,
+    keep_alive: bool,
+    time: Duration,
+) -> Result<Profile> {
+    let data = testbed.lab.folder().join("perf.data");
     let recorder = record(&data, time)?;
-    let run = wrk::run(site, connections, keep_alive, time);
+    let run = wrk::run(testbed, connections, keep_alive, time);
     let output = recorder.wait_with_output().context("perf record")?;
     let run = run?;
     ensure!(
@@ -67,7 +72,7 @@ pub fn take(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> 
         *functions.entry(name).or_default() += time;
     }
     Ok(Profile {
-        system: site.system,
+        system: testbed.system,
         connections,
         keep_alive,
         samples,

@@ -27,7 +27,7 @@ const fn vip(system: System) -> Ipv4Addr {
 }
 
 /// A lab with a system at work in it.
-pub struct Site {
+pub struct Testbed {
     /// The system.
     pub system: System,
     // What runs in the lab ends before the lab does.
@@ -38,7 +38,7 @@ pub struct Site {
     pub lab: Lab,
 }
 
-impl Site {
+impl Testbed {
     /// Builds it, and waits until every target answers.
     ///
     /// # Errors
@@ -77,12 +77,12 @@ impl Site {
         let args = ["-s", "-p", &IPERF.to_string()];
         let web = &lab.webs[0].host.namespace;
         let iperf = Process::start(web, &server, &args, &log, lab.orphan())?;
-        let site = Self { system, _balancer: balancer, proxy, _iperf: iperf, lab };
-        site.wait().with_context(|| {
-            let said = site.proxy.as_ref().map(Process::log).unwrap_or_default();
+        let testbed = Self { system, _balancer: balancer, proxy, _iperf: iperf, lab };
+        testbed.wait().with_context(|| {
+            let said = testbed.proxy.as_ref().map(Process::log).unwrap_or_default();
             format!("{} is no way to the web hosts; it wrote:\n{said}", system.name())
         })?;
-        Ok(site)
+        Ok(testbed)
     }
 
     /// Whom the client asks.

@@ -6,18 +6,18 @@ use anyhow::{Context as _, Result};
 use kit::command;
 use serde_json::Value;
 
-use super::systems::{IPERF, Site};
+use super::systems::{IPERF, Testbed};
 
 /// Bits a second that came to the server.
 ///
 /// # Errors
 ///
 /// If iperf3 fails.
-pub fn run(site: &Site, time: Duration) -> Result<f64> {
+pub fn run(testbed: &Testbed, time: Duration) -> Result<f64> {
     let iperf = command::find("iperf3").context("iperf3 is not installed")?;
-    let mut client = site.lab.client.namespace.command(iperf);
+    let mut client = testbed.lab.client.namespace.command(iperf);
     let (seconds, port) = (time.as_secs().max(1).to_string(), IPERF.to_string());
-    client.args(["-J", "-t", &seconds, "-p", &port, "-c", &site.targets()[0]]);
+    client.args(["-J", "-t", &seconds, "-p", &port, "-c", &testbed.targets()[0]]);
     received(&command::run(&mut client)?)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{command, reports::http::Run};
 use serde::Deserialize;
 
-use super::{busy, systems::Site};
+use super::{busy, systems::Testbed};
 
 /// Threads of wrk. Without a balancer each asks one host.
 const THREADS: u16 = 4;
@@ -45,12 +45,12 @@ struct Told {
 /// # Errors
 ///
 /// If wrk fails, or more than one request in a thousand does.
-pub fn run(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> Result<Run> {
-    let targets: Vec<_> = site.targets().iter().map(|target| format!("\"{target}\"")).collect();
-    let script = site.lab.folder().join("wrk.lua");
+pub fn run(testbed: &Testbed, connections: u16, keep_alive: bool, time: Duration) -> Result<Run> {
+    let targets: Vec<_> = testbed.targets().iter().map(|target| format!("\"{target}\"")).collect();
+    let script = testbed.lab.folder().join("wrk.lua");
     fs::write(&script, SCRIPT.replace("TARGETS", &targets.join(", "))).context("write wrk.lua")?;
     let wrk = command::find("wrk").context("wrk is not installed")?;
-    let mut wrk = site.lab.client.namespace.command(wrk);
+    let mut wrk = testbed.lab.client.namespace.command(wrk);
     // wrk takes whole seconds; a shorter run is one that is thrown away.
     let seconds = time.as_secs().max(1);
     wrk.arg(format!("-t{THREADS}")).arg(format!("-c{connections}"));
@@ -58,7 +58,7 @@ pub fn run(site: &Site, connections: u16, keep_alive: bool, time: Duration) -> R
     if !keep_alive {
         wrk.args(["-H", "Connection: close"]);
     }
-    wrk.arg(format!("http://{}/", site.targets()[0]));
+    wrk.arg(format!("http://{}/", testbed.targets()[0]));
     let before = busy()?;
     let said = command::run(&mut wrk)?;
     let cpu = busy()? - before;

@@ -2,7 +2,7 @@
 
 use kit::reports::scale::Sweep;
 
-use super::site::{PORT, Size};
+use super::testbed::{PORT, Size};
 use crate::frames::{self, Plan, Shape};
 
 /// Backends of a service, unless they vary.

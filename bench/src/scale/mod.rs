@@ -8,7 +8,7 @@ mod cases;
 mod daemon;
 mod limits;
 mod packets;
-mod site;
+mod testbed;
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The cost of a packet and of a change at every size: all sites are there at once, and every case has its
+//! The cost of a packet and of a change at every size: all testbeds are there at once, and every case has its
 //! turn in every round, so that a noisy moment hits all alike.
 
 use std::{
@@ -20,7 +20,7 @@ use lb_model::{
 
 use super::{
     cases::{self, BASE, Case, FLOWS},
-    site::{PORT, Site, Size, address},
+    testbed::{PORT, Size, Testbed, address},
 };
 use crate::{
     frames::{self, Plan, Shape},
@@ -61,34 +61,34 @@ fn measure_in(namespace: &Namespace, rounds: u32, packets: u32) -> Result<Measur
     stay_on_one_cpu()?;
     let mut runner = Runner::load()?;
     let cases = cases::all();
-    let mut sites = sites(namespace, &mut runner, &cases)?;
-    let (floors, packets) = in_turns(&mut sites, &mut runner, &cases, rounds, packets)?;
-    let changes = changes(&mut sites, rounds)?;
-    let memory = memory(&sites)?;
-    let pins_full = pins_full(&mut sites, &mut runner)?;
+    let mut testbeds = testbeds(namespace, &mut runner, &cases)?;
+    let (floors, packets) = in_turns(&mut testbeds, &mut runner, &cases, rounds, packets)?;
+    let changes = changes(&mut testbeds, rounds)?;
+    let memory = memory(&testbeds)?;
+    let pins_full = pins_full(&mut testbeds, &mut runner)?;
     Ok(Measured { floors, packets, pins_full, memory, changes })
 }
 
-fn sites(namespace: &Namespace, runner: &mut Runner, cases: &[Case]) -> Result<Vec<Site>> {
+fn testbeds(namespace: &Namespace, runner: &mut Runner, cases: &[Case]) -> Result<Vec<Testbed>> {
     let sizes = cases::sizes(cases);
     let mut progress = Progress::new(sizes.len());
-    let mut sites = Vec::new();
+    let mut testbeds = Vec::new();
     for (n, size) in sizes.into_iter().enumerate() {
         progress.begin(&format!(
             "maps of {} services, {} backends",
             size.services,
             size.backends()
         ));
-        let made = Site::new(namespace, n, size).and_then(|mut site| {
+        let made = Testbed::new(namespace, n, size).and_then(|mut testbed| {
             if let Some(pins) = size.pins.filter(|&pins| pins > 0) {
-                pin(&mut site, runner, pins)?;
+                pin(&mut testbed, runner, pins)?;
             }
-            Ok(site)
+            Ok(testbed)
         });
-        sites.push(made.with_context(|| size.words())?);
+        testbeds.push(made.with_context(|| size.words())?);
         progress.end(None);
     }
-    Ok(sites)
+    Ok(testbeds)
 }
 
 /// SYNs to the service that is in flux.
@@ -97,17 +97,17 @@ fn syns(flows: u32) -> Plan {
 }
 
 /// Has the program pin as many flows: each sends one SYN, and an ACK, the first of which costs more.
-fn pin(site: &mut Site, runner: &mut Runner, flows: u32) -> Result<()> {
-    site.run(runner, &mut syns(flows), flows)?;
-    site.run(runner, &mut frames::plan(false, Shape::Tcp, PORT, flows), flows)?;
-    let pins = site.pins()?;
+fn pin(testbed: &mut Testbed, runner: &mut Runner, flows: u32) -> Result<()> {
+    testbed.run(runner, &mut syns(flows), flows)?;
+    testbed.run(runner, &mut frames::plan(false, Shape::Tcp, PORT, flows), flows)?;
+    let pins = testbed.pins()?;
     ensure!(pins == flows, "{pins} flows of {flows} were pinned");
     Ok(())
 }
 
-/// The site of this size.
-fn of(sites: &mut [Site], size: Size) -> Result<&mut Site> {
-    sites.iter_mut().find(|site| site.size == size).context("every size has a site")
+/// The testbed of this size.
+fn of(testbeds: &mut [Testbed], size: Size) -> Result<&mut Testbed> {
+    testbeds.iter_mut().find(|testbed| testbed.size == size).context("every size has a testbed")
 }
 
 /// What one case is measured with.
@@ -129,7 +129,7 @@ impl Turn {
 }
 
 fn in_turns(
-    sites: &mut [Site],
+    testbeds: &mut [Testbed],
     runner: &mut Runner,
     cases: &[Case],
     rounds: u32,
@@ -148,8 +148,8 @@ fn in_turns(
             turn.samples.extend((round > 0).then_some(nanos));
         }
         for (case, turn) in &mut turns {
-            let site = of(sites, case.size)?;
-            let nanos = site.run(runner, &mut turn.plan, packets);
+            let testbed = of(testbeds, case.size)?;
+            let nanos = testbed.run(runner, &mut turn.plan, packets);
             let nanos = nanos.with_context(|| case.words())?;
             turn.samples.extend((round > 0).then_some(nanos));
         }
@@ -183,20 +183,21 @@ fn in_turns(
 }
 
 /// Whether a backend can be drained there, and its flows have another.
-fn can_change(site: &Site) -> bool {
-    site.size.pins.is_none() && site.size.each > 1
+fn can_change(testbed: &Testbed) -> bool {
+    testbed.size.pins.is_none() && testbed.size.each > 1
 }
 
-fn changes(sites: &mut [Site], rounds: u32) -> Result<Vec<Change>> {
-    let sites = sites.iter_mut().filter(|site| can_change(site));
-    let mut sites: Vec<_> = sites.map(|site| (site, Vec::new(), Vec::new(), 0)).collect();
+fn changes(testbeds: &mut [Testbed], rounds: u32) -> Result<Vec<Change>> {
+    let testbeds = testbeds.iter_mut().filter(|testbed| can_change(testbed));
+    let mut testbeds: Vec<_> =
+        testbeds.map(|testbed| (testbed, Vec::new(), Vec::new(), 0)).collect();
     let mut progress = Progress::new(rounds as usize);
     for _ in 0..rounds {
         progress.begin("a round of all changes");
-        for (site, tables, changes, slots) in &mut sites {
-            tables.push(table(site.size.each));
+        for (testbed, tables, changes, slots) in &mut testbeds {
+            tables.push(table(testbed.size.each));
             for admin in [Admin::Draining { deadline: None }, Admin::Enabled] {
-                let (took, moved) = site.change(admin)?;
+                let (took, moved) = testbed.change(admin)?;
                 changes.push(took);
                 *slots = moved;
             }
@@ -208,13 +209,13 @@ fn changes(sites: &mut [Site], rounds: u32) -> Result<Vec<Change>> {
         [times[times.len() / 2], times[0]].map(|time| time.as_secs_f64() * 1e3)
     };
     let change =
-        |(site, mut tables, mut changes, slots_changed): (&mut Site, Vec<_>, Vec<_>, _)| {
+        |(testbed, mut tables, mut changes, slots_changed): (&mut Testbed, Vec<_>, Vec<_>, _)| {
             let ([table_ms, _], [change_ms, change_min_ms]) =
                 (millis(&mut tables), millis(&mut changes));
-            let (services, backends) = (site.size.services.into(), site.size.backends());
+            let (services, backends) = (testbed.size.services.into(), testbed.size.backends());
             Change { services, backends, table_ms, change_ms, change_min_ms, slots_changed }
         };
-    Ok(sites.into_iter().map(change).collect())
+    Ok(testbeds.into_iter().map(change).collect())
 }
 
 /// How long it takes to compute the ring of a service alone, of which one backend drains.
@@ -226,22 +227,23 @@ fn table(each: u16) -> Duration {
 }
 
 /// The least, the most services, and the most pins.
-fn memory(sites: &[Site]) -> Result<Vec<Memory>> {
+fn memory(testbeds: &[Testbed]) -> Result<Vec<Memory>> {
     let room = Limits::default().pins;
-    let is_wanted =
-        |site: &&Site| site.size.each == BASE.each && site.size.pins.is_none_or(|pins| pins > room);
-    sites.iter().filter(is_wanted).map(Site::memory).collect()
+    let is_wanted = |testbed: &&Testbed| {
+        testbed.size.each == BASE.each && testbed.size.pins.is_none_or(|pins| pins > room)
+    };
+    testbeds.iter().filter(is_wanted).map(Testbed::memory).collect()
 }
 
 /// What becomes of new flows when there is no room for their pins.
-fn pins_full(sites: &mut [Site], runner: &mut Runner) -> Result<PinsFull> {
+fn pins_full(testbeds: &mut [Testbed], runner: &mut Runner) -> Result<PinsFull> {
     let size = Size { pins: Some(Limits::default().pins), ..BASE };
-    let site = of(sites, size)?;
-    let room = site.pins()?;
-    let unpinned = site.sum(|totals| totals.unpinned)?;
+    let testbed = of(testbeds, size)?;
+    let room = testbed.pins()?;
+    let unpinned = testbed.sum(|totals| totals.unpinned)?;
     let mut plan = Plan { base: LATE, ..syns(MORE) };
-    site.run(runner, &mut plan, MORE)?;
-    let to_older_backend = site.sum(|totals| totals.unpinned)? - unpinned;
-    let pinned = site.pins()? - room;
+    testbed.run(runner, &mut plan, MORE)?;
+    let to_older_backend = testbed.sum(|totals| totals.unpinned)? - unpinned;
+    let pinned = testbed.pins()? - room;
     Ok(PinsFull { room, new_flows: MORE, pinned, to_older_backend })
 }

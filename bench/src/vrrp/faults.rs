@@ -5,21 +5,21 @@ use std::time::Duration;
 use anyhow::Result;
 use kit::{pair::Wire, reports::vrrp::Fault};
 
-use super::site::Site;
+use super::testbed::Testbed;
 
 /// Lets it happen to the first node.
 ///
 /// # Errors
 ///
 /// If it can't be done.
-pub fn strike(fault: Fault, site: &mut Site) -> Result<()> {
+pub fn strike(fault: Fault, testbed: &mut Testbed) -> Result<()> {
     match fault {
-        Fault::Killed => site.kill(0),
-        Fault::Stopped => site.stop(0),
-        Fault::HandedOver => site.hand_over(0),
-        Fault::LinkDown => site.lab().cut(&site.lab().balancer.name),
-        Fault::PowerOff => site.lab().freeze(&site.lab().balancer),
-        Fault::Parted => site.lab().part(Wire::First),
+        Fault::Killed => testbed.kill(0),
+        Fault::Stopped => testbed.stop(0),
+        Fault::HandedOver => testbed.hand_over(0),
+        Fault::LinkDown => testbed.lab().cut(&testbed.lab().balancer.name),
+        Fault::PowerOff => testbed.lab().freeze(&testbed.lab().balancer),
+        Fault::Parted => testbed.lab().part(Wire::First),
     }
 }
 
@@ -28,13 +28,13 @@ pub fn strike(fault: Fault, site: &mut Site) -> Result<()> {
 /// # Errors
 ///
 /// If it can't be done.
-pub fn end(fault: Fault, site: &mut Site) -> Result<()> {
+pub fn end(fault: Fault, testbed: &mut Testbed) -> Result<()> {
     match fault {
-        Fault::Killed | Fault::Stopped => site.launch(0),
-        Fault::HandedOver => site.hand_over(1),
-        Fault::LinkDown => site.lab().mend(&site.lab().balancer.name),
-        Fault::PowerOff => site.lab().thaw(&site.lab().balancer),
-        Fault::Parted => site.lab().heal(Wire::First),
+        Fault::Killed | Fault::Stopped => testbed.launch(0),
+        Fault::HandedOver => testbed.hand_over(1),
+        Fault::LinkDown => testbed.lab().mend(&testbed.lab().balancer.name),
+        Fault::PowerOff => testbed.lab().thaw(&testbed.lab().balancer),
+        Fault::Parted => testbed.lab().heal(Wire::First),
     }
 }
 

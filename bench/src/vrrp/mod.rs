@@ -7,7 +7,7 @@
 //! that both meet the same machine.
 
 mod faults;
-mod site;
+mod testbed;
 mod trial;
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ use kit::{
 };
 
 use crate::output::Output;
-use site::Site;
+use testbed::Testbed;
 
 /// What to measure, and how to tell it.
 #[derive(clap::Args)]
@@ -75,22 +75,22 @@ fn measure(
     trials: u32,
     report: &mut Report,
 ) -> Result<()> {
-    let sites = systems.iter().map(|&system| Site::new(system, interval));
-    let mut sites: Vec<Site> = sites.collect::<Result<_>>()?;
-    let asked = |fault| sites.iter().filter(|site| site.system.is_asked(fault)).count();
+    let testbeds = systems.iter().map(|&system| Testbed::new(system, interval));
+    let mut testbeds: Vec<Testbed> = testbeds.collect::<Result<_>>()?;
+    let asked = |fault| testbeds.iter().filter(|testbed| testbed.system.is_asked(fault)).count();
     let cells: usize = faults.iter().map(|&fault| asked(fault)).sum();
     let mut progress = Progress::new(cells * trials as usize);
     for &fault in faults {
         let first = report.cells.len();
-        let asked = |site: &&mut Site| site.system.is_asked(fault);
-        let cells = sites.iter_mut().filter(asked);
-        report.cells.extend(cells.map(|site| Cell::new(site.system, interval, fault)));
+        let asked = |testbed: &&mut Testbed| testbed.system.is_asked(fault);
+        let cells = testbeds.iter_mut().filter(asked);
+        report.cells.extend(cells.map(|testbed| Cell::new(testbed.system, interval, fault)));
         for n in 0..trials {
-            for (cell, site) in sites.iter_mut().filter(asked).enumerate() {
-                let name = format!("{}, {}, trial {}", site.system.name(), fault.name(), n + 1);
+            for (cell, testbed) in testbeds.iter_mut().filter(asked).enumerate() {
+                let name = format!("{}, {}, trial {}", testbed.system.name(), fault.name(), n + 1);
                 let name = format!("{interval:?}, {name} of {trials}");
                 progress.begin(&name);
-                let trial = trial::run(site, fault, n).with_context(|| name.clone())?;
+                let trial = trial::run(testbed, fault, n).with_context(|| name.clone())?;
                 progress.end(Some(&format!("{name}: {trial}")));
                 report.cells[first + cell].trials.push(trial);
             }

@@ -1,4 +1,4 @@
-//! One fault at one site: what became of the probes and of the downloads.
+//! One fault at one testbed: what became of the probes and of the downloads.
 
 use std::{
     thread,
@@ -15,7 +15,7 @@ use kit::{
 
 use super::{
     faults,
-    site::{Site, TARGET},
+    testbed::{TARGET, Testbed},
 };
 
 /// Downloads from each of the three web hosts, so 48.
@@ -33,8 +33,8 @@ const SILENT: Duration = Duration::from_millis(500);
 /// # Errors
 ///
 /// If something of it can't be done, or a signal came.
-pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
-    let interval = site.interval;
+pub fn run(testbed: &mut Testbed, fault: Fault, n: u32) -> Result<Trial> {
+    let interval = testbed.interval;
     // A sender that has lost packets for all of an outage may wait as long again.
     let after = interval * 8 + SILENT * 2;
     let aftermath = faults::aftermath(fault, interval).max(SILENT * 2);
@@ -42,33 +42,33 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     let whole = BEFORE + interval * 8 + after + aftermath + Duration::from_secs(3);
     let patience = Duration::from_secs(3) + interval * 8;
     let plan = downloads::Plan { target: TARGET, each: DOWNLOADS, time: whole, patience };
-    let first = Downloads::start(site.lab(), plan)?;
-    let probes = Probes::start(&site.lab().client.namespace, TARGET)?;
+    let first = Downloads::start(testbed.lab(), plan)?;
+    let probes = Probes::start(&testbed.lab().client.namespace, TARGET)?;
     // Faults come at any time between two advertisements: the golden ratio spreads few as evenly as
     // many.
     let phase = interval.mul_f64((f64::from(n) * 0.618_034).fract());
     pass(BEFORE + phase)?;
     let begun = Instant::now();
-    faults::strike(fault, site)?;
+    faults::strike(fault, testbed)?;
     pass(after.saturating_sub(begun.elapsed()))?;
-    site.wait_taken_over()?;
+    testbed.wait_taken_over()?;
     // Nobody waits for a node to come back with the connections that it had: what does not go on
     // while it is away is broken.
     let silent = Instant::now() - SILENT - interval * 2;
-    let (ran, broken) = (DOWNLOADS * site.lab().webs.len(), first.silent_since(silent));
+    let (ran, broken) = (DOWNLOADS * testbed.lab().webs.len(), first.silent_since(silent));
     let at_the_fault = (ran, broken);
     let plan = downloads::Plan { time: whole.saturating_sub(begun.elapsed()), ..plan };
-    let second = Downloads::start(site.lab(), plan)?;
+    let second = Downloads::start(testbed.lab(), plan)?;
     pass(phase)?;
     let ended = Instant::now();
-    faults::end(fault, site)?;
-    site.wait_returned()?;
+    faults::end(fault, testbed)?;
+    testbed.wait_returned()?;
     pass(aftermath.saturating_sub(ended.elapsed()))?;
     let over = Instant::now();
     let answers = probes.finish()?;
     let (first, second) = (first.finish()?, second.finish()?);
     let broke = |downloads: &[Download]| downloads.iter().filter(|one| one.end.is_err()).count();
-    if site.system == System::Lb {
+    if testbed.system == System::Lb {
         // None should, so what ended one is of interest.
         for one in first.iter().chain(&second) {
             if let Err(why) = &one.end {
@@ -79,8 +79,8 @@ pub fn run(site: &mut Site, fault: Fault, n: u32) -> Result<Trial> {
     }
     let living = ran.saturating_sub(broken);
     let at_the_end = (living + second.len(), broke(&first).saturating_sub(broken) + broke(&second));
-    site.check()?;
-    site.wait_settled()?;
+    testbed.check()?;
+    testbed.wait_settled()?;
     Ok(Trial {
         fault: event(&answers, begun, ended, at_the_fault),
         end: event(&answers, ended, over, at_the_end),

@@ -8,7 +8,7 @@ use lb_model::settings::Limits;
 use super::{
     content::Content,
     migration::{LARGER, decisions, frame},
-    site::{LIMITS, Site},
+    testbed::{LIMITS, Testbed},
     v1::{self, WEB},
     wire::{Kind, Wire},
 };
@@ -25,9 +25,9 @@ const STEPS: [Step; 8] = [
 ];
 
 /// Opens, and ends as by SIGKILL when so much is done: what cleans up after an error does not run.
-fn crash(site: &Site, at: Step) -> bool {
+fn crash(testbed: &Testbed, at: Step) -> bool {
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        Xdp::open_by_steps(&site.settings, &mut |step| {
+        Xdp::open_by_steps(&testbed.settings, &mut |step| {
             assert_ne!(step, at, "this is the crash");
             Ok(())
         })
@@ -38,12 +38,12 @@ fn crash(site: &Site, at: Step) -> bool {
 
 /// Crashes at this step on the way to these limits, then starts with `then`. `round` keeps the flows
 /// of several calls apart.
-fn survives(site: &mut Site, from: &str, at: Step, limits: Limits, then: Limits, round: u16) {
+fn survives(testbed: &mut Testbed, from: &str, at: Step, limits: Limits, then: Limits, round: u16) {
     let (vb, vd) = (Wire::at("vb"), Wire::at("vd"));
     let decided = decisions(&vb);
-    let before = Content::of(&site.settings.pin_dir.join(from));
-    site.settings.limits = limits;
-    assert!(crash(site, at), "{at:?} is no step of a migration from {from}");
+    let before = Content::of(&testbed.settings.pin_dir.join(from));
+    testbed.settings.limits = limits;
+    assert!(crash(testbed, at), "{at:?} is no step of a migration from {from}");
 
     // Whatever runs on which interface decides as before, and opens flows.
     assert_eq!(decisions(&vb), decided, "{at:?}");
@@ -53,11 +53,11 @@ fn survives(site: &mut Site, from: &str, at: Step, limits: Limits, then: Limits,
         assert_eq!(wire.ask_by(&vb, frame(Kind::Syn, client, WEB)), Some(2), "{at:?}");
     }
 
-    site.settings.limits = then;
-    assert_eq!(site.open().limits(), then, "{at:?}");
-    assert_eq!(site.pinned(), site.whole(), "{at:?}");
-    site.check_pins();
-    let after = Content::of(&site.current());
+    testbed.settings.limits = then;
+    assert_eq!(testbed.open().limits(), then, "{at:?}");
+    assert_eq!(testbed.pinned(), testbed.whole(), "{at:?}");
+    testbed.check_pins();
+    let after = Content::of(&testbed.current());
     assert_eq!(after.pins.len(), before.pins.len() + newcomers.len(), "{at:?}");
     assert_eq!(after.tracked.len(), before.tracked.len(), "{at:?}");
     let sent = decided.len() + newcomers.len();
@@ -73,31 +73,31 @@ fn survives(site: &mut Site, from: &str, at: Step, limits: Limits, then: Limits,
 #[test]
 fn a_crash_at_any_step_from_layout_1_loses_no_flow() {
     for at in [Step::Copied, Step::Swapped, Step::CaughtUp, Step::Renamed] {
-        let Some(mut site) = Site::new() else { return };
-        drop(v1::start(&site.settings));
-        survives(&mut site, "v1", at, LARGER, LARGER, 0);
+        let Some(mut testbed) = Testbed::new() else { return };
+        drop(v1::start(&testbed.settings));
+        survives(&mut testbed, "v1", at, LARGER, LARGER, 0);
     }
 }
 
 #[test]
 fn a_crash_at_any_step_to_other_limits_loses_no_flow() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    drop(site.open());
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    drop(testbed.open());
     for (round, at) in (0..).zip(STEPS) {
         let limits = if round % 2 == 0 { LARGER } else { LIMITS };
-        survives(&mut site, "v2", at, limits, limits, round);
+        survives(&mut testbed, "v2", at, limits, limits, round);
     }
 }
 
 #[test]
 fn a_start_after_a_crash_may_ask_for_yet_other_limits() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    drop(site.open());
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    drop(testbed.open());
     for (round, at) in (0..).zip([Step::Made, Step::Swapped, Step::SetAside]) {
         let then = Limits { pins: 5_000 + u32::from(round), backends: 70, ..LARGER };
-        survives(&mut site, "v2", at, LARGER, then, round);
+        survives(&mut testbed, "v2", at, LARGER, then, round);
     }
 }
 
@@ -105,16 +105,16 @@ fn a_start_after_a_crash_may_ask_for_yet_other_limits() {
 #[test]
 fn a_crash_while_every_map_is_shared_loses_no_flow() {
     for at in [Step::Swapped, Step::Renamed] {
-        let Some(site) = Site::new() else { return };
-        drop(v1::start(&site.settings));
+        let Some(testbed) = Testbed::new() else { return };
+        drop(v1::start(&testbed.settings));
         let wire = Wire::at("vb");
         let decided = decisions(&wire);
-        let before = Content::of(&site.settings.pin_dir.join("v1"));
-        assert!(crash(&site, at), "{at:?}");
-        drop(site.open());
-        assert_eq!(Content::of(&site.current()), before, "{at:?}");
-        assert_eq!(site.pinned(), site.whole(), "{at:?}");
-        site.check_pins();
+        let before = Content::of(&testbed.settings.pin_dir.join("v1"));
+        assert!(crash(&testbed, at), "{at:?}");
+        drop(testbed.open());
+        assert_eq!(Content::of(&testbed.current()), before, "{at:?}");
+        assert_eq!(testbed.pinned(), testbed.whole(), "{at:?}");
+        testbed.check_pins();
         assert_eq!(decisions(&wire), decided, "{at:?}");
     }
 }

@@ -16,19 +16,19 @@ use lb_model::time::Now;
 
 use super::{
     migration::decisions,
-    site::{Site, detach_link, ifindex, ip, link_at},
+    testbed::{Testbed, detach_link, ifindex, ip, link_at},
     v1,
     wire::Wire,
 };
 
-/// A site with the maps of `v1`, and the engine on it.
-fn running(reattach: bool) -> Option<(Site, Engine<Xdp>)> {
-    let mut site = Site::new()?;
-    site.settings.reattach = reattach;
-    drop(v1::start(&site.settings));
-    let mut engine = Engine::adopt(site.open(), &site.settings).unwrap();
+/// A testbed with the maps of `v1`, and the engine on it.
+fn running(reattach: bool) -> Option<(Testbed, Engine<Xdp>)> {
+    let mut testbed = Testbed::new()?;
+    testbed.settings.reattach = reattach;
+    drop(v1::start(&testbed.settings));
+    let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     assert_eq!(sweep(&mut engine), []);
-    Some((site, engine))
+    Some((testbed, engine))
 }
 
 /// What a sweep tells of interfaces.
@@ -50,7 +50,7 @@ fn attached(engine: &Engine<Xdp>, name: &str) -> bool {
 #[test]
 fn an_interface_that_is_made_anew_carries_packets_again() {
     use InterfaceEventKind::{Back, Lost};
-    let Some((site, mut engine)) = running(true) else { return };
+    let Some((testbed, mut engine)) = running(true) else { return };
     let decided = decisions(&Wire::at("vb"));
     let before = ifindex("va");
     ip(&["link", "del", "va"]);
@@ -60,7 +60,7 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
     assert_eq!(sweep(&mut engine), [], "it is told once");
     assert!(!attached(&engine, "va") && attached(&engine, "vc"));
 
-    site.add_pair("va", "vb");
+    testbed.add_pair("va", "vb");
     let now = ifindex("va");
     assert_ne!(now, before);
     assert_eq!(kinds(&sweep(&mut engine)), [("va", Back)]);
@@ -72,26 +72,26 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
         data_plane.put_backend(id, &backend).unwrap();
     }
     assert_eq!(decisions(&Wire::at("vb")), decided);
-    assert_eq!(site.pinned(), site.whole());
+    assert_eq!(testbed.pinned(), testbed.whole());
 
     // Both at once, between two looks.
     ip(&["link", "del", "va"]);
-    site.add_pair("va", "vb");
+    testbed.add_pair("va", "vb");
     let told = sweep(&mut engine);
     assert_eq!(kinds(&told), [("va", Lost), ("va", Back)]);
     assert!(told[0].2.contains("made anew"), "{told:?}");
     assert!(attached(&engine, "va"));
     // The next daemon takes it over.
     drop(engine);
-    assert!(site.open().interfaces().iter().all(|interface| interface.attached));
+    assert!(testbed.open().interfaces().iter().all(|interface| interface.attached));
 }
 
 #[test]
 fn a_program_that_somebody_takes_off_is_attached_again() {
     use InterfaceEventKind::{Back, Lost};
-    let Some((site, mut engine)) = running(true) else { return };
+    let Some((testbed, mut engine)) = running(true) else { return };
     let decided = decisions(&Wire::at("vb"));
-    let pin = site.settings.pin_dir.join("link-va");
+    let pin = testbed.settings.pin_dir.join("link-va");
     for how in ["detached", "unpinned"] {
         match how {
             "detached" => detach_link(&pin),
@@ -111,8 +111,8 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
 
 #[test]
 fn a_program_that_somebody_takes_off_stays_off_if_that_is_configured() {
-    let Some((site, mut engine)) = running(false) else { return };
-    detach_link(&site.settings.pin_dir.join("link-va"));
+    let Some((testbed, mut engine)) = running(false) else { return };
+    detach_link(&testbed.settings.pin_dir.join("link-va"));
     assert_eq!(kinds(&sweep(&mut engine)), [("va", InterfaceEventKind::Lost)]);
     for _ in 0..3 {
         assert_eq!(sweep(&mut engine), []);
@@ -120,18 +120,18 @@ fn a_program_that_somebody_takes_off_stays_off_if_that_is_configured() {
     assert!(!attached(&engine, "va") && attached(&engine, "vc"));
     // A new start is what attaches it.
     drop(engine);
-    assert!(site.open().interfaces().iter().all(|interface| interface.attached));
+    assert!(testbed.open().interfaces().iter().all(|interface| interface.attached));
 }
 
 #[test]
 fn a_foreign_program_is_named_and_stays() {
     use InterfaceEventKind::{Back, Lost};
     for reattach in [true, false] {
-        let Some((mut site, mut engine)) = running(reattach) else { return };
+        let Some((mut testbed, mut engine)) = running(reattach) else { return };
         // Not even where a start may replace one.
-        site.settings.force = true;
-        detach_link(&site.settings.pin_dir.join("link-va"));
-        let foreign = site.add_foreign_program("va");
+        testbed.settings.force = true;
+        detach_link(&testbed.settings.pin_dir.join("link-va"));
+        let foreign = testbed.add_foreign_program("va");
         let told = sweep(&mut engine);
         assert_eq!(kinds(&told), [("va", Lost)]);
         assert!(told[0].2.contains("the program with id "), "{told:?}");
@@ -150,12 +150,12 @@ fn a_foreign_program_is_named_and_stays() {
 
 #[test]
 fn another_program_in_our_own_link_is_named_and_stays() {
-    let Some((site, mut engine)) = running(true) else { return };
+    let Some((testbed, mut engine)) = running(true) else { return };
     let mut object = Ebpf::load(objects::DECAP).unwrap();
     let program: &mut programs::Xdp =
         object.program_mut("decapsulate").unwrap().try_into().unwrap();
     lb_datapath::load_program(program).unwrap();
-    let pin = site.settings.pin_dir.join("link-va");
+    let pin = testbed.settings.pin_dir.join("link-va");
     let link = FdLink::from(PinnedLink::from_pin(&pin).unwrap());
     let id = program.attach_to_link(XdpLink::try_from(link).unwrap()).unwrap();
     drop(program.take_link(id).unwrap());
@@ -167,5 +167,5 @@ fn another_program_in_our_own_link_is_named_and_stays() {
     assert_eq!(link_at(&pin).1, program.info().unwrap().id());
     // A start is the operator's word.
     drop(engine);
-    assert!(site.open().interfaces()[0].attached);
+    assert!(testbed.open().interfaces()[0].attached);
 }

@@ -16,7 +16,7 @@ use lb_model::{settings::Limits, time::Now};
 
 use super::{
     content::Content,
-    site::{LIMITS, Site, detach_link, ip, link_at},
+    testbed::{LIMITS, Testbed, detach_link, ip, link_at},
     v1::{self, CLIENT_PORT, FLOWS, GAME, STEADY, WEB, pinned},
     wire::{Frame, Kind, Wire},
 };
@@ -63,21 +63,21 @@ pub fn decisions(wire: &Wire) -> BTreeMap<usize, u16> {
 
 /// From the maps of lbd 0.1.0, with `LIMITS`, to these.
 fn from_layout_1(limits: Limits) {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
-    let before = Content::of(&site.settings.pin_dir.join("v1"));
+    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
     assert_eq!((before.rings.len(), before.pins.len()), (5, usize::from(FLOWS)));
-    let pins = ["link-va", "link-vc"].map(|name| site.settings.pin_dir.join(name));
+    let pins = ["link-va", "link-vc"].map(|name| testbed.settings.pin_dir.join(name));
     let links = pins.each_ref().map(|pin| link_at(pin));
 
-    site.settings.limits = limits;
-    let data_plane = site.open();
+    testbed.settings.limits = limits;
+    let data_plane = testbed.open();
     assert_eq!(data_plane.limits(), limits);
-    assert_eq!(site.pinned(), site.whole());
-    site.check_pins();
-    assert_eq!(Content::of(&site.current()), before);
+    assert_eq!(testbed.pinned(), testbed.whole());
+    testbed.check_pins();
+    assert_eq!(Content::of(&testbed.current()), before);
     for (pin, (link, program)) in pins.iter().zip(links) {
         let now = link_at(pin);
         assert!(now.0 == link && now.1 != program, "{now:?} was {:?}", (link, program));
@@ -87,11 +87,11 @@ fn from_layout_1(limits: Limits) {
     assert_eq!(data_plane.services().unwrap().len(), 5);
     assert_eq!(data_plane.backends().unwrap().keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
     assert!(data_plane.services().unwrap().values().all(|service| service.flags == 0));
-    let engine = Engine::adopt(data_plane, &site.settings).unwrap();
+    let engine = Engine::adopt(data_plane, &testbed.settings).unwrap();
     assert!(engine.data_plane().interfaces().iter().all(|interface| interface.attached));
     drop(engine);
     // The next start adopts.
-    drop(site.open());
+    drop(testbed.open());
     assert_eq!(decisions(&wire), decided);
 }
 
@@ -107,21 +107,21 @@ fn maps_of_layout_1_are_taken_over_into_larger_ones() {
 
 #[test]
 fn other_limits_at_a_restart_lose_nothing() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    drop(site.open());
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    drop(testbed.open());
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
-    let link = link_at(&site.settings.pin_dir.join("link-va")).0;
+    let link = link_at(&testbed.settings.pin_dir.join("link-va")).0;
     for limits in [LARGER, Limits { pins: 4_000, ..LIMITS }] {
-        site.settings.limits = limits;
-        let before = Content::of(&site.current());
-        assert_eq!(site.open().limits(), limits);
-        assert_eq!(Content::of(&site.current()), before);
-        assert_eq!(site.pinned(), site.whole());
+        testbed.settings.limits = limits;
+        let before = Content::of(&testbed.current());
+        assert_eq!(testbed.open().limits(), limits);
+        assert_eq!(Content::of(&testbed.current()), before);
+        assert_eq!(testbed.pinned(), testbed.whole());
         assert_eq!(decisions(&wire), decided);
     }
-    assert_eq!(link_at(&site.settings.pin_dir.join("link-va")).0, link);
+    assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")).0, link);
 }
 
 /// Maps of this layout that were made before the ones that a pair needs were added to it, and the marks of handshakes
@@ -129,44 +129,44 @@ fn other_limits_at_a_restart_lose_nothing() {
 #[test]
 fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
     const LATER: [&str; 4] = ["PIN_LOG", "PIN_LOG_HEADS", "PIN_LEASE", "HANDSHAKES"];
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    drop(site.open());
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    drop(testbed.open());
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
     for limits in [LIMITS, LARGER] {
-        LATER.iter().for_each(|name| fs::remove_file(site.current().join(name)).unwrap());
-        let other = MapData::from_pin(site.current().join("FRAGMENTS")).unwrap();
-        other.pin(site.current().join("OPENINGS")).unwrap();
-        site.settings.limits = limits;
-        let before = Content::of(&site.current());
-        let mut data_plane = site.open();
+        LATER.iter().for_each(|name| fs::remove_file(testbed.current().join(name)).unwrap());
+        let other = MapData::from_pin(testbed.current().join("FRAGMENTS")).unwrap();
+        other.pin(testbed.current().join("OPENINGS")).unwrap();
+        testbed.settings.limits = limits;
+        let before = Content::of(&testbed.current());
+        let mut data_plane = testbed.open();
         assert_eq!(data_plane.limits(), limits);
-        assert_eq!(Content::of(&site.current()), before);
-        assert!(LATER.iter().all(|name| site.current().join(name).exists()));
-        assert_eq!(site.pinned(), site.whole());
+        assert_eq!(Content::of(&testbed.current()), before);
+        assert!(LATER.iter().all(|name| testbed.current().join(name).exists()));
+        assert_eq!(testbed.pinned(), testbed.whole());
         let mut noted = 0;
         assert!(data_plane.noted_pins(&mut |_| noted += 1).unwrap());
         assert_eq!(noted, 0);
         assert_eq!(decisions(&wire), decided);
     }
     // Nor are they flushed when nothing is attached.
-    let before = Content::of(&site.current());
+    let before = Content::of(&testbed.current());
     for link in ["link-va", "link-vc"] {
-        detach_link(&site.settings.pin_dir.join(link));
-        fs::remove_file(site.settings.pin_dir.join(link)).unwrap();
+        detach_link(&testbed.settings.pin_dir.join(link));
+        fs::remove_file(testbed.settings.pin_dir.join(link)).unwrap();
     }
-    LATER.iter().for_each(|name| fs::remove_file(site.current().join(name)).unwrap());
-    drop(site.open());
-    assert_eq!(Content::of(&site.current()).pins, before.pins);
+    LATER.iter().for_each(|name| fs::remove_file(testbed.current().join(name)).unwrap());
+    drop(testbed.open());
+    assert_eq!(Content::of(&testbed.current()).pins, before.pins);
 }
 
 #[test]
 fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
     // Ids up to 4 and 3, and 600 flows in each table, which leaves too little room at the end.
-    site.settings.limits = Limits {
+    testbed.settings.limits = Limits {
         services: 4,
         backends: 2,
         pins: 700,
@@ -175,20 +175,20 @@ fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
         fragments: 700,
         icmp_errors: abi::DEFAULT_ICMP_ERRORS,
     };
-    let before = Content::of(&site.settings.pin_dir.join("v1"));
-    assert_eq!(site.open().limits(), LIMITS);
-    assert_eq!(Content::of(&site.current()), before);
+    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
+    assert_eq!(testbed.open().limits(), LIMITS);
+    assert_eq!(Content::of(&testbed.current()), before);
     // One limit may go down while another has to stay.
-    site.settings.limits = Limits { services: 5, backends: 2, pins: 900, ..LIMITS };
-    assert_eq!(site.open().limits(), Limits { services: 5, pins: 900, ..LIMITS });
-    assert_eq!(Content::of(&site.current()), before);
+    testbed.settings.limits = Limits { services: 5, backends: 2, pins: 900, ..LIMITS };
+    assert_eq!(testbed.open().limits(), Limits { services: 5, pins: 900, ..LIMITS });
+    assert_eq!(Content::of(&testbed.current()), before);
 }
 
 #[test]
 fn no_packet_meets_an_interface_without_a_program_and_each_is_counted() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    let before = Content::of(&site.settings.pin_dir.join("v1"));
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
     let end = AtomicBool::new(false);
     let sent = thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -202,8 +202,8 @@ fn no_packet_meets_an_interface_without_a_program_and_each_is_counted() {
             sent
         });
         for limits in [LARGER, LIMITS] {
-            site.settings.limits = limits;
-            let opened = Xdp::open(&site.settings).map(drop);
+            testbed.settings.limits = limits;
+            let opened = Xdp::open(&testbed.settings).map(drop);
             if opened.is_err() || load.is_finished() {
                 end.store(true, Ordering::Relaxed);
                 opened.unwrap();
@@ -212,25 +212,25 @@ fn no_packet_meets_an_interface_without_a_program_and_each_is_counted() {
         end.store(true, Ordering::Relaxed);
         load.join().unwrap()
     });
-    let after = Content::of(&site.current());
+    let after = Content::of(&testbed.current());
     assert_eq!(after.packets() - before.packets(), sent as u64);
     assert_eq!(after.verdicts, before.verdicts, "nothing was dropped or passed");
 }
 
 #[test]
 fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
     let wire = Wire::at("vb");
-    let old = site.settings.pin_dir.join("v1");
-    let next = site.settings.pin_dir.join("v2-next");
+    let old = testbed.settings.pin_dir.join("v1");
+    let next = testbed.settings.pin_dir.join("v2-next");
     let now = Now::read().mono_secs();
     let value = |backend, seen| FlowValue { backend, flags: flow_flags::ESTABLISHED, seen };
     let quic = |client: u16| ConnectionKey { id: [client as u8; 8], service: 3, reserved: 0 };
     let (newcomers, later) = (10_000..10_100, 11_000..11_100);
-    site.settings.limits = LARGER;
+    testbed.settings.limits = LARGER;
     let mut swapped = 0;
-    let opened = Xdp::open_by_steps(&site.settings, &mut |step| {
+    let opened = Xdp::open_by_steps(&testbed.settings, &mut |step| {
         match step {
             Step::Loaded => {
                 // The old program opens flows, and a flow moves on.
@@ -260,7 +260,7 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
         Ok(())
     });
     drop(opened.unwrap());
-    let after = Content::of(&site.current());
+    let after = Content::of(&testbed.current());
     let pin = |client| after.pins[&v1::flow(client, CLIENT_PORT, 0)];
     assert_eq!((pin(5), pin(6)), (value(3, now + 30), value(2, now + 40)));
     assert_eq!(after.connections[&quic(200)], value(1, now));
@@ -275,91 +275,94 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
 
 #[test]
 fn the_layout_of_a_newer_version_is_left_alone() {
-    let Some(site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
-    let maps = site.settings.pin_dir.join("v1");
-    let newer = site.settings.pin_dir.join("v99999");
+    let Some(testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
+    let maps = testbed.settings.pin_dir.join("v1");
+    let newer = testbed.settings.pin_dir.join("v99999");
     fs::rename(&maps, &newer).unwrap();
-    let (pinned, link) = (site.pinned(), link_at(&site.settings.pin_dir.join("link-va")));
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    let (pinned, link) = (testbed.pinned(), link_at(&testbed.settings.pin_dir.join("link-va")));
+    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(told.contains("v99999") && told.contains("lbctl detach"), "{told}");
-    assert_eq!(site.pinned(), pinned);
-    assert_eq!(link_at(&site.settings.pin_dir.join("link-va")), link);
+    assert_eq!(testbed.pinned(), pinned);
+    assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link);
     decisions(&Wire::at("vb"));
     // A map that is not what its name says.
     fs::rename(&newer, &maps).unwrap();
     fs::rename(maps.join("PINS"), maps.join("kept")).unwrap();
     fs::rename(maps.join("VIPS"), maps.join("PINS")).unwrap();
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(told.contains("PINS: a map of type"), "{told}");
-    assert_eq!(link_at(&site.settings.pin_dir.join("link-va")), link);
+    assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link);
 }
 
 #[test]
 fn a_migration_that_fails_leaves_what_ran() {
-    let Some(mut site) = Site::new() else { return };
-    drop(v1::start(&site.settings));
+    let Some(mut testbed) = Testbed::new() else { return };
+    drop(v1::start(&testbed.settings));
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
-    let before = site.pinned();
-    let link = link_at(&site.settings.pin_dir.join("link-va"));
-    site.settings.limits = LARGER;
+    let before = testbed.pinned();
+    let link = link_at(&testbed.settings.pin_dir.join("link-va"));
+    testbed.settings.limits = LARGER;
     for at in [Step::Made, Step::Copied, Step::Loaded] {
-        let opened = Xdp::open_by_steps(&site.settings, &mut |step| {
+        let opened = Xdp::open_by_steps(&testbed.settings, &mut |step| {
             if step == at { bail!("told to fail") } else { Ok(()) }
         });
         assert!(format!("{:#}", opened.unwrap_err()).contains("told to fail"));
-        assert_eq!(site.pinned(), before, "{at:?}");
-        assert_eq!(link_at(&site.settings.pin_dir.join("link-va")), link, "{at:?}");
+        assert_eq!(testbed.pinned(), before, "{at:?}");
+        assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link, "{at:?}");
         assert_eq!(decisions(&wire), decided, "{at:?}");
     }
     // An interface that can't have the program.
-    site.settings.interfaces.push("vx".into());
-    let told = format!("{:#}", Xdp::open(&site.settings).unwrap_err());
+    testbed.settings.interfaces.push("vx".into());
+    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(told.contains("interface vx"), "{told}");
-    assert_eq!((site.pinned(), link_at(&site.settings.pin_dir.join("link-va"))), (before, link));
-    site.settings.interfaces.pop();
-    drop(site.open());
+    assert_eq!(
+        (testbed.pinned(), link_at(&testbed.settings.pin_dir.join("link-va"))),
+        (before, link)
+    );
+    testbed.settings.interfaces.pop();
+    drop(testbed.open());
     assert_eq!(decisions(&wire), decided);
 }
 
 #[test]
 fn interfaces_come_and_go_with_a_migration() {
-    let Some(mut site) = Site::new() else { return };
-    site.settings.interfaces = vec!["va".into()];
-    drop(v1::start(&site.settings));
+    let Some(mut testbed) = Testbed::new() else { return };
+    testbed.settings.interfaces = vec!["va".into()];
+    drop(v1::start(&testbed.settings));
     let (vb, vd) = (Wire::at("vb"), Wire::at("vd"));
     let decided = decisions(&vb);
-    site.settings.interfaces = vec!["vc".into(), "va".into()];
-    site.settings.limits = LARGER;
-    drop(site.open());
+    testbed.settings.interfaces = vec!["vc".into(), "va".into()];
+    testbed.settings.limits = LARGER;
+    drop(testbed.open());
     assert_eq!(decisions(&vb), decided);
     assert_eq!(vd.ask_by(&vb, frame(Kind::Ack, 7, WEB)), Some(3));
-    site.settings.interfaces = vec!["vc".into()];
-    site.settings.limits = LIMITS;
-    drop(site.open());
-    assert_eq!(site.pinned(), site.whole());
+    testbed.settings.interfaces = vec!["vc".into()];
+    testbed.settings.limits = LIMITS;
+    drop(testbed.open());
+    assert_eq!(testbed.pinned(), testbed.whole());
     assert_eq!(vd.ask_by(&vb, frame(Kind::Ack, 8, WEB)), Some(3));
 }
 
 #[test]
 fn a_link_that_was_pinned_under_a_name_with_two_meanings_is_found() {
-    let Some(mut site) = Site::new() else { return };
-    site.add_pair("a.b", "far");
-    site.add_pair("a_b", "away");
-    site.settings.interfaces = vec!["a.b".into()];
-    drop(v1::start(&site.settings));
-    assert_eq!(site.pinned(), ["link-a_b", "v1"]);
-    let link = link_at(&site.settings.pin_dir.join("link-a_b")).0;
-    site.settings.interfaces = vec!["a_b".into(), "a.b".into()];
-    let data_plane = site.open();
-    assert_eq!(site.pinned(), ["link-a%2eb", "link-a_b", "v2"]);
-    assert_eq!(link_at(&site.settings.pin_dir.join("link-a%2eb")).0, link);
+    let Some(mut testbed) = Testbed::new() else { return };
+    testbed.add_pair("a.b", "far");
+    testbed.add_pair("a_b", "away");
+    testbed.settings.interfaces = vec!["a.b".into()];
+    drop(v1::start(&testbed.settings));
+    assert_eq!(testbed.pinned(), ["link-a_b", "v1"]);
+    let link = link_at(&testbed.settings.pin_dir.join("link-a_b")).0;
+    testbed.settings.interfaces = vec!["a_b".into(), "a.b".into()];
+    let data_plane = testbed.open();
+    assert_eq!(testbed.pinned(), ["link-a%2eb", "link-a_b", "v2"]);
+    assert_eq!(link_at(&testbed.settings.pin_dir.join("link-a%2eb")).0, link);
     assert!(data_plane.interfaces().iter().all(|interface| interface.attached));
     drop(data_plane);
     // One that no longer is configured goes, whatever its pin is called.
-    site.settings.interfaces = vec!["a_b".into()];
-    drop(site.open());
-    assert_eq!(site.pinned(), ["link-a_b", "v2"]);
+    testbed.settings.interfaces = vec!["a_b".into()];
+    drop(testbed.open());
+    assert_eq!(testbed.pinned(), ["link-a_b", "v2"]);
     ip(&["link", "del", "a.b"]);
 }

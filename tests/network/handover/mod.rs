@@ -7,6 +7,6 @@ mod content;
 mod crash;
 mod interfaces;
 mod migration;
-mod site;
+mod testbed;
 mod v1;
 mod wire;

@@ -30,7 +30,7 @@ use lb_model::{
 };
 use zerocopy::FromZeros as _;
 
-use super::site::ifindex;
+use super::testbed::ifindex;
 
 /// The object of lbd 0.1.0.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../fixtures/balancer-v1.o");

@@ -8,7 +8,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 
-use super::{site, v1};
+use super::{testbed, v1};
 
 /// What a frame says of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Wire {
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = all;
-        address.sll_ifindex = site::ifindex(interface) as i32;
+        address.sll_ifindex = testbed::ifindex(interface) as i32;
         let length = size_of_val(&address) as u32;
         // SAFETY: the address is of the size that is told.
         let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer, can_run, command, namespace::Namespace, wait};
 
-use super::{PATIENCE, PORT, client::get, looking::TOKEN, site};
+use super::{PATIENCE, PORT, client::get, looking::TOKEN, testbed};
 
 fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text)?;
@@ -17,7 +17,7 @@ fn a_listener_without_its_token_is_reported_and_retried_and_nothing_else_waits()
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         let (address, folder) = (lab.balancer.v4, lab.folder().display());
         format!(
             "[http]\nlisten = [\"{address}:{PORT}\"]\nbearer_token_file = \"{folder}/http.token\"\n"
@@ -54,7 +54,7 @@ fn an_address_that_can_not_be_had_is_in_the_metrics_of_another() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         let address = lab.balancer.v4;
         format!(
             "[http]\nlisten = [\"{address}:{PORT}\", \"192.0.2.9:{PORT}\"]\n\

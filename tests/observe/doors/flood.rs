@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{
     PATIENCE, PORT, WAY, client,
     looking::{HASH, TOKEN},
-    site,
+    testbed,
 };
 
 /// Connections that say nothing.
@@ -37,7 +37,7 @@ fn who_floods_the_listener_hurts_nobody() -> Result<()> {
     let needed = (IDLE + SLOW + 1_000) as u64;
     ensure!(hard >= needed, "{needed} descriptors are needed, and {hard} allowed");
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(needed), hard).context("more of them")?;
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         format!(
             "[http]\nlisten = [\"{}:{PORT}\"]\nallow_unprotected = true\nconnections = {MOST}\n\
              [[virtual_router]]\nname = \"main\"\ninterface = \"eth0\"\nvrid = 51\n\
@@ -107,7 +107,7 @@ fn who_guesses_passwords_keeps_nobody_out() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         let folder = lab.folder().display();
         format!(
             "[http]\nlisten = [\"{}:{PORT}\"]\nconnections = {MOST}\n\
@@ -147,7 +147,7 @@ fn who_never_finishes_a_request_or_reads_no_answer_is_let_go() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         format!(
             "[http]\nlisten = [\"{}:{PORT}\"]\nallow_unprotected = true\nstreams = 2\n",
             lab.balancer.v4

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use kit::{can_run, router::Router, wait};
 
-use super::{PATIENCE, WAY, site};
+use super::{PATIENCE, WAY, testbed};
 
 /// Of a virtual router.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 150);
@@ -18,7 +18,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|_| "[log]\nlevel = \"info\"\n".into())?;
+    let (lab, mut balancer) = testbed(|_| "[log]\nlevel = \"info\"\n".into())?;
     balancer.launch()?;
     balancer.wait_usable()?;
     let level = |more: &[&str]| -> Result<String> {
@@ -80,7 +80,7 @@ fn the_virtual_routers_speak_at_a_level_of_their_own() -> Result<()> {
     }
     let router = Router::new("main", 51, 100, Duration::from_millis(100), &[ADDRESS.into()]);
     let log = "[log]\nlevel = \"info,vrrp=debug\"\n";
-    let (_lab, mut balancer) = site(|_| format!("{log}{}", router.toml()))?;
+    let (_lab, mut balancer) = testbed(|_| format!("{log}{}", router.toml()))?;
     balancer.launch()?;
     wait::until(PATIENCE, "it says that it is Active", || {
         let log = balancer.log();

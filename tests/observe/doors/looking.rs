@@ -8,7 +8,7 @@ use kit::{can_run, command, wait};
 use super::{
     PATIENCE, PORT, client,
     client::{get, say},
-    site,
+    testbed,
 };
 
 /// What bcrypt makes of `correct horse`.
@@ -22,7 +22,7 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         format!("[http]\nlisten = [\"{}:{PORT}\"]\nallow_unprotected = true\n", lab.balancer.v4)
     })?;
     balancer.launch()?;
@@ -105,7 +105,7 @@ fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         format!(
             "[http]\nlisten = [\"127.0.0.1:{PORT}\", \"{}:{PORT}\"]\nallow_unprotected = true\n\
              allowed_hosts = [\"lb.example.com\"]\n",
@@ -157,7 +157,7 @@ fn who_may_look_is_configured_and_read_again_at_a_reload() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         let folder = lab.folder().display();
         format!(
             "[http]\nlisten = [\"{}:{PORT}\"]\n\

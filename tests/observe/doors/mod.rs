@@ -23,7 +23,7 @@ const PORT: u16 = 9105;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lab with one web host, and `lbd` with more tables in its configuration; it is not started.
-fn site(more: impl FnOnce(&Lab) -> String) -> Result<(Lab, Balancer)> {
+fn testbed(more: impl FnOnce(&Lab) -> String) -> Result<(Lab, Balancer)> {
     let lab = Lab::new(&Options { webs: 1, ..Options::default() })?;
     let balancer = Balancer::on(&lab, &lab.balancer, &[WAY.service(&lab)], &more(&lab))?;
     Ok((lab, balancer))

@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer, can_run, command};
 
-use super::{PORT, WAY, client::get, site};
+use super::{PORT, WAY, client::get, testbed};
 
 const SEED: &str = "a1b2c3d4e5f60718293a4b5c6d7e8f90";
 const SYNC_KEY: &str = "0badc0de0badc0de0badc0de0badc0de5eedf00d5eedf00d5eedf00d5eedf00d";
@@ -42,7 +42,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         let folder = lab.folder().display();
         let address = lab.balancer.v4;
         let peer = lab.client.v4;

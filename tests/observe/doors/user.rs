@@ -17,7 +17,7 @@ use kit::{
 };
 use lb_common::abi::ABI_VERSION;
 
-use super::{PATIENCE, PORT, WAY, client::get, site};
+use super::{PATIENCE, PORT, WAY, client::get, testbed};
 
 /// A user and a group that have nothing.
 const NOBODY: u32 = 65_534;
@@ -100,7 +100,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|lab| {
+    let (lab, mut balancer) = testbed(|lab| {
         format!(
             "[http]\nlisten = [\"{}:{PORT}\"]\nallow_unprotected = true\n\
              [[virtual_router]]\nname = \"main\"\ninterface = \"eth0\"\nvrid = 51\n\
@@ -208,7 +208,7 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site(|_| String::new())?;
+    let (lab, mut balancer) = testbed(|_| String::new())?;
     balancer.launch()?;
     balancer.wait_usable()?;
     let mut old = Connection::open(&lab.client.namespace, WAY.target(), PATIENCE)?;

@@ -5,7 +5,7 @@ use kit::{balancer::Balancer, can_run, lab::Lab};
 use lb_inspect::explain::{Explained, Flags, Outcome, Packet};
 use lb_model::desired::Protocol;
 
-use super::site::{ask, dump, made, meet, program, site, unhex};
+use super::testbed::{ask, dump, made, meet, program, testbed, unhex};
 
 /// Flows of each service at each moment.
 const FLOWS: u32 = 60;
@@ -45,7 +45,7 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
 
     // Steady.
     let steady = agree(&lab, &balancer, packets(0, Flags::SYN)).context("steady, SYN")?;
@@ -103,7 +103,7 @@ fn to_verify_an_explanation_changes_no_byte_of_any_map() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
     balancer.lbctl(&["backend", "drain", "web", "10.0.0.11"])?;
     balancer.lbctl(&["backend", "drain", "tunnel", "10.0.0.12"])?;
     agree(&lab, &balancer, packets(0, Flags::SYN))?;

@@ -21,7 +21,7 @@ use lb_inspect::{
 };
 use lb_model::desired::Protocol;
 
-use super::site::{VIP, ask, attached, made, site, site_at};
+use super::testbed::{VIP, ask, attached, made, testbed, testbed_at};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -122,7 +122,7 @@ fn tshark_reads_packets_before_and_after_with_verdict_service_and_backend() -> R
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
     let file = lab.folder().join("web.pcapng");
     let path = file.to_string_lossy().into_owned();
     let before = balancer.status()?.service("web")?.backends.len();
@@ -184,7 +184,7 @@ fn packets_of_tc_are_captured_and_explained_as_xdp_s() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = site_at("tc")?;
+    let (lab, balancer) = testbed_at("tc")?;
     let file = lab.folder().join("tc.pcapng");
     let path = file.to_string_lossy().into_owned();
     let args = ["-w", &path, "--service", "web", "-c", "12", "--duration", "20s"];
@@ -211,7 +211,7 @@ fn a_flood_is_forwarded_whole_and_what_was_not_saved_is_counted() -> Result<()> 
         return Ok(());
     }
     const FLOOD: u64 = 20_000;
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
     let file = lab.folder().join("flood.pcapng");
     let path = file.to_string_lossy().into_owned();
     let sent = || -> Result<u64> {
@@ -262,7 +262,7 @@ fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
         return Ok(());
     }
     const DATAGRAMS: u32 = 2_000;
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
     let file = lab.folder().join("some.pcapng");
     let path = file.to_string_lossy().into_owned();
     let backend = lab.webs[1].host.v4.to_string();
@@ -304,7 +304,7 @@ fn whoever_dies_the_normal_program_comes_back() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, mut balancer) = site()?;
+    let (lab, mut balancer) = testbed()?;
     let file = lab.folder().join("torn.pcapng");
     let path = file.to_string_lossy().into_owned();
     let args = ["-w", &path, "--duration", "60s", "-c", "100000"];
@@ -340,7 +340,7 @@ fn who_asks_for_a_capture_and_does_not_read_it_keeps_it_no_longer_than_who_does(
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = site()?;
+    let (lab, balancer) = testbed()?;
     let normal = attached(&lab)?;
     let lasts = Duration::from_secs(3);
     let spec = Spec {

@@ -3,4 +3,4 @@
 
 mod agreement;
 mod captures;
-mod site;
+mod testbed;

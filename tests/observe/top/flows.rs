@@ -9,27 +9,27 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{balancer::Balancer, can_run, command};
 use lb_common::abi::DEFAULT_PINS;
 
-use super::site::{Site, WAY};
+use super::testbed::{Testbed, WAY};
 
 #[test]
 fn flows_are_told_by_their_backend_their_client_and_what_holds_them() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let none = site.balancer.lbctl(&["flows"])?;
+    let mut testbed = Testbed::new()?;
+    let none = testbed.balancer.lbctl(&["flows"])?;
     ensure!(none.contains("no flow is held in a table"), "{none}");
-    let ids = [site.id(0)?, site.id(1)?];
+    let ids = [testbed.id(0)?, testbed.id(1)?];
     for port in 1..=150 {
-        site.pin(0x6407, port, ids[0])?;
+        testbed.pin(0x6407, port, ids[0])?;
     }
-    site.pin(0x6500, 9, ids[1])?;
-    let lbctl = |args: &[&str]| site.balancer.lbctl(args);
+    testbed.pin(0x6500, 9, ids[1])?;
+    let lbctl = |args: &[&str]| testbed.balancer.lbctl(args);
 
     let all = lbctl(&["flows"])?;
     ensure!(all.lines().count() == 102, "a heading, 100 flows, and what is left out:\n{all}");
     ensure!(all.contains("51 more of 151: narrow them by"), "{all}");
-    let (first, second) = (site.backend(0).to_string(), site.backend(1).to_string());
+    let (first, second) = (testbed.backend(0).to_string(), testbed.backend(1).to_string());
     let on = lbctl(&["flows", WAY.name(), "--backend", &second])?;
     ensure!(on.lines().count() == 2 && on.contains("198.51.101.0:9"), "{on}");
     let of = lbctl(&["flows", "--client", "198.51.101.0/24", "--kind", "pin"])?;
@@ -54,7 +54,7 @@ fn flows_are_told_by_their_backend_their_client_and_what_holds_them() -> Result<
         (&["flows", "--backend", "203.0.113.1"], 1, "no service has a backend 203.0.113.1"),
         (&["flows", "--limit", "100000"], 2, "are too many for a table"),
     ] {
-        let output = site.balancer.lbctl_output(args)?;
+        let output = testbed.balancer.lbctl_output(args)?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.code() == Some(code) && said.contains(expected), "{args:?}: {said}");
     }
@@ -86,13 +86,13 @@ fn full_tables_are_read_in_bounded_memory_while_the_daemon_answers() -> Result<(
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let id = site.id(0)?;
+    let mut testbed = Testbed::new()?;
+    let id = testbed.id(0)?;
     let full = DEFAULT_PINS;
     for flow in 0..full {
-        site.pin((flow / 60_000) as u16, (flow % 60_000) as u16, id)?;
+        testbed.pin((flow / 60_000) as u16, (flow % 60_000) as u16, id)?;
     }
-    let balancer = &site.balancer;
+    let balancer = &testbed.balancer;
     let count = balancer.lbctl(&["flows", "--count"])?;
     ensure!(count.contains(&format!("  {full}  ")), "{full} are not in:\n{count}");
     let before = memory(balancer)?;

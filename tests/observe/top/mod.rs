@@ -4,4 +4,4 @@
 mod flows;
 mod plain;
 mod screen;
-mod site;
+mod testbed;

@@ -5,7 +5,7 @@ use std::{env, fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use kit::{can_run, command, progress::Progress, tmux::Terminal, wait};
 
-use super::site::{Site, WAY};
+use super::testbed::{Testbed, WAY};
 
 /// Neither colours nor a line that is drawn anew.
 fn is_plain(text: &str) -> bool {
@@ -17,19 +17,19 @@ fn top_prints_plain_batches_into_a_pipe() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let text = site.balancer.lbctl(&["top", "-b", "-n", "2", "-i", "100ms"])?;
+    let testbed = Testbed::new()?;
+    let text = testbed.balancer.lbctl(&["top", "-b", "-n", "2", "-i", "100ms"])?;
     ensure!(is_plain(&text), "{text:?}");
     ensure!(text.matches("SERVICE ").count() == 2, "two batches:\n{text}");
     ensure!(text.contains("forwarding: 0 pps") && text.contains("dsr-v4:\n"), "{text}");
-    let once = site.balancer.lbctl(&["top", "--once", "-i", "100ms"])?;
+    let once = testbed.balancer.lbctl(&["top", "--once", "-i", "100ms"])?;
     ensure!(once.matches("SERVICE ").count() == 1, "{once}");
-    let json = site.balancer.lbctl(&["-o", "json", "top", "--once", "-i", "100ms"])?;
+    let json = testbed.balancer.lbctl(&["-o", "json", "top", "--once", "-i", "100ms"])?;
     let look: serde_json::Value = serde_json::from_str(&json)?;
-    let backend = site.backend(0).to_string();
+    let backend = testbed.backend(0).to_string();
     let rate = &look["per_second"]["services"][WAY.name()]["backends"][&backend]["packets"];
     ensure!(rate.is_number(), "{json}");
-    let misuse = site.balancer.lbctl_output(&["top", "-i", "1ms"])?;
+    let misuse = testbed.balancer.lbctl_output(&["top", "-i", "1ms"])?;
     ensure!(misuse.status.code() == Some(2), "{misuse:?}");
     Ok(())
 }
@@ -39,15 +39,15 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let (backend, id) = (site.backend(0).to_string(), site.id(0)?);
-    site.pin(1, 1, id)?;
+    let mut testbed = Testbed::new()?;
+    let (backend, id) = (testbed.backend(0).to_string(), testbed.id(0)?);
+    testbed.pin(1, 1, id)?;
     let drain = ["backend", "drain", WAY.name(), &backend, "--wait", "--timeout"];
-    let piped = site.balancer.lbctl_output(&[&drain[..], &["1500ms"]].concat())?;
+    let piped = testbed.balancer.lbctl_output(&[&drain[..], &["1500ms"]].concat())?;
     let said = String::from_utf8(piped.stderr).context("UTF-8")?;
     ensure!(piped.status.code() == Some(1), "a flow is left:\n{said}");
     ensure!(is_plain(&said) && said.contains("draining: "), "{said:?}");
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     terminal.types(&format!("lbctl {} 60s", drain.join(" ")))?;
     let line = |screen: &str| {
         let line = screen.lines().find(|line| line.starts_with("draining for "));
@@ -69,9 +69,9 @@ fn a_capture_moves_on_a_terminal_and_ends_by_a_key_with_a_whole_file() -> Result
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let file = site.lab.folder().join("keys.pcapng");
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let testbed = Testbed::new()?;
+    let file = testbed.lab.folder().join("keys.pcapng");
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     terminal.types(&format!("lbctl capture --duration 10m -w {}", file.display()))?;
     // The kernel verifies a program first.
     let moment = |screen: &str| {
@@ -112,13 +112,13 @@ fn steps_are_a_line_that_changes_on_a_terminal_and_lines_in_a_pipe() -> Result<(
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let file = site.lab.folder().join("progress");
+    let testbed = Testbed::new()?;
+    let file = testbed.lab.folder().join("progress");
     let this = env::current_exe()?;
     let name = "top::plain::steps_are_a_line_that_changes_on_a_terminal_and_lines_in_a_pipe";
     let args = ["--exact", name, "--nocapture"];
 
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     let program = format!("{} {}", this.display(), args.join(" "));
     terminal.types(&format!("clear; {SHOWS}={} {program} >/dev/null", file.display()))?;
     let screen = terminal.wait_for("[2/2] the second step; ")?;

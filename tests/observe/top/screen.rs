@@ -5,7 +5,7 @@ use std::{path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use kit::{balancer, can_run, command, http::Connection, tmux::Terminal, wait};
 
-use super::site::{Site, WAY};
+use super::testbed::{Testbed, WAY};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Often enough that a test need not wait long.
@@ -34,8 +34,8 @@ fn is_given_back(terminal: &Terminal, before: &str, mark: &str) -> Result<()> {
 }
 
 /// The `lbctl top` that runs: of all of them, the one of this balancer.
-fn pid_of_top(site: &Site) -> Result<String> {
-    let line = format!("{} top", site.balancer.socket().display());
+fn pid_of_top(testbed: &Testbed) -> Result<String> {
+    let line = format!("{} top", testbed.balancer.socket().display());
     let pids = command::run(Command::new("pgrep").args(["-f", &line]))?;
     Ok(pids.lines().last().context("it runs")?.to_owned())
 }
@@ -49,16 +49,16 @@ fn top_is_sorted_filtered_drilled_into_and_gives_the_terminal_back() -> Result<(
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let backend = site.backend(0).to_string();
-    let id = site.id(0)?;
+    let mut testbed = Testbed::new()?;
+    let backend = testbed.backend(0).to_string();
+    let id = testbed.id(0)?;
     for port in 1..=3 {
-        site.pin(0x6407, port, id)?;
+        testbed.pin(0x6407, port, id)?;
     }
     for _ in 0..30 {
-        Connection::open(&site.lab.client.namespace, WAY.target(), PATIENCE)?.get("/")?.ok()?;
+        Connection::open(&testbed.lab.client.namespace, WAY.target(), PATIENCE)?.get("/")?.ok()?;
     }
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     let before = settings(&terminal, "before top")?;
     terminal.types(TOP)?;
     // It is drawn from the top to the bottom, and looked at in between.
@@ -87,7 +87,7 @@ fn top_is_sorted_filtered_drilled_into_and_gives_the_terminal_back() -> Result<(
     // Filtered while it is typed.
     terminal.press(&["/"])?;
     terminal.types(&backend)?;
-    let other = site.backend(1).to_string();
+    let other = testbed.backend(1).to_string();
     terminal.wait_until("one is left", |screen| {
         screen.contains("(1)") && screen.contains(&backend) && !screen.contains(&other)
     })?;
@@ -136,13 +136,13 @@ fn top_gives_the_terminal_back_when_it_is_terminated() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let testbed = Testbed::new()?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     let before = settings(&terminal, "before top")?;
     for (signal, code) in [("TERM", "143"), ("HUP", "129"), ("INT", "130")] {
         terminal.types(&format!("{TOP}; echo code $?"))?;
         terminal.wait_for("services (1)")?;
-        send(signal, &pid_of_top(&site)?)?;
+        send(signal, &pid_of_top(&testbed)?)?;
         terminal.wait_for(&format!("code {code}"))?;
         is_given_back(&terminal, &before, signal)?;
         terminal.types("clear; echo before top")?;
@@ -156,13 +156,13 @@ fn top_gives_the_terminal_back_while_it_is_stopped() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let testbed = Testbed::new()?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     let before = settings(&terminal, "before top")?;
     terminal.types(TOP)?;
     terminal.wait_for("services (1)")?;
     for mark in ["once", "twice"] {
-        send("TSTP", &pid_of_top(&site)?)?;
+        send("TSTP", &pid_of_top(&testbed)?)?;
         is_given_back(&terminal, &before, mark)?;
         terminal.types("fg")?;
         terminal.wait_for("services (1)")?;
@@ -177,14 +177,14 @@ fn top_does_not_stop_where_nobody_could_continue_it() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let testbed = Testbed::new()?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     // In the place of the shell, as by `ssh -t NODE lbctl top`.
     let lbctl = balancer::binaries()?.join("lbctl");
-    let socket = site.balancer.socket();
+    let socket = testbed.balancer.socket();
     terminal.types(&format!("exec {} --socket {} top", lbctl.display(), socket.display()))?;
     terminal.wait_for("services (1)")?;
-    let pid = pid_of_top(&site)?;
+    let pid = pid_of_top(&testbed)?;
     let listens = || -> Result<()> {
         terminal.press(&["?"])?;
         terminal.wait_for("any of them closes this")?;
@@ -209,18 +209,18 @@ fn top_waits_for_a_daemon_that_is_started_again() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let terminal = Terminal::open(&site.balancer, 80, 24)?;
+    let mut testbed = Testbed::new()?;
+    let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     terminal.types(TOP)?;
     terminal.wait_for("services (1)")?;
-    site.balancer.kill()?;
+    testbed.balancer.kill()?;
     let screen = terminal.wait_for("NO ANSWER for")?;
     ensure!(screen.contains("dsr-v4"), "what was known stays:\n{screen}");
-    site.balancer.launch()?;
+    testbed.balancer.launch()?;
     terminal.wait_for("services (1)")?;
     terminal.press(&["q"])?;
     terminal.wait_until("it ends", |screen| !screen.contains("services (1)"))?;
-    site.balancer.stop()?;
+    testbed.balancer.stop()?;
     // One that was not there to begin with is an error, and no screen.
     terminal.types(TOP)?;
     let screen = terminal.wait_for("lbd is not running")?;
@@ -233,7 +233,7 @@ fn top_has_colours_unless_they_are_not_wanted() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let site = Site::new()?;
+    let testbed = Testbed::new()?;
     let colours = |screen: &str| {
         let named = (30..=37).chain(90..=97).any(|colour| {
             screen.contains(&format!("\x1b[{colour}m")) || screen.contains(&format!(";{colour}m"))
@@ -241,14 +241,15 @@ fn top_has_colours_unless_they_are_not_wanted() -> Result<()> {
         named || screen.contains("38;5;")
     };
     for (start, expected) in [(TOP, true), ("export NO_COLOR=1; lbctl top", false)] {
-        let terminal = Terminal::open(&site.balancer, 80, 24)?;
+        let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
         terminal.types(start)?;
         // The last line is drawn last.
         terminal.wait_for("q quit")?;
         let screen = terminal.coloured()?;
         ensure!(colours(&screen) == expected, "{start}: {screen:?}");
     }
-    let picture = kit::tmux::picture_of_top(&site.balancer, (100, 20), Duration::from_millis(500))?;
+    let picture =
+        kit::tmux::picture_of_top(&testbed.balancer, (100, 20), Duration::from_millis(500))?;
     ensure!(colours(&picture) && picture.contains("backends of"), "{picture}");
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! times but the failover itself, and that takes what RFC 9568 says.
 
 mod restarts;
-mod site;
+mod testbed;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use kit::{
     wait,
 };
 use lb_model::router::State;
-use site::{Change, Plan, ROUTER, Site, Who};
+use testbed::{Change, Plan, ROUTER, Testbed, Who};
 
 /// Everything that makes the address move, from whoever has the higher priority to the other and back.
 fn the_address_moves_as_the_protocol_has_it(plan: Plan) -> Result<()> {
@@ -23,24 +23,28 @@ fn the_address_moves_as_the_protocol_has_it(plan: Plan) -> Result<()> {
     }
     let (higher, lower) = (plan.higher, plan.higher.other());
     let high = plan.priority(higher);
-    let mut site = Site::start(plan)?;
-    site.step("nothing happens", higher, Change::None, |_| Ok(()))?;
-    site.step("the lower one stops", higher, Change::None, |site| site.stop(lower))?;
-    site.step("the lower one starts", higher, Change::None, |site| site.launch(lower))?;
-    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
-    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
-    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))?;
+    let mut testbed = Testbed::start(plan)?;
+    testbed.step("nothing happens", higher, Change::None, |_| Ok(()))?;
+    testbed.step("the lower one stops", higher, Change::None, |testbed| testbed.stop(lower))?;
+    testbed.step("the lower one starts", higher, Change::None, |testbed| testbed.launch(lower))?;
+    testbed.step("the higher one stops", lower, Change::Left, |testbed| testbed.stop(higher))?;
+    testbed
+        .step("the higher one starts", higher, Change::Taken, |testbed| testbed.launch(higher))?;
+    testbed
+        .step("the higher one is killed", lower, Change::Silent, |testbed| testbed.kill(higher))?;
     let change = Change::Returned(higher);
-    site.step("the killed one starts", higher, change, |site| site.launch(higher))?;
-    site.step("the lower one is killed", higher, Change::None, |site| site.kill(lower))?;
-    site.step("the lower one starts again", higher, Change::None, |site| site.launch(lower))?;
-    site.step("the higher one becomes the lowest", lower, Change::Taken, |site| {
-        site.reload(higher, 50)
+    testbed.step("the killed one starts", higher, change, |testbed| testbed.launch(higher))?;
+    testbed.step("the lower one is killed", higher, Change::None, |testbed| testbed.kill(lower))?;
+    testbed.step("the lower one starts again", higher, Change::None, |testbed| {
+        testbed.launch(lower)
     })?;
-    site.step("it becomes the higher one again", higher, Change::Taken, |site| {
-        site.reload(higher, high)
+    testbed.step("the higher one becomes the lowest", lower, Change::Taken, |testbed| {
+        testbed.reload(higher, 50)
     })?;
-    let router = site.ours.poll_pair()?.router(ROUTER)?.clone();
+    testbed.step("it becomes the higher one again", higher, Change::Taken, |testbed| {
+        testbed.reload(higher, high)
+    })?;
+    let router = testbed.ours.poll_pair()?.router(ROUTER)?.clone();
     assert!(router.counters.sent > 0 && router.counters.received > 0, "{router:?}");
     assert_eq!((router.counters.auth_errors, router.counters.mismatches), (0, 0), "{router:?}");
     Ok(())
@@ -73,11 +77,14 @@ fn who_has_the_address_keeps_it(plan: Plan) -> Result<()> {
     }
     let plan = Plan { preempt: false, ..plan };
     let (higher, lower) = (plan.higher, plan.higher.other());
-    let mut site = Site::start(plan)?;
-    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
-    site.step("the higher one starts", lower, Change::None, |site| site.launch(higher))?;
-    site.step("the lower one is killed", higher, Change::Silent, |site| site.kill(lower))?;
-    site.step("the killed one starts", higher, Change::Returned(lower), |site| site.launch(lower))
+    let mut testbed = Testbed::start(plan)?;
+    testbed.step("the higher one stops", lower, Change::Left, |testbed| testbed.stop(higher))?;
+    testbed.step("the higher one starts", lower, Change::None, |testbed| testbed.launch(higher))?;
+    testbed
+        .step("the lower one is killed", higher, Change::Silent, |testbed| testbed.kill(lower))?;
+    testbed.step("the killed one starts", higher, Change::Returned(lower), |testbed| {
+        testbed.launch(lower)
+    })
 }
 
 #[test]
@@ -97,11 +104,15 @@ fn unicast_does_as_multicast_does(plan: Plan) -> Result<()> {
     }
     let plan = Plan { unicast: true, ..plan };
     let (higher, lower) = (plan.higher, plan.higher.other());
-    let mut site = Site::start(plan)?;
-    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
-    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
-    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))?;
-    site.step("the killed one starts", higher, Change::Returned(higher), |site| site.launch(higher))
+    let mut testbed = Testbed::start(plan)?;
+    testbed.step("the higher one stops", lower, Change::Left, |testbed| testbed.stop(higher))?;
+    testbed
+        .step("the higher one starts", higher, Change::Taken, |testbed| testbed.launch(higher))?;
+    testbed
+        .step("the higher one is killed", lower, Change::Silent, |testbed| testbed.kill(higher))?;
+    testbed.step("the killed one starts", higher, Change::Returned(higher), |testbed| {
+        testbed.launch(higher)
+    })
 }
 
 #[test]
@@ -127,12 +138,16 @@ fn lbd_with_its_default_interval_waits_for_a_keepalived_with_its_own() -> Result
     }
     let interval = Duration::from_secs(1);
     let plan = Plan { interval, same_interval: false, ..Plan::new(VIPS_V4[0], Who::Theirs) };
-    let mut site = Site::start(plan)?;
-    site.step("nothing happens", Who::Theirs, Change::None, |_| Ok(()))?;
-    site.step("keepalived is killed", Who::Ours, Change::Silent, |site| site.kill(Who::Theirs))?;
+    let mut testbed = Testbed::start(plan)?;
+    testbed.step("nothing happens", Who::Theirs, Change::None, |_| Ok(()))?;
+    testbed.step("keepalived is killed", Who::Ours, Change::Silent, |testbed| {
+        testbed.kill(Who::Theirs)
+    })?;
     let change = Change::Returned(Who::Theirs);
-    site.step("the killed one starts", Who::Theirs, change, |site| site.launch(Who::Theirs))?;
-    site.step("nothing more happens", Who::Theirs, Change::None, |_| Ok(()))
+    testbed.step("the killed one starts", Who::Theirs, change, |testbed| {
+        testbed.launch(Who::Theirs)
+    })?;
+    testbed.step("nothing more happens", Who::Theirs, Change::None, |_| Ok(()))
 }
 
 /// Version 2 counts in seconds, so the story is short.
@@ -143,10 +158,11 @@ fn version_2_with_a_password_moves_the_address(higher: Who) -> Result<()> {
     let interval = Duration::from_secs(1);
     let plan = Plan { interval, password: Some("lbtest"), ..Plan::new(VIPS_V4[0], higher) };
     let lower = higher.other();
-    let mut site = Site::start(plan)?;
-    site.step("the higher one stops", lower, Change::Left, |site| site.stop(higher))?;
-    site.step("the higher one starts", higher, Change::Taken, |site| site.launch(higher))?;
-    site.step("the higher one is killed", lower, Change::Silent, |site| site.kill(higher))
+    let mut testbed = Testbed::start(plan)?;
+    testbed.step("the higher one stops", lower, Change::Left, |testbed| testbed.stop(higher))?;
+    testbed
+        .step("the higher one starts", higher, Change::Taken, |testbed| testbed.launch(higher))?;
+    testbed.step("the higher one is killed", lower, Change::Silent, |testbed| testbed.kill(higher))
 }
 
 #[test]
@@ -166,13 +182,13 @@ fn another_password_is_told_and_its_advertisements_are_not_taken() -> Result<()>
     }
     let interval = Duration::from_secs(1);
     let plan = Plan { interval, password: Some("lbtest"), ..Plan::new(VIPS_V4[0], Who::Theirs) };
-    let mut site = Site::start(plan.clone())?;
+    let mut testbed = Testbed::start(plan.clone())?;
     let other = Plan { password: Some("another"), ..plan };
-    site.replace_theirs(&other)?;
+    testbed.replace_theirs(&other)?;
     wait::until(Duration::from_secs(10), "lbd tells of it", || {
-        let router = site.ours.poll_pair()?.router(ROUTER)?.clone();
+        let router = testbed.ours.poll_pair()?.router(ROUTER)?.clone();
         ensure!(router.counters.auth_errors > 0, "{router:?}");
-        let events = site.ours.lbctl(&["events"])?;
+        let events = testbed.ours.lbctl(&["events"])?;
         ensure!(events.contains("password") || events.contains("authentic"), "{events}");
         // Nobody that it may hear says that it is Active.
         ensure!(router.state == State::Active, "{router:?}");

@@ -1,4 +1,4 @@
-//! Two nodes that are balancers and web hosts at once, as small sites have them.
+//! Two nodes that are balancers and web hosts at once, as small installations have them.
 
 use std::time::Duration;
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use kit::wait::until_true;
 use lb_model::router::{Family, Router, State};
 
-use super::site::{Node, SOON, Site, address_of, router, with_priority};
+use super::testbed::{Node, SOON, Testbed, address_of, router, with_priority};
 
 /// 255 of each family.
 fn routers(priority: u8) -> Vec<Router> {
@@ -30,23 +30,24 @@ fn all_routers_of_a_link_take_over_from_each_other() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    site.a.start(routers(150))?;
-    site.a.wait_for(State::Active)?;
-    site.b.start(routers(100))?;
-    site.b.wait_for(State::Backup)?;
+    let mut testbed = Testbed::new()?;
+    testbed.a.start(routers(150))?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.start(routers(100))?;
+    testbed.b.wait_for(State::Backup)?;
     // Its own, fd00::1 and a link-local one.
     let has = |node: &Node, addresses: usize| {
         until_true(SOON, "it has the addresses", || {
             Ok(node.addresses("eth0")?.len() == addresses + 3)
         })
     };
-    has(&site.a, 510)?;
-    has(&site.b, 0)?;
-    site.a.stop(false)?;
-    site.b.wait_for(State::Active)?;
-    has(&site.b, 510)?;
-    let causes: BTreeSet<_> = site.a.transitions().into_iter().map(|(_, one)| one.cause).collect();
-    assert_eq!(site.a.addresses("eth0")?.len(), 3, "{causes:?}");
+    has(&testbed.a, 510)?;
+    has(&testbed.b, 0)?;
+    testbed.a.stop(false)?;
+    testbed.b.wait_for(State::Active)?;
+    has(&testbed.b, 510)?;
+    let causes: BTreeSet<_> =
+        testbed.a.transitions().into_iter().map(|(_, one)| one.cause).collect();
+    assert_eq!(testbed.a.addresses("eth0")?.len(), 3, "{causes:?}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 mod addresses;
 mod many;
-mod site;
 mod takeover;
+mod testbed;
 mod tracking;
 mod virtual_mac;

@@ -7,7 +7,7 @@ use kit::wait::until_true;
 use lb_model::router::{Family, State, Track, Tracked};
 use lb_vrrp::NoticeKind;
 
-use super::site::{SOON, Site, router, with_priority};
+use super::testbed::{SOON, Testbed, router, with_priority};
 
 fn shell(path: &Path, lines: &str) -> Result<String> {
     fs::write(path, format!("#!/bin/sh\n{lines}\n"))?;
@@ -23,7 +23,7 @@ fn script_that_fails_lets_the_other_node_take_over() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let sick = folder.path().join("sick");
     let script = shell(&folder.path().join("check"), &format!("test ! -e {}", sick.display()))?;
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let mut tracked = router(Family::V4, 51);
     tracked.tracks.push(Track {
         what: Tracked::Script {
@@ -35,15 +35,15 @@ fn script_that_fails_lets_the_other_node_take_over() -> Result<()> {
         },
         weight: 0,
     });
-    site.a.start(vec![with_priority(&tracked, 150)])?;
-    site.a.wait_for(State::Active)?;
-    site.b.start(vec![router(Family::V4, 51)])?;
+    testbed.a.start(vec![with_priority(&tracked, 150)])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.start(vec![router(Family::V4, 51)])?;
     fs::write(&sick, "")?;
-    site.a.wait_for(State::Fault)?;
-    site.b.wait_for(State::Active)?;
+    testbed.a.wait_for(State::Fault)?;
+    testbed.b.wait_for(State::Active)?;
     fs::remove_file(&sick)?;
-    site.a.wait_for(State::Active)?;
-    site.b.wait_for(State::Backup)
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.wait_for(State::Backup)
 }
 
 #[test]
@@ -54,18 +54,18 @@ fn number_in_a_file_changes_the_priority() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("handicap");
     fs::write(&file, "0")?;
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let mut tracked = with_priority(&router(Family::V4, 51), 150);
     tracked.tracks.push(Track { what: Tracked::File(file.clone()), weight: 1 });
-    site.a.start(vec![tracked])?;
-    site.a.wait_for(State::Active)?;
-    site.b.start(vec![router(Family::V4, 51)])?;
+    testbed.a.start(vec![tracked])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.start(vec![router(Family::V4, 51)])?;
     fs::write(&file, "-100")?;
-    site.b.wait_for(State::Active)?;
-    site.a.wait_for(State::Backup)?;
-    assert_eq!(site.a.router()?.priority, 50);
+    testbed.b.wait_for(State::Active)?;
+    testbed.a.wait_for(State::Backup)?;
+    assert_eq!(testbed.a.router()?.priority, 50);
     fs::write(&file, "0")?;
-    site.a.wait_for(State::Active)
+    testbed.a.wait_for(State::Active)
 }
 
 #[test]
@@ -73,16 +73,16 @@ fn interface_that_is_tracked_is_one_more_that_must_be_up() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    site.a.namespace.ip("link add up0 type veth peer name down0\nlink set up0 up")?;
+    let mut testbed = Testbed::new()?;
+    testbed.a.namespace.ip("link add up0 type veth peer name down0\nlink set up0 up")?;
     let mut tracked = router(Family::V4, 51);
     tracked.tracks.push(Track { what: Tracked::Interface("up0".into()), weight: 0 });
-    site.a.start(vec![tracked])?;
-    site.a.wait_for(State::Fault)?;
-    site.a.namespace.ip("link set down0 up")?;
-    site.a.wait_for(State::Active)?;
-    site.a.namespace.ip("link del up0")?;
-    site.a.wait_for(State::Fault)
+    testbed.a.start(vec![tracked])?;
+    testbed.a.wait_for(State::Fault)?;
+    testbed.a.namespace.ip("link set down0 up")?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.a.namespace.ip("link del up0")?;
+    testbed.a.wait_for(State::Fault)
 }
 
 #[test]
@@ -90,27 +90,27 @@ fn router_whose_addresses_the_kernel_refuses_lets_the_other_take_over() -> Resul
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let mut elsewhere = router(Family::V6, 51);
     elsewhere.addresses[0].interface = Some("up0".into());
-    for node in [&site.a, &site.b] {
+    for node in [&testbed.a, &testbed.b] {
         let pair = "link add up0 type veth peer name down0\nlink set up0 up\nlink set down0 up";
         node.namespace.ip(pair)?;
     }
-    site.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "1")])?;
-    site.b.start(vec![with_priority(&elsewhere, 100)])?;
-    site.b.wait_for(State::Active)?;
-    site.a.start(vec![with_priority(&elsewhere, 150)])?;
-    site.a.wait_for_notice(NoticeKind::Track, "the kernel takes none of its addresses")?;
-    site.a.wait_for(State::Fault)?;
-    site.b.wait_for(State::Active)?;
+    testbed.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "1")])?;
+    testbed.b.start(vec![with_priority(&elsewhere, 100)])?;
+    testbed.b.wait_for(State::Active)?;
+    testbed.a.start(vec![with_priority(&elsewhere, 150)])?;
+    testbed.a.wait_for_notice(NoticeKind::Track, "the kernel takes none of its addresses")?;
+    testbed.a.wait_for(State::Fault)?;
+    testbed.b.wait_for(State::Active)?;
     // It asks again, and does not take the addresses from the other for that.
-    site.b.forget_what_was_told();
+    testbed.b.forget_what_was_told();
     thread::sleep(Duration::from_secs(7));
-    assert!(site.b.transitions().is_empty(), "{:?}", site.b.transitions());
-    site.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "0")])?;
-    site.a.wait_for(State::Active)?;
-    site.b.wait_for(State::Backup)
+    assert!(testbed.b.transitions().is_empty(), "{:?}", testbed.b.transitions());
+    testbed.a.namespace.sysctl(&[("ipv6/conf/up0/disable_ipv6", "0")])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.wait_for(State::Backup)
 }
 
 #[test]
@@ -122,12 +122,12 @@ fn notify_program_hears_of_each_transition_in_order() -> Result<()> {
     let log = folder.path().join("log");
     let line = format!("echo \"$* $LB_FROM $LB_VRID\" >> {}", log.display());
     let program = shell(&folder.path().join("notify"), &line)?;
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let mut router = router(Family::V4, 51);
     router.notify = Some(vec![program, "mine".into()]);
-    site.a.start(vec![router])?;
-    site.a.wait_for(State::Active)?;
-    site.a.stop(true)?;
+    testbed.a.start(vec![router])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.a.stop(true)?;
     let expected = "mine router r51-4 backup 100 initialize 51\n\
                     mine router r51-4 active 100 backup 51\n\
                     mine router r51-4 initialize 100 active 51\n";
@@ -148,12 +148,12 @@ fn end_waits_for_notify_program_that_takes_seconds() -> Result<()> {
     let line =
         format!("test $LB_STATE != initialize || sleep 5; echo $LB_STATE >> {}", log.display());
     let program = shell(&folder.path().join("notify"), &line)?;
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let mut router = router(Family::V4, 51);
     router.notify = Some(vec![program]);
-    site.a.start(vec![router])?;
-    site.a.wait_for(State::Active)?;
-    site.a.stop(true)?;
+    testbed.a.start(vec![router])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.a.stop(true)?;
     assert_eq!(fs::read_to_string(&log)?, "backup\nactive\ninitialize\n");
     Ok(())
 }

@@ -9,7 +9,9 @@ use kit::{
 use lb_model::router::{Family, Router, State, VirtualMac};
 use lb_vrrp::Report;
 
-use super::site::{SOON, Site, VIP, VIP6, address_of, neighbour, ping, router, with_priority};
+use super::testbed::{
+    SOON, Testbed, VIP, VIP6, address_of, neighbour, ping, router, with_priority,
+};
 
 /// Of VRID 81, which is 0x51.
 const MAC: [u8; 6] = [0, 0, 0x5e, 0, 1, 81];
@@ -22,9 +24,9 @@ fn router_with_mac(family: Family) -> Router {
 }
 
 /// XDP programs on the interfaces of both nodes, in native mode.
-fn programs(site: &Site) -> Result<Pins> {
+fn programs(testbed: &Testbed) -> Result<Pins> {
     let mut pins = Pins(Vec::new());
-    for node in [&site.a, &site.b] {
+    for node in [&testbed.a, &testbed.b] {
         let pin = std::path::PathBuf::from(format!("/sys/fs/bpf/{}", node.namespace.name()));
         kit::xdp::pass(&node.namespace, "eth0", &pin)?;
         pins.0.push(pin);
@@ -47,41 +49,42 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let _pins = programs(&site)?;
-    site.start(&router_with_mac(Family::V4))?;
+    let mut testbed = Testbed::new()?;
+    let _pins = programs(&testbed)?;
+    testbed.start(&router_with_mac(Family::V4))?;
     let taken =
         |report: &Report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC);
-    site.a.wait_to_be_told("that it takes the MAC address", taken)?;
-    assert!(site.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
-    until_true(SOON, "the client reaches it", || ping(&site.client, VIP))?;
-    assert_eq!(neighbour(&site.client, VIP)?, MAC_TEXT);
+    testbed.a.wait_to_be_told("that it takes the MAC address", taken)?;
+    assert!(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
+    until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))?;
+    assert_eq!(neighbour(&testbed.client, VIP)?, MAC_TEXT);
     // The switch has learnt where the address is by what comes from it.
     let port = |port: &str| {
-        let shown = run(site.switch.command("bridge").args(["fdb", "show", "dev", port]))?;
+        let shown = run(testbed.switch.command("bridge").args(["fdb", "show", "dev", port]))?;
         Ok(shown.contains(MAC_TEXT))
     };
     until_true(SOON, "the switch knows", || port("to-a"))?;
     // Neither does the interface answer for the virtual address, nor the device for the node's.
-    site.client.ip("neigh flush all")?;
-    for (address, mac) in [(VIP, MAC_TEXT.to_owned()), ("10.0.0.1", site.a.namespace.mac("eth0")?)]
+    testbed.client.ip("neigh flush all")?;
+    for (address, mac) in
+        [(VIP, MAC_TEXT.to_owned()), ("10.0.0.1", testbed.a.namespace.mac("eth0")?)]
     {
-        until_true(SOON, "the client reaches it", || ping(&site.client, address))?;
-        assert_eq!(neighbour(&site.client, address)?, mac);
+        until_true(SOON, "the client reaches it", || ping(&testbed.client, address))?;
+        assert_eq!(neighbour(&testbed.client, address)?, mac);
     }
 
-    site.a.die();
-    site.b.wait_for(State::Active)?;
+    testbed.a.die();
+    testbed.b.wait_for(State::Active)?;
     until_true(SOON, "the switch knows", || port("to-b"))?;
-    until_true(SOON, "the client reaches it", || ping(&site.client, VIP))?;
-    assert_eq!(neighbour(&site.client, VIP)?, MAC_TEXT);
+    until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))?;
+    assert_eq!(neighbour(&testbed.client, VIP)?, MAC_TEXT);
 
     // The device and what is on it are found again.
-    site.a.start(vec![with_priority(&router_with_mac(Family::V4), 150)])?;
-    site.a.wait_for(State::Active)?;
-    site.b.wait_for(State::Backup)?;
+    testbed.a.start(vec![with_priority(&router_with_mac(Family::V4), 150)])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.b.wait_for(State::Backup)?;
     until_true(SOON, "the switch knows", || port("to-a"))?;
-    until_true(SOON, "the client reaches it", || ping(&site.client, VIP))
+    until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))
 }
 
 #[test]
@@ -91,13 +94,13 @@ fn routers_with_virtual_mac_addresses_hear_each_other() -> Result<()> {
     }
     // Both have a device with the MAC address that the other one's advertisements come from.
     for family in [Family::V4, Family::V6] {
-        let mut site = Site::new()?;
-        site.start(&router_with_mac(family))?;
-        let received = || site.b.router().map_or(0, |router| router.counters.received);
+        let mut testbed = Testbed::new()?;
+        testbed.start(&router_with_mac(family))?;
+        let received = || testbed.b.router().map_or(0, |router| router.counters.received);
         let before = received();
         until_true(SOON, "it hears the active router", || Ok(received() > before + 20))?;
-        assert_eq!(site.a.router()?.counters.two_active, 0);
-        assert_eq!(site.b.router()?.state, State::Backup);
+        assert_eq!(testbed.a.router()?.counters.two_active, 0);
+        assert_eq!(testbed.b.router()?.state, State::Backup);
     }
     Ok(())
 }
@@ -107,11 +110,11 @@ fn virtual_mac_address_of_ipv6_is_told_and_reached() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let _pins = programs(&site)?;
-    site.start(&router_with_mac(Family::V6))?;
-    until_true(SOON, "the client reaches it", || ping(&site.client, VIP6))?;
-    assert_eq!(neighbour(&site.client, VIP6)?, "00:00:5e:00:02:51");
+    let mut testbed = Testbed::new()?;
+    let _pins = programs(&testbed)?;
+    testbed.start(&router_with_mac(Family::V6))?;
+    until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP6))?;
+    assert_eq!(neighbour(&testbed.client, VIP6)?, "00:00:5e:00:02:51");
     Ok(())
 }
 
@@ -120,38 +123,38 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let with = router_with_mac(Family::V4);
     let mut plain = with.clone();
     plain.virtual_mac = None;
-    site.start(&plain)?;
-    let transitions = site.a.status()[0].counters.transitions;
+    testbed.start(&plain)?;
+    let transitions = testbed.a.status()[0].counters.transitions;
     let vip = format!("{VIP}/32");
-    site.a.configure(vec![with_priority(&with, 150)]);
+    testbed.a.configure(vec![with_priority(&with, 150)]);
     until_true(SOON, "the address moves to the device", || {
         // In this order: it is there before it is not here any more.
-        let is_here = site.a.addresses("eth0")?.contains(&vip);
-        let is_there = site.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
+        let is_here = testbed.a.addresses("eth0")?.contains(&vip);
+        let is_there = testbed.a.addresses("vrrp.81").is_ok_and(|all| all.contains(&vip));
         assert!(is_there || is_here, "it is somewhere all the time");
         Ok(is_there && !is_here)
     })?;
-    site.a.wait_to_be_told(
+    testbed.a.wait_to_be_told(
         "that it takes the MAC address",
         |report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC),
     )?;
     until_true(SOON, "the client is told", || {
-        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? == MAC_TEXT)
+        Ok(ping(&testbed.client, VIP)? && neighbour(&testbed.client, VIP)? == MAC_TEXT)
     })?;
-    site.a.configure(vec![with_priority(&plain, 150)]);
-    site.a.wait_to_be_told(
+    testbed.a.configure(vec![with_priority(&plain, 150)]);
+    testbed.a.wait_to_be_told(
         "that it gives the MAC address back",
         |report| matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC),
     )?;
-    site.a.wait_to_have(VIP, true)?;
+    testbed.a.wait_to_have(VIP, true)?;
     until_true(SOON, "the client is told", || {
-        Ok(ping(&site.client, VIP)? && neighbour(&site.client, VIP)? != MAC_TEXT)
+        Ok(ping(&testbed.client, VIP)? && neighbour(&testbed.client, VIP)? != MAC_TEXT)
     })?;
-    assert_eq!(site.a.status()[0].counters.transitions, transitions, "it stays active");
+    assert_eq!(testbed.a.status()[0].counters.transitions, transitions, "it stays active");
     Ok(())
 }
 
@@ -160,20 +163,20 @@ fn router_that_is_added_begins_when_its_device_is_there() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
+    let mut testbed = Testbed::new()?;
     let other = router(Family::V4, 82);
     let mut added = router_with_mac(Family::V4);
     added.addresses = vec![address_of("10.0.0.101".parse()?)];
     let mut closed = router(Family::V4, 83);
     closed.addresses = vec![address_of("10.0.0.102".parse()?)];
     closed.accept = false;
-    site.a.start(vec![other.clone()])?;
-    site.a.wait_for(State::Active)?;
-    site.a.configure(vec![other, added, closed]);
-    until_true(SOON, "all three are there", || Ok(site.a.status().len() == 3))?;
-    site.a.wait_for(State::Active)?;
-    let faults = site.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
-    assert_eq!(faults.count(), 0, "{:?}", site.a.transitions());
+    testbed.a.start(vec![other.clone()])?;
+    testbed.a.wait_for(State::Active)?;
+    testbed.a.configure(vec![other, added, closed]);
+    until_true(SOON, "all three are there", || Ok(testbed.a.status().len() == 3))?;
+    testbed.a.wait_for(State::Active)?;
+    let faults = testbed.a.transitions().into_iter().filter(|(_, one)| one.to == State::Fault);
+    assert_eq!(faults.count(), 0, "{:?}", testbed.a.transitions());
     Ok(())
 }
 
@@ -182,7 +185,7 @@ fn device_goes_with_its_router_and_settings_are_put_back() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let Site { a: mut node, b: _b, client: _client, switch: _switch } = Site::new()?;
+    let Testbed { a: mut node, b: _b, client: _client, switch: _switch } = Testbed::new()?;
     let name = node.namespace.name().to_owned();
     let setting = || {
         let mut sysctl = Namespace::existing(&name).command("sysctl");
@@ -227,21 +230,21 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     if !kit::can_run() {
         return Ok(());
     }
-    let mut site = Site::new()?;
-    let _pins = programs(&site)?;
+    let mut testbed = Testbed::new()?;
+    let _pins = programs(&testbed)?;
     let mut router = router_with_mac(Family::V4);
     router.accept = false;
-    site.start(&router)?;
+    testbed.start(&router)?;
     let taken = |report: &Report| matches!(report, Report::TakeMac { take: true, .. });
-    site.a.wait_to_be_told("that it takes the MAC address", taken)?;
-    let held = || Ok(site.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
+    testbed.a.wait_to_be_told("that it takes the MAC address", taken)?;
+    let held = || Ok(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
     until_true(SOON, "it holds the address", held)?;
-    let host = &site.a.namespace;
+    let host = &testbed.a.namespace;
     let table = || Ok(run(host.command("nft").args(["list", "tables"]))?.contains("lbd_vrrp"));
     until_true(SOON, "its table is there", table)?;
-    site.a.die();
+    testbed.a.die();
     // What somebody has set by hand is not ours.
-    let host = &site.a.namespace;
+    let host = &testbed.a.namespace;
     host.ip("address add 10.0.0.99/32 dev eth0")?;
     let detach = |more: &[&str]| {
         let mut lbctl = kit::balancer::program(host, "lbctl")?;
@@ -250,7 +253,7 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     };
     let dry = detach(&["--dry-run"])?;
     assert!(dry.contains(&format!("{VIP} is taken off vrrp.81")), "{dry}");
-    assert!(site.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")), "nothing was changed");
+    assert!(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")), "nothing was changed");
     let told = detach(&[])?;
     for part in [VIP, "interface vrrp.81 removed", "table inet lbd_vrrp of nftables removed"] {
         assert!(told.contains(part), "{told}");

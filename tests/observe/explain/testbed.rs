@@ -28,12 +28,12 @@ use zerocopy::IntoBytes as _;
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 100);
 
 /// A lab whose balancer has a TCP service by either mode, and a UDP service of each policy but quic.
-pub fn site() -> Result<(Lab, Balancer)> {
-    site_at("xdp")
+pub fn testbed() -> Result<(Lab, Balancer)> {
+    testbed_at("xdp")
 }
 
 /// The same with the program at this hook: `attach` of the configuration.
-pub fn site_at(attach: &'static str) -> Result<(Lab, Balancer)> {
+pub fn testbed_at(attach: &'static str) -> Result<(Lab, Balancer)> {
     let lab = Lab::new(&Options { attach, ..Options::default() })?;
     let backends = || -> Vec<IpAddr> { lab.webs.iter().map(|web| web.host.v4.into()).collect() };
     let udp = |name: &str, port, policy: &str| Service {

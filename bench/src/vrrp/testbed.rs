@@ -28,7 +28,7 @@ pub const TARGET: SocketAddr = WAY.target();
 const VRID: u8 = 51;
 
 /// A pair at work.
-pub struct Site {
+pub struct Testbed {
     /// What it is made of.
     pub system: System,
     /// Between two advertisements.
@@ -49,7 +49,7 @@ struct Today {
     lab: Lab,
 }
 
-impl Site {
+impl Testbed {
     /// Builds the hosts, starts both nodes, and waits until the first is Active.
     ///
     /// # Errors
@@ -63,9 +63,9 @@ impl Site {
             }
             System::Keepalived => Nodes::Keepalived(Box::new(Today::start(interval)?)),
         };
-        let site = Self { system, interval, nodes };
-        site.wait_settled().with_context(|| format!("a pair of {}", system.name()))?;
-        Ok(site)
+        let testbed = Self { system, interval, nodes };
+        testbed.wait_settled().with_context(|| format!("a pair of {}", system.name()))?;
+        Ok(testbed)
     }
 
     /// The hosts.

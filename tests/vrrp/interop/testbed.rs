@@ -30,7 +30,7 @@ const SLACK: Duration = Duration::from_millis(150);
 /// hears of it.
 const OVERLAP: Duration = Duration::from_millis(150);
 
-/// A node of the site.
+/// A node of the testbed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// `lbd`.
@@ -59,7 +59,7 @@ pub struct Plan {
 }
 
 /// Both at work.
-pub struct Site {
+pub struct Testbed {
     /// `lbd`.
     pub ours: Balancer,
     /// keepalived.
@@ -182,7 +182,7 @@ impl Plan {
     }
 }
 
-impl Site {
+impl Testbed {
     /// Starts both, and waits until the one with the higher priority alone has the address.
     pub fn start(plan: Plan) -> Result<Self> {
         let lab = Lab::new(&Options { pair: true, webs: 1, ..Options::default() })?;
@@ -196,17 +196,17 @@ impl Site {
             Who::Ours => ours.launch()?,
             Who::Theirs => theirs.launch()?,
         }
-        let mut site = Self { ours, theirs, lab, plan };
-        if !site.plan.preempt {
-            site.wait_owner(site.plan.higher)?;
+        let mut testbed = Self { ours, theirs, lab, plan };
+        if !testbed.plan.preempt {
+            testbed.wait_owner(testbed.plan.higher)?;
         }
-        match site.plan.higher {
-            Who::Ours => site.theirs.launch()?,
-            Who::Theirs => site.ours.launch()?,
+        match testbed.plan.higher {
+            Who::Ours => testbed.theirs.launch()?,
+            Who::Theirs => testbed.ours.launch()?,
         }
-        site.ours.wait_usable()?;
-        site.wait_owner(site.plan.higher)?;
-        Ok(site)
+        testbed.ours.wait_usable()?;
+        testbed.wait_owner(testbed.plan.higher)?;
+        Ok(testbed)
     }
 
     /// Does something, and sees how the address goes to its owner: there is one all the time, but for

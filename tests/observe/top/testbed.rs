@@ -17,7 +17,7 @@ use lb_model::time::Now;
 pub const WAY: Way = Way::DsrV4;
 
 /// A balancer, and the handle of its pins.
-pub struct Site {
+pub struct Testbed {
     pub balancer: Balancer,
     pub lab: Lab,
     pins: HashMap<MapData, FlowKey, FlowValue>,
@@ -29,16 +29,18 @@ fn open(pins: &Path, name: &str) -> Result<MapData> {
     MapData::from_pin(&path).with_context(|| path.display().to_string())
 }
 
-impl Site {
+impl Testbed {
     pub fn new() -> Result<Self> {
         let (lab, balancer) = balanced(&Options::default(), &[WAY], "")?;
         let pins = Map::HashMap(open(balancer.pins(), "PINS")?).try_into().context("PINS")?;
-        let mut site = Self { balancer, lab, pins, service: 0 };
+        let mut testbed = Self { balancer, lab, pins, service: 0 };
         let backends: Array<_, abi::Backend> =
-            Map::Array(open(site.balancer.pins(), "BACKENDS")?).try_into().context("BACKENDS")?;
-        let id = site.id(0)?;
-        site.service = backends.get(&id.into(), 0).context("a backend")?.service;
-        Ok(site)
+            Map::Array(open(testbed.balancer.pins(), "BACKENDS")?)
+                .try_into()
+                .context("BACKENDS")?;
+        let id = testbed.id(0)?;
+        testbed.service = backends.get(&id.into(), 0).context("a backend")?.service;
+        Ok(testbed)
     }
 
     /// The address of a backend.

@@ -96,7 +96,7 @@ fn service(n: u16, each: u16) -> (String, Service) {
 }
 
 /// Maps of one size, with the program.
-pub struct Site {
+pub struct Testbed {
     /// How much is in them.
     pub size: Size,
     /// What the engine is to make of them.
@@ -108,8 +108,8 @@ pub struct Site {
     _pins: Pins,
 }
 
-impl Site {
-    /// Makes the nth site, with an interface of its own in the namespace of the calling thread, which is
+impl Testbed {
+    /// Makes the nth testbed, with an interface of its own in the namespace of the calling thread, which is
     /// `namespace`.
     ///
     /// # Errors
@@ -131,13 +131,13 @@ impl Site {
         let pins = Pins(settings.pin_dir.clone());
         let engine = Engine::adopt(Xdp::open(&settings)?, &settings)?;
         let program = program(&maps(&settings))?;
-        let mut site =
+        let mut testbed =
             Self { size, desired: size.desired(), engine, program, settings, _pins: pins };
-        site.meet()?;
+        testbed.meet()?;
         if size.pins.is_some() {
-            site.replace_backends()?;
+            testbed.replace_backends()?;
         }
-        Ok(site)
+        Ok(testbed)
     }
 
     /// Acts on what is desired, with a next hop for every backend.

@@ -30,13 +30,13 @@ pub const LIMITS: Limits = Limits {
 };
 
 /// Namespace and pins; both go when it does.
-pub struct Site {
+pub struct Testbed {
     pub settings: Settings,
     peers: PathBuf,
     namespace: Namespace,
 }
 
-impl Site {
+impl Testbed {
     /// Enters the namespace with the calling thread, which is the test's own. None without root.
     pub fn new() -> Option<Self> {
         if !kit::can_run() {
@@ -49,7 +49,7 @@ impl Site {
         let quiet = [("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")];
         namespace.sysctl(&quiet).unwrap();
         join(&namespace.path()).unwrap();
-        let site = Self {
+        let testbed = Self {
             settings: Settings {
                 interfaces: PAIRS.map(|(near, _)| near.into()).into(),
                 pin_dir: pins,
@@ -59,11 +59,11 @@ impl Site {
             peers,
             namespace,
         };
-        fs::create_dir(&site.peers).unwrap();
+        fs::create_dir(&testbed.peers).unwrap();
         for (near, far) in PAIRS {
-            site.add_pair(near, far);
+            testbed.add_pair(near, far);
         }
-        Some(site)
+        Some(testbed)
     }
 
     /// Makes a pair of interfaces. The far end has a program, for what the near end transmits.
@@ -109,7 +109,7 @@ impl Site {
     }
 }
 
-impl Site {
+impl Testbed {
     /// Attaches a program of somebody else's, which lets every frame pass; it goes with its pin.
     pub fn add_foreign_program(&self, interface: &str) -> PathBuf {
         let pin = self.peers.join("foreign");
@@ -118,7 +118,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Testbed {
     fn drop(&mut self) {
         let _ = detach(&self.settings.pin_dir);
         let _ = fs::remove_dir_all(&self.peers);

@@ -30,14 +30,14 @@ pub const VIP: &str = "10.0.0.100";
 pub const VIP6: &str = "fd00::100";
 
 /// Two nodes (10.0.0.1, fd00::1 and 10.0.0.2, fd00::2) and a client (10.0.0.9, fd00::9), on a bridge.
-pub struct Site {
+pub struct Testbed {
     pub a: Node,
     pub b: Node,
     pub client: Namespace,
     pub switch: Namespace,
 }
 
-impl Site {
+impl Testbed {
     pub fn new() -> Result<Self> {
         let switch = Namespace::new("switch")?;
         switch.ip("link add br0 type bridge\nlink set br0 up")?;

@@ -31,7 +31,7 @@ const PINS: [u32; 2] = [65_536, 131_072];
 
 /// The pair at work.
 #[derive(Debug)]
-pub struct Site {
+pub struct Testbed {
     /// The nodes and hosts.
     pub ha_pair: HaPair,
     /// What was done.
@@ -61,7 +61,7 @@ struct Files {
     interval: Duration,
 }
 
-impl Site {
+impl Testbed {
     /// Builds it all, and starts both nodes; the first one is Active.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Site {
         let options = Options { webs: HOSTS as u8, ..Options::default() };
         let ha_pair = HaPair::new(&options, Plan::new(&WAYS, INTERVAL))?;
         let files = Files { weights: [[1; HOSTS]; WAYS.len()], interval: INTERVAL * 5 };
-        let mut site = Self {
+        let mut testbed = Self {
             ha_pair,
             log: Log::default(),
             clock,
@@ -80,12 +80,12 @@ impl Site {
             files,
         };
         for n in [0, 1] {
-            site.launch(n)?;
-            site.ha_pair.nodes[n].wait_usable()?;
+            testbed.launch(n)?;
+            testbed.ha_pair.nodes[n].wait_usable()?;
         }
-        wait::until(START, "the pair is whole", || site.whole())?;
-        ensure!(site.active()? == 0, "the second node is Active");
-        Ok(site)
+        wait::until(START, "the pair is whole", || testbed.whole())?;
+        ensure!(testbed.active()? == 0, "the second node is Active");
+        Ok(testbed)
     }
 
     /// Where a node's log is.
