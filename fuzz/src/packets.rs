@@ -24,10 +24,10 @@ use lb_datapath::objects;
 
 use crate::{Target, input::Input};
 
-/// What is between two deeds of an input.
+/// What is between two operations of an input.
 const APART: &[u8] = b"\xfb\xfa\xfb";
 /// What an input may do at most.
-const DEEDS: usize = 64;
+const OPERATIONS: usize = 64;
 /// The states of the tables: seeds of [`generate::state`]. The second one has no MAC address of its
 /// own, and so takes every frame.
 const STATES: [u64; 3] = [1, 11, 3];
@@ -107,14 +107,14 @@ impl Place {
     }
 
     fn live(&mut self, mut bytes: &[u8]) -> Result<()> {
-        for number in 0..DEEDS {
+        for number in 0..OPERATIONS {
             if bytes.is_empty() {
                 break;
             }
             let end = bytes.windows(APART.len()).position(|window| window == APART);
-            let deed = &bytes[..end.unwrap_or(bytes.len())];
+            let operation = &bytes[..end.unwrap_or(bytes.len())];
             bytes = end.map_or(&[], |end| &bytes[end + APART.len()..]);
-            self.act(&mut Input(deed)).with_context(|| format!("deed {number}"))?;
+            self.act(&mut Input(operation)).with_context(|| format!("operation {number}"))?;
         }
         self.twins.compare_tables()
     }

@@ -29,7 +29,7 @@ use lb_sync::{
 use crate::input::Input;
 
 /// What an input may do at most.
-const DEEDS: usize = 256;
+const OPERATIONS: usize = 256;
 /// Ticks that may be due at one moment, one after the other.
 const AT_ONCE: usize = 8;
 const PEER: PeerId = PeerId(0);
@@ -50,7 +50,7 @@ pub fn run(bytes: &[u8]) {
         }
         _ => {
             let mut desk = Desk::new();
-            for _ in 0..DEEDS {
+            for _ in 0..OPERATIONS {
                 if input.is_empty() || desk.ended {
                     break;
                 }

@@ -22,7 +22,7 @@ use lb_vrrp::{
 use crate::input::Input;
 
 /// What an input may do at most.
-const DEEDS: usize = 256;
+const OPERATIONS: usize = 256;
 /// Timers that may be due at one moment, one after the other.
 const AT_ONCE: usize = 8;
 
@@ -31,7 +31,7 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let router = router(&mut input);
     let mut desk = Desk::new(&router);
-    for _ in 0..DEEDS {
+    for _ in 0..OPERATIONS {
         if input.is_empty() {
             break;
         }

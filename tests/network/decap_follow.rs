@@ -49,9 +49,9 @@ impl Drop for Run {
 }
 
 /// `lbctl decap` with the usual sources.
-fn lbctl(host: &Host, deed: &str, more: &[&str]) -> Result<std::process::Command> {
+fn lbctl(host: &Host, operation: &str, more: &[&str]) -> Result<std::process::Command> {
     let mut lbctl = balancer::program(&Namespace::existing(&host.host.name), "lbctl")?;
-    lbctl.args(["decap", deed, "--dev", "eth0", "--from", "172.16.0.0/16", "100::/64"]);
+    lbctl.args(["decap", operation, "--dev", "eth0", "--from", "172.16.0.0/16", "100::/64"]);
     lbctl.arg("--pin-dir").arg(&host.pins).args(more);
     Ok(lbctl)
 }

@@ -381,7 +381,7 @@ fn an_interface_that_comes_back_is_another_one() -> Result<()> {
     for family in [Family::V4, Family::V6] {
         let (source, group) = (host(1, family), family.group());
         let old = sender(&link.a, "eth0", source)?;
-        let deaf = receiver(&link.b, family, 51)?;
+        let unreachable = receiver(&link.b, family, 51)?;
         link.a.ip("link delete eth0")?;
         let Err(error) = old.send(&message(51, source, group), group) else {
             bail!("sent by an interface that is gone");
@@ -396,7 +396,7 @@ fn an_interface_that_comes_back_is_another_one() -> Result<()> {
         let receiver = receiver(&link.b, family, 51)?;
         sender(&link.a, "eth0", source)?.send(&message(51, source, group), group)?;
         assert_eq!(wait_for(&receiver)?.source, source);
-        assert_eq!(next(&deaf)?, None);
+        assert_eq!(next(&unreachable)?, None);
     }
     Ok(())
 }

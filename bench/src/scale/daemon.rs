@@ -123,10 +123,10 @@ impl Bench {
         let (lbd, took) = self.start()?;
         samples.starts.push(took);
         for n in 0..CHANGES {
-            let deed = if n % 2 == 0 { "disable" } else { "enable" };
+            let operation = if n % 2 == 0 { "disable" } else { "enable" };
             let backend = backend(0, 0).to_string();
             let begun = Instant::now();
-            self.balancer.lbctl(&["backend", deed, "s000", &backend])?;
+            self.balancer.lbctl(&["backend", operation, "s000", &backend])?;
             samples.changes.push(begun.elapsed().as_secs_f64() * 1e3);
         }
         samples.resident.push(resident(lbd.pid())?);

@@ -216,13 +216,13 @@ impl Testbed {
         what: &str,
         owner: Who,
         change: Change,
-        deed: impl FnOnce(&mut Self) -> Result<()>,
+        operation: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
         let watch = Watch::start(&self.namespaces()?, self.plan.vip)?;
         // So that the watch has begun.
         thread::sleep(self.plan.interval);
         let begun = Instant::now();
-        deed(self).with_context(|| what.to_owned())?;
+        operation(self).with_context(|| what.to_owned())?;
         let done = Instant::now();
         self.wait_owner(owner).with_context(|| what.to_owned())?;
         // What is wrong with it would show in the next advertisements.

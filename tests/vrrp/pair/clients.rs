@@ -41,7 +41,7 @@ const LATE: Duration = Duration::from_millis(10);
 pub struct Clients {
     ways: Vec<(Way, Load, Arrivals, Option<Downloads>)>,
     downloads: usize,
-    deeds: RefCell<Vec<(Instant, String)>>,
+    operations: RefCell<Vec<(Instant, String)>>,
     deaths: RefCell<Vec<(Instant, Instant)>>,
 }
 
@@ -62,7 +62,7 @@ impl Clients {
         let mut clients = Self {
             ways: Vec::new(),
             downloads: 0,
-            deeds: RefCell::default(),
+            operations: RefCell::default(),
             deaths: RefCell::default(),
         };
         for &way in ways {
@@ -87,8 +87,8 @@ impl Clients {
     }
 
     /// Notes that something was done just now, to be told beside what breaks.
-    pub fn note(&self, deed: &str) {
-        self.deeds.borrow_mut().push((Instant::now(), deed.to_owned()));
+    pub fn note(&self, operation: &str) {
+        self.operations.borrow_mut().push((Instant::now(), operation.to_owned()));
     }
 
     /// Kills `lbd` of a node. Of what was opened within its last lease, in a slot in flux, nobody else may know.
@@ -117,11 +117,12 @@ impl Clients {
         report.broken.iter().filter(|one| !lost(one)).cloned().collect()
     }
 
-    /// The last deeds, and how long ago each was.
+    /// The last operations, and how long ago each was.
     fn story(&self) -> String {
-        let deeds = self.deeds.borrow();
-        let last = &deeds[deeds.len().saturating_sub(8)..];
-        let told = last.iter().map(|(at, deed)| format!("{deed} {:.3?} ago", at.elapsed()));
+        let operations = self.operations.borrow();
+        let last = &operations[operations.len().saturating_sub(8)..];
+        let told =
+            last.iter().map(|(at, operation)| format!("{operation} {:.3?} ago", at.elapsed()));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seconds = now.as_millis() % 60_000;
         format!("{}; at second {seconds} ms", told.collect::<Vec<_>>().join(", "))

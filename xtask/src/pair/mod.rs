@@ -4,8 +4,8 @@
 //! is Active and what the clients noticed. What befalls the Active node is a key away; with `--smoke` it
 //! comes by itself, and nothing may break.
 
-mod deeds;
 mod keys;
+mod operations;
 mod smoke;
 mod view;
 
@@ -136,8 +136,10 @@ fn watch(mut show: Show) -> Result<()> {
             if key == 'q' {
                 return end(show, terminal);
             }
-            match deeds::by_key(key) {
-                Some(deed) => println!("  -> {}", deeds::perform(&mut show.ha_pair, deed)),
+            match operations::by_key(key) {
+                Some(operation) => {
+                    println!("  -> {}", operations::perform(&mut show.ha_pair, operation))
+                }
                 None => print!("{}", view::header(true)),
             }
         }

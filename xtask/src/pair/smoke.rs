@@ -14,7 +14,7 @@ use kit::{
 
 use super::{
     ADVERTISEMENTS, Show, WAYS,
-    deeds::{self, Deed},
+    operations::{self, Operation},
     view,
 };
 use crate::signals;
@@ -23,7 +23,8 @@ use crate::signals;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// What befalls the Active node, and what the first node's return is.
-const STORY: [Deed; 4] = [Deed::Kill, Deed::PowerOff, Deed::Stop, Deed::HandOver];
+const STORY: [Operation; 4] =
+    [Operation::Kill, Operation::PowerOff, Operation::Stop, Operation::HandOver];
 
 /// Lets it all happen.
 ///
@@ -40,21 +41,21 @@ pub fn run(mut show: Show) -> Result<()> {
     print!("{}", view::header(false));
     println!("{}", show.look());
     let mut outages = Vec::new();
-    for deed in STORY {
-        let active = deeds::active(&show.ha_pair).context("no node is Active")?;
+    for operation in STORY {
+        let active = operations::active(&show.ha_pair).context("no node is Active")?;
         let _ = show.probes.tally();
         let start = Instant::now();
-        println!("  -> {}", deeds::done(&mut show.ha_pair, deed)?);
+        println!("  -> {}", operations::done(&mut show.ha_pair, operation)?);
         show.ha_pair.wait_holds(1 - active)?;
         let other = show.ha_pair.host(1 - active).name.clone();
         println!("  -> {other} is Active after {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
         pass(ADVERTISEMENTS * 10)?;
         let line = show.look();
         println!("{line}");
-        outages.push((deed, line.probes.gap));
-        println!("  -> {}", deeds::done(&mut show.ha_pair, Deed::Restore)?);
-        if deed == Deed::HandOver {
-            println!("  -> {}", deeds::done(&mut show.ha_pair, Deed::HandOver)?);
+        outages.push((operation, line.probes.gap));
+        println!("  -> {}", operations::done(&mut show.ha_pair, Operation::Restore)?);
+        if operation == Operation::HandOver {
+            println!("  -> {}", operations::done(&mut show.ha_pair, Operation::HandOver)?);
         }
         show.ha_pair.wait_active(0)?;
         show.ha_pair.wait_synced()?;
@@ -73,9 +74,9 @@ pub fn run(mut show: Show) -> Result<()> {
         failed.extend(arrivals.into_iter().filter_map(|one| one.end.err()));
     }
     let view::Tally { whole, broken } = show.tally;
-    for (deed, gap) in outages {
+    for (operation, gap) in outages {
         let gap = gap.as_secs_f64() * 1e3;
-        println!("{deed:?}: at most {gap:.1} ms without an answer");
+        println!("{operation:?}: at most {gap:.1} ms without an answer");
     }
     println!(
         "{whole} of {} downloads whole; {made} requests, {} failed",

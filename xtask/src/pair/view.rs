@@ -4,7 +4,7 @@ use std::fmt;
 
 use kit::{downloads::Download, ha_pair::HaPair, probes, status::PairExt as _};
 
-use super::{ADVERTISEMENTS, EACH, WAYS, deeds::DEEDS};
+use super::{ADVERTISEMENTS, EACH, WAYS, operations::OPERATIONS};
 
 /// One second.
 pub struct Line {
@@ -68,7 +68,7 @@ pub fn header(keys: bool) -> String {
         WAYS[1].vip()
     );
     if keys {
-        let keys = DEEDS.iter().map(|(key, _, what)| format!("{key}: {what}"));
+        let keys = OPERATIONS.iter().map(|(key, _, what)| format!("{key}: {what}"));
         text += &(keys.collect::<Vec<_>>().join("   ") + "   q: end\n");
     } else {
         text += "cargo xtask lab exec lb1 -- lbctl vrrp status\n";

@@ -1,11 +1,11 @@
-//! What may befall a node of the pair.
+//! The operations on the nodes of the pair.
 
 use anyhow::{Context as _, Result};
 use kit::{ha_pair::HaPair, lab::Host, status::PairExt as _};
 
-/// A deed.
+/// An operation on a node of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum Operation {
     /// `lbd` on the Active node is killed.
     Kill,
     /// `lbd` on the Active node is stopped.
@@ -20,19 +20,19 @@ pub enum Deed {
     Restore,
 }
 
-/// All deeds, with the key of each.
-pub const DEEDS: [(char, Deed, &str); 6] = [
-    ('k', Deed::Kill, "kill lbd on the Active node"),
-    ('s', Deed::Stop, "stop it"),
-    ('u', Deed::Unplug, "unplug the Active node"),
-    ('p', Deed::PowerOff, "power it off"),
-    ('h', Deed::HandOver, "hand over"),
-    ('r', Deed::Restore, "restore everything"),
+/// All operations, with the key of each.
+pub const OPERATIONS: [(char, Operation, &str); 6] = [
+    ('k', Operation::Kill, "kill lbd on the Active node"),
+    ('s', Operation::Stop, "stop it"),
+    ('u', Operation::Unplug, "unplug the Active node"),
+    ('p', Operation::PowerOff, "power it off"),
+    ('h', Operation::HandOver, "hand over"),
+    ('r', Operation::Restore, "restore everything"),
 ];
 
-/// The deed of a key.
-pub fn by_key(key: char) -> Option<Deed> {
-    DEEDS.iter().find(|(its, ..)| *its == key).map(|(_, deed, _)| *deed)
+/// The operation of a key.
+pub fn by_key(key: char) -> Option<Operation> {
+    OPERATIONS.iter().find(|(its, ..)| *its == key).map(|(_, operation, _)| *operation)
 }
 
 /// The node that is Active, as the nodes say; a node that does not answer is not.
@@ -41,8 +41,8 @@ pub fn active(ha_pair: &HaPair) -> Option<usize> {
 }
 
 /// Does it; what was done, or why it was not.
-pub fn perform(ha_pair: &mut HaPair, deed: Deed) -> String {
-    done(ha_pair, deed).unwrap_or_else(|err| format!("it can't be done: {err:#}"))
+pub fn perform(ha_pair: &mut HaPair, operation: Operation) -> String {
+    done(ha_pair, operation).unwrap_or_else(|err| format!("it can't be done: {err:#}"))
 }
 
 /// Does it; what was done.
@@ -50,34 +50,34 @@ pub fn perform(ha_pair: &mut HaPair, deed: Deed) -> String {
 /// # Errors
 ///
 /// If it can't be done.
-pub fn done(ha_pair: &mut HaPair, deed: Deed) -> Result<String> {
-    if deed == Deed::Restore {
+pub fn done(ha_pair: &mut HaPair, operation: Operation) -> Result<String> {
+    if operation == Operation::Restore {
         return restore(ha_pair);
     }
     let n = active(ha_pair).context("no node is Active")?;
     let name = ha_pair.host(n).name.clone();
-    Ok(match deed {
-        Deed::Kill => {
+    Ok(match operation {
+        Operation::Kill => {
             ha_pair.nodes[n].kill()?;
             format!("lbd on {name} was killed")
         }
-        Deed::Stop => {
+        Operation::Stop => {
             ha_pair.nodes[n].stop()?;
             format!("lbd on {name} was stopped")
         }
-        Deed::Unplug => {
+        Operation::Unplug => {
             ha_pair.lab.cut(&name)?;
             format!("{name} was unplugged")
         }
-        Deed::PowerOff => {
+        Operation::PowerOff => {
             ha_pair.lab.freeze(ha_pair.host(n))?;
             format!("{name} has lost power")
         }
-        Deed::HandOver => {
+        Operation::HandOver => {
             ha_pair.hand_over(n)?;
             format!("{name} has handed over")
         }
-        Deed::Restore => unreachable!("it was done above"),
+        Operation::Restore => unreachable!("it was done above"),
     })
 }
 
@@ -100,8 +100,8 @@ mod tests {
 
     #[test]
     fn every_deed_has_a_key_of_its_own() {
-        for (key, deed, _) in DEEDS {
-            assert_eq!(by_key(key), Some(deed));
+        for (key, operation, _) in OPERATIONS {
+            assert_eq!(by_key(key), Some(operation));
         }
         assert_eq!(by_key('q'), None, "it ends the view");
     }
