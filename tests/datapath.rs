@@ -260,8 +260,8 @@ fn icmp_errors_of(kind: ReplyKind, rate: u32) -> Result<()> {
     twins.model.nanos.set(steady_nanos(MARGIN));
     for number in 0..2 * rate {
         let action = twins.run(&frame).with_context(|| format!("{kind:?}, frame {number}"))?;
-        let told = action == Action::Tx;
-        ensure!(told == (number < rate), "{action:?} for {kind:?}, frame {number}");
+        let answered = action == Action::Tx;
+        ensure!(answered == (number < rate), "{action:?} for {kind:?}, frame {number}");
     }
     let limited = lb_common::verdict::Drop::IcmpRateLimited.index();
     ensure!(twins.model.verdicts[&limited][0] == u64::from(rate));

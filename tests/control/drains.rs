@@ -102,7 +102,7 @@ fn a_flow_that_sends_keeps_a_drain_from_its_estimated_end() {
 fn a_longer_silence_that_a_flow_has_broken_is_waited_for_twice() {
     let mut engine = draining(None);
     let slot = noisy_slot(&engine);
-    let hear = |engine: &Engine<Fake>, secs| {
+    let touch = |engine: &Engine<Fake>, secs| {
         engine.data_plane().ring(0).unwrap()[slot].touch_unpinned(abi::stamp(secs));
     };
     let run = |engine: &mut Engine<Fake>, secs: std::ops::Range<u32>| {
@@ -110,17 +110,17 @@ fn a_longer_silence_that_a_flow_has_broken_is_waited_for_twice() {
     };
     // A flow that sends each 15 seconds, when nothing but the least silence is known.
     assert_eq!(run(&mut engine, 1_002..1_016), 0);
-    hear(&engine, 1_015);
+    touch(&engine, 1_015);
     assert_eq!(run(&mut engine, 1_016..1_045), 0, "it may be late");
     assert_eq!(run(&mut engine, 1_045..1_046), 1);
     // After a longer one of 185 seconds.
     assert_eq!(run(&mut engine, 1_046..1_201), 155);
-    hear(&engine, 1_200);
+    touch(&engine, 1_200);
     assert_eq!(run(&mut engine, 1_201..1_570), 0);
     assert_eq!(run(&mut engine, 1_570..1_571), 1);
     // No more than the idle timeout is waited for.
     assert_eq!(run(&mut engine, 1_571..1_751), 180);
-    hear(&engine, 1_750);
+    touch(&engine, 1_750);
     assert_eq!(run(&mut engine, 1_751..2_650), 0);
     assert_eq!(run(&mut engine, 2_650..2_651), 1);
     assert!(!swept(&mut engine, 2_651).has_flows(), "proven");

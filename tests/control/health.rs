@@ -73,8 +73,8 @@ fn flows_of_a_hard_down_backend_move_at_once() {
     engine.sweep(at(102)).unwrap();
     assert_eq!(engine.data_plane().flow(&flow), None, "its pins end");
     let status = engine.status().unwrap();
-    let told = &status.services["web"].backends[&ip("10.0.0.12")];
-    assert_eq!(told.unusable.as_deref(), Some("it is down, and its flows move"));
+    let backend = &status.services["web"].backends[&ip("10.0.0.12")];
+    assert_eq!(backend.unusable.as_deref(), Some("it is down, and its flows move"));
     see(&mut engine, at(103), &[]);
     assert!(is_usable(&engine, "10.0.0.12") && held(&engine, "10.0.0.12").0 > 0);
 }
@@ -209,8 +209,8 @@ fn a_backend_that_is_back_takes_its_share_in_steps() {
     let tenth = held(&engine, "10.0.0.12").0;
     // A tenth of a share beside two whole ones.
     assert!((10..=14).contains(&tenth), "{tenth} of {SLOTS} slots");
-    let told = engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone();
-    assert!(told.slow_start_permille.is_some());
+    let backend = engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone();
+    assert!(backend.slow_start_permille.is_some());
     let mut last = tenth;
     for step in 1..=9 {
         engine.watch(millis(102_000 + step * 1_000 - 1)).unwrap();

@@ -318,9 +318,9 @@ fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
     for second in quiet..quiet + 5 {
         assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
     }
-    let told = engine.status().unwrap();
-    assert_eq!(told.services["web"].backends[&ip("10.0.0.11")].pins, 1);
-    assert_eq!(told.pins.used, 1);
+    let status = engine.status().unwrap();
+    assert_eq!(status.services["web"].backends[&ip("10.0.0.11")].pins, 1);
+    assert_eq!(status.pins.used, 1);
     let ended = quiet + IDLE + 1;
     assert_eq!(engine.sweep(at(ended)).unwrap().removed, [("web".to_owned(), ip("10.0.0.11"))]);
     assert!(engine.data_plane().flow(&flow).is_none());
@@ -594,14 +594,14 @@ fn flows_that_have_only_sent_syns_end_sooner_in_a_table_half_full_and_no_other_d
 fn what_has_no_room_is_named_and_the_rest_is_applied() {
     let limits = Limits { services: 2, backends: 5, ..Limits::default() };
     let mut engine = engine_of(three_services(), limits);
-    let told = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
-    assert!(told.contains("`services` under [limits]") && told.contains("web"), "{told}");
+    let error = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
+    assert!(error.contains("`services` under [limits]") && error.contains("web"), "{error}");
     assert_eq!(engine.data_plane().services().unwrap().len(), 2);
-    assert_eq!(engine.status().unwrap().last_error, Some(told));
+    assert_eq!(engine.status().unwrap().last_error, Some(error));
     let limits = Limits { backends: 6, ..Limits::default() };
     let mut engine = engine_of(three_services(), limits);
-    let told = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
-    assert!(told.contains("`backends` under [limits]") && told.contains("10.0.0.13"), "{told}");
+    let error = format!("{:#}", engine.reconcile(at(1)).unwrap_err());
+    assert!(error.contains("`backends` under [limits]") && error.contains("10.0.0.13"), "{error}");
     assert_eq!(engine.data_plane().backends().unwrap().len(), 6);
     assert_eq!(engine.data_plane().services().unwrap().len(), 3);
 }

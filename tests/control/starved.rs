@@ -35,7 +35,7 @@ struct Node {
     engine: Engine<Fake>,
     now: u32,
     /// Whether peers are told.
-    tells: bool,
+    exports: bool,
     /// Connections to the backend from before.
     talking: Vec<u16>,
     /// Connections that began after it went down, and are pinned.
@@ -50,7 +50,7 @@ impl Node {
         let mut engine = engine_of(desired, limits);
         engine.reconcile(at(START)).unwrap();
         let mut node =
-            Self { engine, now: START, tells: false, talking: Vec::new(), pinned: Vec::new() };
+            Self { engine, now: START, exports: false, talking: Vec::new(), pinned: Vec::new() };
         for client in 1_000..1_040 {
             if node.send(client, SYN) == Some(ip(DEAD)) {
                 node.talking.push(client);
@@ -108,8 +108,8 @@ impl Node {
         let now = at(self.now);
         self.engine.watch(now).unwrap();
         self.engine.sweep(now).unwrap();
-        if self.tells {
-            self.engine.export_changes(now).unwrap();
+        if self.exports {
+            self.engine.news(now).unwrap();
         }
         failed
     }
@@ -181,8 +181,8 @@ fn as_many_give_way_as_a_spent_syn_budget_needs() {
 #[test]
 fn older_flows_give_way_though_peers_are_told_first() {
     let mut node = Node::new(few_pins(), REFUSES, |_| {});
-    node.tells = true;
-    node.engine.export_changes(at(START)).unwrap();
+    node.exports = true;
+    node.engine.news(at(START)).unwrap();
     gives_way(node);
 }
 

@@ -202,11 +202,11 @@ fn systemd_takes_the_units() -> Result<()> {
         fs::write(folder.join(unit), text)?;
         let mut verify = Command::new("systemd-analyze");
         verify.args(["verify", "--man=no"]).arg(folder.join(instance));
-        let told = verify.output();
+        let output = verify.output();
         fs::remove_dir_all(&folder)?;
-        let told = told?;
-        let said = String::from_utf8_lossy(&told.stderr);
-        assert!(told.status.success() && said.is_empty(), "{unit}: {said}");
+        let output = output?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{unit}: {said}");
     }
     Ok(())
 }

@@ -75,12 +75,12 @@ impl Arrivals {
     /// If there is no thread for them.
     pub fn start(from: &Namespace, plan: Plan) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (tell, ended) = mpsc::channel();
+        let (sender, ended) = mpsc::channel();
         let (path, stopped) = (from.path(), Arc::clone(&stop));
         let thread = thread::Builder::new().spawn(move || {
             // Threads inherit the namespace of the one that starts them.
             namespace::join(&path)?;
-            arrive(plan, &stopped, &tell)
+            arrive(plan, &stopped, &sender)
         });
         Ok(Self { stop, thread: Some(thread.context("start a thread")?), ended })
     }
@@ -109,11 +109,11 @@ impl Drop for Arrivals {
     }
 }
 
-fn arrive(plan: Plan, stop: &AtomicBool, tell: &mpsc::Sender<Arrival>) -> Result<()> {
+fn arrive(plan: Plan, stop: &AtomicBool, sender: &mpsc::Sender<Arrival>) -> Result<()> {
     let mut due = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        let tell = tell.clone();
+        let sender = sender.clone();
         // A thread each: none waits for another, and hundreds may hang at once.
         let builder = thread::Builder::new().stack_size(128 << 10);
         let request = builder.spawn(move || {
@@ -121,7 +121,7 @@ fn arrive(plan: Plan, stop: &AtomicBool, tell: &mpsc::Sender<Arrival>) -> Result
             let end = request(plan).map_err(|err| Failure::of(&err));
             let (took, late) = (at.elapsed(), at.saturating_duration_since(due));
             // Who dropped the arrivals does not want to know.
-            let _ = tell.send(Arrival { at, late, took, end });
+            let _ = sender.send(Arrival { at, late, took, end });
         });
         request.context("start a thread for a request")?;
         due += plan.every;

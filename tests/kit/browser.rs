@@ -94,14 +94,14 @@ impl Browser {
         let mut child = command.spawn().with_context(|| command::line(&command))?;
         let to = RefCell::new(child.stdin.take().context("its standard input")?);
         let mut messages = BufReader::new(child.stdout.take().context("its standard output")?);
-        let (tell, from) = mpsc::channel();
+        let (sender, from) = mpsc::channel();
         thread::spawn(move || {
             let mut message = Vec::new();
             // It ends with the browser, or with who reads what it says.
             while messages.read_until(0, &mut message).is_ok_and(|length| length > 0) {
                 let json = message.strip_suffix(&[0]).unwrap_or(&message);
                 let Ok(json) = serde_json::from_slice(json) else { break };
-                if tell.send(json).is_err() {
+                if sender.send(json).is_err() {
                     break;
                 }
                 message.clear();
@@ -147,18 +147,18 @@ impl Browser {
         let deadline = Instant::now() + SOON;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let heard = match self.from.recv_timeout(left) {
-                Ok(heard) => heard,
+            let answer = match self.from.recv_timeout(left) {
+                Ok(answer) => answer,
                 Err(RecvTimeoutError::Timeout) => bail!("{method}: no answer within {SOON:?}"),
                 Err(RecvTimeoutError::Disconnected) => bail!("{method}: chromium has ended"),
             };
-            if heard["id"] != id {
-                self.events.borrow_mut().push(heard);
+            if answer["id"] != id {
+                self.events.borrow_mut().push(answer);
                 continue;
             }
-            let error = &heard["error"];
+            let error = &answer["error"];
             ensure!(error.is_null(), "{method}: {error}");
-            return Ok(heard["result"].clone());
+            return Ok(answer["result"].clone());
         }
     }
 
@@ -267,8 +267,8 @@ impl Page<'_> {
     ///
     /// If the browser does not answer.
     pub fn problems(&self) -> Result<Vec<String>> {
-        let told = self.told()?;
-        let problems = told.iter().filter_map(|event| {
+        let events = self.page_events()?;
+        let problems = events.iter().filter_map(|event| {
             let params = &event["params"];
             match event["method"].as_str()? {
                 "Runtime.exceptionThrown" => Some(params["exceptionDetails"].to_string()),
@@ -286,13 +286,15 @@ impl Page<'_> {
     ///
     /// If the browser does not answer.
     pub fn requests(&self) -> Result<Vec<String>> {
-        let told = self.told()?;
-        let asked = told.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
-        Ok(asked.filter_map(|e| Some(e["params"]["request"]["url"].as_str()?.to_owned())).collect())
+        let events = self.page_events()?;
+        let requests = events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
+        Ok(requests
+            .filter_map(|e| Some(e["params"]["request"]["url"].as_str()?.to_owned()))
+            .collect())
     }
 
     /// The events of this page.
-    fn told(&self) -> Result<Vec<Value>> {
+    fn page_events(&self) -> Result<Vec<Value>> {
         // What was on its way is here when a later question is answered.
         self.evaluate("0")?;
         let events = self.browser.events.borrow();

@@ -92,16 +92,16 @@ impl Downloads {
                 let (path, expected) = (path.clone(), Arc::clone(&expected));
                 let (host, stop) = (host.clone(), Arc::clone(&stop));
                 let last = Last::new(Mutex::new(Instant::now()));
-                let told = Arc::clone(&last);
+                let shared = Arc::clone(&last);
                 let thread = thread::Builder::new().spawn(move || {
-                    let come = |at| *told.lock().unwrap_or_else(PoisonError::into_inner) = at;
+                    let come = |at| *shared.lock().unwrap_or_else(PoisonError::into_inner) = at;
                     let go_on = || {
                         come(Instant::now());
                         !stop.load(Ordering::Relaxed)
                     };
                     let end = connection.get_expecting(&path, &expected, go_on);
                     let end = end.map(drop).map_err(|err| format!("{err:#}"));
-                    let last = *told.lock().unwrap_or_else(PoisonError::into_inner);
+                    let last = *shared.lock().unwrap_or_else(PoisonError::into_inner);
                     Download { host, at: Instant::now(), last, end }
                 });
                 running.push((last, thread.context("start a thread")?));
@@ -114,7 +114,7 @@ impl Downloads {
     #[must_use]
     pub fn silent_since(&self, moment: Instant) -> usize {
         let last = |last: &Last| *last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.running.iter().filter(|(told, _)| last(told) < moment).count()
+        self.running.iter().filter(|(at, _)| last(at) < moment).count()
     }
 
     /// Lets each end with the next piece that it gets: one that gets none has broken. What became of

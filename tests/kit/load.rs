@@ -187,9 +187,9 @@ impl Shared {
 
     /// One connection from its beginning to its end.
     fn connection(&self, plan: Plan, go_on: &mut dyn FnMut(usize) -> bool) {
-        let (mut told, opened) = (String::new(), Instant::now());
-        if let Err(err) = self.requests(plan, go_on, &mut told) {
-            self.broken(opened, &format!("{told}{err:#}"));
+        let (mut context, opened) = (String::new(), Instant::now());
+        if let Err(err) = self.requests(plan, go_on, &mut context) {
+            self.broken(opened, &format!("{context}{err:#}"));
             thread::sleep(plan.pause);
         }
     }
@@ -198,11 +198,11 @@ impl Shared {
         &self,
         plan: Plan,
         go_on: &mut dyn FnMut(usize) -> bool,
-        told: &mut String,
+        context: &mut String,
     ) -> Result<()> {
         let mut connection = Connection::open_here(plan.target, PATIENCE)?;
         let first = connection.get("/").and_then(|response| response.ok()?.checked())?;
-        *told = format!("{} on {first}, ", connection.local_addr()?);
+        *context = format!("{} on {first}, ", connection.local_addr()?);
         {
             let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
             report.connections += 1;

@@ -241,9 +241,9 @@ mod tests {
         let begin = Instant::now();
         let owners = owners(begin);
         let found = owners.exceptions(begin, begin + ms(300));
-        let told: Vec<_> =
+        let exceptions: Vec<_> =
             found.iter().map(|one| (one.at - begin, one.lasted, one.holders)).collect();
-        assert_eq!(told, [(ms(100), ms(30), 0), (ms(200), ms(10), 2)]);
+        assert_eq!(exceptions, [(ms(100), ms(30), 0), (ms(200), ms(10), 2)]);
         assert_eq!(owners.longest(begin, begin + ms(150)), Longest { none: ms(30), two: ms(0) });
         assert_eq!(owners.longest(begin + ms(110), begin + ms(205)).two, ms(5));
         assert_eq!(owners.at(begin + ms(150)), [1]);
@@ -255,8 +255,8 @@ mod tests {
         let begin = Instant::now();
         let owners = owners(begin).without(0, begin + ms(50), begin + ms(205));
         let found = owners.exceptions(begin, begin + ms(300));
-        let told: Vec<_> =
+        let exceptions: Vec<_> =
             found.iter().map(|one| (one.at - begin, one.lasted, one.holders)).collect();
-        assert_eq!(told, [(ms(50), ms(80), 0), (ms(205), ms(5), 2)]);
+        assert_eq!(exceptions, [(ms(50), ms(80), 0), (ms(205), ms(5), 2)]);
     }
 }

@@ -104,11 +104,11 @@ impl Probes {
         let now = Instant::now();
         let none = Tally { answered: 0, failed: 0, gap: Duration::ZERO, last: now };
         let tally = Arc::new(Mutex::new(none));
-        let (path, stopped, told) = (from.path(), Arc::clone(&stop), Arc::clone(&tally));
+        let (path, stopped, shared) = (from.path(), Arc::clone(&stop), Arc::clone(&tally));
         let thread = thread::Builder::new().spawn(move || {
             namespace::join(&path)?;
             hurry();
-            Prober::new(target, told)?.run(&stopped)
+            Prober::new(target, shared)?.run(&stopped)
         });
         Ok(Self { stop, tally, thread: Some(thread.context("start a thread")?) })
     }

@@ -140,9 +140,9 @@ fn a_new_start_adopts_the_maps_and_swaps_the_program() {
     engine.set_desired(desired(&["10.0.0.11", "10.0.0.12"]));
     assert_eq!(engine.reconcile(Now::read()).unwrap(), Outcome::default());
     assert_eq!(owners(&engine), before);
-    let told = engine.status().unwrap();
-    assert_eq!((told.services_used.used, told.backends_used.used), (1, 2));
-    let interface = &told.interfaces[0];
+    let status = engine.status().unwrap();
+    assert_eq!((status.services_used.used, status.backends_used.used), (1, 2));
+    let interface = &status.interfaces[0];
     assert!(interface.attached && interface.mode == "native", "{interface:?}");
 
     set(&mut engine, desired(&["10.0.0.11", "10.0.0.12", "10.0.0.13"]));
@@ -265,9 +265,9 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     engine.sweep(looked).unwrap();
     let later = Now { mono: looked.mono + Duration::from_secs(1), ..now };
     engine.sweep(later).unwrap();
-    let told = engine.status().unwrap();
-    assert_eq!(told.pins.used, 5_000);
-    assert_eq!(told.services["web"].backends.values().next().unwrap().pins, 5_000);
+    let status = engine.status().unwrap();
+    assert_eq!(status.pins.used, 5_000);
+    assert_eq!(status.services["web"].backends.values().next().unwrap().pins, 5_000);
     assert_eq!(pins.keys().count(), 5_000);
     // One that has changed since it was seen is not deleted.
     let stale = FlowValue { backend: 1, flags: 0, seen: 0 };
@@ -293,11 +293,11 @@ fn detach_removes_link_and_maps_and_says_so() {
 fn pins_have_one_writer() {
     let testbed = Testbed::new();
     let first = testbed.open();
-    for told in
+    for result in
         [Xdp::open(&testbed.settings).map(drop), detach(&testbed.settings.pin_dir).map(drop)]
     {
-        let told = format!("{:#}", told.unwrap_err());
-        assert!(told.contains("an lbd is running with these pins"), "{told}");
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains("an lbd is running with these pins"), "{error}");
     }
     assert!(first.interfaces()[0].attached, "nothing was changed");
     drop(first);
@@ -326,8 +326,8 @@ fn interfaces_come_and_go_with_the_settings() {
     assert!(testbed.open().interfaces()[0].attached);
     // A wrong name is told, and what runs goes on.
     testbed.settings.interfaces = vec!["vc".into()];
-    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
-    assert!(told.contains("interface vc"), "{told}");
+    let error = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
+    assert!(error.contains("interface vc"), "{error}");
     assert!(program_on("vb").is_some());
 }
 
@@ -367,10 +367,10 @@ fn generic_mode_is_refused_where_gro_is_on_below() {
     gro("on");
     testbed.settings.xdp = XdpModes::Generic;
     testbed.settings.interfaces = vec!["br0".into()];
-    let told = Xdp::open(&testbed.settings).map(drop);
-    let told = format!("{:#}", told.expect_err("GRO is on"));
-    assert!(told.contains("`ethtool -K va gro off`"), "{told}");
-    assert!(told.contains("allow_generic_gro = true"), "{told}");
+    let result = Xdp::open(&testbed.settings).map(drop);
+    let error = format!("{:#}", result.expect_err("GRO is on"));
+    assert!(error.contains("`ethtool -K va gro off`"), "{error}");
+    assert!(error.contains("allow_generic_gro = true"), "{error}");
     assert!(program_on("br0").is_none() && !testbed.settings.pin_dir.exists());
     gro("off");
     assert_eq!(testbed.open().interfaces()[0].mode, "generic");
@@ -383,10 +383,10 @@ fn a_foreign_program_is_named_and_only_its_owner_ends_its_link() {
     // To another pin folder the program that runs is foreign.
     let mut other = testbed.settings.clone();
     other.pin_dir.set_file_name(format!("{}-other", testbed.name));
-    let told = format!("{:#}", Xdp::open(&other).unwrap_err());
-    assert!(told.contains("`balance`") && told.contains("--force"), "{told}");
+    let error = format!("{:#}", Xdp::open(&other).unwrap_err());
+    assert!(error.contains("`balance`") && error.contains("--force"), "{error}");
     other.force = true;
-    let told = format!("{:#}", Xdp::open(&other).unwrap_err());
-    assert!(told.contains("only its owner"), "{told}");
+    let error = format!("{:#}", Xdp::open(&other).unwrap_err());
+    assert!(error.contains("only its owner"), "{error}");
     assert!(!other.pin_dir.exists(), "a failed first start leaves no maps");
 }

@@ -254,8 +254,8 @@ fn mistake_says_what_to_do() {
         assert_eq!(said("eth9"), "interface eth9 does not exist; `ip link` lists those that do");
         assert!(said("bare").contains("--address"), "{}", said("bare"));
         let nobody = attach("eth0", &Options::default(), &host.pins).expect_err("no sources");
-        let told = format!("{nobody:#}");
-        assert!(told.contains("--from 172.16.0.0/16 --from 100::/64"), "{told}");
+        let message = format!("{nobody:#}");
+        assert!(message.contains("--from 172.16.0.0/16 --from 100::/64"), "{message}");
         host.host.ip("addr del 10.0.0.100/32 dev lo");
         host.host.ip("addr del fd00::100/128 dev lo");
         assert!(said("eth0").contains("no VIP is on the loopback"), "{}", said("eth0"));

@@ -257,25 +257,25 @@ fn detach_asks_before_it_takes_what_a_running_lbd_may_hold() -> Result<()> {
         let text = [output.stdout, output.stderr].concat();
         Ok((output.status.code(), String::from_utf8(text).context("UTF-8")?))
     };
-    let (code, told) = detach(&[])?;
-    assert_eq!(code, Some(1), "{told}");
+    let (code, output) = detach(&[])?;
+    assert_eq!(code, Some(1), "{output}");
     for part in ["an lbd runs in this network namespace (pid ", &socket, "pass --yes"] {
-        assert!(told.contains(part), "{told}");
+        assert!(output.contains(part), "{output}");
     }
-    let (code, told) = detach(&["--dry-run"])?;
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains(&socket) && told.contains("table inet lbd_vrrp"), "{told}");
+    let (code, output) = detach(&["--dry-run"])?;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains(&socket) && output.contains("table inet lbd_vrrp"), "{output}");
     assert!(table()?, "nothing was taken");
-    let (code, told) = detach(&["--yes"])?;
-    assert_eq!(code, Some(0), "{told}");
-    assert!(told.contains("table inet lbd_vrrp of nftables removed"), "{told}");
-    assert!(!table()? && told.contains(&socket), "{told}");
+    let (code, output) = detach(&["--yes"])?;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(output.contains("table inet lbd_vrrp of nftables removed"), "{output}");
+    assert!(!table()? && output.contains(&socket), "{output}");
     // Where none runs, nobody loses anything.
     balancer.stop()?;
     command::run(host.command("nft").args(["add", "table", "inet", "lbd_vrrp"]))?;
-    let (code, told) = detach(&[])?;
-    assert_eq!(code, Some(0), "{told}");
-    assert!(!table()? && !told.contains("an lbd runs"), "{told}");
+    let (code, output) = detach(&[])?;
+    assert_eq!(code, Some(0), "{output}");
+    assert!(!table()? && !output.contains("an lbd runs"), "{output}");
     Ok(())
 }
 

@@ -404,9 +404,9 @@ fn backend_on_a_vlan_gets_its_tags() {
     if !has_vlan(&network.node) {
         // Neither root nor a package would mend that. Past the harness, which keeps what a test that
         // passes prints to itself.
-        let told =
+        let message =
             "SKIPPED backend_on_a_vlan_gets_its_tags: this kernel has no VLAN devices (8021q)";
-        writeln!(std::io::stderr(), "{told}").unwrap();
+        writeln!(std::io::stderr(), "{message}").unwrap();
         return;
     }
     for (namespace, number) in [(&network.node, 1), (&network.host, 2)] {

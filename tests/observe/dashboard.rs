@@ -161,10 +161,10 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     let history = of_backend("web", "10.0.0.13", ".history");
     page.wait(SOON, &format!("{history}.includes('is down')"), true)?;
     let strip = of_backend("web", "10.0.0.13", ".strip").replace("?.textContent", "");
-    let told = format!(
+    let script = format!(
         "/^Last five minutes: up .* down .*checks failed/.test({strip}.getAttribute('aria-label'))"
     );
-    page.wait(SOON, &told, true)?;
+    page.wait(SOON, &script, true)?;
     let nginx = &mut lab.webs[2];
     nginx.nginx.restart(&nginx.host.namespace, kit::process::Orphan::Dies)?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "up")?;

@@ -71,7 +71,7 @@ struct Client {
     shared: Arc<Shared>,
     service: usize,
     random: Random,
-    tell: mpsc::Sender<Life>,
+    sender: mpsc::Sender<Life>,
 }
 
 impl Clients {
@@ -88,7 +88,7 @@ impl Clients {
             big: nginx::big(),
         };
         let shared = Arc::new(shared);
-        let (tell, ended) = mpsc::channel();
+        let (sender, ended) = mpsc::channel();
         let mut threads = Vec::new();
         let mut random = Random::new(!seed);
         for service in 0..WAYS.len() {
@@ -96,9 +96,9 @@ impl Clients {
                 [(DOWNLOADS, Kind::Download), (VISITORS, Kind::Visit), (PASSERS, Kind::Pass)];
             for (number, kind) in kinds {
                 for _ in 0..number {
-                    let (shared, tell) = (Arc::clone(&shared), tell.clone());
+                    let (shared, sender) = (Arc::clone(&shared), sender.clone());
                     let random = Random::new(random.word());
-                    let client = Client { shared, service, random, tell };
+                    let client = Client { shared, service, random, sender };
                     threads.push(client.start(kind, lab.client.namespace.path())?);
                 }
             }
@@ -144,7 +144,7 @@ impl Client {
             while !self.stopped() {
                 let life = self.live(kind);
                 let broke = life.end.is_err();
-                if self.tell.send(life).is_err() {
+                if self.sender.send(life).is_err() {
                     break;
                 }
                 let pause = match kind {
@@ -182,7 +182,7 @@ impl Client {
             opened: now,
             connected: None,
             answered: None,
-            heard: now,
+            last_received: now,
             ended: now,
             kind: name,
             end: Ok(()),
@@ -229,7 +229,7 @@ impl Client {
         if status != 200 || text != host {
             bail!("status {status} and page {text:?} from {host}");
         }
-        self.heard_from(&host, life)?;
+        self.note_answer(&host, life)?;
         self.shared.counts.requests.fetch_add(1, Ordering::Relaxed);
         self.shared.counts.bytes.fetch_add(length as u64, Ordering::Relaxed);
         Ok(())
@@ -241,13 +241,13 @@ impl Client {
         let time = 3 + self.random.below(45);
         let expected = &self.shared.big[..(rate * time).min(self.shared.big.len())];
         let path = format!("/big?rate={rate}");
-        let mut heard = life.heard;
+        let mut received = life.last_received;
         let host = connection.get_expecting(&path, expected, || {
-            heard = self.now();
+            received = self.now();
             !self.stopped()
         });
-        life.heard = heard;
-        self.heard_from(&host?, life)?;
+        life.last_received = received;
+        self.note_answer(&host?, life)?;
         if !self.stopped() {
             self.shared.counts.requests.fetch_add(1, Ordering::Relaxed);
             self.shared.counts.downloads.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +257,7 @@ impl Client {
     }
 
     /// Notes who has answered, who must be the one who did before.
-    fn heard_from(&self, name: &str, life: &mut Life) -> Result<()> {
+    fn note_answer(&self, name: &str, life: &mut Life) -> Result<()> {
         let host = (0..HOSTS).find(|host| name == format!("web{}", host + 1));
         let host = host.with_context(|| format!("{name:?} has answered, and is no web host"))?;
         if let Some(before) = life.host
@@ -266,8 +266,8 @@ impl Client {
             bail!("web{} has answered, and web{} before it", host + 1, before + 1);
         }
         life.host = Some(host);
-        life.heard = self.now();
-        life.answered.get_or_insert(life.heard);
+        life.last_received = self.now();
+        life.answered.get_or_insert(life.last_received);
         Ok(())
     }
 }

@@ -51,7 +51,7 @@ const SETTLED: Duration = Duration::from_secs(90);
 const VIOLATIONS: &str = "violations.txt";
 
 /// How many operations are told beside a violation.
-const TOLD: usize = 20;
+const LISTED: usize = 20;
 
 /// How many violations are told in full.
 const MOST: usize = 100;
@@ -73,9 +73,9 @@ struct Run {
     turns: Vec<(usize, Duration)>,
     /// When the first step could be taken.
     begun: Duration,
-    told: Duration,
+    printed: Duration,
     /// When the progress was told, where that takes a line each time.
-    told_line: Duration,
+    printed_line: Duration,
     doing: String,
 }
 
@@ -108,8 +108,8 @@ pub fn run(arguments: Arguments) -> Result<Report> {
         looked_at: (0, 0),
         turns: Vec::new(),
         begun: clock.now(),
-        told: Duration::ZERO,
-        told_line: Duration::ZERO,
+        printed: Duration::ZERO,
+        printed_line: Duration::ZERO,
         doing: String::new(),
     };
     let done = run.steps(&clients);
@@ -201,10 +201,10 @@ impl Run {
         let _ = self.testbed.look();
         self.pending.extend(clients.ended());
         let now = self.clock.now();
-        if now >= self.told + Duration::from_secs(1) {
-            self.told = now;
+        if now >= self.printed + Duration::from_secs(1) {
+            self.printed = now;
             self.judge(Some(now))?;
-            self.tell(clients);
+            self.print_progress(clients);
         }
         Ok(())
     }
@@ -303,11 +303,11 @@ impl Run {
         let soon = at + Duration::from_secs(1);
         let before: Vec<_> =
             self.testbed.log.done.iter().filter(|done| done.began <= soon).collect();
-        let first = before[before.len().saturating_sub(TOLD)..].first().map(|done| done.began);
+        let first = before[before.len().saturating_sub(LISTED)..].first().map(|done| done.began);
         let first = first.unwrap_or_default();
         let mut lines: Vec<(Duration, String)> = Vec::new();
-        for done in &before[before.len().saturating_sub(TOLD)..] {
-            lines.push((done.began, told(done)));
+        for done in &before[before.len().saturating_sub(LISTED)..] {
+            lines.push((done.began, describe(done)));
         }
         let shown = Span { from: first, until: soon };
         for moved in self.facts.moved.iter().filter(|moved| shown.contains(moved.span.from)) {
@@ -334,12 +334,12 @@ impl Run {
     }
 
     /// Tells how far it is.
-    fn tell(&mut self, clients: &Clients) {
+    fn print_progress(&mut self, clients: &Clients) {
         let is_terminal = io::stderr().is_terminal();
-        if !is_terminal && self.told < self.told_line + Duration::from_secs(30) {
+        if !is_terminal && self.printed < self.printed_line + Duration::from_secs(30) {
             return;
         }
-        self.told_line = self.told;
+        self.printed_line = self.printed;
         let counts = clients.counts();
         let allowed: u64 = self.report.broken_allowed.values().sum();
         let line = format!(
@@ -447,7 +447,7 @@ impl Run {
     fn keep(&self) {
         let mut operations = String::new();
         for done in &self.testbed.log.done {
-            let _ = writeln!(operations, "{:>10.3} s {}", done.began.as_secs_f64(), told(done));
+            let _ = writeln!(operations, "{:>10.3} s {}", done.began.as_secs_f64(), describe(done));
         }
         let folder = &self.arguments.folder;
         let mut kept = vec![fs::write(folder.join("operations.txt"), operations)];
@@ -479,9 +479,9 @@ impl std::fmt::Display for Life {
         if let Some(answered) = self.answered {
             write!(
                 f,
-                ", answered at {:.3}, heard at {:.3}",
+                ", answered at {:.3}, last received at {:.3}",
                 seconds(&answered),
-                seconds(&self.heard)
+                seconds(&self.last_received)
             )?;
         }
         write!(f, ", ended at {:.3}: {:?}", seconds(&self.ended), self.end)
@@ -489,7 +489,7 @@ impl std::fmt::Display for Life {
 }
 
 /// An operation, and how long it took.
-fn told(done: &Done) -> String {
+fn describe(done: &Done) -> String {
     match done.ended {
         Some(ended) => format!("{}, took {:.3?}", done.op, ended - done.began),
         None => format!("{}, not done on both nodes", done.op),

@@ -126,7 +126,7 @@ impl Testbed {
     fn act(&mut self, op: Op, place: usize) -> Result<()> {
         let orphan = self.ha_pair.lab.orphan();
         match op {
-            _ if op.backend().is_some() => self.tell_all(op, place),
+            _ if op.backend().is_some() => self.request_all(op, place),
             Op::Kill(host) => self.ha_pair.lab.webs[host].nginx.kill(),
             Op::Revive(host) => {
                 let web = &mut self.ha_pair.lab.webs[host];
@@ -207,18 +207,18 @@ impl Testbed {
     }
 
     /// Has both nodes do what an operator asks for; one that is away is told later.
-    fn tell_all(&mut self, op: Op, place: usize) -> Result<()> {
+    fn request_all(&mut self, op: Op, place: usize) -> Result<()> {
         for n in [0, 1] {
             if self.nodes[n].away {
                 self.nodes[n].missed.push(place);
             } else {
-                self.tell(n, op)?;
+                self.request(n, op)?;
             }
         }
         Ok(())
     }
 
-    fn tell(&self, n: usize, op: Op) -> Result<()> {
+    fn request(&self, n: usize, op: Op) -> Result<()> {
         let Backend { service, host } = op.backend().context("a command about no backend")?;
         let way = WAYS[service];
         let address = way.backend(&self.ha_pair.lab.webs[host]).to_string();
@@ -252,7 +252,7 @@ impl Testbed {
     fn catch_up(&mut self, n: usize) -> Result<()> {
         self.nodes[n].away = false;
         for place in std::mem::take(&mut self.nodes[n].missed) {
-            self.tell(n, self.log.done[place].op)?;
+            self.request(n, self.log.done[place].op)?;
             self.log.done[place].ended = Some(self.clock.now());
         }
         Ok(())

@@ -194,11 +194,11 @@ fn by_multicast(v6: bool, group: &str) {
             packets.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
         assert!(packets >= 50, "only {packets} packets came by the group");
     }
-    let told = |node: &Node| {
+    let flows = |node: &Node| {
         node.pins[0].iter().map(|pin| pin.flow).collect::<std::collections::BTreeSet<_>>()
     };
-    assert_eq!(told(&nodes[1]).len(), 10_000);
-    assert_eq!(told(&nodes[1]), told(&nodes[2]));
+    assert_eq!(flows(&nodes[1]).len(), 10_000);
+    assert_eq!(flows(&nodes[1]), flows(&nodes[2]));
 }
 
 #[test]

@@ -112,7 +112,7 @@ fn message(vrid: u8, source: IpAddr, destination: IpAddr) -> Vec<u8> {
 
 /// What a receiver has heard.
 #[derive(Debug, PartialEq, Eq)]
-struct Heard {
+struct Received {
     interface: u32,
     source: IpAddr,
     destination: IpAddr,
@@ -120,17 +120,17 @@ struct Heard {
     message: Vec<u8>,
 }
 
-fn next(receiver: &Receiver) -> Result<Option<Heard>> {
+fn next(receiver: &Receiver) -> Result<Option<Received>> {
     let mut buffer = vec![0; BUFFER];
     let received = receiver.receive(&mut buffer)?;
     Ok(received.map(|received| {
         let Packet { source, destination, ttl, message } = received.packet;
         let message = message.to_vec();
-        Heard { interface: received.interface, source, destination, ttl, message }
+        Received { interface: received.interface, source, destination, ttl, message }
     }))
 }
 
-fn wait_for(receiver: &Receiver) -> Result<Heard> {
+fn wait_for(receiver: &Receiver) -> Result<Received> {
     wait::until(SOON, "an advertisement", || next(receiver)?.context("nothing has come"))
 }
 
@@ -148,11 +148,11 @@ fn advertisements_to_the_group_and_to_a_peer_arrive_whole() -> Result<()> {
         for destination in [family.group(), host(2, family)] {
             let sent = message(51, source, destination);
             sender.send(&sent, destination)?;
-            let heard = wait_for(&receiver)?;
+            let advert = wait_for(&receiver)?;
             let interface = interface(&link.b, "eth0")?.index;
-            let expected = Heard { interface, source, destination, ttl: 255, message: sent };
-            assert_eq!(heard, expected);
-            let packet = Packet { source, destination, ttl: heard.ttl, message: &heard.message };
+            let expected = Received { interface, source, destination, ttl: 255, message: sent };
+            assert_eq!(advert, expected);
+            let packet = Packet { source, destination, ttl: advert.ttl, message: &advert.message };
             assert!(packet::decode(&packet).is_ok());
         }
     }
@@ -214,9 +214,9 @@ fn a_signed_advertisement_arrives_as_it_was_signed() -> Result<()> {
         let len = sent.len();
         key.sign(&mut sent, Version::V3, source, SystemTime::now());
         sender(&link.a, "eth0", source)?.send(&sent, group)?;
-        let heard = wait_for(&receiver)?.message;
-        let trailer = heard[len..].try_into()?;
-        let verified = key.verify(&heard[..len], trailer, Version::V3, source, SystemTime::now());
+        let advert = wait_for(&receiver)?.message;
+        let trailer = advert[len..].try_into()?;
+        let verified = key.verify(&advert[..len], trailer, Version::V3, source, SystemTime::now());
         ensure!(verified.is_ok(), "{family:?}: {verified:?}");
     }
     Ok(())
@@ -235,8 +235,8 @@ fn other_virtual_routers_are_not_heard_and_neither_is_this_node() -> Result<()> 
         theirs.send(&message(52, host(2, family), group), group)?;
         theirs.send(&[0x31], group)?;
         theirs.send(&message(51, host(2, family), group), group)?;
-        let heard = wait_for(&receiver)?;
-        assert_eq!((heard.source, heard.message[1]), (host(2, family), 51));
+        let advert = wait_for(&receiver)?;
+        assert_eq!((advert.source, advert.message[1]), (host(2, family), 51));
         assert_eq!(next(&receiver)?, None);
         // Another set of routers is heard from then on.
         receiver

@@ -48,10 +48,10 @@ proptest! {
 #[test]
 fn news_are_told_once() {
     let mut pair = pinned_pair();
-    assert_eq!(pair.news(), []);
+    assert_eq!(pair.export(), []);
     pair.send(5).unwrap();
     let established: usize = pair
-        .news()
+        .export()
         .iter()
         .map(|piece| match piece {
             Piece::Pins { pins, .. } => pins.len(),
@@ -60,7 +60,7 @@ fn news_are_told_once() {
         .sum();
     assert_eq!(established, pair.nodes[0].pins());
     pair.send(5).unwrap();
-    assert_eq!(pair.news(), []);
+    assert_eq!(pair.export(), []);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn notes_that_were_written_over_are_made_up_for_by_a_walk() {
     pair.edit(0, Admin::Draining { deadline: None });
     (0..25_000).for_each(|_| pair.open());
     assert!(pair.nodes[0].pins() > abi::PIN_NOTES as usize);
-    pair.tell();
+    pair.sync();
     assert_eq!(pair.nodes[0].pins(), pair.nodes[1].pins());
 }
 
@@ -82,13 +82,13 @@ fn nothing_ends_at_who_follows_and_all_of_it_where_it_is_active() {
         pair.now += 1;
         let now = pair.at();
         pair.nodes[1].engine.sweep(now).unwrap();
-        pair.tell();
+        pair.sync();
     }
     let in_flux = |node: &Node| node.engine.status().unwrap().services["web"].slots_in_flux;
     assert_eq!((pair.nodes[1].pins(), in_flux(&pair.nodes[1])), (pins, in_flux(&pair.nodes[0])));
     pair.wait(8);
     assert_eq!((pair.nodes[0].pins(), in_flux(&pair.nodes[0])), (0, 0));
-    pair.tell();
+    pair.sync();
     assert_eq!((pair.nodes[1].pins(), in_flux(&pair.nodes[1])), (0, 0));
 }
 
@@ -139,9 +139,9 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let follower = &mut pair.nodes[1].engine;
     let roles = [(service, Role::Follows), (other, Role::Follows)];
     follower.set_roles(roles.into(), now).unwrap();
-    let told = follower.import(pieces.clone(), now).unwrap();
+    let errors = follower.learn(pieces.clone(), now).unwrap();
     assert_eq!(
-        told,
+        errors,
         [
             "tcp 10.0.0.100:81: there is no such service here",
             "web: backend 10.0.9.9 is not known here",
@@ -166,10 +166,10 @@ fn pins_that_find_no_room_are_told_and_the_others_hold() {
     let now = pair.at();
     small.reconcile(now).unwrap();
     small.set_roles([(web(), Role::Follows)].into(), now).unwrap();
-    let history = pair.nodes[0].engine.export_all(now).unwrap();
-    let told = small.import(history, now).unwrap();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("web: no room for all pins of the peer"), "{told:?}");
+    let history = pair.nodes[0].engine.history(now).unwrap();
+    let errors = small.learn(history, now).unwrap();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].starts_with("web: no room for all pins of the peer"), "{errors:?}");
     assert_eq!(small.data_plane().flow_count(FlowTable::Pins), 5);
     assert_eq!(small.take_rejected(), [web()].into(), "it does not have all");
 }
@@ -200,8 +200,8 @@ fn nodes_that_share_a_service_tell_each_other_of_pins_and_who_joins_of_base_owne
         .map(|client| (client, pair.nodes[1].send(&frame(client, SYN, client.into()), now)))
         .collect();
     assert!(pair.nodes[1].pins() > before);
-    let news = pair.nodes[1].engine.export_changes(now).unwrap();
-    assert_eq!(pair.nodes[0].engine.import(news, now).unwrap(), Vec::<String>::new());
+    let records = pair.nodes[1].engine.news(now).unwrap();
+    assert_eq!(pair.nodes[0].engine.learn(records, now).unwrap(), Vec::<String>::new());
     for (client, backend) in born {
         assert_eq!(pair.nodes[0].send(&frame(client, ACK, 7), now), backend, "{client}");
     }

@@ -128,12 +128,12 @@ impl Sharing {
         }
     }
 
-    fn tell(&mut self) {
+    fn sync(&mut self) {
         // What is told in answer to something that was told takes another turn.
         for _ in 0..2 {
             for node in self.running() {
-                let news = self.nodes[node].engine.export_changes(at(self.now)).unwrap();
-                self.learn(node, &news);
+                let records = self.nodes[node].engine.news(at(self.now)).unwrap();
+                self.learn(node, &records);
             }
         }
     }
@@ -165,7 +165,7 @@ impl Sharing {
             engine.lease_pins(None);
         }
         self.clients.retain(|_, client| now - client.seen <= IDLE);
-        self.tell();
+        self.sync();
     }
 
     /// Where the router sends a client's packets.
@@ -229,7 +229,7 @@ impl Sharing {
         for node in self.running() {
             self.nodes[node].engine.reconcile(at(self.now)).unwrap();
         }
-        self.tell();
+        self.sync();
     }
 
     fn see(&mut self, node: usize, backend: usize, condition: Condition) {
@@ -238,14 +238,14 @@ impl Sharing {
         it.view.insert(target, Seen { condition, ..Seen::default() });
         it.engine.set_view(it.view.clone());
         it.engine.reconcile(at(self.now)).unwrap();
-        self.tell();
+        self.sync();
     }
 
     fn handle(&mut self, event: Event) -> Result<(), TestCaseError> {
         match event {
             Event::Open(count) => {
                 (0..count).for_each(|_| self.open());
-                self.tell();
+                self.sync();
             }
             Event::Send(every) => self.send(every)?,
             Event::Wait(seconds) => (0..seconds).for_each(|_| self.second()),
@@ -266,7 +266,7 @@ impl Sharing {
             Event::In(node) => drop(self.out.remove(&node)),
             Event::Stop(node) => {
                 // What it has pinned is told before it stops, as by its lease.
-                self.tell();
+                self.sync();
                 if self.stopped.len() < 2 {
                     if self.in_flux(node) > 0 {
                         self.in_flux.insert(node);
@@ -281,7 +281,7 @@ impl Sharing {
                     self.nodes[node].engine.lease_pins(None);
                     self.nodes[node].engine.reconcile(at(self.now)).unwrap();
                     self.meet();
-                    self.tell();
+                    self.sync();
                 }
             }
         }

@@ -20,7 +20,7 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     let mut pair = pinned_pair();
     (0..100).for_each(|_| pair.open());
     // The other one has become Active; this one tells what is left, and then follows.
-    let mut late = pair.news();
+    let mut late = pair.export();
     let flows = pinned(&late);
     assert!(flows.len() > 5, "{late:?}");
     pair.clients.values_mut().for_each(|client| client.known = true);
@@ -45,8 +45,8 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     assert_eq!(new_active.data_plane().flow(&FlowRef::Pin(key)), Some(own));
     pair.send(5).unwrap();
     // Whoever follows it is told of them, once.
-    let told: BTreeSet<_> = pinned(&pair.news()).into_iter().collect();
-    assert!(flows[1..].iter().all(|flow| told.contains(flow)), "{told:?}");
+    let exported: BTreeSet<_> = pinned(&pair.export()).into_iter().collect();
+    assert!(flows[1..].iter().all(|flow| exported.contains(flow)), "{exported:?}");
     let new_active = &mut pair.nodes[1].engine;
     new_active.import(late, now).unwrap();
     assert_eq!(new_active.export_changes(now).unwrap(), []);
@@ -147,17 +147,17 @@ fn who_follows_nobody_keeps_all_whatever_it_sees_of_backends() {
 fn a_pin_that_can_not_be_written_costs_no_other() {
     let mut pair = pinned_pair();
     (0..100).for_each(|_| pair.open());
-    let news = pair.news();
-    let (before, told) = (pair.nodes[1].pins(), pinned(&news).len());
+    let records = pair.export();
+    let (before, exported) = (pair.nodes[1].pins(), pinned(&records).len());
     let now = pair.at();
     let follower = &mut pair.nodes[1].engine;
     follower.data_plane_mut().fail_nth_write(1);
-    follower.import(news.clone(), now).unwrap_err();
-    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told - 1);
-    assert_eq!(follower.take_rejected(), [web()].into(), "it must be told again");
-    follower.import(news, now).unwrap();
-    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + told);
-    assert_eq!(follower.take_rejected(), BTreeSet::new());
+    follower.learn(records.clone(), now).unwrap_err();
+    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported - 1);
+    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be told again");
+    follower.learn(records, now).unwrap();
+    assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported);
+    assert_eq!(follower.take_unlearnt(), BTreeSet::new());
 }
 
 #[test]
@@ -176,8 +176,8 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     (0..400).for_each(|_| pair.open());
     let history = pair.nodes[0].engine.export_all(now).unwrap();
     let follower = &mut pair.nodes[1].engine;
-    let told = follower.import(history.clone(), now).unwrap();
-    assert_eq!(told, ["web: backend 10.0.0.16 is not known here"]);
+    let errors = follower.learn(history.clone(), now).unwrap();
+    assert_eq!(errors, ["web: backend 10.0.0.16 is not known here"]);
     let refused = pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins);
     assert!(refused > 5, "{refused}");
     assert_eq!(follower.take_newly_known(), BTreeSet::new());
@@ -199,7 +199,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
 /// Nobody sends anything for so long that flows have ended, as the nodes see at the end.
 fn be_silent(pair: &mut Pair) {
     for _ in 0..=IDLE {
-        pair.tell();
+        pair.sync();
         pair.now += 1;
         let now = pair.at();
         pair.nodes.iter_mut().for_each(|node| drop(node.engine.sweep(now).unwrap()));
@@ -215,8 +215,8 @@ fn settling_pair() -> Pair {
     let (flux, own) = in_flux(&pair.nodes[0]);
     assert!(flux > 10 && own == 0);
     pair.late = true;
-    pair.tell();
-    assert_eq!(told(&pair), vec![None; flux]);
+    pair.sync();
+    assert_eq!(queued_bases(&pair), vec![None; flux]);
     pair
 }
 
@@ -229,7 +229,7 @@ fn in_flux(node: &Node) -> (usize, usize) {
 }
 
 /// The base owners of which the follower was told and has not taken it in.
-fn told(pair: &Pair) -> Vec<Option<IpAddr>> {
+fn queued_bases(pair: &Pair) -> Vec<Option<IpAddr>> {
     let pieces = pair.queue.iter().flat_map(|(_, _, pieces)| pieces);
     let bases = pieces.map(|piece| match piece {
         Piece::Bases { bases, .. } => bases.as_slice(),
@@ -263,10 +263,10 @@ fn what_a_peer_is_late_with_settles_later_and_flows_begin_at_the_base_owner_agai
     let mut pair = settling_pair();
     let (flux, _) = in_flux(&pair.nodes[0]);
     pair.now += LEASE + 1;
-    pair.tell();
+    pair.sync();
     assert_eq!(in_flux(&pair.nodes[0]), (flux, 0));
-    let told = told(&pair);
-    assert!(told.len() == 2 * flux && told[flux..].iter().all(Option::is_some), "{told:?}");
+    let queued = queued_bases(&pair);
+    assert!(queued.len() == 2 * flux && queued[flux..].iter().all(Option::is_some), "{queued:?}");
     open_unpinned(&mut pair);
     assert!(pair.clients.values().any(|client| client.backend == ip(BACKENDS[0])));
     // It takes over without having taken any of it in: all is as it was.
@@ -286,13 +286,13 @@ fn slots_in_which_flows_have_begun_unpinned_are_not_taken_back() {
     let (flux, _) = in_flux(&pair.nodes[0]);
     pair.now += LEASE + 1;
     open_unpinned(&mut pair);
-    pair.tell();
+    pair.sync();
     let (_, own) = in_flux(&pair.nodes[0]);
     assert!(own > 0 && own < flux, "{own} of {flux}");
     pair.send(5).unwrap();
     // They settle when the peer knows.
     pair.late = false;
-    pair.tell();
+    pair.sync();
     assert_eq!(in_flux(&pair.nodes[0]), (flux - own, 0));
     pair.take_over();
     pair.send(5).unwrap();
@@ -302,16 +302,16 @@ fn slots_in_which_flows_have_begun_unpinned_are_not_taken_back() {
 fn no_slot_is_told_to_settle_while_pins_are_held() {
     let mut pair = settling_pair();
     pair.late = false;
-    pair.tell();
+    pair.sync();
     pair.edit(1, Admin::Draining { deadline: None });
-    pair.tell();
+    pair.sync();
     pair.late = true;
     pair.active().engine.hold_pins(&[web()].into()).unwrap();
     be_silent(&mut pair);
     // Who takes over does not wait for these.
-    pair.tell();
-    assert_eq!(told(&pair), []);
+    pair.sync();
+    assert_eq!(queued_bases(&pair), []);
     pair.active().engine.hold_pins(&BTreeSet::new()).unwrap();
-    pair.tell();
-    assert!(!told(&pair).is_empty());
+    pair.sync();
+    assert!(!queued_bases(&pair).is_empty());
 }

@@ -149,7 +149,7 @@ pub enum Event {
     /// A backend is dead, for both; later it comes again.
     Die(usize),
     /// What is new is told, and arrives.
-    Tell,
+    Sync,
     /// What is new is told, and gets lost; so all of it is told again.
     LoseAndResync,
     /// All of it is told anew, and a part of it has not arrived yet.
@@ -177,7 +177,7 @@ pub fn event() -> impl Strategy<Value = Event> {
         2 => (0_usize..2, backend()).prop_map(|(node, backend)| Event::Down(node, backend)),
         2 => (0_usize..2, backend()).prop_map(|(node, backend)| Event::Up(node, backend)),
         1 => backend().prop_map(Event::Die),
-        6 => Just(Event::Tell),
+        6 => Just(Event::Sync),
         1 => Just(Event::LoseAndResync),
         1 => (0_usize..6).prop_map(Event::HalfResync),
         2 => Just(Event::HandOver),
@@ -230,17 +230,17 @@ impl Pair {
     }
 
     pub fn lease(&mut self) {
-        let oldest = self.queue.first().map_or(self.now, |(_, told, _)| *told);
+        let oldest = self.queue.first().map_or(self.now, |(_, exported, _)| *exported);
         self.leased = oldest + LEASE;
         let until = Duration::from_secs(self.leased.into());
         self.active().engine.lease_pins(Some(until));
     }
 
-    pub fn news(&mut self) -> Vec<Piece> {
+    pub fn export(&mut self) -> Vec<Piece> {
         let now = self.at();
-        let news = self.active().engine.export_changes(now).unwrap();
+        let records = self.active().engine.news(now).unwrap();
         self.lease();
-        news
+        records
     }
 
     pub fn learn(&mut self, pieces: Vec<Piece>) {
@@ -248,15 +248,15 @@ impl Pair {
         assert_eq!(self.follower().engine.import(pieces, now).unwrap(), Vec::<String>::new());
     }
 
-    pub fn tell(&mut self) {
+    pub fn sync(&mut self) {
         // Twice, as in twenty milliseconds: a slot that was told to have settled does so.
         for _ in 0..2 {
-            let news = self.news();
+            let records = self.export();
             if self.synced {
                 // As it comes over the wire: in order, piece by piece, cut into small ones.
                 let rest = std::mem::take(&mut self.rest);
-                let pieces = rest.into_iter().chain(news.into_iter().flat_map(cut)).collect();
-                let number = self.active().engine.export_number();
+                let pieces = rest.into_iter().chain(records.into_iter().flat_map(cut)).collect();
+                let number = self.active().engine.news_number();
                 self.queue.push((number, self.now, pieces));
                 self.clients.values_mut().for_each(|client| client.known = true);
             }
@@ -287,7 +287,7 @@ impl Pair {
         self.rest = rest;
         if self.rest.is_empty() {
             self.synced = true;
-            self.tell();
+            self.sync();
         }
     }
 
@@ -373,7 +373,7 @@ impl Pair {
                 self.lease();
                 // Rarely, so that much happens in between; but who never asks is told nothing.
                 if self.now.is_multiple_of(4) {
-                    self.tell();
+                    self.sync();
                 }
             }
             let dead = self.now - IDLE;
@@ -405,17 +405,17 @@ impl Pair {
                 self.dead.insert(backend);
                 (0..2).for_each(|node| self.see(node, backend, Condition::HardDown));
                 self.clients.retain(|_, client| client.backend != ip(BACKENDS[backend]));
-                self.tell();
+                self.sync();
             }
-            Event::Tell => self.tell(),
+            Event::Sync => self.sync(),
             Event::LoseAndResync => {
-                self.news();
+                self.export();
                 self.resync(usize::MAX);
             }
             Event::HalfResync(pieces) => self.resync(pieces),
             Event::HandOver if self.synced => {
                 self.active().engine.hold_pins(&[web()].into()).unwrap();
-                self.tell();
+                self.sync();
                 // They come until the other one has taken over, and need no telling.
                 let before = self.active().pins();
                 (0..3).for_each(|_| self.open());
@@ -423,7 +423,7 @@ impl Pair {
                 self.clients.values_mut().for_each(|client| client.known = true);
                 self.take_over();
                 self.follower().engine.hold_pins(&BTreeSet::new()).unwrap();
-                self.tell();
+                self.sync();
             }
             Event::Crash if self.synced => {
                 self.take_over();
@@ -472,7 +472,7 @@ pub fn pinned_pair() -> Pair {
     let mut pair = Pair::new();
     pair.edit(0, Admin::Draining { deadline: None });
     (0..200).for_each(|_| pair.open());
-    pair.tell();
+    pair.sync();
     assert!(pair.nodes[0].pins() > 10);
     assert_eq!(pair.nodes[0].pins(), pair.nodes[1].pins());
     pair

@@ -325,16 +325,16 @@ impl Twins {
 fn undo<K: Copy + Eq + Hash>(
     flows: &mut HashMap<K, Rc<Flow>>,
     initial: &[(K, FlowValue)],
-    mut tell: impl FnMut(&K, Option<FlowValue>) -> Result<()>,
+    mut write: impl FnMut(&K, Option<FlowValue>) -> Result<()>,
 ) -> Result<()> {
     let initial: HashMap<K, FlowValue> = initial.iter().copied().collect();
     for key in flows.keys().filter(|key| !initial.contains_key(key)) {
-        tell(key, None)?;
+        write(key, None)?;
     }
     flows.retain(|key, _| initial.contains_key(key));
     for (key, &value) in &initial {
         if flows.get(key).is_none_or(|flow| flow.get() != value) {
-            tell(key, Some(value))?;
+            write(key, Some(value))?;
             flows.insert(*key, Rc::new(Flow::new(value)));
         }
     }

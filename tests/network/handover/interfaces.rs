@@ -38,8 +38,8 @@ fn sweep(engine: &mut Engine<Xdp>) -> Vec<(String, InterfaceEventKind, String)> 
 }
 
 /// The same without the words.
-fn kinds(told: &[(String, InterfaceEventKind, String)]) -> Vec<(&str, InterfaceEventKind)> {
-    told.iter().map(|(interface, kind, _)| (interface.as_str(), *kind)).collect()
+fn kinds(events: &[(String, InterfaceEventKind, String)]) -> Vec<(&str, InterfaceEventKind)> {
+    events.iter().map(|(interface, kind, _)| (interface.as_str(), *kind)).collect()
 }
 
 fn attached(engine: &Engine<Xdp>, name: &str) -> bool {
@@ -54,9 +54,9 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
     let decided = decisions(&Wire::at("vb"));
     let before = ifindex("va");
     ip(&["link", "del", "va"]);
-    let told = sweep(&mut engine);
-    assert_eq!(kinds(&told), [("va", Lost)]);
-    assert!(told[0].2.contains("no interface of this name"), "{told:?}");
+    let events = sweep(&mut engine);
+    assert_eq!(kinds(&events), [("va", Lost)]);
+    assert!(events[0].2.contains("no interface of this name"), "{events:?}");
     assert_eq!(sweep(&mut engine), [], "it is told once");
     assert!(!attached(&engine, "va") && attached(&engine, "vc"));
 
@@ -77,9 +77,9 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
     // Both at once, between two looks.
     ip(&["link", "del", "va"]);
     testbed.add_pair("va", "vb");
-    let told = sweep(&mut engine);
-    assert_eq!(kinds(&told), [("va", Lost), ("va", Back)]);
-    assert!(told[0].2.contains("made anew"), "{told:?}");
+    let events = sweep(&mut engine);
+    assert_eq!(kinds(&events), [("va", Lost), ("va", Back)]);
+    assert!(events[0].2.contains("made anew"), "{events:?}");
     assert!(attached(&engine, "va"));
     // The next daemon takes it over.
     drop(engine);
@@ -101,9 +101,9 @@ fn a_program_that_somebody_takes_off_is_attached_again() {
                 fs::remove_file(&pin).unwrap();
             }
         }
-        let told = sweep(&mut engine);
-        assert_eq!(kinds(&told), [("va", Lost), ("va", Back)], "{how}");
-        assert!(told[0].2.contains("was detached"), "{told:?}");
+        let events = sweep(&mut engine);
+        assert_eq!(kinds(&events), [("va", Lost), ("va", Back)], "{how}");
+        assert!(events[0].2.contains("was detached"), "{events:?}");
         assert_eq!(decisions(&Wire::at("vb")), decided, "{how}");
         assert_eq!(sweep(&mut engine), []);
     }
@@ -132,9 +132,9 @@ fn a_foreign_program_is_named_and_stays() {
         testbed.settings.force = true;
         detach_link(&testbed.settings.pin_dir.join("link-va"));
         let foreign = testbed.add_foreign_program("va");
-        let told = sweep(&mut engine);
-        assert_eq!(kinds(&told), [("va", Lost)]);
-        assert!(told[0].2.contains("the program with id "), "{told:?}");
+        let events = sweep(&mut engine);
+        assert_eq!(kinds(&events), [("va", Lost)]);
+        assert!(events[0].2.contains("the program with id "), "{events:?}");
         assert_eq!(sweep(&mut engine), []);
         assert!(engine.data_plane().problem("va").unwrap().contains("is there"));
         let refused = engine.data_plane_mut().reattach("va").unwrap_err();
@@ -142,8 +142,8 @@ fn a_foreign_program_is_named_and_stays() {
 
         detach_link(&foreign);
         fs::remove_file(&foreign).unwrap();
-        let told = sweep(&mut engine);
-        assert_eq!(kinds(&told), if reattach { vec![("va", Back)] } else { vec![] });
+        let events = sweep(&mut engine);
+        assert_eq!(kinds(&events), if reattach { vec![("va", Back)] } else { vec![] });
         assert_eq!(attached(&engine, "va"), reattach);
     }
 }
@@ -160,9 +160,9 @@ fn another_program_in_our_own_link_is_named_and_stays() {
     let id = program.attach_to_link(XdpLink::try_from(link).unwrap()).unwrap();
     drop(program.take_link(id).unwrap());
 
-    let told = sweep(&mut engine);
-    assert_eq!(kinds(&told), [("va", InterfaceEventKind::Lost)]);
-    assert!(told[0].2.contains("its link runs the program `decapsulate`"), "{told:?}");
+    let events = sweep(&mut engine);
+    assert_eq!(kinds(&events), [("va", InterfaceEventKind::Lost)]);
+    assert!(events[0].2.contains("its link runs the program `decapsulate`"), "{events:?}");
     assert_eq!(sweep(&mut engine), []);
     assert_eq!(link_at(&pin).1, program.info().unwrap().id());
     // A start is the operator's word.

@@ -281,8 +281,8 @@ fn the_layout_of_a_newer_version_is_left_alone() {
     let newer = testbed.settings.pin_dir.join("v99999");
     fs::rename(&maps, &newer).unwrap();
     let (pinned, link) = (testbed.pinned(), link_at(&testbed.settings.pin_dir.join("link-va")));
-    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
-    assert!(told.contains("v99999") && told.contains("lbctl detach"), "{told}");
+    let error = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
+    assert!(error.contains("v99999") && error.contains("lbctl detach"), "{error}");
     assert_eq!(testbed.pinned(), pinned);
     assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link);
     decisions(&Wire::at("vb"));
@@ -290,8 +290,8 @@ fn the_layout_of_a_newer_version_is_left_alone() {
     fs::rename(&newer, &maps).unwrap();
     fs::rename(maps.join("PINS"), maps.join("kept")).unwrap();
     fs::rename(maps.join("VIPS"), maps.join("PINS")).unwrap();
-    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
-    assert!(told.contains("PINS: a map of type"), "{told}");
+    let error = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
+    assert!(error.contains("PINS: a map of type"), "{error}");
     assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link);
 }
 
@@ -306,17 +306,17 @@ fn a_migration_that_fails_leaves_what_ran() {
     testbed.settings.limits = LARGER;
     for at in [Step::Made, Step::Copied, Step::Loaded] {
         let opened = Xdp::open_by_steps(&testbed.settings, &mut |step| {
-            if step == at { bail!("told to fail") } else { Ok(()) }
+            if step == at { bail!("made to fail") } else { Ok(()) }
         });
-        assert!(format!("{:#}", opened.unwrap_err()).contains("told to fail"));
+        assert!(format!("{:#}", opened.unwrap_err()).contains("made to fail"));
         assert_eq!(testbed.pinned(), before, "{at:?}");
         assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link, "{at:?}");
         assert_eq!(decisions(&wire), decided, "{at:?}");
     }
     // An interface that can't have the program.
     testbed.settings.interfaces.push("vx".into());
-    let told = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
-    assert!(told.contains("interface vx"), "{told}");
+    let error = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
+    assert!(error.contains("interface vx"), "{error}");
     assert_eq!(
         (testbed.pinned(), link_at(&testbed.settings.pin_dir.join("link-va"))),
         (before, link)

@@ -22,16 +22,16 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     balancer.launch()?;
     balancer.wait_usable()?;
     let level = |more: &[&str]| -> Result<String> {
-        let told = balancer.lbctl(&[&["log", "level"], more].concat())?;
-        Ok(told.trim_end().to_owned())
+        let output = balancer.lbctl(&[&["log", "level"], more].concat())?;
+        Ok(output.trim_end().to_owned())
     };
     ensure!(level(&[])? == "log level info", "as configured");
     let slip = balancer.lbctl_output(&["log", "level", "dbug"])?;
     ensure!(slip.status.code() == Some(2), "{slip:?}");
     let words = String::from_utf8_lossy(&slip.stderr).into_owned();
     ensure!(words.contains("`dbug` is no level; did you mean debug?"), "{words}");
-    let told = level(&["info,engine=debug", "--for", "3s"])?;
-    ensure!(told == "log level info,engine=debug for 3s, then info", "{told}");
+    let output = level(&["info,engine=debug", "--for", "3s"])?;
+    ensure!(output == "log level info,engine=debug for 3s, then info", "{output}");
     let status = balancer.lbctl(&["status"])?;
     ensure!(status.contains("log level info,engine=debug for "), "{status}");
     wait::until(PATIENCE, "its time is over", || {
@@ -48,8 +48,8 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     };
     ensure!(!knock()?, "nobody answers");
     ensure!(!balancer.log().contains("no_backend"), "it was not asked to");
-    let told = level(&["info,xdp=debug"])?;
-    ensure!(told.ends_with("set by lbctl; the configuration says info"), "{told}");
+    let output = level(&["info,xdp=debug"])?;
+    ensure!(output.ends_with("set by lbctl; the configuration says info"), "{output}");
     wait::until(PATIENCE, "the program tells of a packet that was dropped", || {
         knock()?;
         let log = balancer.log();

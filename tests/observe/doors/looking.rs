@@ -221,8 +221,11 @@ fn who_may_look_is_configured_and_read_again_at_a_reload() -> Result<()> {
     // Files that have changed, and a configuration that has not.
     make("second.test")?;
     write("http.token", "fedcba98765432100123456789abcdef\n")?;
-    let told = balancer.lbctl(&["config", "reload"])?;
-    ensure!(told.contains("[http]: it has changed") && !told.contains("nothing changed"), "{told}");
+    let output = balancer.lbctl(&["config", "reload"])?;
+    ensure!(
+        output.contains("[http]: it has changed") && !output.contains("nothing changed"),
+        "{output}"
+    );
     let again = balancer.lbctl(&["config", "reload"])?;
     ensure!(again.contains("nothing changed"), "{again}");
     wait::until(PATIENCE, "the new certificate is used", || {

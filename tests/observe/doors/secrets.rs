@@ -76,7 +76,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     balancer.launch()?;
     balancer.wait_usable()?;
 
-    let mut told: Vec<(String, String)> = Vec::new();
+    let mut outputs: Vec<(String, String)> = Vec::new();
     // What is told over HTTP, to who is known and who is not.
     let from = &lab.client.namespace;
     let url = |path: &str| format!("https://{}:{PORT}{path}", lab.balancer.v4);
@@ -101,7 +101,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
         for with in [&[][..], &["-H", &bearer], &["-u", &login], &["-u", "ann:wrong"]] {
             let mut curl = from.command("curl");
             curl.args(["-ski", "--max-time", "10"]).args(with).arg(url(path));
-            told.push((
+            outputs.push((
                 format!("{path} with {with:?}").replace(TOKEN, "").replace(LOGIN, ""),
                 command::run(&mut curl)?,
             ));
@@ -140,7 +140,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     ] {
         let args: Vec<_> = words.split(' ').collect();
         let output = balancer.lbctl_output(&args)?;
-        told.push((format!("lbctl {words}"), text(&output)));
+        outputs.push((format!("lbctl {words}"), text(&output)));
     }
     // A configuration that has changed, in everything that is secret.
     let other = config.replace(SEED, &SEED.replace('a', "b")).replace(PASSWORD, "0therpw");
@@ -149,16 +149,16 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
         ["config diff", "config reload --dry-run", "config reload", "config show", "events"]
     {
         let args: Vec<_> = words.split(' ').collect();
-        told.push((format!("lbctl {words}, changed"), text(&balancer.lbctl_output(&args)?)));
+        outputs.push((format!("lbctl {words}, changed"), text(&balancer.lbctl_output(&args)?)));
     }
     fs::write(balancer.config(), &config)?;
-    told.push((
+    outputs.push((
         "lbctl config reload, back".into(),
         text(&balancer.lbctl_output(&["config", "reload"])?),
     ));
     // What a check tells, of a file that is right and of one that is wrong where it is secret.
     let mut check = balancer::program(&lab.balancer.namespace, "lbd")?;
-    told.push((
+    outputs.push((
         "lbd --check".into(),
         text(&command::output(check.arg("--check").arg(balancer.config()), "")?),
     ));
@@ -178,22 +178,22 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     let mut check = balancer::program(&lab.balancer.namespace, "lbd")?;
     let output = command::output(check.arg("--check").arg(&file), "")?;
     ensure!(output.status.code() == Some(2), "there are mistakes");
-    told.push(("lbd --check, wrong".into(), text(&output)));
+    outputs.push(("lbd --check, wrong".into(), text(&output)));
 
     // What is kept, and what was logged.
     let state = balancer.config().with_file_name("state.json");
     let mode = fs::metadata(&state)?.permissions().mode() & 0o777;
     ensure!(mode == 0o600, "the state file has mode {mode:o}");
-    told.push(("state.json".into(), fs::read_to_string(&state)?));
+    outputs.push(("state.json".into(), fs::read_to_string(&state)?));
     balancer.stop()?;
     let log = balancer.log();
     ensure!(log.contains("TRACE") || log.contains("DEBUG"), "it was asked to tell much:\n{log}");
-    told.push(("the log".into(), log));
+    outputs.push(("the log".into(), log));
 
     let middle = key.lines().nth(1).context("a line of the key")?;
     let secrets = [SEED, SYNC_KEY, OLD_KEY, HMAC_KEY, PASSWORD, TOKEN, HASH, LOGIN, middle];
     let mut found = Vec::new();
-    for (whence, said) in &told {
+    for (whence, said) in &outputs {
         for secret in secrets {
             for form in forms(secret) {
                 if let Some(at) = said.find(&form) {
@@ -206,7 +206,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     }
     ensure!(found.is_empty(), "{}", found.join("\n"));
     ensure!(
-        told.iter().any(|(whence, said)| whence == "the log" && said.contains(WAY.name())),
+        outputs.iter().any(|(whence, said)| whence == "the log" && said.contains(WAY.name())),
         "it is all there"
     );
     Ok(())

@@ -140,8 +140,8 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     // What somebody takes off comes back, and what looks at packets may.
     kit::xdp::detach(&balancer.pins().join(format!("link-{INTERFACE}")))?;
     let back = || {
-        let told = balancer.lbctl(&["events", "--kind", "interface_back", "-o", "json"])?;
-        ensure!(told.contains("interface_back"), "{told}");
+        let output = balancer.lbctl(&["events", "--kind", "interface_back", "-o", "json"])?;
+        ensure!(output.contains("interface_back"), "{output}");
         Ok(())
     };
     wait::until(PATIENCE, "the program is attached again", back)?;
@@ -197,8 +197,8 @@ fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
     ensure!(capture.wait()?.success() && fs::metadata(&file)?.len() > 500, "it has captured them");
     ensure!(pins(balancer, "program-")? == before, "the program that captures has gone");
     let (client, vip) = (format!("{}:4242", lab.client.v4), WAY.target().to_string());
-    let told = balancer.lbctl(&["explain", "tcp", &client, &vip, "--verify"])?;
-    ensure!(told.contains("the loaded program does the same"), "{told}");
+    let output = balancer.lbctl(&["explain", "tcp", &client, &vip, "--verify"])?;
+    ensure!(output.contains("the loaded program does the same"), "{output}");
     Ok(())
 }
 

@@ -90,11 +90,11 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     }
 
     // What lbctl prints.
-    let told =
+    let output =
         balancer.lbctl(&["explain", "tcp", "198.51.100.9:4242", "10.0.0.100:80", "--ttl", "1"])?;
-    ensure!(told.contains("answered, ttl_exceeded_replied (XDP_TX)"), "{told}");
-    let told = balancer.lbctl(&["explain", "tcp", "198.51.100.9:4242", "10.0.0.100:22"])?;
-    ensure!(told.contains("verdict  passed, not_a_service (XDP_PASS)"), "{told}");
+    ensure!(output.contains("answered, ttl_exceeded_replied (XDP_TX)"), "{output}");
+    let output = balancer.lbctl(&["explain", "tcp", "198.51.100.9:4242", "10.0.0.100:22"])?;
+    ensure!(output.contains("verdict  passed, not_a_service (XDP_PASS)"), "{output}");
     Ok(())
 }
 
@@ -132,8 +132,8 @@ fn to_verify_an_explanation_changes_no_byte_of_any_map() -> Result<()> {
     ensure!(!balancer.pins().join("verify").exists(), "nothing stays pinned");
 
     // By lbctl, with its exit status.
-    let told =
+    let output =
         balancer.lbctl(&["explain", "udp", "198.51.100.9:99", "10.0.0.100:54", "--verify"])?;
-    ensure!(told.contains("the loaded program does the same"), "{told}");
+    ensure!(output.contains("the loaded program does the same"), "{output}");
     Ok(())
 }

@@ -42,13 +42,13 @@ fn frames(file: &Path, filter: &str) -> Result<Vec<Frame>> {
     for field in ["frame.interface_name", "frame.comment", "frame.verdict.ebpf_xdp", "ip.src"] {
         tshark.args(["-e", field]);
     }
-    let told = command::run(&mut tshark)?;
+    let output = command::run(&mut tshark)?;
     let frame = |line: &str| {
         let mut fields = line.split('|').map(str::to_owned);
         let mut field = || fields.next().context("a field");
         Ok(Frame { interface: field()?, comment: field()?, verdict: field()?, sources: field()? })
     };
-    told.lines().map(frame).collect()
+    output.lines().map(frame).collect()
 }
 
 /// A capture in the background.
@@ -149,10 +149,10 @@ fn tshark_reads_packets_before_and_after_with_verdict_service_and_backend() -> R
     ensure!(!syns.is_empty() && syns.len().is_multiple_of(2), "{syns:#?}");
 
     // The same packets, explained.
-    let told = balancer.lbctl(&["explain", "--pcap", &path])?;
-    ensure!(told.contains("24 packets, each as if it came in now:"), "{told}");
-    ensure!(told.contains("12  passed other_host"), "what leaves is for others: {told}");
-    ensure!(told.matches("forwarded by web to 10.0.0.1").count() == 12, "{told}");
+    let output = balancer.lbctl(&["explain", "--pcap", &path])?;
+    ensure!(output.contains("24 packets, each as if it came in now:"), "{output}");
+    ensure!(output.contains("12  passed other_host"), "what leaves is for others: {output}");
+    ensure!(output.matches("forwarded by web to 10.0.0.1").count() == 12, "{output}");
 
     // By verdict and by client; to a pipe.
     let mut lbctl = balancer.lbctl_command();
@@ -293,8 +293,11 @@ fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
     // The program can't be asked about a part of a frame, which is no difference.
     let verify =
         balancer.lbctl_output(&["explain", "--pcap", &path, "--limit", "2", "--verify"])?;
-    let told = String::from_utf8_lossy(&verify.stdout);
-    ensure!(told.contains("the program could not be asked") && !told.contains("DIFFERS"), "{told}");
+    let output = String::from_utf8_lossy(&verify.stdout);
+    ensure!(
+        output.contains("the program could not be asked") && !output.contains("DIFFERS"),
+        "{output}"
+    );
     ensure!(verify.status.code() == Some(1), "{verify:?}");
     Ok(())
 }

@@ -116,10 +116,13 @@ fn browse(lab: &Lab, way: Way) -> Result<()> {
 
 /// The older format has no units.
 fn scraped_as_openmetrics(prometheus: &Prometheus) -> Result<()> {
-    let told = prometheus.api("targets/metadata", &["metric=lb_service_bytes"])?;
-    let told = told.as_array().context("a list")?.clone();
-    ensure!(told.len() == 2, "{told:?}");
-    ensure!(told.iter().all(|one| one["unit"] == "bytes" && one["type"] == "counter"), "{told:?}");
+    let metadata = prometheus.api("targets/metadata", &["metric=lb_service_bytes"])?;
+    let metadata = metadata.as_array().context("a list")?.clone();
+    ensure!(metadata.len() == 2, "{metadata:?}");
+    ensure!(
+        metadata.iter().all(|one| one["unit"] == "bytes" && one["type"] == "counter"),
+        "{metadata:?}"
+    );
     Ok(())
 }
 
@@ -188,8 +191,8 @@ fn counts_agree(prometheus: &Prometheus, node: &Balancer, way: Way) -> Result<()
         ensure!(flows >= 20, "{flows} flows");
         let query = format!("max(lb_service_new_flows_total{{service=\"{}\"}})", way.name());
         let found = prometheus.query(&query)?;
-        let told = found.first().and_then(|one| one["value"][1].as_str()).unwrap_or_default();
-        ensure!(told == flows.to_string(), "{told} and {flows}");
+        let value = found.first().and_then(|one| one["value"][1].as_str()).unwrap_or_default();
+        ensure!(value == flows.to_string(), "{value} and {flows}");
         Ok(())
     })
 }

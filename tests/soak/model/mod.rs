@@ -41,7 +41,7 @@ pub const FOUND_OUT: Duration = Duration::from_secs(3);
 
 /// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
 /// flux: a beat of news and the lease. What begins later is not pinned, and found by who takes over.
-const TOLD: Duration = Duration::from_millis(50);
+const EXPORT_LAG: Duration = Duration::from_millis(50);
 
 /// When a client sends its SYN again (RFC 6298, 2.1), less what clocks are apart. A backend that has been
 /// silent by then is left for another one, and the answers of both may race.
@@ -58,7 +58,7 @@ const LATE: Duration = Duration::from_millis(150);
 const TAKEOVER: Duration = Duration::from_secs(2);
 
 /// How long a peer may take to take news in.
-const NEWS: Duration = Duration::from_secs(2);
+const IMPORT_TIME: Duration = Duration::from_secs(2);
 
 /// Delays that let a lease of pins run out, which is one of 30 ms.
 const LEASE: Duration = Duration::from_millis(10);
@@ -79,7 +79,7 @@ pub struct Life {
     /// When the first answer was there.
     pub answered: Option<Duration>,
     /// When anything came last.
-    pub heard: Duration,
+    pub last_received: Duration,
     /// When it ended.
     pub ended: Duration,
     /// What it was for.
@@ -182,7 +182,7 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
         of_backend(history, facts, life, backend, lived, slack)
     });
     found.min().or_else(|| {
-        if is_untold(history, facts, life, slack) {
+        if is_unexported(history, facts, life, slack) {
             return Some(Reason::Untold);
         }
         if is_parted(history, facts, life, slack) {
@@ -212,8 +212,9 @@ fn of_backend(
         // One that has answered was on nobody dead, but for the clocks' slack.
         let joined =
             history.joined[service][host].iter().filter(|joined| joined.from <= life.ended);
-        let news = joined.map(|joined| joined.until).chain([dead.from]).max().unwrap_or_default();
-        if life.answered.is_none() && lived.from <= news.saturating_add(FOUND_OUT) {
+        let changed =
+            joined.map(|joined| joined.until).chain([dead.from]).max().unwrap_or_default();
+        if life.answered.is_none() && lived.from <= changed.saturating_add(FOUND_OUT) {
             return Some(Reason::Undetected);
         }
     }
@@ -265,7 +266,7 @@ fn is_reset_when_new(life: &Life) -> bool {
 }
 
 /// Whether a connection began when the only node that could have known of it died.
-fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
     facts.takeovers.iter().any(|&(node, at)| {
         if began.from > at + slack || began.until + TAKEOVER + PATIENCE < at {
@@ -286,8 +287,10 @@ fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
             }
             None => return false,
         };
-        let window =
-            Span { from: died.from.saturating_sub(TOLD + slack), until: died.until + TOLD + slack };
+        let window = Span {
+            from: died.from.saturating_sub(EXPORT_LAG + slack),
+            until: died.until + EXPORT_LAG + slack,
+        };
         window.overlaps(began)
     })
 }
@@ -295,7 +298,7 @@ fn is_untold(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
 /// Whether a connection began when both nodes were Active, and neither could tell the other of it.
 fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
-    let early = TOLD + slack;
+    let early = EXPORT_LAG + slack;
     history.troubles.iter().any(|trouble| {
         let Span { from, until } = trouble.span;
         let until = until.saturating_add(slack);
@@ -376,12 +379,12 @@ fn may_lack_pins(
     slack: Duration,
 ) -> bool {
     let begun = opened.saturating_sub(Duration::from_millis(100));
-    let news = Span { from: began.from.saturating_sub(NEWS), until: began.until };
-    let changed = history.changes.iter().any(|change| change.overlaps(news))
+    let window = Span { from: began.from.saturating_sub(IMPORT_TIME), until: began.until };
+    let changed = history.changes.iter().any(|change| change.overlaps(window))
         || facts
             .moved
             .iter()
-            .any(|moved| news.contains(moved.span.from) || news.contains(moved.span.until));
+            .any(|moved| window.contains(moved.span.from) || window.contains(moved.span.until));
     let troubled = history.troubles.iter().any(|trouble| trouble.span.overlaps(began));
     troubled || changed || facts.stall(begun, began.until.saturating_sub(slack)) >= LEASE
 }

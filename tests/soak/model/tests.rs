@@ -22,7 +22,7 @@ fn reset(opened: u32, ended: u32) -> Life {
         opened: opened * MS,
         connected: Some((opened + 10) * MS),
         answered: Some((opened + 20) * MS),
-        heard: ended * MS,
+        last_received: ended * MS,
         ended: ended * MS,
         kind: "test",
         end: Err(Failure::Reset),

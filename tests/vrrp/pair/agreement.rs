@@ -20,8 +20,8 @@ const SOON: Duration = Duration::from_secs(10);
 fn wait_event(ha_pair: &HaPair, n: usize, words: &[&str]) -> Result<()> {
     wait::until(SOON, &format!("node {n} tells of {words:?}"), || {
         let events = ha_pair.nodes[n].lbctl(&["events"])?;
-        let told = events.lines().any(|line| words.iter().all(|word| line.contains(word)));
-        ensure!(told, "events of node {n}:\n{events}");
+        let found = events.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        ensure!(found, "events of node {n}:\n{events}");
         Ok(())
     })
 }

@@ -121,11 +121,11 @@ impl Clients {
     fn story(&self) -> String {
         let operations = self.operations.borrow();
         let last = &operations[operations.len().saturating_sub(8)..];
-        let told =
+        let listed =
             last.iter().map(|(at, operation)| format!("{operation} {:.3?} ago", at.elapsed()));
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seconds = now.as_millis() % 60_000;
-        format!("{}; at second {seconds} ms", told.collect::<Vec<_>>().join(", "))
+        format!("{}; at second {seconds} ms", listed.collect::<Vec<_>>().join(", "))
     }
 
     /// That nothing has broken until now; those that would be silent are given a while to show.

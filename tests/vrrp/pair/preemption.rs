@@ -62,8 +62,8 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let seen = owners.longest(begun, Instant::now());
     ensure!(seen.none <= owners.precision, "somebody holds the address: {seen}");
     let events = ha_pair.nodes[1].lbctl(&["events"])?;
-    let told = "main is handed over: lb1";
-    ensure!(events.contains(told) && !events.contains("two_active"), "events of lb2:\n{events}");
+    let message = "main is handed over: lb1";
+    ensure!(events.contains(message) && !events.contains("two_active"), "events of lb2:\n{events}");
     clients.finish().with_context(|| ha_pair.logs())
 }
 

@@ -199,7 +199,7 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
         until_true(SOON, "it is told", || {
             claims(address.parse()?)?;
             let message = format!("another host on eth0 has {address}");
-            Ok(testbed.a.told().iter().any(|(_, report)| {
+            Ok(testbed.a.reports().iter().any(|(_, report)| {
                 format!("{report:?}").contains(&message)
                     && format!("{report:?}").contains("02:00:00:00:00:09")
             }))
@@ -226,7 +226,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
         testbed.a.wait_for(State::Active)?;
         testbed.b.wait_for(State::Backup)?;
         testbed.b.wait_to_have(vip, false)?;
-        testbed.a.forget_what_was_told();
+        testbed.a.clear_reports();
         // Its process dies, and somebody sets the address by hand.
         testbed.b.die();
         let add = if family == Family::V4 { "" } else { " nodad" };
@@ -234,7 +234,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
         let mac = testbed.b.namespace.mac("eth0")?;
         let named =
             format!("{vip} on eth0 is claimed by {mac}, the MAC address of the peer {source}");
-        testbed.a.wait_to_be_told(&named, |report| match report {
+        testbed.a.wait_for_report(&named, |report| match report {
             Report::Notice(notice) => notice.message == named,
             _ => false,
         })?;
@@ -248,7 +248,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
         let cause = format!("it was claimed by 02:00:00:00:00:09; the peer {source} has {mac}");
         until_true(SOON, "a stranger is told", || {
             claim()?;
-            Ok(testbed.a.told().iter().any(|(_, report)| match report {
+            Ok(testbed.a.reports().iter().any(|(_, report)| match report {
                 Report::Notice(notice) => {
                     notice.message == format!("another host on eth0 has {vip}")
                         && notice.cause == cause
@@ -276,7 +276,7 @@ fn other_host_that_has_an_address_of_ours_and_says_nothing_is_found_and_told() -
     testbed.a.start(vec![router])?;
     for address in [VIP, VIP6] {
         let message = format!("another host on eth0 has {address}");
-        testbed.a.wait_to_be_told(&message, |report| match report {
+        testbed.a.wait_for_report(&message, |report| match report {
             Report::Notice(notice) => notice.message == message && notice.cause.contains(&mac),
             _ => false,
         })?;

@@ -36,7 +36,7 @@ fn backup_takes_over_when_the_active_router_dies() -> Result<()> {
     until_true(SOON, "the client knows", || Ok(neighbour(&testbed.client, VIP)? == mac))?;
 
     // The address that it has left goes when it hears the other one, and comes back when it preempts.
-    testbed.a.forget_what_was_told();
+    testbed.a.clear_reports();
     testbed.a.start(vec![with_priority(&router(Family::V4, 51), 150)])?;
     testbed.a.wait_for_notice(NoticeKind::Leftover, "predecessor")?;
     testbed.a.wait_for(State::Active)?;
@@ -80,8 +80,8 @@ fn planned_yield_keeps_the_address_until_the_other_router_has_it() -> Result<()>
     testbed.start(&router)?;
     testbed.a.order(Order::Yield(router.key, Yield::Told));
     let by = until(SOON, "the yield ends", || {
-        let told = testbed.a.told();
-        let ended = told.into_iter().find_map(|(_, report)| match report {
+        let reports = testbed.a.reports();
+        let ended = reports.into_iter().find_map(|(_, report)| match report {
             Report::Yielded { by, .. } => Some(by),
             _ => None,
         });
@@ -149,8 +149,8 @@ fn router_that_stops_alone_leaves_its_address_and_is_resumed() -> Result<()> {
         seen.push(testbed.a.has(VIP)?);
         Ok(testbed.a.router().is_ok_and(|router| router.state == State::Active))
     })?;
-    let told = testbed.a.told();
-    assert!(seen.iter().all(|has| *has), "the address was away for a moment: {told:?}");
+    let reports = testbed.a.reports();
+    assert!(seen.iter().all(|has| *has), "the address was away for a moment: {reports:?}");
     testbed.a.stop(true)?;
     assert!(!testbed.a.has(VIP)?);
     Ok(())

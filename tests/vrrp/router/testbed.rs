@@ -74,28 +74,28 @@ fn host(switch: &Namespace, name: &str, number: u8) -> Result<Namespace> {
 }
 
 /// Everything that a node's routers have told, and when.
-type Told = Arc<Mutex<Vec<(Instant, Report)>>>;
+type ReportLog = Arc<Mutex<Vec<(Instant, Report)>>>;
 
 /// A node.
 pub struct Node {
     pub namespace: Namespace,
     thread: Option<Thread>,
-    told: Told,
+    log: ReportLog,
 }
 
 impl Node {
     fn new(namespace: Namespace) -> Self {
-        Self { namespace, thread: None, told: Told::default() }
+        Self { namespace, thread: None, log: ReportLog::default() }
     }
 
     /// Starts its thread with these routers.
     pub fn start(&mut self, routers: Vec<Router>) -> Result<()> {
-        let (reports, mut told) = mpsc::unbounded_channel();
+        let (reports, mut received) = mpsc::unbounded_channel();
         let thread = self.namespace.enter(|| Thread::start(reports))??;
-        let all = Arc::clone(&self.told);
+        let all = Arc::clone(&self.log);
         // Ends with the thread.
         thread::spawn(move || {
-            while let Some(report) = told.blocking_recv() {
+            while let Some(report) = received.blocking_recv() {
                 if let Report::TakeMac { done, .. } = &report {
                     let _ = done.0.send(());
                 }
@@ -125,9 +125,9 @@ impl Node {
 
     /// Ends it in order.
     pub fn stop(&mut self, release: bool) -> Result<()> {
-        self.forget_what_was_told();
+        self.clear_reports();
         self.order(Order::Stop { release });
-        self.wait_to_be_told("that it has stopped", |report| *report == Report::Stopped)?;
+        self.wait_for_report("that it has stopped", |report| *report == Report::Stopped)?;
         self.thread = None;
         Ok(())
     }
@@ -156,12 +156,12 @@ impl Node {
     }
 
     /// What it has told so far.
-    pub fn told(&self) -> Vec<(Instant, Report)> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn reports(&self) -> Vec<(Instant, Report)> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn transitions(&self) -> Vec<(Instant, Transition)> {
-        let all = self.told().into_iter();
+        let all = self.reports().into_iter();
         all.filter_map(|(at, report)| match report {
             Report::Transition(transition) => Some((at, transition)),
             _ => None,
@@ -169,18 +169,18 @@ impl Node {
         .collect()
     }
 
-    pub fn forget_what_was_told(&self) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    pub fn clear_reports(&self) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    pub fn wait_to_be_told(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Result<()> {
-        until_true(SOON, what, || Ok(self.told().iter().any(|(_, report)| is_it(report))))
-            .with_context(|| format!("told: {:?}", self.told()))
+    pub fn wait_for_report(&self, what: &str, is_it: impl Fn(&Report) -> bool) -> Result<()> {
+        until_true(SOON, what, || Ok(self.reports().iter().any(|(_, report)| is_it(report))))
+            .with_context(|| format!("reports: {:?}", self.reports()))
     }
 
     /// Waits until there was a notice of a kind that has these words.
     pub fn wait_for_notice(&self, kind: NoticeKind, words: &str) -> Result<()> {
-        self.wait_to_be_told(words, |report| match report {
+        self.wait_for_report(words, |report| match report {
             Report::Notice(notice) => {
                 notice.kind == kind
                     && (notice.message.contains(words) || notice.cause.contains(words))

@@ -54,7 +54,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
     testbed.start(&router_with_mac(Family::V4))?;
     let taken =
         |report: &Report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC);
-    testbed.a.wait_to_be_told("that it takes the MAC address", taken)?;
+    testbed.a.wait_for_report("that it takes the MAC address", taken)?;
     assert!(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
     until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))?;
     assert_eq!(neighbour(&testbed.client, VIP)?, MAC_TEXT);
@@ -138,7 +138,7 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         assert!(is_there || is_here, "it is somewhere all the time");
         Ok(is_there && !is_here)
     })?;
-    testbed.a.wait_to_be_told(
+    testbed.a.wait_for_report(
         "that it takes the MAC address",
         |report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC),
     )?;
@@ -146,7 +146,7 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         Ok(ping(&testbed.client, VIP)? && neighbour(&testbed.client, VIP)? == MAC_TEXT)
     })?;
     testbed.a.configure(vec![with_priority(&plain, 150)]);
-    testbed.a.wait_to_be_told(
+    testbed.a.wait_for_report(
         "that it gives the MAC address back",
         |report| matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC),
     )?;
@@ -203,7 +203,7 @@ fn device_goes_with_its_router_and_settings_are_put_back() -> Result<()> {
     assert_eq!(setting()?, "1");
     // Somebody removes it: it is made again, and the router is active again.
     node.namespace.ip("link del vrrp.81")?;
-    node.wait_to_be_told(
+    node.wait_for_report(
         "a fault",
         |report| matches!(report, Report::Transition(one) if one.to == State::Fault),
     )?;
@@ -236,7 +236,7 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     router.accept = false;
     testbed.start(&router)?;
     let taken = |report: &Report| matches!(report, Report::TakeMac { take: true, .. });
-    testbed.a.wait_to_be_told("that it takes the MAC address", taken)?;
+    testbed.a.wait_for_report("that it takes the MAC address", taken)?;
     let held = || Ok(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
     until_true(SOON, "it holds the address", held)?;
     let host = &testbed.a.namespace;
@@ -254,9 +254,9 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     let dry = detach(&["--dry-run"])?;
     assert!(dry.contains(&format!("{VIP} is taken off vrrp.81")), "{dry}");
     assert!(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")), "nothing was changed");
-    let told = detach(&[])?;
+    let output = detach(&[])?;
     for part in [VIP, "interface vrrp.81 removed", "table inet lbd_vrrp of nftables removed"] {
-        assert!(told.contains(part), "{told}");
+        assert!(output.contains(part), "{output}");
     }
     let links = host.ip("address show")?;
     assert!(!links.contains("vrrp.81") && !links.contains(&format!("{VIP}/")), "{links}");
