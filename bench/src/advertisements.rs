@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let cell = measure(interval, Duration::from_secs(arguments.seconds));
         report.cells.push(cell.with_context(|| format!("at an interval of {interval:?}"))?);
     }
-    arguments.output.tell(&report)
+    arguments.output.print(&report)
 }
 
 fn measure(interval: Duration, time: Duration) -> Result<Cell> {

@@ -109,5 +109,5 @@ fn datapath(arguments: &Datapath) -> Result<()> {
         rings: rings::measure(arguments.rounds)?,
         memory: rings::memory()?,
     };
-    arguments.output.tell(&report)
+    arguments.output.print(&report)
 }

@@ -82,7 +82,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         report.backends == usize::from(arguments.services) * usize::from(EACH),
         "not all are told"
     );
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     Ok(())
 }
 

@@ -111,15 +111,15 @@ async fn serve(folder: &Path, bytes: Vec<u8>) {
     });
     let stream = tokio::io::join(Cursor::new(bytes), tokio::io::sink());
     let mut http = http1::Builder::new();
-    // Who has said everything is answered still.
+    // A client that has sent everything is still answered.
     let connection = http.half_close(true).serve_connection(TokioIo::new(stream), service);
     // An error is a request that is none.
     let _ = connection.await;
-    let (tell, told) = oneshot::channel();
+    let (reply, status) = oneshot::channel();
     // It has ended, or answers.
-    if requests.send(api::Request::Status(tell)).await.is_ok() {
-        let status = told.await;
-        assert!(!matches!(status, Ok(Err(_))), "it does not tell its state: {status:?}");
+    if requests.send(api::Request::Status(reply)).await.is_ok() {
+        let status = status.await;
+        assert!(!matches!(status, Ok(Err(_))), "it does not report its state: {status:?}");
     }
 }
 

@@ -43,7 +43,7 @@ pub fn run(bytes: &[u8]) {
             let kind = input.byte();
             message(kind, input.0);
         }
-        b'n' => news(input.0),
+        b'n' => records(input.0),
         b'd' => {
             let mut datagram = input.0.to_vec();
             let _ = seal::open(&KEY, &SessionId([1; 16]), &mut datagram);
@@ -75,7 +75,7 @@ fn message(kind: u8, body: &[u8]) {
         assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);
     }
     match message {
-        Message::News { parts, .. } | Message::All { parts, .. } => news(parts),
+        Message::News { parts, .. } | Message::All { parts, .. } => records(parts),
         Message::Facts { half, bytes, .. } => said(half, bytes),
         _ => {}
     }
@@ -92,8 +92,8 @@ fn said(half: u8, bytes: &[u8]) {
     assert_eq!(again, read);
 }
 
-/// The parts of a packet of news.
-fn news(parts: &[u8]) {
+/// The parts of a packet of records.
+fn records(parts: &[u8]) {
     let Ok(parts) = unpack(parts) else { return };
     let mut pieces = Vec::new();
     if Assembler::default().take(parts, &mut pieces).is_err() {
@@ -105,7 +105,7 @@ fn news(parts: &[u8]) {
     while !packer.is_empty() {
         let packed = packer.next_packet();
         assert!(packed.bytes.len() <= PARTS, "{} bytes", packed.bytes.len());
-        assert!(packed.parts > 0, "a packet without parts, and there is more to tell");
+        assert!(packed.parts > 0, "a packet without parts, and there is more to send");
         let parts = unpack(&packed.bytes).expect("what was packed is unpacked");
         assembler.take(parts, &mut again).expect("parts of one piece belong together");
     }
@@ -194,12 +194,12 @@ impl Desk {
             3..=5 => {
                 let (kind, count) = (input.byte() % 12, input.byte());
                 let body = input.bytes(usize::from(count) * 2);
-                self.say(kind, input.byte() & 7 != 7, body);
+                self.seal_and_receive(kind, input.byte() & 7 != 7, body);
             }
             6 => {
                 let (sequence, ahead) = (u64::from(input.byte()), u64::from(input.byte() % 4));
                 let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
-                self.tell(&Message::News { sequence, ahead, parts: &parts });
+                self.send(&Message::News { sequence, ahead, parts: &parts });
             }
             7 => {
                 let flags = input.byte();
@@ -207,7 +207,7 @@ impl Desk {
                 let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
                 let since = u64::from(input.byte());
                 let last = flags & 1 != 0;
-                self.tell(&Message::All { transfer, index, last, since, parts: &parts });
+                self.send(&Message::All { transfer, index, last, since, parts: &parts });
             }
             8 => {
                 let half = input.byte() % 2;
@@ -216,7 +216,7 @@ impl Desk {
                 let fragments: Vec<_> = facts::fragments(&bytes).collect();
                 for (index, bytes) in fragments.iter().enumerate() {
                     let index = (index as u16, fragments.len() as u16);
-                    self.tell(&Message::Facts { half, generation, index, bytes });
+                    self.send(&Message::Facts { half, generation, index, bytes });
                 }
             }
             9 => {
@@ -298,16 +298,16 @@ impl Desk {
         };
         let mut body = Vec::new();
         Message::Hello(hello).encode(&mut body);
-        self.say(Message::HELLO, flags & 8 == 0, &body);
+        self.seal_and_receive(Message::HELLO, flags & 8 == 0, &body);
     }
 
-    fn tell(&mut self, message: &Message<'_>) {
+    fn send(&mut self, message: &Message<'_>) {
         let mut body = Vec::new();
         message.encode(&mut body);
-        self.say(message.kind(), true, &body);
+        self.seal_and_receive(message.kind(), true, &body);
     }
 
-    fn say(&mut self, kind: u8, bound: bool, body: &[u8]) {
+    fn seal_and_receive(&mut self, kind: u8, bound: bool, body: &[u8]) {
         let to = bound.then_some(self.own);
         let datagram = self.sealer.seal(kind, to.as_ref(), |out| out.extend_from_slice(body));
         self.receive(datagram);

@@ -168,21 +168,21 @@ impl Desk {
 
     fn act(&mut self, input: &mut Input<'_>) {
         match input.byte() % 16 {
-            0..=4 => self.hear(input),
-            5 => self.hear_anything(input),
+            0..=4 => self.receive(input),
+            5 => self.receive_anything(input),
             6 | 7 => self.wait_for_timer(),
             8 => {
                 let time = Duration::from_millis(u64::from(input.short()));
                 self.wait(time);
                 self.early();
             }
-            9 => self.tell(Event::Startup { held: input.byte() & 1 != 0 }),
-            10 => self.tell(Event::Stop { release: input.byte() & 1 != 0 }),
+            9 => self.handle(Event::Startup { held: input.byte() & 1 != 0 }),
+            10 => self.handle(Event::Stop { release: input.byte() & 1 != 0 }),
             11 => {
                 let how = input.of(&[Yield::Asked, Yield::Outranked, Yield::Told]);
-                self.tell(Event::Yield(how));
+                self.handle(Event::Yield(how));
             }
-            12 => self.tell(match input.byte() % 3 {
+            12 => self.handle(match input.byte() % 3 {
                 0 => Event::Take,
                 1 => Event::MateActive("mate".into()),
                 _ => Event::MateBackup("mate".into()),
@@ -196,7 +196,7 @@ impl Desk {
     }
 
     /// One event; it leads to one transition at most.
-    fn tell(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         let mut out = Vec::new();
         self.machine.handle(event, self.now, &mut out);
         self.check(&out);
@@ -215,7 +215,7 @@ impl Desk {
         let Some(at) = self.machine.deadline() else { return };
         self.wait(at.saturating_duration_since(self.now));
         for _ in 0..AT_ONCE {
-            self.tell(Event::Timer);
+            self.handle(Event::Timer);
             if self.machine.deadline().is_none_or(|at| at > self.now) {
                 return;
             }
@@ -280,7 +280,7 @@ impl Desk {
             }
         }
         assert!(transitions <= 1, "one event, and more than one transition: {out:?}");
-        assert_eq!(self.machine.state(), self.state, "a transition that was not told: {out:?}");
+        assert_eq!(self.machine.state(), self.state, "a transition that was not reported: {out:?}");
     }
 
     fn destination(&self, from: u8) -> IpAddr {
@@ -291,7 +291,7 @@ impl Desk {
     }
 
     /// An advertisement of a neighbour, whole or changed in places.
-    fn hear(&mut self, input: &mut Input<'_>) {
+    fn receive(&mut self, input: &mut Input<'_>) {
         let from = input.of(&[1, 3, 2, 4]);
         let (source, destination) = (peer(self.family(), from), self.destination(from));
         let priority = input.byte();
@@ -315,7 +315,7 @@ impl Desk {
     }
 
     /// Any bytes; perhaps with the right checksum.
-    fn hear_anything(&mut self, input: &mut Input<'_>) {
+    fn receive_anything(&mut self, input: &mut Input<'_>) {
         let (how, count) = (input.byte(), input.byte());
         let mut message = input.bytes(usize::from(count)).to_vec();
         // Sometimes a family that the message is not of.
@@ -332,7 +332,7 @@ impl Desk {
         if let Ok(taken) = self.own.read(packet, Path::First, self.wall) {
             assert_eq!(taken.heard.from, packet.source);
             assert!(!taken.heard.interval.is_zero(), "an interval of 0 is waited for without end");
-            self.tell(Event::Heard(taken.heard));
+            self.handle(Event::Heard(taken.heard));
         }
     }
 

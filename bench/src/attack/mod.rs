@@ -22,7 +22,7 @@ use kit::{
 
 use crate::output::Output;
 
-/// What to measure, and how to tell it.
+/// What to measure, and the output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -69,7 +69,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report::new(time, arguments.rate, cell::EVERY, cell::PINS);
     let measured = measure(&selection, &mut report, time);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     measured
 }
 

@@ -19,7 +19,7 @@ use kit::{
 };
 use systems::System;
 
-/// What to measure, and how to tell it.
+/// What to measure, and the output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report::default();
     let measured = measure(&cells, &mut report);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     measured
 }
 

@@ -80,7 +80,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let time = Duration::from_secs(arguments.seconds);
     let (report, measured) = survey(arguments.backends, time, |_| true)?;
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     measured
 }
 

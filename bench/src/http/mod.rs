@@ -28,7 +28,7 @@ const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false
 /// A run that is thrown away, so that all is warm.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// What to measure, and how to tell it.
+/// What to measure, and the output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
     let measured = measure(&testbeds, arguments.rounds, time, &mut report);
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     measured
 }
 

@@ -11,7 +11,7 @@ use super::{busy, systems::Testbed};
 /// Threads of wrk. Without a balancer each asks one host.
 const THREADS: u16 = 4;
 
-/// wrk tells percentiles in words only; this has it tell a line of JSON, and gives each thread its target.
+/// wrk prints percentiles as text only. This script prints a line of JSON, and gives each thread its target.
 const SCRIPT: &str = r#"
 local targets = { TARGETS }
 local next_target = 0
@@ -29,9 +29,9 @@ function done(summary, latency, requests)
 end
 "#;
 
-/// What the script tells.
+/// The line of JSON that the script prints.
 #[derive(Debug, Deserialize)]
-struct Told {
+struct WrkReport {
     requests: u64,
     duration_us: u64,
     errors: u64,
@@ -60,28 +60,28 @@ pub fn run(testbed: &Testbed, connections: u16, keep_alive: bool, time: Duration
     }
     wrk.arg(format!("http://{}/", testbed.targets()[0]));
     let before = busy()?;
-    let said = command::run(&mut wrk)?;
+    let output = command::run(&mut wrk)?;
     let cpu = busy()? - before;
-    let told = read(&said)?;
+    let report = read(&output)?;
     ensure!(
-        told.requests > 0 && told.errors * 1_000 <= told.requests,
-        "{} of {} requests failed:\n{said}",
-        told.errors,
-        told.requests
+        report.requests > 0 && report.errors * 1_000 <= report.requests,
+        "{} of {} requests failed:\n{output}",
+        report.errors,
+        report.requests
     );
     Ok(Run {
-        requests_per_second: told.requests as f64 / (told.duration_us as f64 / 1e6),
-        errors: told.errors,
-        p50_us: told.p50_us,
-        p99_us: told.p99_us,
-        p999_us: told.p999_us,
-        machine_cpu_us_per_request: cpu.as_secs_f64() * 1e6 / told.requests as f64,
+        requests_per_second: report.requests as f64 / (report.duration_us as f64 / 1e6),
+        errors: report.errors,
+        p50_us: report.p50_us,
+        p99_us: report.p99_us,
+        p999_us: report.p999_us,
+        machine_cpu_us_per_request: cpu.as_secs_f64() * 1e6 / report.requests as f64,
     })
 }
 
-fn read(said: &str) -> Result<Told> {
-    let line = said.lines().find_map(|line| line.strip_prefix("RESULT "));
-    let line = line.with_context(|| format!("no result in what wrk says:\n{said}"))?;
+fn read(output: &str) -> Result<WrkReport> {
+    let line = output.lines().find_map(|line| line.strip_prefix("RESULT "));
+    let line = line.with_context(|| format!("no result in the output of wrk:\n{output}"))?;
     serde_json::from_str(line).with_context(|| format!("wrk's result: {line}"))
 }
 
@@ -93,8 +93,8 @@ mod tests {
     fn the_result_is_found_in_what_wrk_says() -> Result<()> {
         let line =
             r#"RESULT {"requests":9,"duration_us":1,"errors":0,"p50_us":2,"p99_us":3,"p999_us":4}"#;
-        let told = read(&format!("Running 3s test\n  4 threads\n\n{line}\n"))?;
-        assert_eq!((told.requests, told.p50_us, told.p999_us), (9, 2, 4));
+        let report = read(&format!("Running 3s test\n  4 threads\n\n{line}\n"))?;
+        assert_eq!((report.requests, report.p50_us, report.p999_us), (9, 2, 4));
         assert!(read("unable to connect").is_err());
         Ok(())
     }

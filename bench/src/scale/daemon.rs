@@ -211,12 +211,12 @@ impl Bench {
     fn await_ready(&self, begun: Instant, lbd: &mut Process) -> Result<()> {
         let tick = Duration::from_secs(1);
         self.ready.set_read_timeout(Some(tick)).context("the socket's patience")?;
-        let mut said = [0; 64];
+        let mut message = [0; 64];
         while begun.elapsed() < PATIENCE {
-            match self.ready.recv(&mut said) {
-                Ok(length) if said[..length].starts_with(b"READY=1") => return Ok(()),
+            match self.ready.recv(&mut message) {
+                Ok(length) if message[..length].starts_with(b"READY=1") => return Ok(()),
                 Err(err) if !matches!(err.kind(), io::ErrorKind::WouldBlock) => {
-                    return Err(err).context("hear lbd");
+                    return Err(err).context("receive from lbd");
                 }
                 _ => lbd.check()?,
             }

@@ -65,6 +65,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     let report =
         Report { base, floors, packets, pins_full, memory, changes, daemon, limits, health };
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     checked.context("health checks")
 }

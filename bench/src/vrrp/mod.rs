@@ -23,7 +23,7 @@ use kit::{
 use crate::output::Output;
 use testbed::Testbed;
 
-/// What to measure, and how to tell it.
+/// What to measure, and the output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     // What there is when something fails, or somebody has seen enough, took minutes to measure.
-    arguments.output.tell(&report)?;
+    arguments.output.print(&report)?;
     measured
 }
 

@@ -282,10 +282,10 @@ async fn a_start_takes_back_only_the_changes_that_do_not_fit() {
     assert_eq!(services.keys().collect::<Vec<_>>(), ["tls", "web"]);
     assert_eq!(services["web"].backends.len(), 2);
     let seen = events(&lbd.client).await;
-    let told = seen.iter().filter(|event| event.news.kind == Kind::ConfigConflict);
-    let told: Vec<_> = told.map(|event| event.news.message.as_str()).collect();
+    let conflicts = seen.iter().filter(|event| event.news.kind == Kind::ConfigConflict);
+    let conflicts: Vec<_> = conflicts.map(|event| event.news.message.as_str()).collect();
     assert_eq!(
-        told,
+        conflicts,
         [
             "web 10.0.0.13: what lbctl changed of it does not go with the configuration: 3 backends, but limits.backends is 2; raise it"
         ]

@@ -24,7 +24,7 @@ fn begin(place: &Place, line: &str) -> JoinHandle<Ran> {
 /// A node that is active, with a peer that knows its flows.
 async fn pair(place: &Place) -> Running {
     let lbd = place.start().await;
-    lbd.script.becomes(&main(place), State::Active, "nobody was heard");
+    lbd.script.becomes(&main(place), State::Active, "no advertisement was received");
     lbd.script.joins(PEER, facts(&lbd, place, State::Backup).await);
     lbd.script.is_synced(PEER);
     let synced = async || {
@@ -130,8 +130,8 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
         ]
     );
     takes_over(&lbd, &place);
-    let told = async || handovers(&lbd).await.len() == 1;
-    eventually("it is told", told).await;
+    let reported = async || handovers(&lbd).await.len() == 1;
+    eventually("it is reported", reported).await;
     let handovers = handovers(&lbd).await;
     assert!(
         handovers[0].starts_with("main is handed over: lb2 (10.0.0.3) has it"),
@@ -151,7 +151,7 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     lbd.script.says(lb_sync::Report::Facts(PEER, higher));
     asked(&lbd).await;
     lbd.script.says(lb_sync::Report::Answer(PEER, Err("it drains".into())));
-    lbd.script.yielded(&main(&place), Err("nobody was heard"));
+    lbd.script.yielded(&main(&place), Err("no advertisement was received"));
     eventually("it is told", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let asks = lbd.script.deeds.of(|deed| matches!(deed, Deed::Ask(..)).then_some(()));
@@ -174,8 +174,8 @@ async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_v
     };
     eventually("it does not preempt by itself", async || waits(true)).await;
     lbd.script.wants(&main);
-    let said = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].wants);
-    eventually("the peer is told", async || said()).await;
+    let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].wants);
+    eventually("the peer is told", async || sent()).await;
     eventually("it does after a while", async || waits(false)).await;
     lbd.stop().await;
 }
@@ -198,8 +198,8 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     eventually("it is over", async || !known()).await;
     lbd.script.is_lowered(&main);
-    let said = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
-    eventually("the peer is told", async || said()).await;
+    let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
+    eventually("the peer is told", async || sent()).await;
     lbd.stop().await;
 }
 
@@ -242,8 +242,8 @@ async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes()
     let mut unlike = facts(&lbd, &place, State::Backup).await;
     unlike.fingerprint.services.remove(&web(&place));
     lbd.script.says(lb_sync::Report::Facts(PEER, unlike));
-    let heard = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
-    eventually("it is heard", heard).await;
+    let received = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
+    eventually("it is received", received).await;
     let lost = "the flows of web break: lb2 has the service otherwise";
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains(&format!("\n  main goes to lb2\n  {lost}\n")), "{dry:?}");
@@ -255,7 +255,7 @@ async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes()
     asked(&lbd).await;
     takes_over(&lbd, &place);
     assert_eq!(failover.await.expect("no panic").code, Some(0));
-    assert!(handovers(&lbd).await.iter().any(|told| told == lost));
+    assert!(handovers(&lbd).await.iter().any(|message| message == lost));
     lbd.stop().await;
 }
 
@@ -270,7 +270,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let leaves = lb_sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
     lbd.script.says(lb_sync::Report::Facts(PEER, leaves));
     let seen = async || lbctl(&place, "vrrp status").await.out.contains(", draining");
-    eventually("it is heard", seen).await;
+    eventually("it is received", seen).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
     let ran = failover.await.expect("no panic");
     assert_eq!(
@@ -281,9 +281,9 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
     assert_eq!(lbd.script.deeds.of(withdrawn).len(), 1, "it does not take over any more");
     assert_eq!(steps(&lbd).last(), Some(&Deed::hold([])), "pins are made again");
-    let told = handovers(&lbd).await;
+    let messages = handovers(&lbd).await;
     assert_eq!(
-        told,
+        messages,
         ["main is not handed over, and stays: lb2 does not take it: it is draining itself"]
     );
     lbd.stop().await;
@@ -323,8 +323,8 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
     ] {
         assert_eq!(lbctl(&place, line).await.err, expected, "{line}");
     }
-    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
-    let told = |deed: &Deed| (*deed == Deed::Order(Order::Yield(key, Yield::Told))).then_some(());
+    lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
+    let yields = |deed: &Deed| (*deed == Deed::Order(Order::Yield(key, Yield::Told))).then_some(());
     for (by, code, expected) in [
         (
             Err("nobody else is there"),
@@ -339,7 +339,7 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
         })
         .await;
         let failover = begin(&place, "vrrp failover main");
-        deed(&lbd, "others are told", told).await;
+        deed(&lbd, "the router yields", yields).await;
         lbd.script.yielded(&main(&place), by);
         let ran = failover.await.expect("no panic");
         assert_eq!(ran.code, Some(code), "{ran:?}");
@@ -475,7 +475,7 @@ async fn routers_that_do_not_end_hold_the_end_up_for_a_while() {
 async fn detach_takes_the_addresses_off_before_the_program() {
     let place = Place::new(&format!("{WEB}{ROUTER}"));
     let lbd = place.start().await;
-    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     let ran = lbctl(&place, "detach --yes").await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let deeds = lbd.script.deeds.clone();
@@ -495,7 +495,7 @@ async fn routers_of_a_group_go_together() {
     let lbd = place.start().await;
     let routers = crate::pair::config(&place).routers.routers;
     for router in &routers {
-        lbd.script.becomes(router, State::Active, "nobody was heard");
+        lbd.script.becomes(router, State::Active, "no advertisement was received");
     }
     let mut said = facts(&lbd, &place, State::Backup).await;
     for router in said.routers.values_mut() {

@@ -15,7 +15,7 @@ use crate::{
     cli::lbctl,
     common::{Place, Running, eventually},
     fakes::Deed,
-    pair::{PEER, PEER_ADDRESS, all, deed, facts, main, role, told, web},
+    pair::{PEER, PEER_ADDRESS, all, deed, facts, main, messages, role, web},
 };
 
 /// Whether the router may not preempt, since flows of the peer are missing.
@@ -102,12 +102,12 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let main = main(&place);
-    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    lbd.script.becomes(&main, State::Active, "no advertisement was received");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     // Both are active for longer than a handover takes.
-    let both = async || !told(&lbd, Kind::VrrpTwoActive).await.is_empty();
+    let both = async || !messages(&lbd, Kind::VrrpTwoActive).await.is_empty();
     eventually("both are active", both).await;
     let publishes = |port| {
         move |deed: &Deed| match deed {
@@ -137,7 +137,7 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let main = main(&place);
-    lbd.script.becomes(&main, State::Active, "nobody was heard");
+    lbd.script.becomes(&main, State::Active, "no advertisement was received");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     pin(&place, 1);
     // The other node was active as well, and is heard before its session is there.
@@ -198,11 +198,11 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     let unsynced = || is_unsynced(&lbd, &place);
     let at = |count| move |facts: &lb_vrrp::Facts| facts.transitions["main"] == count;
-    let told = async |count: u64| {
+    let reported = async |count: u64| {
         eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
             .await;
     };
-    told(1).await;
+    reported(1).await;
     assert!(unsynced(), "nobody is there to tell of flows");
     // The session is there again before the peer says what has happened.
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
@@ -210,7 +210,7 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     lbd.script.hears(&main, PEER_ADDRESS);
     lbd.script.becomes(&main, State::Fault, "eth0 is down");
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
-    told(3).await;
+    reported(3).await;
     assert!(unsynced(), "it is Active by now, and has not told of its flows");
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
@@ -232,7 +232,7 @@ async fn a_peer_with_the_name_of_this_node_is_told_of() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     let text = format!("calls itself {own}, as this node does: set `node` under [sync]");
     eventually("it is an event", async || {
-        told(&lbd, Kind::VrrpMismatch).await.iter().any(|event| event.ends_with(&text))
+        messages(&lbd, Kind::VrrpMismatch).await.iter().any(|event| event.ends_with(&text))
     })
     .await;
     let shown = lbctl(&place, "vrrp status").await.out;
@@ -254,7 +254,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
-        told(&lbd, Kind::PeerUnsynced).await,
+        messages(&lbd, Kind::PeerUnsynced).await,
         ["flows of web that lb2 tells of are missing here"]
     );
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
@@ -279,7 +279,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
     let pins = Piece::Pins { service: web(&place), pins: vec![pin] };
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins], Mark::default()));
-    let refused = async || told(&lbd, Kind::PeerRefused).await;
+    let refused = async || messages(&lbd, Kind::PeerRefused).await;
     eventually("it is not known", async || !refused().await.is_empty()).await;
     assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
     assert!(!unsynced(), "there may never be such a backend here");
@@ -289,7 +289,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     deed(&lbd, "it is asked for them", wants).await;
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
-        told(&lbd, Kind::PeerUnsynced).await,
+        messages(&lbd, Kind::PeerUnsynced).await,
         ["flows of web that lb2 tells of are missing here"]
     );
     lbd.script.is_synced(PEER);
@@ -331,7 +331,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     assert!((15..=30).contains(&longest.as_millis()), "{longest:?}");
     lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leased_until().is_zero()).await;
-    assert_eq!(told(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
+    assert_eq!(messages(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
     lbd.stop().await;
 }
 
@@ -339,7 +339,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
 async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_while() {
     let place = Place::new(&all());
     let lbd = place.start().await;
-    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     lbd.script.is_synced(PEER);
     let ends = || place.remote.leased_until.load(Ordering::SeqCst);
@@ -353,9 +353,9 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     pin(&place, 4242);
     let published = |deed: &Deed| matches!(deed, Deed::Publish(pieces) if has_pin(pieces, 4242));
     deed(&lbd, "it is told", |deed| published(deed).then_some(())).await;
-    let told = ends();
+    let end = ends();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(ends(), told, "the lease ends with what the peer does not know");
+    assert_eq!(ends(), end, "the lease ends with what the peer does not know");
     lbd.script.be_slow(false, u64::MAX);
     eventually("the peer knows all, and pins are leased again", renewed).await;
     lbd.script.be_slow(true, 0);

@@ -141,10 +141,10 @@ async fn a_reload_is_refused_only_when_it_changed_nothing() {
     place.remote.failing_writes.store(2, Ordering::SeqCst);
     place.configure(&WEB.replace("weight = 3", "weight = 30"));
     let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
-    let Err(Error::Refused(told)) = done else { panic!("the maps are not written: {done:?}") };
-    assert!(told.error.starts_with("configuration reloaded: "), "{told:?}");
-    assert!(told.error.contains(", but the maps could not be written: "), "{told:?}");
-    assert!(told.hint.is_some_and(|hint| hint.starts_with("the configuration is in force")));
+    let Err(Error::Refused(refusal)) = done else { panic!("the maps are not written: {done:?}") };
+    assert!(refusal.error.starts_with("configuration reloaded: "), "{refusal:?}");
+    assert!(refusal.error.contains(", but the maps could not be written: "), "{refusal:?}");
+    assert!(refusal.hint.is_some_and(|hint| hint.starts_with("the configuration is in force")));
     let weights = status(&lbd).await.services["web"].backends.clone();
     assert_eq!(weights[&IpAddr::from([10, 0, 0, 12])].weight, 30);
     let seen = kinds(&events(&lbd.client).await);
@@ -155,8 +155,8 @@ async fn a_reload_is_refused_only_when_it_changed_nothing() {
     // One with a mistake has changed nothing, and says so.
     place.configure("[[service]]\nname = 7\n");
     let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
-    let Err(Error::Refused(told)) = done else { panic!("it has a mistake: {done:?}") };
-    assert_eq!(told.hint.as_deref(), Some("nothing was changed"));
+    let Err(Error::Refused(refusal)) = done else { panic!("it has a mistake: {done:?}") };
+    assert_eq!(refusal.hint.as_deref(), Some("nothing was changed"));
     lbd.stop().await;
 }
 

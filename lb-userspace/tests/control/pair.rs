@@ -84,7 +84,8 @@ pub fn role(lbd: &Running, place: &Place) -> Option<Role> {
     lbd.script.deeds.of(given).pop()
 }
 
-pub async fn told(lbd: &Running, kind: Kind) -> Vec<String> {
+/// The messages of the events of a kind.
+pub async fn messages(lbd: &Running, kind: Kind) -> Vec<String> {
     let events = events(&lbd.client).await.into_iter();
     events.filter(|event| event.news.kind == kind).map(|event| event.news.message).collect()
 }
@@ -170,14 +171,17 @@ async fn every_transition_is_an_event_and_is_seen() {
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "it begins");
-    lbd.script.becomes(&main, State::Active, "nobody was heard");
-    eventually("it is active", async || !told(&lbd, Kind::VrrpActive).await.is_empty()).await;
+    lbd.script.becomes(&main, State::Active, "no advertisement was received");
+    eventually("it is active", async || !messages(&lbd, Kind::VrrpActive).await.is_empty()).await;
     lbd.script.becomes(&main, State::Fault, "interface eth0 is down");
-    eventually("it is in fault", async || !told(&lbd, Kind::VrrpFault).await.is_empty()).await;
-    assert_eq!(told(&lbd, Kind::VrrpBackup).await, ["main is backup"]);
-    assert_eq!(told(&lbd, Kind::VrrpActive).await, ["main is active: this node holds 10.0.0.100"]);
+    eventually("it is in fault", async || !messages(&lbd, Kind::VrrpFault).await.is_empty()).await;
+    assert_eq!(messages(&lbd, Kind::VrrpBackup).await, ["main is backup"]);
     assert_eq!(
-        told(&lbd, Kind::VrrpFault).await,
+        messages(&lbd, Kind::VrrpActive).await,
+        ["main is active: this node holds 10.0.0.100"]
+    );
+    assert_eq!(
+        messages(&lbd, Kind::VrrpFault).await,
         ["main is in fault: this node can't hold 10.0.0.100, and was active"]
     );
     let notice = Notice {
@@ -187,7 +191,7 @@ async fn every_transition_is_an_event_and_is_seen() {
         cause: "an ARP reply".into(),
     };
     lbd.script.vrrp.send(Report::Notice(notice)).expect("it is heard");
-    let elsewhere = async || told(&lbd, Kind::VrrpAddressElsewhere).await;
+    let elsewhere = async || messages(&lbd, Kind::VrrpAddressElsewhere).await;
     eventually("it is told", async || !elsewhere().await.is_empty()).await;
     assert_eq!(elsewhere().await, ["main: 10.0.0.100 is at 02:00:00:00:00:09, too"]);
     let status: Status = lbd.client.get("/v1/status").await.expect("it answers");
@@ -230,25 +234,25 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let router = unlike.routers.get_mut(&main.key).expect("it is there");
     (router.fingerprint, router.addresses) = (1, 1);
     lbd.script.joins(PEER, unlike.clone());
-    let refused = async || told(&lbd, Kind::PeerRefused).await;
+    let refused = async || messages(&lbd, Kind::PeerRefused).await;
     eventually("it is told", async || !refused().await.is_empty()).await;
     assert_eq!(
         refused().await,
         ["lb2: web: mode, ring_slots, idle_timeout or udp are others there"]
     );
     assert_eq!(
-        told(&lbd, Kind::VrrpMismatch).await,
+        messages(&lbd, Kind::VrrpMismatch).await,
         [
             "lb2: virtual router main: version, password, key are others there, so that no advertisement can be taken",
             "lb2: virtual router main: its addresses are others there",
         ]
     );
     // Its advertisements are heard all the same, lest there are two.
-    let heard = async || {
+    let mismatched = async || {
         let facts = lbd.script.deeds.facts().expect("they are told");
         facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
     };
-    eventually("it is heard", heard).await;
+    eventually("it is reported", mismatched).await;
     assert_eq!(role(&lbd, &place), Some(Role::Own), "it is not followed");
     let status = lbctl(&place, "vrrp status").await.out;
     assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
@@ -261,10 +265,10 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     lbd.script.says(lb_sync::Report::Facts(PEER, alike.clone()));
     eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
     assert_eq!(refused().await.len(), 1);
-    // Another seed makes it a stranger.
-    let mut stranger = alike;
-    stranger.fingerprint.seed = 1;
-    lbd.script.says(lb_sync::Report::Facts(PEER, stranger));
+    // Another seed makes it incompatible.
+    let mut incompatible = alike;
+    incompatible.fingerprint.seed = 1;
+    lbd.script.says(lb_sync::Report::Facts(PEER, incompatible));
     let refused_altogether = async || refused().await.len() == 2;
     eventually("it is refused", refused_altogether).await;
     let json = lbctl(&place, "sync status -o json").await.out;
@@ -278,9 +282,9 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
 async fn two_nodes_that_are_active_for_long_are_told() {
     let place = Place::new(&all());
     let lbd = place.start().await;
-    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
-    let both = async || told(&lbd, Kind::VrrpTwoActive).await;
+    let both = async || messages(&lbd, Kind::VrrpTwoActive).await;
     eventually("it is told", async || !both().await.is_empty()).await;
     assert_eq!(both().await, ["main is active here and on lb2: both hold its addresses"]);
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -292,7 +296,7 @@ async fn two_nodes_that_are_active_for_long_are_told() {
 async fn a_reload_changes_routers_and_leaves_the_others_alone() {
     let place = Place::new(&all());
     let lbd = place.start().await;
-    lbd.script.becomes(&main(&place), State::Active, "nobody was heard");
+    lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     let reload = async || {
         lbd.script.deeds.take();
         let done: Done =

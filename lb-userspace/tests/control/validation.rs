@@ -50,8 +50,8 @@ async fn services(lbd: &Running) -> Vec<String> {
 
 async fn conflicts(lbd: &Running) -> Vec<String> {
     let all = events(&lbd.client).await.into_iter();
-    let told = all.filter(|event| event.news.kind == Kind::ConfigConflict);
-    told.map(|event| event.news.message).collect()
+    let conflicts = all.filter(|event| event.news.kind == Kind::ConfigConflict);
+    conflicts.map(|event| event.news.message).collect()
 }
 
 #[tokio::test]
@@ -105,8 +105,8 @@ async fn a_command_of_the_file_may_be_given_again_until_the_file_has_it_no_more(
     place.configure(WEB);
     let _: Done =
         lbd.client.send(Method::POST, "/v1/reload", Default::default()).await.expect("valid");
-    let told = conflicts(&lbd).await;
-    assert!(told.len() == 1 && told[0].starts_with("web 10.0.0.13: "), "{told:?}");
+    let messages = conflicts(&lbd).await;
+    assert!(messages.len() == 1 && messages[0].starts_with("web 10.0.0.13: "), "{messages:?}");
     let backend: status::Backend = lbd.client.get(NEW).await.expect("it stays");
     assert_eq!(backend.weight, 1);
     lbd.stop().await;
@@ -143,11 +143,17 @@ async fn a_state_file_loses_only_the_checks_that_it_must_not_have() {
     fs::write(&file, state.to_string()).expect("it is ours");
 
     let lbd = place.start().await;
-    let mut told = conflicts(&lbd).await;
-    told.sort();
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told[0].starts_with("tls: ") && told[0].contains("check.interval: `0s`"), "{told:?}");
-    assert!(told[1].starts_with("web 10.0.0.13: ") && told[1].contains("the command"), "{told:?}");
+    let mut messages = conflicts(&lbd).await;
+    messages.sort();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(
+        messages[0].starts_with("tls: ") && messages[0].contains("check.interval: `0s`"),
+        "{messages:?}"
+    );
+    assert!(
+        messages[1].starts_with("web 10.0.0.13: ") && messages[1].contains("the command"),
+        "{messages:?}"
+    );
     let backend: status::Backend = lbd.client.get(A).await.expect("it is there");
     assert_eq!((backend.weight, backend.admin), (7, Admin::Draining { deadline: None }));
     assert_eq!(self::services(&lbd).await, ["tls", "web"]);

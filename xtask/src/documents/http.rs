@@ -22,7 +22,7 @@ const MORE_US: f64 = 6.0;
 const OTHERS: [System; 3] = [System::Haproxy, System::NginxStream, System::NftablesDnat];
 
 /// How many functions of a load are shown.
-const TOLD: usize = 16;
+const SHOWN: usize = 16;
 
 /// Requests a second, in the median.
 pub fn rate(case: &Case) -> f64 {
@@ -168,7 +168,7 @@ fn profile(profiles: &[Profile], load: (u16, bool)) -> Option<Value> {
     let times = |name| all.map(|profile| profile.functions.get(name).copied().unwrap_or_default());
     let mut rows: Vec<_> = names.into_iter().map(|name| row(name, times(name))).collect();
     rows.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    rows.truncate(TOLD);
+    rows.truncate(SHOWN);
     rows.insert(0, row("all", all.map(|profile| profile.machine_cpu_us_per_request)));
     let rows: Vec<_> = rows.into_iter().map(|(row, _)| row).collect();
     let (connections, keep_alive) = load;

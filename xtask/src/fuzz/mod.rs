@@ -244,7 +244,7 @@ fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {
         bail!("{}: {status}; its last words:\n{}", target.name(), last.join("\n"));
     }
     for finding in &run.findings {
-        eprintln!("{}", run.told(&text));
+        eprintln!("{}", run.failure(&text));
         eprintln!("fuzz: once more: cargo xtask fuzz {} --replay {finding}", target.name());
     }
     Ok(run)

@@ -99,8 +99,8 @@ impl Run {
         )
     }
 
-    /// What broke, as the engine or the panic has told it.
-    pub fn told<'t>(&self, log: &'t str) -> &'t str {
+    /// The failure, as the engine or the panic printed it.
+    pub fn failure<'t>(&self, log: &'t str) -> &'t str {
         let begins = ["panicked at", "ERROR: libFuzzer", "ALARM: working"];
         let begin = begins.iter().filter_map(|words| log.find(words)).min().unwrap_or(0);
         let begin = log[..begin].rfind('\n').map_or(0, |at| at + 1);
@@ -190,7 +190,11 @@ stat::number_of_executed_units: 2100
         assert_eq!((run.coverage_edges, run.coverage_features), (811, 2201));
         assert_eq!((run.corpus_inputs, run.corpus_bytes), (96, 12 << 10));
         assert_eq!(run.findings, ["fuzz/findings/state-crash-0a1b"]);
-        assert!(run.told(LOG).starts_with("thread '<unnamed>' panicked"), "{}", run.told(LOG));
+        assert!(
+            run.failure(LOG).starts_with("thread '<unnamed>' panicked"),
+            "{}",
+            run.failure(LOG)
+        );
         let report = Report::new(vec![run]);
         let error = report.verdict().expect_err("something was found").to_string();
         assert!(error.contains("state breaks"), "{error}");
@@ -204,8 +208,9 @@ stat::number_of_executed_units: 2100
         let mut new = run("state");
         new.executions = 7;
         let all = Report::new(vec![new]).beside(Some(kept)).targets;
-        let told: Vec<_> = all.iter().map(|run| (run.target.as_str(), run.executions)).collect();
-        assert_eq!(told, [("state", 7), ("api", 2100)]);
+        let executions: Vec<_> =
+            all.iter().map(|run| (run.target.as_str(), run.executions)).collect();
+        assert_eq!(executions, [("state", 7), ("api", 2100)]);
     }
 
     #[test]

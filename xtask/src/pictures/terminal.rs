@@ -219,9 +219,9 @@ mod tests {
     #[test]
     fn looks_begin_and_end_where_the_terminal_says() {
         let lines = lines("a\x1b[1;31mb\x1b[0mc\n\x1b[7md\x1b[27;38;5;196;48;2;1;2;3me");
-        let told: Vec<_> =
+        let texts: Vec<_> =
             lines.iter().flatten().map(|run| (run.column, run.text.as_str())).collect();
-        assert_eq!(told, [(0, "a"), (1, "b"), (2, "c"), (0, "d"), (1, "e")]);
+        assert_eq!(texts, [(0, "a"), (1, "b"), (2, "c"), (0, "d"), (1, "e")]);
         assert!(lines[0][1].look.bold && !lines[0][2].look.bold);
         assert_eq!(lines[0][1].look.colours(), (COLOURS[1], None));
         assert_eq!(lines[1][0].look.colours(), (GROUND, Some(TEXT)));

@@ -194,8 +194,8 @@ fn forward(mut from: impl Read, mut to: impl Write) {
 
 /// The exit code that the guest told; lines of the kernel may stand before it.
 fn exit_code(console: &str) -> Option<i32> {
-    let (_, told) = console.rsplit_once("lb-vm-exit ")?;
-    told.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let (_, printed) = console.rsplit_once("lb-vm-exit ")?;
+    printed.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// A line of a command, for a test.
