@@ -76,13 +76,13 @@ fn message(kind: u8, body: &[u8]) {
     }
     match message {
         Message::News { parts, .. } | Message::All { parts, .. } => records(parts),
-        Message::Facts { half, bytes, .. } => said(half, bytes),
+        Message::Facts { half, bytes, .. } => facts_message(half, bytes),
         _ => {}
     }
 }
 
 /// A half of what a node says of itself.
-fn said(half: u8, bytes: &[u8]) {
+fn facts_message(half: u8, bytes: &[u8]) {
     let mut read = Facts::default();
     if facts::decode(half, bytes, &mut read).is_err() {
         return;

@@ -236,8 +236,8 @@ fn lbd_takes_the_configurations_and_answers_the_probes() -> Result<()> {
         fs::write(&file, text)?;
         let mut lbd = balancer::program(&lab.balancer.namespace, "lbd")?;
         let checked = command::output(lbd.arg("--check").arg(&file), "")?;
-        let said = String::from_utf8_lossy(&checked.stderr);
-        ensure!(checked.status.success() && said.is_empty(), "{name}: {said}");
+        let printed = String::from_utf8_lossy(&checked.stderr);
+        ensure!(checked.status.success() && printed.is_empty(), "{name}: {printed}");
     }
 
     let pod = object("DaemonSet")?;

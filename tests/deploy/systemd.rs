@@ -175,8 +175,8 @@ fn addresses_that_a_crash_left_go_when_no_start_goes_on_with_them() -> Result<()
         let shown = there()?;
         ensure!(shown.contains("10.9.9.1") && shown.contains("fd00:9::1"), "{shown}");
     }
-    let said = release("exit-code", "exited", "3")?;
-    assert_eq!(said, "released 10.9.9.1/32 on lo\nreleased fd00:9::1/128 on lo\n");
+    let output = release("exit-code", "exited", "3")?;
+    assert_eq!(output, "released 10.9.9.1/32 on lo\nreleased fd00:9::1/128 on lo\n");
     let shown = there()?;
     ensure!(!shown.contains("10.9.9.1") && !shown.contains("fd00:9::1"), "{shown}");
     ensure!(shown.contains("10.9.9.2"), "that of the operator stays: {shown}");
@@ -205,8 +205,8 @@ fn systemd_takes_the_units() -> Result<()> {
         let output = verify.output();
         fs::remove_dir_all(&folder)?;
         let output = output?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{unit}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && printed.is_empty(), "{unit}: {printed}");
     }
     Ok(())
 }

@@ -180,9 +180,9 @@ fn connections_by_a_vlan_on_a_bond_are_served_in_generic_mode_alone_and_live_whe
     bond(&lab, &lab.balancer, Some(5))?;
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     ensure!(balancer.launch().is_err(), "a VLAN has no native mode");
-    let said = balancer.log();
-    let named = said.contains(&format!("attach the balancer's program to {INTERFACE}"));
-    ensure!(named && said.contains("`attach = \"auto\"`"), "{said}");
+    let log = balancer.log();
+    let named = log.contains(&format!("attach the balancer's program to {INTERFACE}"));
+    ensure!(named && log.contains("`attach = \"auto\"`"), "{log}");
 
     let mut balancer = Balancer::new(&lab, &[WAY.service(&lab)])?;
     configure(&balancer)?;

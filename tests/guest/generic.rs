@@ -202,8 +202,8 @@ fn generic_mode_is_refused_on_a_vlan_whose_interface_has_gro_unless_the_operator
     };
     host.ethtool("eth9", &["gro", "on"])?;
     let refused = attach(&[]).err().context("generic mode behind GRO is refused")?;
-    let said = format!("{refused:#}");
-    ensure!(said.contains("`ethtool -K eth9 gro off`, or --allow-gro"), "{said}");
+    let message = format!("{refused:#}");
+    ensure!(message.contains("`ethtool -K eth9 gro off`, or --allow-gro"), "{message}");
     attach(&["--allow-gro"])?;
     let mut detach = program(&host, "lbctl")?;
     detach.args(["decap", "detach", "--dev", "eth9.5", "--pin-dir"]);

@@ -211,10 +211,10 @@ impl Page<'_> {
     /// If it throws.
     pub fn evaluate(&self, expression: &str) -> Result<Value> {
         let asked = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
-        let said = self.call("Runtime.evaluate", &asked)?;
-        let thrown = &said["exceptionDetails"];
+        let result = self.call("Runtime.evaluate", &asked)?;
+        let thrown = &result["exceptionDetails"];
         ensure!(thrown.is_null(), "{expression}: {thrown}");
-        Ok(said["result"]["value"].clone())
+        Ok(result["result"]["value"].clone())
     }
 
     /// Waits until an expression is what is expected.
@@ -255,8 +255,8 @@ impl Page<'_> {
     ///
     /// If the browser refuses.
     pub fn picture(&self) -> Result<Vec<u8>> {
-        let said = self.call("Page.captureScreenshot", &json!({"format": "png"}))?;
-        let data = said["data"].as_str().context("a picture")?;
+        let result = self.call("Page.captureScreenshot", &json!({"format": "png"}))?;
+        let data = result["data"].as_str().context("a picture")?;
         STANDARD.decode(data).context("a picture in base64")
     }
 

@@ -34,7 +34,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command, "")?;
     if !output.status.success() {
-        bail!("{}: {}{}", line(command), output.status, said(&output));
+        bail!("{}: {}{}", line(command), output.status, error_output(&output));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -47,7 +47,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     let output = output(command, input)?;
     if !output.status.success() {
-        bail!("{}: {}{}", line(command), output.status, said(&output));
+        bail!("{}: {}{}", line(command), output.status, error_output(&output));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -72,7 +72,7 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
 }
 
 /// What a program wrote to both of its outputs, for an error.
-fn said(output: &Output) -> String {
+fn error_output(output: &Output) -> String {
     let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     let text = text.join("\n");
     let text = text.trim();

@@ -249,8 +249,8 @@ impl HaPair {
     ///
     /// If it does not come to that.
     pub fn hand_over(&self, from: usize) -> Result<()> {
-        let said = self.nodes[from].lbctl(&["vrrp", "failover", "--all"]);
-        said.map(drop).with_context(|| self.logs())
+        let done = self.nodes[from].lbctl(&["vrrp", "failover", "--all"]);
+        done.map(drop).with_context(|| self.logs())
     }
 
     /// What both nodes wrote last.

@@ -111,9 +111,9 @@ impl Haproxy {
     ///
     /// If HAProxy refuses.
     pub fn drain(&self, host: &str) -> Result<()> {
-        let said = self.command(&format!("set server {PROXY}/{host} state drain"))?;
+        let reply = self.command(&format!("set server {PROXY}/{host} state drain"))?;
         // A command that succeeds says nothing.
-        ensure!(said.trim().is_empty(), "drain {host}: {said}");
+        ensure!(reply.trim().is_empty(), "drain {host}: {reply}");
         Ok(())
     }
 

@@ -195,12 +195,12 @@ impl Keepalived {
             bfd,
         ];
         let log = self.path("keepalived.log");
-        let said = fs::metadata(&log).map_or(0, |file| file.len());
+        let length = fs::metadata(&log).map_or(0, |file| file.len());
         let mut process = Process::start(&self.namespace, &program, &args, &log, self.orphan)?;
         wait::until(Duration::from_secs(10), "keepalived's virtual routers run", || {
             process.check()?;
             let log = process.log();
-            let log = log.get(usize::try_from(said)?..).unwrap_or_default();
+            let log = log.get(usize::try_from(length)?..).unwrap_or_default();
             ensure!(log.contains("Entering BACKUP STATE"), "it has not entered a state");
             Ok(())
         })

@@ -169,7 +169,7 @@ struct Pending {
     at: Instant,
     stream: TcpStream,
     asked: bool,
-    said: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Prober {
@@ -229,7 +229,8 @@ impl Prober {
         self.next += 1;
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         self.epoll.add(&stream, EpollEvent::new(flags, number)).context("watch a socket")?;
-        self.pending.insert(number, Pending { at: now, stream, asked: false, said: Vec::new() });
+        self.pending
+            .insert(number, Pending { at: now, stream, asked: false, received: Vec::new() });
         self.order.push_back(number);
         Ok(())
     }
@@ -308,11 +309,11 @@ impl Pending {
         loop {
             match self.stream.read(&mut piece) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => self.said.extend_from_slice(&piece[..read]),
+                Ok(read) => self.received.extend_from_slice(&piece[..read]),
                 Err(err) if waits(&err) => return Ok(false),
                 Err(err) => return Err(err),
             }
-            if whole(&self.said)? {
+            if whole(&self.received)? {
                 return Ok(true);
             }
         }
@@ -325,8 +326,8 @@ fn waits(err: &io::Error) -> bool {
 }
 
 /// Whether a page has come to its end. Pages of `/` are a line, and the only line after the head.
-fn whole(said: &[u8]) -> io::Result<bool> {
-    let text = String::from_utf8_lossy(said);
+fn whole(received: &[u8]) -> io::Result<bool> {
+    let text = String::from_utf8_lossy(received);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return Ok(false) };
     if !head.starts_with("HTTP/1.1 200 ") {
         let status = head.lines().next().unwrap_or_default();

@@ -103,8 +103,8 @@ pub fn fetch(from: &Namespace, url: &str, args: &[&str]) -> Result<String> {
     curl.args(["--silent", "--show-error", "--max-time", "20", "--fail-with-body"]);
     let output = command::output(curl.args(args).arg(url), "")?;
     let body = String::from_utf8_lossy(&output.stdout).into_owned();
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{url} {args:?}: {said}{body}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{url} {args:?}: {text}{body}");
     Ok(body)
 }
 
@@ -117,8 +117,8 @@ pub fn promtool(folder: &Path, args: &[&str], input: &str) -> Result<String> {
     let program: PathBuf = command::find("promtool").context("promtool is not installed")?;
     let mut promtool = Command::new(program);
     let output = command::output(promtool.current_dir(folder).args(args), input)?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    ensure!(output.status.success(), "promtool {args:?}: {said}");
-    Ok(said)
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    ensure!(output.status.success(), "promtool {args:?}: {text}");
+    Ok(text)
 }

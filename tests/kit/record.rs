@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn versions_are_found_in_what_programs_say() {
-        for (says, version) in [
+        for (output, version) in [
             ("nginx version: nginx/1.22.1\n", "1.22.1"),
             ("HAProxy version 2.6.12-1+deb12u4 2026/01/01 - https://x.y/", "2.6.12-1+deb12u4"),
             ("Keepalived v2.2.7 (01/16,2022)\n", "2.2.7"),
@@ -228,7 +228,7 @@ mod tests {
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "7.2.22"),
             ("1:1.31-1+b1", "1.31-1+b1"),
         ] {
-            assert_eq!(number(says), Some(version));
+            assert_eq!(number(output), Some(version));
         }
         assert_eq!(number("no version here"), None);
     }

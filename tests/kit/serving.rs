@@ -48,7 +48,7 @@ pub fn places(ha_pair: &HaPair) -> [usize; 2] {
 /// # Errors
 ///
 /// If it fails.
-pub fn say(ha_pair: &HaPair, node: usize, what: &str, web: usize) -> Result<()> {
+pub fn administer(ha_pair: &HaPair, node: usize, what: &str, web: usize) -> Result<()> {
     for way in &ha_pair.plan.ways {
         let backend = way.backend(&ha_pair.lab.webs[web]).to_string();
         ha_pair.nodes[node].lbctl(&["backend", what, way.name(), &backend])?;
@@ -83,7 +83,7 @@ pub fn no_packet_goes_to_and_fro(ha_pair: &HaPair) -> Result<()> {
     let others = 0..ha_pair.lab.webs.len() - 2;
     for (node, own) in nodes.into_iter().enumerate() {
         for web in others.clone().chain([own]) {
-            say(ha_pair, node, "disable", web)?;
+            administer(ha_pair, node, "disable", web)?;
         }
     }
     for active in [0, 1] {
@@ -98,7 +98,7 @@ pub fn no_packet_goes_to_and_fro(ha_pair: &HaPair) -> Result<()> {
     }
     for (node, own) in nodes.into_iter().enumerate() {
         for web in others.clone().chain([own]) {
-            say(ha_pair, node, "enable", web)?;
+            administer(ha_pair, node, "enable", web)?;
         }
     }
     ha_pair.hand_over(1)?;
@@ -124,8 +124,9 @@ fn all_go_to_the_other(ha_pair: &HaPair, active: usize) -> Result<()> {
     let nodes = places(ha_pair);
     let (other, name) = (1 - active, &ha_pair.host(1 - active).name);
     for node in [0, 1] {
-        let (alone, said) = (nodes[1 - node], format!("{} sends to one", ha_pair.host(node).name));
-        wait::until(PATIENCE, &said, || {
+        let (alone, waited_for) =
+            (nodes[1 - node], format!("{} sends to one", ha_pair.host(node).name));
+        wait::until(PATIENCE, &waited_for, || {
             let status = ha_pair.nodes[node].status()?;
             for way in &ha_pair.plan.ways {
                 let backends = &status.service(way.name())?.backends;
@@ -202,17 +203,17 @@ pub fn no_download_breaks(ha_pair: &mut HaPair) -> Result<()> {
     for web in places(ha_pair) {
         let name = ha_pair.lab.webs[web].host.name.clone();
         // One node drains it, and the other one still gives it new connections.
-        say(ha_pair, 0, "drain", web)?;
+        administer(ha_pair, 0, "drain", web)?;
         live(&format!("{name} is drained on lb1"), ha_pair)?;
         ha_pair.hand_over(0)?;
         ha_pair.wait_active(1)?;
         live(&format!("{name} is drained on lb1, which has handed over"), ha_pair)?;
-        say(ha_pair, 1, "drain", web)?;
+        administer(ha_pair, 1, "drain", web)?;
         ha_pair.hand_over(1)?;
         ha_pair.wait_active(0)?;
         live(&format!("{name} is drained on both, lb2 has handed back"), ha_pair)?;
         for node in [0, 1] {
-            say(ha_pair, node, "enable", web)?;
+            administer(ha_pair, node, "enable", web)?;
         }
         ha_pair.wait_synced()?;
     }

@@ -143,10 +143,10 @@ fn the_smoke_run_tells_who_answered_and_the_mode() -> Result<()> {
         return Ok(());
     }
     let smoke = xtask()?.args(["run", "--", "--smoke", "--built"]).output()?;
-    let said = text(&smoke);
-    assert!(smoke.status.success(), "{said}");
+    let printed = text(&smoke);
+    assert!(smoke.status.success(), "{printed}");
     for expected in ["web1", "web2", "web3", "1000 requests", "0 failed", "XDP native"] {
-        assert!(said.contains(expected), "{expected} is missing:\n{said}");
+        assert!(printed.contains(expected), "{expected} is missing:\n{printed}");
     }
     Ok(())
 }
@@ -161,12 +161,12 @@ fn the_smoke_run_of_a_pair_tells_who_took_over_and_leaves_nothing_behind() -> Re
     let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let pid = child.id();
     let smoke = child.wait_with_output()?;
-    let said = text(&smoke);
-    assert!(smoke.status.success(), "{said}");
+    let output = text(&smoke);
+    assert!(smoke.status.success(), "{output}");
     for expected in
         ["lbd on lb1 was killed", "lb2 is Active", "24 of 24 downloads whole", "0 failed"]
     {
-        assert!(said.contains(expected), "{expected} is missing:\n{said}");
+        assert!(output.contains(expected), "{expected} is missing:\n{output}");
     }
     assert_eq!(left_of(pid)?, Vec::<String>::new());
     Ok(())

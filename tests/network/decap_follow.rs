@@ -144,9 +144,12 @@ fn named_vips_stay_as_they_are_while_addresses_are_followed() -> Result<()> {
     host.host.ip("addr add 10.0.0.2/24 dev eth0");
     lists_are(&host, &["10.0.0.2"], &["10.0.0.100"])?;
     assert_eq!(shown(&host)?.followed, Followed { addresses: true, vips: false });
-    let mut says = balancer::program(&Namespace::existing(&host.host.name), "lbctl")?;
-    let says = command::run(says.args(["decap", "status", "--pin-dir"]).arg(&host.pins))?;
-    ensure!(says.contains("10.0.0.2 (followed)") && says.contains("10.0.0.100 (fixed)"), "{says}");
+    let mut lbctl = balancer::program(&Namespace::existing(&host.host.name), "lbctl")?;
+    let status = command::run(lbctl.args(["decap", "status", "--pin-dir"]).arg(&host.pins))?;
+    ensure!(
+        status.contains("10.0.0.2 (followed)") && status.contains("10.0.0.100 (fixed)"),
+        "{status}"
+    );
     Ok(())
 }
 
@@ -159,8 +162,8 @@ fn who_attaches_beside_a_running_one_is_told_to_restart_the_unit() -> Result<()>
     let _run = Run::start(&host, &[])?;
     lists_are(&host, &["10.0.0.2", "fd00::2"], &["10.0.0.100", "fd00::100"])?;
     let refused = command::run(&mut lbctl(&host, "attach", &["--vip", "10.0.0.101"])?);
-    let said = format!("{:#}", refused.err().context("it is refused")?);
-    ensure!(said.contains("systemctl restart lb-decap@eth0"), "{said}");
+    let message = format!("{:#}", refused.err().context("it is refused")?);
+    ensure!(message.contains("systemctl restart lb-decap@eth0"), "{message}");
     lists_are(&host, &["10.0.0.2", "fd00::2"], &["10.0.0.100", "fd00::100"])
 }
 
@@ -201,15 +204,15 @@ fn a_source_that_is_not_listed_is_named_by_status_and_doctor() -> Result<()> {
     assert_eq!(unlisted.source, IpAddr::from([10, 1, 2, 5]));
     ensure!(unlisted.seconds_ago <= SOON.as_secs(), "{unlisted:?}");
     let namespace = Namespace::existing(&host.host.name);
-    let says = |words: &[&str]| -> Result<String> {
+    let run = |words: &[&str]| -> Result<String> {
         let mut lbctl = balancer::program(&namespace, "lbctl")?;
         let output = lbctl.args(words).arg("--pin-dir").arg(&host.pins).output()?;
         Ok(String::from_utf8(output.stdout)?)
     };
     let named = "3 packets came from sources that are not listed, the last one from 10.1.2.5, ";
     for words in [["decap", "status"], ["doctor", "backend"]] {
-        let said = says(&words)?;
-        ensure!(said.contains(named), "{words:?}: {said}");
+        let message = run(&words)?;
+        ensure!(message.contains(named), "{words:?}: {message}");
     }
     // Whoever lists it is not warned any more.
     command::run(&mut lbctl(&host, "attach", &["--from", "10.1.0.0/16"])?)?;
@@ -217,6 +220,6 @@ fn a_source_that_is_not_listed_is_named_by_status_and_doctor() -> Result<()> {
     host.peer.enter(|| send_tunnelled([10, 1, 2, 5], [10, 0, 0, 100]));
     ensure!(is_unwrapped(&host, [10, 0, 0, 100])?, "the balancer's comes behind it");
     assert_eq!(shown(&host)?.unlisted, None);
-    ensure!(!says(&["doctor", "backend"])?.contains("not listed"), "it is mended");
+    ensure!(!run(&["doctor", "backend"])?.contains("not listed"), "it is mended");
     Ok(())
 }

@@ -165,9 +165,9 @@ fn foreign_program_is_named_and_left_alone() {
     host.host.enter(|| {
         attach("eth0", &options(), &others.pins).expect("attach with pins elsewhere");
         let error = attach("eth0", &options(), &host.pins).expect_err("it is taken");
-        let said = format!("{error:#}");
-        assert!(said.contains("another XDP program: decapsulate (id "), "{said}");
-        assert!(said.contains("ip link set dev eth0 xdp off"), "{said}");
+        let output = format!("{error:#}");
+        assert!(output.contains("another XDP program: decapsulate (id "), "{output}");
+        assert!(output.contains("ip link set dev eth0 xdp off"), "{output}");
         assert!(host.shows_program());
         assert!(!host.pinned("link").exists());
         detach("eth0", &others.pins).expect("detach");
@@ -247,18 +247,18 @@ fn mistake_says_what_to_do() {
     let host = Host::new();
     host.host.ip("link add bare type bridge");
     host.host.enter(|| {
-        let said = |dev| {
+        let output = |dev| {
             let error = attach(dev, &options(), &host.pins).expect_err("a mistake");
             format!("{error:#}")
         };
-        assert_eq!(said("eth9"), "interface eth9 does not exist; `ip link` lists those that do");
-        assert!(said("bare").contains("--address"), "{}", said("bare"));
+        assert_eq!(output("eth9"), "interface eth9 does not exist; `ip link` lists those that do");
+        assert!(output("bare").contains("--address"), "{}", output("bare"));
         let nobody = attach("eth0", &Options::default(), &host.pins).expect_err("no sources");
         let message = format!("{nobody:#}");
         assert!(message.contains("--from 172.16.0.0/16 --from 100::/64"), "{message}");
         host.host.ip("addr del 10.0.0.100/32 dev lo");
         host.host.ip("addr del fd00::100/128 dev lo");
-        assert!(said("eth0").contains("no VIP is on the loopback"), "{}", said("eth0"));
+        assert!(output("eth0").contains("no VIP is on the loopback"), "{}", output("eth0"));
         assert!(!host.shows_program());
     });
 }

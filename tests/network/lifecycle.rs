@@ -297,10 +297,10 @@ fn lbctl_says_in_one_line_that_lbd_does_not_run() -> Result<()> {
         let output = balancer.lbctl_output(&["status"])?;
         assert!(start.elapsed() < Duration::from_secs(10), "it does not wait");
         assert_eq!((output.status.code(), output.status.signal()), (Some(1), None));
-        let said = String::from_utf8(output.stderr).context("UTF-8")?;
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.contains("lbd"), "{said}");
-        assert!(said.contains("lbd.sock"), "it names the socket: {said}");
+        let text = String::from_utf8(output.stderr).context("UTF-8")?;
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("lbd"), "{text}");
+        assert!(text.contains("lbd.sock"), "it names the socket: {text}");
         assert!(output.stdout.is_empty());
     }
     Ok(())

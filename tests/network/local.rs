@@ -74,9 +74,14 @@ fn a_backend_on_the_node_serves_its_share(attach: &'static str) -> Result<()> {
         balancer.lbctl(&["explain", "tcp", &from, &to])
     });
     let explained: Vec<_> = explained.collect::<Result<_>>()?;
-    let here: Vec<_> = explained.iter().filter(|said| said.contains("this node itself")).collect();
+    let here: Vec<_> =
+        explained.iter().filter(|explanation| explanation.contains("this node itself")).collect();
     ensure!(!here.is_empty() && here.len() < 64, "{} of 64; {}", here.len(), explained[0]);
-    ensure!(here.iter().all(|said| said.contains("XDP_PASS") || attach == "tc"), "{}", here[0]);
+    ensure!(
+        here.iter().all(|explanation| explanation.contains("XDP_PASS") || attach == "tc"),
+        "{}",
+        here[0]
+    );
 
     // It is drained as others are, and its nginx is looked after as theirs.
     for way in WAYS {

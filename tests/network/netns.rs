@@ -87,8 +87,8 @@ impl Drop for Netns {
 
 fn run(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().expect("run ip (package iproute2)");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {}: {said}", arguments.join(" "));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {}: {text}", arguments.join(" "));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

@@ -214,8 +214,8 @@ fn a_port_that_the_hosts_firewall_rejects_is_an_answer() -> Result<()> {
         // Of IPv4 the kernel says what it says of a host that nobody finds.
         let own = question(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
         let reason = failure(ask(&lab, &own)?, Failure::Wrong)?;
-        let said = ["its host is alive", "administratively prohibited"];
-        assert!(said.iter().any(|words| reason.contains(words)), "{reason}");
+        let output = ["its host is alive", "administratively prohibited"];
+        assert!(output.iter().any(|words| reason.contains(words)), "{reason}");
     }
     Ok(())
 }

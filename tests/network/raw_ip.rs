@@ -174,11 +174,11 @@ fn backend_in_mode_dsr_that_is_reached_by_a_tun_is_refused_with_its_line() -> Re
     let balancer = start(&lab, &[], &[service])?;
     let checked =
         balancer.lbctl_output(&["config", "check", &balancer.config().to_string_lossy()])?;
-    let said = String::from_utf8(checked.stderr)?;
+    let output = String::from_utf8(checked.stderr)?;
     let text = fs::read_to_string(balancer.config())?;
     let line = 1 + text.lines().position(|line| line.contains(FAR[0])).context("no such line")?;
-    ensure!(!checked.status.success() && said.contains(WHY), "{said}");
-    ensure!(said.contains(&format!("lbd.toml:{line}:")), "line {line}: {said}");
+    ensure!(!checked.status.success() && output.contains(WHY), "{output}");
+    ensure!(output.contains(&format!("lbd.toml:{line}:")), "line {line}: {output}");
     wait::until(PATIENCE, "the backend is refused, and the others are not", || {
         let status = balancer.status()?;
         let service = status.service(Way::DsrV4.name())?;

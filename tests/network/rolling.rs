@@ -178,9 +178,9 @@ fn a_drain_ends_by_estimate_soon_after_its_connections_and_moves_none() -> Resul
     })?;
     let took = ended.elapsed();
     let output = drain.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("estimated: safe to stop unless a client is silent"), "{said}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("estimated: safe to stop unless a client is silent"), "{text}");
     assert!(took + Duration::from_secs(2) >= QUIET, "packets came until {took:?} before");
     // Finished connections don't count as live, and what is silent is where it was.
     let drained = service(&balancer, way)?.backend(backend)?.clone();
@@ -258,10 +258,10 @@ fn a_drain_does_not_end_by_estimate_while_a_pinned_connection_is_open() -> Resul
     let took = closed.elapsed() + Duration::from_secs(4);
     assert!(took >= silence * 4, "{took:?} after a silence of {silent:?}");
     let output = drain.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("pinned flows are open, though silent"), "{said}");
-    assert!(said.contains("estimated: safe to stop unless a client is silent"), "{said}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("pinned flows are open, though silent"), "{text}");
+    assert!(text.contains("estimated: safe to stop unless a client is silent"), "{text}");
     Ok(())
 }
 

@@ -127,9 +127,9 @@ fn iperf3_with_four_streams_goes_by_tc_in_merged_packets() -> Result<()> {
         let (vip, port) = (service.vip.to_string(), IPERF.to_string());
         let mut client = lab.client.namespace.command(&program);
         client.args(["-J", "-c", &vip, "-p", &port, "-P", "4", "-t", "2"]);
-        let said: Value = serde_json::from_str(&command::run(&mut client)?)?;
+        let output: Value = serde_json::from_str(&command::run(&mut client)?)?;
         let bytes =
-            |end: &str| said["end"][end]["bytes"].as_u64().with_context(|| said.to_string());
+            |end: &str| output["end"][end]["bytes"].as_u64().with_context(|| output.to_string());
         let (written, received) = (bytes("sum_sent")?, bytes("sum_received")?);
         let (now, now_frames) = (sent()?, frames()?);
         let (packets, carried, frames) = (now.0 - had.0, now.1 - had.1, now_frames - had_frames);
@@ -231,8 +231,8 @@ fn a_reload_exchanges_xdp_and_tc_and_loses_no_packet() -> Result<()> {
             {
                 balancer.set_attach(attach);
                 balancer.configure(&services)?;
-                let said = balancer.lbctl(&["config", "reload"])?;
-                ensure!(said.contains("attach: eth0 "), "{said}");
+                let output = balancer.lbctl(&["config", "reload"])?;
+                ensure!(output.contains("attach: eth0 "), "{output}");
                 let status = balancer.status()?;
                 let interface = &status.interfaces[0];
                 ensure!(interface.mode == mode && interface.attached, "{attach}: {interface:?}");
@@ -308,9 +308,9 @@ fn a_hook_that_can_not_be_had_is_refused_by_the_reload_and_what_runs_goes_on() -
     balancer.set_attach("xdp");
     balancer.configure(&services)?;
     let refused = balancer.lbctl_output(&["config", "reload"])?;
-    let said = String::from_utf8_lossy(&refused.stderr);
-    ensure!(!refused.status.success() && said.contains("take it off"), "{said}");
-    ensure!(said.contains("nothing was changed"), "{said}");
+    let output = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && output.contains("take it off"), "{output}");
+    ensure!(output.contains("nothing was changed"), "{output}");
     let interface = &balancer.status()?.interfaces[0];
     ensure!(interface.mode == "tc" && interface.attached, "{interface:?}");
     Connection::open(&lab.client.namespace, Way::DsrV4.target(), PATIENCE)?.get("/")?.ok()?;

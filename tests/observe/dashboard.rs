@@ -80,7 +80,7 @@ fn of_backend(service: &str, address: &str, what: &str) -> String {
 }
 
 /// JavaScript for whether an element's text has these words.
-fn says(what: &str, words: &str) -> String {
+fn contains(what: &str, words: &str) -> String {
     format!("document.querySelector('{what}').textContent.includes({words:?})")
 }
 
@@ -125,13 +125,13 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     page.wait(SOON, &format!("parseFloat({rate}) > 0"), true)?;
     let curve = "document.querySelector('.tile .curve .line').getAttribute('d').length > 20";
     page.wait(SOON, curve, true)?;
-    page.wait(SOON, &says("#datapath", "XDP native"), true)?;
+    page.wait(SOON, &contains("#datapath", "XDP native"), true)?;
 
     // What is markup elsewhere is text: in a row, among the events, in a backend's history.
     page.wait(SOON, &of_backend("hostile", "10.0.0.11", ".badge b"), "down")?;
     let why = of_backend("hostile", "10.0.0.11", "td.state small");
     page.wait(SOON, &format!("{why}.includes({HOSTILE:?})"), true)?;
-    page.wait(SOON, &says("#events", HOSTILE), true)?;
+    page.wait(SOON, &contains("#events", HOSTILE), true)?;
     let row = of_backend("hostile", "10.0.0.11", ".open").replace("?.textContent", "");
     page.evaluate(&format!("{row}.click()"))?;
     let history = of_backend("hostile", "10.0.0.11", ".history");
@@ -141,9 +141,9 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     // A drain, from its beginning to the last flow.
     balancer.lbctl(&["backend", "drain", "web", "10.0.0.12"])?;
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "draining")?;
-    page.wait(SOON, &says("#drains", "10.0.0.12"), true)?;
-    page.wait(SOON, &says("#drains", "flows left: "), true)?;
-    page.wait(SOON, &says("#events", "backend 10.0.0.12 of web drains"), true)?;
+    page.wait(SOON, &contains("#drains", "10.0.0.12"), true)?;
+    page.wait(SOON, &contains("#drains", "flows left: "), true)?;
+    page.wait(SOON, &contains("#events", "backend 10.0.0.12 of web drains"), true)?;
     balancer.lbctl(&["backend", "enable", "web", "10.0.0.12"])?;
     page.wait(SOON, "document.querySelector('#drains').hidden", true)?;
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "up")?;
@@ -153,8 +153,8 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     lab.webs[2].nginx.kill()?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "down")?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", "td.state small"), "connection refused")?;
-    page.wait(SOON, &says("#alerts", "web: 10.0.0.13 is down (connection refused)"), true)?;
-    page.wait(SOON, &says("#events", "10.0.0.13 is down"), true)?;
+    page.wait(SOON, &contains("#alerts", "web: 10.0.0.13 is down (connection refused)"), true)?;
+    page.wait(SOON, &contains("#events", "10.0.0.13 is down"), true)?;
     let row = of_backend("web", "10.0.0.13", ".open").replace("?.textContent", "");
     page.evaluate(&format!("{row}.click()"))?;
     page.wait(SOON, &format!("{row}.getAttribute('aria-expanded')"), "true")?;
@@ -173,11 +173,15 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     for address in ["fd00::11", "fd00::12", "fd00::13"] {
         balancer.lbctl(&["backend", "disable", "web6", address, "--yes"])?;
     }
-    page.wait(SOON, &says("details[data-service=web6] summary", "all drained or disabled"), true)?;
-    page.wait(SOON, &says("#alerts", "web6: all backends are drained or disabled"), true)?;
+    page.wait(
+        SOON,
+        &contains("details[data-service=web6] summary", "all drained or disabled"),
+        true,
+    )?;
+    page.wait(SOON, &contains("#alerts", "web6: all backends are drained or disabled"), true)?;
 
     // What lbd forwards and drops is told by its reason.
-    page.wait(SOON, &says("#verdicts", "Passed to the node itself"), true)?;
+    page.wait(SOON, &contains("#verdicts", "Passed to the node itself"), true)?;
     ensure!(page.evaluate("window.sameAsBefore")? == true, "the page was loaded again");
     check(&page)
 }
@@ -196,17 +200,17 @@ fn who_holds_the_addresses_is_named_though_it_is_no_peer() -> Result<()> {
     let browser = Browser::start(&lab.balancer.namespace, &lab.folder().join("chromium"))?;
     let page = open(&browser, DESK)?;
     let state = "document.querySelector('tr[data-router=main] .badge b').textContent";
-    let holder = says("tr[data-router=main] th", "held by");
+    let holder = contains("tr[data-router=main] th", "held by");
     page.wait(SOON, state, "Active")?;
     page.wait(SOON, &holder, false)?;
     let other = &lab.webs[2].host;
     let instance = Instance::new(51, 150, interval, &addresses);
     let mut keepalived = Keepalived::start(&lab, other, &[instance])?;
     page.wait(SOON, state, "Backup")?;
-    let named = says("tr[data-router=main] th", &format!("held by {}", other.v4));
+    let named = contains("tr[data-router=main] th", &format!("held by {}", other.v4));
     page.wait(SOON, &named, true)?;
     // Why its rates are zero.
-    let role = says("#role", &format!("Backup: the Active node ({}) forwards", other.v4));
+    let role = contains("#role", &format!("Backup: the Active node ({}) forwards", other.v4));
     page.wait(SOON, &role, true)?;
     page.wait(SOON, "document.querySelector('#role').hidden", false)?;
     keepalived.stop()?;
@@ -227,12 +231,12 @@ fn the_stream_comes_back_when_lbd_does() -> Result<()> {
     page.evaluate("window.sameAsBefore = true")?;
     stage.balancer.stop()?;
     page.wait(SOON, LINK, "lost")?;
-    page.wait(SOON, &says("#link-text", "lbd does not answer since"), true)?;
+    page.wait(SOON, &contains("#link-text", "lbd does not answer since"), true)?;
     // What was told last stays on the page.
     page.wait(SOON, &of_backend("web", "10.0.0.11", ".badge b"), "up")?;
     stage.balancer.launch()?;
     page.wait(SOON, LINK, "live")?;
-    page.wait(SOON, &says("#events", "lbd was started"), true)?;
+    page.wait(SOON, &contains("#events", "lbd was started"), true)?;
     page.wait(SOON, &of_backend("web", "10.0.0.11", ".badge b"), "up")?;
     stage.balancer.lbctl(&["backend", "disable", "web", "10.0.0.11"])?;
     page.wait(SOON, &of_backend("web", "10.0.0.11", ".badge b"), "disabled")?;
@@ -334,7 +338,7 @@ fn a_keyboard_and_a_screen_reader_find_everything() -> Result<()> {
     }
     let shown = "document.querySelectorAll('#services-list > details').length";
     page.wait(SOON, shown, 1)?;
-    page.wait(SOON, &says("#services-count", "1 of 3 services, 3 of 9 backends"), true)?;
+    page.wait(SOON, &contains("#services-count", "1 of 3 services, 3 of 9 backends"), true)?;
     page.press("Escape")?;
     page.wait(SOON, shown, 3)?;
     // A state is words and a shape; tables, rows and what is live are told as such.
@@ -374,7 +378,7 @@ fn a_thousand_backends_stay_usable() -> Result<()> {
     };
     let stage = Stage::new(many)?;
     let page = open(&stage.browser, DESK)?;
-    page.wait(SOON, &says("#services-count", "100 services, 1,000 backends"), true)?;
+    page.wait(SOON, &contains("#services-count", "100 services, 1,000 backends"), true)?;
     // Closed, until they are opened or a filter asks for few.
     page.wait(SOON, "document.querySelectorAll('.backends').length", 0)?;
     page.evaluate(

@@ -27,9 +27,9 @@ fn shell(host: &Namespace, line: &str) -> Result<Output> {
 /// What `lbctl doctor` says, and that its status agrees.
 fn examine(host: &Namespace, arguments: &str) -> Result<Report> {
     let output = shell(host, &format!("lbctl doctor {arguments} -o json"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let text = String::from_utf8_lossy(&output.stderr);
     let report: Report =
-        serde_json::from_slice(&output.stdout).with_context(|| said.into_owned())?;
+        serde_json::from_slice(&output.stdout).with_context(|| text.into_owned())?;
     let expected = i32::from(report.count(Grade::Wrong) > 0);
     ensure!(output.status.code() == Some(expected), "{:?}: {report:?}", output.status);
     Ok(report)
@@ -50,8 +50,8 @@ fn find<'a>(report: &'a Report, check: &str, part: &str) -> Result<&'a Finding> 
 fn mend(host: &Namespace, finding: &Finding) -> Result<()> {
     let line = finding.mend.as_ref().with_context(|| format!("nothing mends {finding:?}"))?;
     let output = shell(host, line)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{line}: {said}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{line}: {text}");
     Ok(())
 }
 

@@ -109,7 +109,7 @@ pub struct Step {
 
 /// What the operator said of a backend last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum Setting {
     Enabled,
     Draining,
     Disabled,
@@ -121,7 +121,7 @@ enum Said {
 pub struct Plan {
     random: Random,
     now: Duration,
-    said: [[Said; HOSTS]; WAYS.len()],
+    setting: [[Setting; HOSTS]; WAYS.len()],
     /// Until when a host is left alone.
     busy: [Duration; HOSTS],
     node_busy: Duration,
@@ -144,7 +144,7 @@ impl Plan {
         Self {
             random,
             now: Duration::from_secs(2),
-            said: [[Said::Enabled; HOSTS]; WAYS.len()],
+            setting: [[Setting::Enabled; HOSTS]; WAYS.len()],
             busy: [Duration::ZERO; HOSTS],
             node_busy: Duration::ZERO,
             ends: Vec::new(),
@@ -162,13 +162,13 @@ impl Plan {
     pub fn restore(mut self) -> Vec<Op> {
         let mut ops: Vec<_> =
             std::mem::take(&mut self.ends).into_iter().map(|end| end.op).collect();
-        for (service, hosts) in self.said.iter().enumerate() {
-            for (host, said) in hosts.iter().enumerate() {
+        for (service, hosts) in self.setting.iter().enumerate() {
+            for (host, setting) in hosts.iter().enumerate() {
                 let backend = Backend { service, host };
-                match said {
-                    Said::Enabled => {}
-                    Said::Removed => ops.push(Op::Add(backend, 1)),
-                    Said::Draining | Said::Disabled => ops.push(Op::Enable(backend)),
+                match setting {
+                    Setting::Enabled => {}
+                    Setting::Removed => ops.push(Op::Add(backend, 1)),
+                    Setting::Draining | Setting::Disabled => ops.push(Op::Enable(backend)),
                 }
             }
         }
@@ -177,8 +177,8 @@ impl Plan {
 
     /// Hosts that may have new flows of a service, and are well.
     fn ready(&self, service: usize) -> impl Iterator<Item = usize> {
-        let said = &self.said[service];
-        (0..HOSTS).filter(|&host| said[host] == Said::Enabled && self.busy[host] <= self.now)
+        let setting = &self.setting[service];
+        (0..HOSTS).filter(|&host| setting[host] == Setting::Enabled && self.busy[host] <= self.now)
     }
 
     /// An operation that may be begun now, if chance finds one.
@@ -196,7 +196,7 @@ impl Plan {
         // Who is left nearly alone gets help more often than not.
         let few = self.ready(service).count() < 2;
         let out: Vec<_> =
-            (0..HOSTS).filter(|&host| self.said[service][host] != Said::Enabled).collect();
+            (0..HOSTS).filter(|&host| self.setting[service][host] != Setting::Enabled).collect();
         let host = if few && !out.is_empty() {
             out[self.random.below(out.len())]
         } else {
@@ -205,37 +205,38 @@ impl Plan {
         let backend = Backend { service, host };
         let weight = 1 + self.random.below(5) as u16;
         let deadline = self.random.between(millis(2_000), millis(15_000));
-        let choices: &[(usize, (Op, Said))] = match self.said[service][host] {
-            Said::Enabled => &[
-                (24, (Op::Drain(backend, None), Said::Draining)),
-                (10, (Op::Drain(backend, Some(deadline)), Said::Draining)),
-                (10, (Op::Disable(backend), Said::Disabled)),
-                (6, (Op::ForceDown(backend), Said::Disabled)),
-                (26, (Op::Weight(backend, weight), Said::Enabled)),
-                (10, (Op::Remove(backend), Said::Removed)),
-                (6, (Op::ForceOut(backend), Said::Removed)),
+        let choices: &[(usize, (Op, Setting))] = match self.setting[service][host] {
+            Setting::Enabled => &[
+                (24, (Op::Drain(backend, None), Setting::Draining)),
+                (10, (Op::Drain(backend, Some(deadline)), Setting::Draining)),
+                (10, (Op::Disable(backend), Setting::Disabled)),
+                (6, (Op::ForceDown(backend), Setting::Disabled)),
+                (26, (Op::Weight(backend, weight), Setting::Enabled)),
+                (10, (Op::Remove(backend), Setting::Removed)),
+                (6, (Op::ForceOut(backend), Setting::Removed)),
             ],
-            Said::Draining => &[
-                (60, (Op::Enable(backend), Said::Enabled)),
-                (8, (Op::Disable(backend), Said::Disabled)),
-                (8, (Op::Weight(backend, weight), Said::Draining)),
-                (14, (Op::Remove(backend), Said::Removed)),
-                (4, (Op::ForceOut(backend), Said::Removed)),
+            Setting::Draining => &[
+                (60, (Op::Enable(backend), Setting::Enabled)),
+                (8, (Op::Disable(backend), Setting::Disabled)),
+                (8, (Op::Weight(backend, weight), Setting::Draining)),
+                (14, (Op::Remove(backend), Setting::Removed)),
+                (4, (Op::ForceOut(backend), Setting::Removed)),
             ],
-            Said::Disabled => &[
-                (70, (Op::Enable(backend), Said::Enabled)),
-                (10, (Op::Weight(backend, weight), Said::Disabled)),
-                (12, (Op::Remove(backend), Said::Removed)),
+            Setting::Disabled => &[
+                (70, (Op::Enable(backend), Setting::Enabled)),
+                (10, (Op::Weight(backend, weight), Setting::Disabled)),
+                (12, (Op::Remove(backend), Setting::Removed)),
             ],
-            Said::Removed => &[(1, (Op::Add(backend, weight), Said::Enabled))],
+            Setting::Removed => &[(1, (Op::Add(backend, weight), Setting::Enabled))],
         };
-        let (op, said) = self.random.weighted(choices)?;
-        let takes_out = self.said[service][host] == Said::Enabled && said != Said::Enabled;
+        let (op, setting) = self.random.weighted(choices)?;
+        let takes_out =
+            self.setting[service][host] == Setting::Enabled && setting != Setting::Enabled;
         // Once in a while nobody is left.
         if takes_out && self.ready(service).all(|ready| ready == host) && !self.random.one_in(12) {
             return None;
         }
-        self.said[service][host] = said;
+        self.setting[service][host] = setting;
         Some(op)
     }
 
@@ -316,7 +317,7 @@ impl Plan {
             // The file brings a backend back that lbctl has removed: what would be removed on a node
             // that does not run now, and is there when it starts, is a question of its own.
             0 if self.node_busy > self.now
-                || self.said[backend.service][backend.host] == Said::Removed =>
+                || self.setting[backend.service][backend.host] == Setting::Removed =>
             {
                 None
             }
@@ -544,7 +545,8 @@ mod tests {
             plan.next();
         }
         let begun = plan.ends.len();
-        let out = plan.said.iter().flatten().filter(|said| **said != Said::Enabled).count();
+        let out =
+            plan.setting.iter().flatten().filter(|setting| **setting != Setting::Enabled).count();
         assert_eq!(plan.restore().len(), begun + out);
     }
 }

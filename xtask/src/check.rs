@@ -105,8 +105,8 @@ mod tests {
         write("observe/doors/bad.rs", direct)?;
         let refused = starts(&folder);
         fs::remove_dir_all(&folder)?;
-        let said = format!("{:#}", refused.err().context("it is refused")?);
-        assert!(said.contains("observe/doors/bad.rs"), "{said}");
+        let message = format!("{:#}", refused.err().context("it is refused")?);
+        assert!(message.contains("observe/doors/bad.rs"), "{message}");
         Ok(())
     }
 

@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     /// What is said of a package with these files in its sources, where imports of its root are known.
-    fn said(name: &str, files: &[(&str, &str)], known: &[(&str, &str)]) -> Result<String> {
+    fn errors_of(name: &str, files: &[(&str, &str)], known: &[(&str, &str)]) -> Result<String> {
         let folder = std::env::temp_dir().join(format!("lb-xtask-{}-{name}", std::process::id()));
         for (name, text) in files {
             let file = folder.join("src").join(name);
@@ -391,9 +391,9 @@ mod tests {
                 "use std::fmt; pub(crate) fn name() -> super::one::Name { super::one::Name }",
             ),
         ];
-        let said = said("cycle", &files, &[])?;
+        let errors = errors_of("cycle", &files, &[])?;
         for part in ["one -> other", "other -> third", "third -> one", "other/deep.rs"] {
-            assert!(said.contains(part), "{part}: {said}");
+            assert!(errors.contains(part), "{part}: {errors}");
         }
         Ok(())
     }
@@ -410,7 +410,7 @@ mod tests {
             ),
             ("third.rs", "#[cfg(test)] mod tests;"),
         ];
-        assert_eq!(said("tests", &files, &[])?, "");
+        assert_eq!(errors_of("tests", &files, &[])?, "");
         Ok(())
     }
 
@@ -428,7 +428,7 @@ mod tests {
             ),
             ("top/other.rs", "pub fn f() { super::outer::g() }"),
         ];
-        let top = said("names", &files, &[])?;
+        let top = errors_of("names", &files, &[])?;
         assert!(
             top.contains("::top: one -> other") && top.contains("::top: other -> one"),
             "{top}"
@@ -444,8 +444,8 @@ mod tests {
             ("other.rs", "use crate::one;"),
             ("third.rs", ""),
         ];
-        assert_eq!(said("known", &files, &[("other", "one")])?, "");
-        let gone = said("gone", &files, &[("other", "one"), ("third", "one")])?;
+        assert_eq!(errors_of("known", &files, &[("other", "one")])?, "");
+        let gone = errors_of("gone", &files, &[("other", "one"), ("third", "one")])?;
         assert!(gone.contains("third -> one is no import any more"), "{gone}");
         Ok(())
     }

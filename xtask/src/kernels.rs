@@ -140,9 +140,9 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
             return machine.run(script, Output::Stdout);
         }
         println!("tests on {name} have begun");
-        let said = Said::new();
-        let result = machine.run(script, Output::File(&said.0));
-        println!("\n== tests on {name}\n{}", said.text());
+        let console = Console::new();
+        let result = machine.run(script, Output::File(&console.0));
+        println!("\n== tests on {name}\n{}", console.text());
         result
     });
     if let Err(error) = &result {
@@ -152,13 +152,13 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
 }
 
 /// The file of what a machine says, gone when dropped.
-struct Said(PathBuf);
+struct Console(PathBuf);
 
-impl Said {
+impl Console {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(vm::cache().join(format!("said-{}-{n}", std::process::id())))
+        Self(vm::cache().join(format!("console-{}-{n}", std::process::id())))
     }
 
     fn text(&self) -> String {
@@ -166,7 +166,7 @@ impl Said {
     }
 }
 
-impl Drop for Said {
+impl Drop for Console {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }

@@ -83,7 +83,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let quick = arguments.binaries.is_some() || arguments.profile == Profile::Dev;
     let recipe = Recipe {
         version: format!("{VERSION}-{}", arguments.revision),
-        architecture: said(Command::new("dpkg").arg("--print-architecture"))?.trim().to_owned(),
+        architecture: output_of(Command::new("dpkg").arg("--print-architecture"))?
+            .trim()
+            .to_owned(),
         binaries,
         output,
         compression: if quick { "-Znone" } else { "-Zxz" },
@@ -150,7 +152,7 @@ impl Recipe {
             let path =
                 tree.copy(&self.binaries.join(program), &format!("{folder}/{program}"), 0o755)?;
             command::run(Command::new("strip").args(["--strip-unneeded"]).arg(&path))?;
-            least = least.max(libc_of(&said(Command::new("objdump").arg("-T").arg(&path))?));
+            least = least.max(libc_of(&output_of(Command::new("objdump").arg("-T").arg(&path))?));
         }
         self.documents(&tree)?;
         self.deployment(&tree)?;
@@ -174,7 +176,7 @@ impl Recipe {
         let tree = Tree::new(self.output.join(&name))?;
         for (program, _) in PROGRAMS {
             let binary = self.binaries.join(program);
-            let id = build_id(&said(Command::new("readelf").arg("-n").arg(&binary))?)
+            let id = build_id(&output_of(Command::new("readelf").arg("-n").arg(&binary))?)
                 .with_context(|| format!("{program} has no build id"))?;
             let (first, rest) = id.split_at(2);
             let path = tree.path(&format!("usr/lib/debug/.build-id/{first}/{rest}.debug"))?;
@@ -217,7 +219,7 @@ impl Recipe {
             tree.copy(&folder.join("completions").join(ours), &to("lbd"), 0o644)?;
             // It asks lbctl, by its name: whichever is in PATH.
             let mut asks = Command::new(self.binaries.join("lbctl"));
-            let mut asks = said(asks.arg0("lbctl").env("COMPLETE", shell))?;
+            let mut asks = output_of(asks.arg0("lbctl").env("COMPLETE", shell))?;
             if shell == "zsh" {
                 // A file of this folder is a function, which is called when it is loaded.
                 asks += "_clap_dynamic_completer_lbctl \"$@\"\n";
@@ -263,7 +265,8 @@ impl Recipe {
         }
         tree.copy(&workspace.join("docs/METRICS.md"), &format!("{DOC}/docs/METRICS.md"), 0o644)?;
         tree.zip(&format!("{DOC}/changelog"), read(&workspace.join("CHANGELOG.md"))?)?;
-        let date = said(Command::new("date").args(["-R", "-u", "-d", &format!("@{}", epoch()?)]))?;
+        let date =
+            output_of(Command::new("date").args(["-R", "-u", "-d", &format!("@{}", epoch()?)]))?;
         let changelog = format!(
             "{NAME} ({}) unstable; urgency=medium\n\n  * What has changed is in changelog.gz.\n\n \
              -- {MAINTAINER}  {date}",
@@ -276,7 +279,7 @@ impl Recipe {
 
     fn pack(&self, tree: &Tree, name: &str, section: &str, more: &str) -> Result<PathBuf> {
         let root = &tree.0;
-        let size = said(Command::new("du").args(["-sk", "--apparent-size"]).arg(root))?;
+        let size = output_of(Command::new("du").args(["-sk", "--apparent-size"]).arg(root))?;
         let size = size.split_whitespace().next().context("du tells a size")?;
         let control = format!(
             "Package: {name}\nVersion: {}\nArchitecture: {}\nMaintainer: {MAINTAINER}\n\
@@ -284,7 +287,7 @@ impl Recipe {
             self.version, self.architecture
         );
         tree.write("DEBIAN/control", control, 0o644)?;
-        let sums = said(
+        let sums = output_of(
             Command::new("sh")
                 .args(["-c", "find . -type f -not -path './DEBIAN/*' -printf '%P\\0' | sort -z | xargs -0r md5sum"])
                 .current_dir(root),
@@ -332,7 +335,7 @@ fn epoch() -> Result<String> {
     }
     let mut git = Command::new("git");
     git.current_dir(crate::workspace()).args(["log", "-1", "--format=%ct"]);
-    Ok(said(&mut git).map_or_else(|_| "1".into(), |time| time.trim().to_owned()))
+    Ok(output_of(&mut git).map_or_else(|_| "1".into(), |time| time.trim().to_owned()))
 }
 
 /// The newest version of the C library that a program asks for, by what `objdump -T` prints.
@@ -386,7 +389,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// What a command writes.
-fn said(command: &mut Command) -> Result<String> {
+fn output_of(command: &mut Command) -> Result<String> {
     kit::command::run(command)
 }
 

@@ -79,8 +79,8 @@ impl Testbed {
         let iperf = Process::start(web, &server, &args, &log, lab.orphan())?;
         let testbed = Self { system, _balancer: balancer, proxy, _iperf: iperf, lab };
         testbed.wait().with_context(|| {
-            let said = testbed.proxy.as_ref().map(Process::log).unwrap_or_default();
-            format!("{} is no way to the web hosts; it wrote:\n{said}", system.name())
+            let output = testbed.proxy.as_ref().map(Process::log).unwrap_or_default();
+            format!("{} is no way to the web hosts; it wrote:\n{output}", system.name())
         })?;
         Ok(testbed)
     }

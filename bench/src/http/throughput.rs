@@ -21,10 +21,10 @@ pub fn run(testbed: &Testbed, time: Duration) -> Result<f64> {
     received(&command::run(&mut client)?)
 }
 
-fn received(said: &str) -> Result<f64> {
-    let said: Value = serde_json::from_str(said).context("what iperf3 says")?;
-    let bits = said["end"]["sum_received"]["bits_per_second"].as_f64();
-    bits.with_context(|| format!("iperf3: {}", said["error"]))
+fn received(report: &str) -> Result<f64> {
+    let report: Value = serde_json::from_str(report).context("what iperf3 says")?;
+    let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
+    bits.with_context(|| format!("iperf3: {}", report["error"]))
 }
 
 #[cfg(test)]
@@ -33,9 +33,9 @@ mod tests {
 
     #[test]
     fn what_came_counts_and_not_what_was_sent() -> Result<()> {
-        let said =
+        let report =
             r#"{"end":{"sum_sent":{"bits_per_second":9},"sum_received":{"bits_per_second":8.5}}}"#;
-        assert!((received(said)? - 8.5).abs() < 1e-9);
+        assert!((received(report)? - 8.5).abs() < 1e-9);
         let err = received(r#"{"error":"unable to connect"}"#).expect_err("no figure").to_string();
         assert!(err.contains("unable to connect"), "{err}");
         Ok(())

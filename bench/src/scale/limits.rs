@@ -32,7 +32,7 @@ pub fn ask(bench: &mut Bench) -> Result<Vec<Limit>> {
     let mut lbctl = |limit: &str, value, line: &str| -> Result<()> {
         let args: Vec<_> = line.split(' ').collect();
         let output = bench.balancer().lbctl_output(&args)?;
-        limits.push(said(limit, value, &format!("lbctl {line}"), &output, bench.folder()));
+        limits.push(limit_of(limit, value, &format!("lbctl {line}"), &output, bench.folder()));
         Ok(())
     };
     let vip = VIPS_V4[0];
@@ -71,7 +71,7 @@ fn check(
     more: &str,
 ) -> Result<Limit> {
     let output = bench.check(services, more)?;
-    Ok(said(limit, value, &format!("lbd --check, {asked}"), &output, bench.folder()))
+    Ok(limit_of(limit, value, &format!("lbd --check, {asked}"), &output, bench.folder()))
 }
 
 impl Bench {
@@ -85,7 +85,7 @@ impl Bench {
 }
 
 /// What was printed, without the folder of the lab.
-fn said(limit: &str, value: u32, asked: &str, output: &Output, folder: &Path) -> Limit {
+fn limit_of(limit: &str, value: u32, asked: &str, output: &Output, folder: &Path) -> Limit {
     let text = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     let message = text.concat().trim().replace(&format!("{}/", folder.display()), "");
     let exit_status = output.status.code();
@@ -105,7 +105,7 @@ mod tests {
             stdout: Vec::new(),
             stderr: b"/run/lb-lab/x/lbd.toml:7: 513 services, but limits.services is 512\n".into(),
         };
-        let limit = said("services", 512, "lbd --check", &output, Path::new("/run/lb-lab/x"));
+        let limit = limit_of("services", 512, "lbd --check", &output, Path::new("/run/lb-lab/x"));
         assert_eq!(limit.message, "lbd.toml:7: 513 services, but limits.services is 512");
         assert_eq!((limit.value, limit.exit_status), (512, Some(2)));
     }

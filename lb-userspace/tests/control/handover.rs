@@ -497,11 +497,11 @@ async fn routers_of_a_group_go_together() {
     for router in &routers {
         lbd.script.becomes(router, State::Active, "no advertisement was received");
     }
-    let mut said = facts(&lbd, &place, State::Backup).await;
-    for router in said.routers.values_mut() {
+    let mut peer = facts(&lbd, &place, State::Backup).await;
+    for router in peer.routers.values_mut() {
         router.state = State::Backup;
     }
-    lbd.script.joins(PEER, said);
+    lbd.script.joins(PEER, peer);
     lbd.script.is_synced(PEER);
     eventually("they are synced", async || {
         let dry = lbctl(&place, "vrrp failover main --dry-run").await;

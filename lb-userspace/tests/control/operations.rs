@@ -375,7 +375,7 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
     let mut command = lbctl_command(&place.socket(), "events --follow -n 0 -o json");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let mut said = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     let (to, mut seen) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
@@ -403,10 +403,10 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
     assert_eq!(next().await, Kind::BackendDraining);
     child.kill().expect("it runs");
     child.wait().expect("it ended");
-    let said: Vec<String> = said.by_ref().map(|line| line.expect("text")).collect();
-    assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0].ends_with("waiting for it to come back"), "{said:?}");
-    assert_eq!(said[1], "lbctl: lbd is back");
+    let lines: Vec<String> = lines.by_ref().map(|line| line.expect("text")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].ends_with("waiting for it to come back"), "{lines:?}");
+    assert_eq!(lines[1], "lbctl: lbd is back");
     lbd.stop().await;
 }
 

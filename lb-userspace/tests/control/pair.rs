@@ -387,7 +387,7 @@ async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
     let place = Place::new(&format!("{WEB}{ROUTER}virtual_mac = true\n"));
     let lbd = place.start().await;
     let mac = [0, 0, 0x5e, 0, 1, 51];
-    let say = async |take| {
+    let take_mac = async |take| {
         let (done, answered) = mpsc::sync_channel(1);
         let done = Answered(done);
         lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("it is heard");
@@ -399,9 +399,9 @@ async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
             _ => None,
         })
     };
-    assert_eq!(say(true).await, [true]);
-    assert_eq!(say(true).await, [true]);
-    assert_eq!(say(false).await, [true], "who has asked first needs it");
-    assert_eq!(say(false).await, [true, false]);
+    assert_eq!(take_mac(true).await, [true]);
+    assert_eq!(take_mac(true).await, [true]);
+    assert_eq!(take_mac(false).await, [true], "who has asked first needs it");
+    assert_eq!(take_mac(false).await, [true, false]);
     lbd.stop().await;
 }

@@ -242,22 +242,22 @@ fn a_reader_makes_a_pair_of_a_node_that_serves_by_the_guides_commands_and_no_con
 fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     const FILES: [&str; 2] = ["/etc/lb/sync.key", "/etc/lb/seed"];
     let check = machine.output("lbd --check /etc/lb/lb.toml 2>&1")?;
-    let said = String::from_utf8_lossy(&check.stdout);
-    ensure!(check.status.code() == Some(1), "{said}");
+    let text = String::from_utf8_lossy(&check.stdout);
+    ensure!(check.status.code() == Some(1), "{text}");
     for file in FILES {
-        ensure!(said.contains(&format!("'chgrp lb {file}; chmod 0640 {file}'")), "{said}");
+        ensure!(text.contains(&format!("'chgrp lb {file}; chmod 0640 {file}'")), "{text}");
     }
     ensure!(!machine.holds("systemctl start lbd")?, "lbd does not start with these");
     // Each second systemd starts it again, for a moment.
     wait::until_true(SOON, "lbctl says where the reason is", || {
-        let said = machine.output("lbctl status 2>&1")?;
-        Ok(String::from_utf8_lossy(&said.stdout).contains("'journalctl -u lbd -n 20' shows why"))
+        let text = machine.output("lbctl status 2>&1")?;
+        Ok(String::from_utf8_lossy(&text.stdout).contains("'journalctl -u lbd -n 20' shows why"))
     })?;
-    let said = machine.output("lbctl doctor -q")?;
-    let said = String::from_utf8_lossy(&said.stdout);
-    let mends = said.lines().filter_map(|line| line.trim_start().strip_prefix("mend: chgrp"));
+    let text = machine.output("lbctl doctor -q")?;
+    let text = String::from_utf8_lossy(&text.stdout);
+    let mends = text.lines().filter_map(|line| line.trim_start().strip_prefix("mend: chgrp"));
     let mends: Vec<_> = mends.map(|mend| format!("chgrp{mend}")).collect();
-    ensure!(mends.len() == FILES.len(), "{said}");
+    ensure!(mends.len() == FILES.len(), "{text}");
     machine.run(&mends.join(" && "))?;
     machine.run("lbd --check /etc/lb/lb.toml && systemctl stop lbd").map(drop)
 }

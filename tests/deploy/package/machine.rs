@@ -97,10 +97,10 @@ impl Machine {
     /// What a line for a shell prints; it must succeed.
     pub fn run(&self, line: &str) -> Result<String> {
         let output = self.output(line)?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{line}: {}\n{said}{error}", output.status);
-        Ok(said)
+        ensure!(output.status.success(), "{line}: {}\n{text}{error}", output.status);
+        Ok(text)
     }
 
     /// Whether a line for a shell succeeds.

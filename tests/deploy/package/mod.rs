@@ -134,8 +134,8 @@ fn the_decapsulators_unit_follows_the_vips_through_stop_upgrade_and_removal() ->
         return Ok(());
     }
     let (_lab, machine, [first, second]) = booted()?;
-    let said = install(&machine, &first)?;
-    ensure!(said.contains("systemctl enable --now lb-decap@eth0"), "{said}");
+    let output = install(&machine, &first)?;
+    ensure!(output.contains("systemctl enable --now lb-decap@eth0"), "{output}");
     // As that of a VLAN, the name has a dot, which its pins have not.
     machine.run("ip link add eth0.7 type veth peer name far7 && ip link set eth0.7 up")?;
     machine.run("ip address add 10.7.0.2/24 dev eth0.7")?;
@@ -187,8 +187,8 @@ fn the_decapsulators_unit_follows_the_vips_through_stop_upgrade_and_removal() ->
 }
 
 fn installed(machine: &Machine, package: &Path) -> Result<()> {
-    let said = install(machine, package)?;
-    ensure!(said.contains("systemctl enable --now lbd"), "it says how to go on: {said}");
+    let output = install(machine, package)?;
+    ensure!(output.contains("systemctl enable --now lbd"), "it says how to go on: {output}");
     ensure!(!machine.holds("systemctl is-active --quiet lbd")?, "nobody has started it");
     let checked = machine.run("lbd --check /etc/lb/lb.toml")?;
     ensure!(checked.contains("ok: 0 services"), "the example is harmless: {checked}");

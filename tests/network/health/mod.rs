@@ -262,12 +262,12 @@ fn a_vip_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Result<
         let length = if way.vip().is_ipv4() { 32 } else { 128 };
         web.host.namespace.ip(&format!("addr del {}/{length} dev lo", way.vip()))?;
         wait_for(&balancer, way, at, Condition::SoftDown)?;
-        let said = wait::until(SOON, "the reason names the VIP", || {
-            let said = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
-            ensure!(said.contains("loopback"), "{said}");
-            Ok(said)
+        let output = wait::until(SOON, "the reason names the VIP", || {
+            let output = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
+            ensure!(output.contains("loopback"), "{output}");
+            Ok(output)
         })?;
-        assert!(said.contains(&way.vip().to_string()), "{said}");
+        assert!(output.contains(&way.vip().to_string()), "{output}");
         web.host.namespace.ip(&format!("addr add {}/{length} dev lo", way.vip()))?;
         wait_for(&balancer, way, at, Condition::Up)?;
     }
@@ -285,8 +285,8 @@ fn a_tunnel_that_is_missing_on_a_backend_shows_as_down_with_its_reason() -> Resu
         let at = way.backend(&lab.webs[0]);
         wait_for(&balancer, way, at, Condition::SoftDown)?;
         wait::until(SOON, "the reason names the tunnel", || {
-            let said = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
-            ensure!(said.contains("tunnel"), "{said}");
+            let output = balancer.lbctl(&["backend", "show", way.name(), &at.to_string()])?;
+            ensure!(output.contains("tunnel"), "{output}");
             Ok(())
         })?;
         decapsulate(&lab)?;

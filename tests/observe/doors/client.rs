@@ -1,4 +1,4 @@
-//! A client that says exactly what it is told to.
+//! A client that sends exactly the given bytes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -20,8 +20,8 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Says `text` on a connection of its own, and reads until the other end has nothing to say any more.
-pub fn say(from: &Namespace, to: SocketAddr, text: &str) -> Result<Answer> {
+/// Sends `text` on a connection of its own, and reads until the other end closes it or sends nothing more.
+pub fn request(from: &Namespace, to: SocketAddr, text: &str) -> Result<Answer> {
     from.enter(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE).context("connect")?;
         stream.set_read_timeout(Some(PATIENCE)).context("timeout")?;
@@ -46,10 +46,10 @@ pub fn read(stream: &mut TcpStream) -> Result<Answer> {
 pub fn get(from: &Namespace, to: SocketAddr, path: &str, fields: &str) -> Result<Answer> {
     let text =
         format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n");
-    say(from, to, &text)
+    request(from, to, &text)
 }
 
-/// Opens connections and says `text` on each, as fast as it goes; those that don't come about are left out.
+/// Opens connections and sends `text` on each, as fast as it goes; those that don't come about are left out.
 pub fn open(from: &Namespace, to: SocketAddr, count: usize, text: &str) -> Result<Vec<TcpStream>> {
     from.enter(|| {
         let opened = (0..count).filter_map(|_| {

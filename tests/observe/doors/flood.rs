@@ -167,7 +167,7 @@ fn who_never_finishes_a_request_or_reads_no_answer_is_let_go() -> Result<()> {
         ensure!(&first == b"HTTP/1.1 200", "{first:?}");
     }
     let third =
-        client::say(from, to, &FOLLOW.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))?;
+        client::request(from, to, &FOLLOW.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n"))?;
     ensure!(third.status == 503 && third.head.contains("retry-after: 10"), "{third:?}");
     ensure!(client::get(from, to, "/v1/status", "")?.status == 200, "others are answered");
     drop(streams);

@@ -7,7 +7,7 @@ use kit::{can_run, command, wait};
 
 use super::{
     PATIENCE, PORT, client,
-    client::{get, say},
+    client::{get, request},
     testbed,
 };
 
@@ -48,8 +48,11 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
         ensure!((answer.status, answer.body.as_str()) == (200, "ready\n"), "{answer:?}");
         Ok(())
     })?;
-    let head =
-        say(from, to, "HEAD /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let head = request(
+        from,
+        to,
+        "HEAD /v1/status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    )?;
     ensure!(head.status == 200 && head.body.is_empty(), "{head:?}");
     ensure!(head.head.contains("cache-control: no-store"), "{head:?}");
 
@@ -69,12 +72,12 @@ fn who_looks_is_told_everything_and_can_do_nothing() -> Result<()> {
         let text = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
         );
-        let answer = say(from, to, &text)?;
+        let answer = request(from, to, &text)?;
         ensure!(answer.status == 405, "{method} {path}: {answer:?}");
         ensure!(answer.head.contains("allow: get, head"), "{answer:?}");
     }
     let text = "GET /v1/status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello";
-    ensure!(say(from, to, text)?.status == 413, "a body is not read");
+    ensure!(request(from, to, text)?.status == 413, "a body is not read");
     let long = format!("X-Long: {}\r\n", "x".repeat(20_000));
     ensure!(get(from, to, "/healthz", &long)?.status == 431, "a head has its bounds");
     let many: String = (0..70).map(|number| format!("X-{number}: y\r\n")).collect();
@@ -116,7 +119,11 @@ fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
     balancer.wait_usable()?;
     let node = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
     let ask = |from, to, path: &str, host: &str| {
-        say(from, to, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"))
+        request(
+            from,
+            to,
+            &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"),
+        )
     };
     let inside = (&lab.balancer.namespace, ([127, 0, 0, 1], PORT).into());
     let outside = (&lab.client.namespace, (lab.balancer.v4, PORT).into());

@@ -193,20 +193,20 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     let middle = key.lines().nth(1).context("a line of the key")?;
     let secrets = [SEED, SYNC_KEY, OLD_KEY, HMAC_KEY, PASSWORD, TOKEN, HASH, LOGIN, middle];
     let mut found = Vec::new();
-    for (whence, said) in &outputs {
+    for (whence, printed) in &outputs {
         for secret in secrets {
             for form in forms(secret) {
-                if let Some(at) = said.find(&form) {
-                    let line = said[..at].rfind('\n').map_or(0, |start| start + 1);
-                    let end = said[at..].find('\n').map_or(said.len(), |end| at + end);
-                    found.push(format!("{whence}: {secret} in: {}", &said[line..end]));
+                if let Some(at) = printed.find(&form) {
+                    let line = printed[..at].rfind('\n').map_or(0, |start| start + 1);
+                    let end = printed[at..].find('\n').map_or(printed.len(), |end| at + end);
+                    found.push(format!("{whence}: {secret} in: {}", &printed[line..end]));
                 }
             }
         }
     }
     ensure!(found.is_empty(), "{}", found.join("\n"));
     ensure!(
-        outputs.iter().any(|(whence, said)| whence == "the log" && said.contains(WAY.name())),
+        outputs.iter().any(|(whence, printed)| whence == "the log" && printed.contains(WAY.name())),
         "it is all there"
     );
     Ok(())

@@ -76,10 +76,10 @@ fn become_user(lab: &Lab, balancer: &mut Balancer) -> Result<PathBuf> {
 /// was pinned.
 fn prepare(balancer: &Balancer) -> Result<String> {
     let mut lbd = balancer::program(&balancer.namespace(), "lbd")?;
-    let said = command::run(lbd.arg("--prepare").arg(balancer.pins()))?;
+    let output = command::run(lbd.arg("--prepare").arg(balancer.pins()))?;
     let mut give = Command::new("chown");
     command::run(give.args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(balancer.pins()))?;
-    Ok(said)
+    Ok(output)
 }
 
 /// The pins of this version's maps whose names begin so.
@@ -229,8 +229,8 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
     balancer.kill()?;
     let refused = balancer.log();
     ensure!(refused.contains("`lbd --prepare`, run as root, makes the pin"), "{refused}");
-    let said = prepare(&balancer)?;
-    ensure!(said.contains("1 rings pinned") && said.contains("program pinned"), "{said}");
+    let output = prepare(&balancer)?;
+    ensure!(output.contains("1 rings pinned") && output.contains("program pinned"), "{output}");
     ensure!(prepare(&balancer)?.is_empty(), "there is no more to pin");
     balancer.launch()?;
     balancer.wait_usable()?;

@@ -79,11 +79,11 @@ impl Capture {
     /// Waits for its end and for the normal program; what it said.
     fn end(self, lab: &Lab) -> Result<String> {
         let output = self.child.wait_with_output()?;
-        let said =
+        let text =
             [&output.stdout, &output.stderr].map(|out| String::from_utf8_lossy(out)).concat();
-        ensure!(output.status.success(), "{said}");
+        ensure!(output.status.success(), "{text}");
         is_back(lab, self.lab_program)?;
-        Ok(said)
+        Ok(text)
     }
 
     fn kill(mut self, lab: &Lab) -> Result<()> {
@@ -138,8 +138,8 @@ fn tshark_reads_packets_before_and_after_with_verdict_service_and_backend() -> R
     for _ in 0..4 {
         get(&lab)?;
     }
-    let said = capture.end(&lab)?;
-    ensure!(said.contains("12 packets written to"), "{said}");
+    let text = capture.end(&lab)?;
+    ensure!(text.contains("12 packets written to"), "{text}");
     let came = frames(&file, "frame.interface_name == \"eth0 before\"")?;
     let left = frames(&file, "frame.interface_name == \"eth0 after\"")?;
     whole(&lab, &came, &left)?;
@@ -193,8 +193,8 @@ fn packets_of_tc_are_captured_and_explained_as_xdp_s() -> Result<()> {
     for _ in 0..4 {
         get(&lab)?;
     }
-    let said = capture.end(&lab)?;
-    ensure!(said.contains("12 packets written to"), "{said}");
+    let output = capture.end(&lab)?;
+    ensure!(output.contains("12 packets written to"), "{output}");
     let came = frames(&file, "frame.interface_name == \"eth0 before\"")?;
     let left = frames(&file, "frame.interface_name == \"eth0 after\"")?;
     whole(&lab, &came, &left)?;
@@ -234,22 +234,22 @@ fn a_flood_is_forwarded_whole_and_what_was_not_saved_is_counted() -> Result<()> 
         ["-w", &path, "--service", "dns", "--rate", "100", "-c", "100000", "--duration", "4s"];
     let capture = Capture::start(&lab, &balancer, &args)?;
     let captured = flood()?;
-    let said = capture.end(&lab)?;
+    let output = capture.end(&lab)?;
     // The wire loses some of a burst before they get to the balancer.
     let close = |count: u64| count <= FLOOD && count > FLOOD / 2;
     ensure!(close(alone) && close(captured), "{alone} without, {captured} with a capture");
     let number = |words: &str| -> Result<u64> {
-        let before = said.split(words).next().context("a number")?;
+        let before = output.split(words).next().context("a number")?;
         let word = before.split_whitespace().last().context("a number")?;
-        word.parse().with_context(|| said.clone())
+        word.parse().with_context(|| output.clone())
     };
     let (matched, saved) = (number(" matched")?, number(" saved;")?);
     let limited = number(" by the rate")?;
-    ensure!(matched == captured, "{captured} were forwarded: {said}");
-    ensure!(saved >= 100 && saved + limited == matched, "{said}");
-    ensure!(limited > matched / 2, "{said}");
+    ensure!(matched == captured, "{captured} were forwarded: {output}");
+    ensure!(saved >= 100 && saved + limited == matched, "{output}");
+    ensure!(limited > matched / 2, "{output}");
     let saved_frames = frames(&file, "frame.interface_name == \"eth0 before\"")?;
-    ensure!(saved_frames.len() as u64 == saved, "{} frames; {said}", saved_frames.len());
+    ensure!(saved_frames.len() as u64 == saved, "{} frames; {output}", saved_frames.len());
     // Wireshark's own view of what is missing.
     let info = command::run(Command::new("capinfos").arg(&file))?;
     ensure!(info.contains("pcapng"), "{info}");
@@ -278,15 +278,15 @@ fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
         Ok(())
     })??;
     get(&lab)?;
-    let said = capture.end(&lab)?;
+    let text = capture.end(&lab)?;
     let saved = frames(&file, "frame")?;
     let came = frames(&file, "frame.interface_name == \"eth0 before\"")?;
     let to = format!("service dns; backend {backend}");
     ensure!(saved.iter().all(|frame| frame.comment.contains(&to)), "{saved:#?}");
     // A tenth of a third, give or take five deviations.
     let expected = DATAGRAMS as usize / 30;
-    ensure!((expected / 2..expected * 2).contains(&came.len()), "{} of {said}", came.len());
-    ensure!(!said.contains(" 0 by the sample"), "{said}");
+    ensure!((expected / 2..expected * 2).contains(&came.len()), "{} of {text}", came.len());
+    ensure!(!text.contains(" 0 by the sample"), "{text}");
     let cut = frames(&file, "frame.cap_len == 50 && frame.len > 100")?;
     ensure!(cut.len() == saved.len(), "{} of {}", cut.len(), saved.len());
 
@@ -327,8 +327,8 @@ fn whoever_dies_the_normal_program_comes_back() -> Result<()> {
     ensure!(attached(&lab)? != captures);
     get(&lab)?;
     let output = capture.child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success(), "{said}");
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "{text}");
 
     // lbd ends in order: it puts the normal one back itself.
     let capture = Capture::start(&lab, &balancer, &args)?;

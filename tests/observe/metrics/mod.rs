@@ -84,8 +84,8 @@ fn prometheus_scrapes_a_pair_and_each_shipped_query_finds_something() -> Result<
 
     for host in nodes {
         let page = metrics(lab, host, "/metrics", "text/plain")?;
-        let said = promtool(&shipped(""), &["check", "metrics"], &page)?;
-        ensure!(said.is_empty(), "promtool check metrics: {said}");
+        let output = promtool(&shipped(""), &["check", "metrics"], &page)?;
+        ensure!(output.is_empty(), "promtool check metrics: {output}");
         let openmetrics = metrics(lab, host, "/metrics", "application/openmetrics-text")?;
         ensure!(openmetrics.ends_with("# EOF\n"), "{openmetrics}");
     }

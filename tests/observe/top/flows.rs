@@ -55,8 +55,8 @@ fn flows_are_told_by_their_backend_their_client_and_what_holds_them() -> Result<
         (&["flows", "--limit", "100000"], 2, "are too many for a table"),
     ] {
         let output = testbed.balancer.lbctl_output(args)?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.code() == Some(code) && said.contains(expected), "{args:?}: {said}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.code() == Some(code) && text.contains(expected), "{args:?}: {text}");
     }
     Ok(())
 }

@@ -44,9 +44,9 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
     testbed.pin(1, 1, id)?;
     let drain = ["backend", "drain", WAY.name(), &backend, "--wait", "--timeout"];
     let piped = testbed.balancer.lbctl_output(&[&drain[..], &["1500ms"]].concat())?;
-    let said = String::from_utf8(piped.stderr).context("UTF-8")?;
-    ensure!(piped.status.code() == Some(1), "a flow is left:\n{said}");
-    ensure!(is_plain(&said) && said.contains("draining: "), "{said:?}");
+    let output = String::from_utf8(piped.stderr).context("UTF-8")?;
+    ensure!(piped.status.code() == Some(1), "a flow is left:\n{output}");
+    ensure!(is_plain(&output) && output.contains("draining: "), "{output:?}");
     let terminal = Terminal::open(&testbed.balancer, 80, 24)?;
     terminal.types(&format!("lbctl {} 60s", drain.join(" ")))?;
     let line = |screen: &str| {
@@ -128,12 +128,12 @@ fn steps_are_a_line_that_changes_on_a_terminal_and_lines_in_a_pipe() -> Result<(
     terminal.wait_until("the line is taken back", |screen| !screen.contains("second step"))?;
 
     let piped = command::output(Command::new(this).args(args).env(SHOWS, &file), "")?;
-    let said = String::from_utf8(piped.stderr).context("UTF-8")?;
-    ensure!(piped.status.success() && is_plain(&said), "{said:?}");
+    let text = String::from_utf8(piped.stderr).context("UTF-8")?;
+    ensure!(piped.status.success() && is_plain(&text), "{text:?}");
     for line in
         ["[1/2] the first step\n", "[1/2] the first step: fine\n", "[2/2] the second step; "]
     {
-        ensure!(said.contains(line), "{line:?} is missing in {said:?}");
+        ensure!(text.contains(line), "{line:?} is missing in {text:?}");
     }
     Ok(())
 }

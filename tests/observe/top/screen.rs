@@ -14,8 +14,8 @@ const TOP: &str = "lbctl top --interval 200ms";
 /// The settings of the terminal, as `stty` tells them.
 fn settings(terminal: &Terminal, mark: &str) -> Result<String> {
     terminal.types(&format!("echo {mark} $(stty -g | md5sum)"))?;
-    let said = format!("\n{mark} ");
-    let screen = terminal.wait_for(&said)?;
+    let line = format!("\n{mark} ");
+    let screen = terminal.wait_for(&line)?;
     let line = screen.lines().rev().find(|line| line.starts_with(&format!("{mark} ")));
     Ok(line.context("a line")?.trim_start_matches(mark).trim().to_owned())
 }

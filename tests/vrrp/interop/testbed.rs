@@ -341,7 +341,7 @@ impl Testbed {
             lines[lines.len().saturating_sub(25)..].join("\n")
         };
         let (ours, theirs) = (tail(self.ours.log()), tail(self.theirs.log()));
-        let said = self.ours.lbctl(&["-o", "json", "vrrp", "status"]).unwrap_or_default();
-        format!("lbd wrote:\n{ours}\nand says:\n{said}\nkeepalived wrote:\n{theirs}\n")
+        let output = self.ours.lbctl(&["-o", "json", "vrrp", "status"]).unwrap_or_default();
+        format!("lbd wrote:\n{ours}\nand says:\n{output}\nkeepalived wrote:\n{theirs}\n")
     }
 }

@@ -101,8 +101,8 @@ fn a_peer_with_another_seed_is_refused_and_told_on_both_nodes() -> Result<()> {
         wait::until(SOON, "the peer is refused", || {
             let pair = ha_pair.pair(n)?;
             let peer = pair.peers.first().context("a peer")?;
-            let said = format!("{:?} {:?}", peer.session.refused, peer.problems);
-            ensure!(said.contains("seed"), "{peer:?}");
+            let problems = format!("{:?} {:?}", peer.session.refused, peer.problems);
+            ensure!(problems.contains("seed"), "{peer:?}");
             Ok(())
         })?;
     }

@@ -39,14 +39,14 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let router = ha_pair.pair(0)?.router("main")?.clone();
     let why = router.holds_back.clone().unwrap_or_default();
     ensure!(why.contains("flows of another node"), "{router:?}; {}", ha_pair.logs());
-    let says = |n: usize, value: &str| {
+    let metric_is = |n: usize, value: &str| {
         let page = ha_pair.nodes[n].metrics()?;
         let line = format!("lb_vrrp_holds_back{{router=\"main\"}} {value}");
         ensure!(page.lines().any(|one| one == line), "no `{line}` in:\n{page}");
         Ok(())
     };
-    says(0, "1.0")?;
-    says(1, "0.0")?;
+    metric_is(0, "1.0")?;
+    metric_is(1, "0.0")?;
     ensure!(ha_pair.holders(Way::DsrV4.vip())? == [1], "{router:?}; {}", ha_pair.logs());
     let watch = {
         let nodes = ha_pair.lab.pair()?.map(|host| &host.namespace);
@@ -56,7 +56,7 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     ha_pair.lab.heal(Wire::Second)?;
     ha_pair.wait_active(0)?;
     ha_pair.wait_synced()?;
-    wait::until(Duration::from_secs(10), "it holds back no more", || says(0, "0.0"))?;
+    wait::until(Duration::from_secs(10), "it holds back no more", || metric_is(0, "0.0"))?;
     clients.go_on()?;
     let owners = watch.finish()?;
     let seen = owners.longest(begun, Instant::now());

@@ -7,7 +7,7 @@ use kit::{
     can_run,
     ha_pair::{HaPair, Plan},
     lab::INTERFACE,
-    serving::{self, WAYS, answering, places, say},
+    serving::{self, WAYS, administer, answering, places},
     status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     wait,
 };
@@ -104,18 +104,18 @@ fn no_connection_breaks_by_drains_and_failovers_of_nodes_that_serve() -> Result<
         let host = ha_pair.lab.webs[web].host.name.clone();
         // One node drains it, and the other one still gives it new flows.
         for active in [0, 1] {
-            say(&ha_pair, active, "drain", web)?;
+            administer(&ha_pair, active, "drain", web)?;
             clients.note("drained on the Active node alone");
             clients.go_on().with_context(|| format!("{host} is drained; {}", ha_pair.logs()))?;
             ha_pair.hand_over(active)?;
             ha_pair.wait_active(1 - active)?;
             clients.note("handed over to the node that does not drain it");
             clients.go_on().with_context(|| format!("{host}, handed over; {}", ha_pair.logs()))?;
-            say(&ha_pair, active, "enable", web)?;
+            administer(&ha_pair, active, "enable", web)?;
             ha_pair.wait_synced()?;
         }
         for node in [0, 1] {
-            say(&ha_pair, node, "drain", web)?;
+            administer(&ha_pair, node, "drain", web)?;
         }
         clients.note("drained");
         clients.go_on().with_context(|| format!("{host} is drained; {}", ha_pair.logs()))?;
@@ -124,7 +124,7 @@ fn no_connection_breaks_by_drains_and_failovers_of_nodes_that_serve() -> Result<
         clients.note("lb1 handed over");
         clients.go_on().with_context(|| format!("{host}, handed over; {}", ha_pair.logs()))?;
         for node in [0, 1] {
-            say(&ha_pair, node, "enable", web)?;
+            administer(&ha_pair, node, "enable", web)?;
         }
         ha_pair.hand_over(1)?;
         ha_pair.wait_active(0)?;

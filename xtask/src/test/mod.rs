@@ -142,18 +142,18 @@ impl<'a> Tally<'a> {
             let start = Instant::now();
             let mut arguments: Vec<_> = filters.iter().map(String::as_str).collect();
             arguments.extend(program.waits_mostly().then_some("--test-threads=8"));
-            let (status, said) = program.run(&arguments, in_ci)?;
-            Ok((status, said, start.elapsed()))
+            let (status, outcome) = program.run(&arguments, in_ci)?;
+            Ok((status, outcome, start.elapsed()))
         });
         ensure!(!signals::caught(), "interrupted");
         for (&program, result) in programs.iter().zip(results) {
-            let (status, said, time) = result?;
-            self.passed += said.passed;
-            if !status.success() && said.failed.is_empty() {
+            let (status, outcome, time) = result?;
+            self.passed += outcome.passed;
+            if !status.success() && outcome.failed.is_empty() {
                 eprintln!("xtask: {}: {status}", program.title());
                 self.crashed.push(program.title());
             }
-            self.failed.extend(said.failed.into_iter().map(|test| Failure { program, test }));
+            self.failed.extend(outcome.failed.into_iter().map(|test| Failure { program, test }));
             self.times.push((program.title(), time));
         }
         Ok(())
@@ -209,8 +209,8 @@ impl<'a> Tally<'a> {
         }
         for failure in std::mem::take(&mut self.failed) {
             println!("\n== again: {}", failure.test);
-            let (status, said) = failure.program.run(&["--exact", &failure.test], true)?;
-            if status.success() && said.passed == 1 {
+            let (status, outcome) = failure.program.run(&["--exact", &failure.test], true)?;
+            if status.success() && outcome.passed == 1 {
                 self.passed += 1;
                 self.unstable.push(failure.test);
             } else {

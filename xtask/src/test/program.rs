@@ -232,29 +232,29 @@ impl Program {
     /// # Errors
     ///
     /// If it can't be run.
-    pub(super) fn run(&self, arguments: &[&str], in_ci: bool) -> Result<(ExitStatus, Said)> {
+    pub(super) fn run(&self, arguments: &[&str], in_ci: bool) -> Result<(ExitStatus, Outcome)> {
         let mut command = self.command(arguments, in_ci)?;
         command.stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| self.executable.display().to_string())?;
-        let (mut said, mut output) = (Said::default(), format!("\n== {}\n", self.title()));
+        let (mut outcome, mut output) = (Outcome::default(), format!("\n== {}\n", self.title()));
         for line in BufReader::new(child.stdout.take().context("a pipe")?).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             // A test that hangs has to be named at once.
             if line.contains(" has been running for over ") {
                 println!("{line}");
             }
-            said.read(&line);
+            outcome.read(&line);
             output.push_str(&line);
             output.push('\n');
         }
         print!("{output}");
-        Ok((child.wait()?, said))
+        Ok((child.wait()?, outcome))
     }
 }
 
 /// What a test program's output says of its tests.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct Outcome {
     /// How many passed.
     pub(super) passed: usize,
     /// The names of those that failed.
@@ -262,7 +262,7 @@ pub(super) struct Said {
     is_list: bool,
 }
 
-impl Said {
+impl Outcome {
     /// Reads the next line. The outputs of failed tests have the same title as the list of their names, and
     /// come first.
     fn read(&mut self, line: &str) {
@@ -291,10 +291,10 @@ mod tests {
         let output = "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\nfailures:\n\n---- a::c stdout ----\n    \
                       left: 1\n\nfailures:\n    a::c\n    a::d\n\n\
                       test result: FAILED. 13 passed; 2 failed; 0 ignored\n    more\n";
-        let mut said = Said::default();
-        output.lines().for_each(|line| said.read(line));
-        assert_eq!(said.failed, ["a::c", "a::d"]);
-        assert_eq!(said.passed, 13);
+        let mut outcome = Outcome::default();
+        output.lines().for_each(|line| outcome.read(line));
+        assert_eq!(outcome.failed, ["a::c", "a::d"]);
+        assert_eq!(outcome.passed, 13);
     }
 
     #[test]

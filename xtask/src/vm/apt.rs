@@ -80,7 +80,8 @@ impl Source {
     pub fn packages_of(&self, version: &str) -> Vec<String> {
         let name = |part: &str| format!("linux-{part}-{version}-amd64");
         let parts = ["binary", "modules", "base"].map(name).to_vec();
-        let split = self.apt("apt-cache", &["show", &parts[0]]).is_ok_and(|said| !said.is_empty());
+        let split =
+            self.apt("apt-cache", &["show", &parts[0]]).is_ok_and(|output| !output.is_empty());
         if split { parts } else { vec![name("image")] }
     }
 
@@ -118,8 +119,9 @@ fn common() -> Vec<String> {
 fn mirror() -> String {
     let mut apt = command::command("apt-get");
     let format = "$(ORIGIN) $(COMPONENT) $(REPO_URI)";
-    let said = command::run(apt.args(["indextargets", "--format", format, "Identifier: Packages"]));
-    mirror_in(&said.unwrap_or_default()).unwrap_or_else(|| MIRROR.to_owned())
+    let output =
+        command::run(apt.args(["indextargets", "--format", format, "Identifier: Packages"]));
+    mirror_in(&output.unwrap_or_default()).unwrap_or_else(|| MIRROR.to_owned())
 }
 
 fn mirror_in(targets: &str) -> Option<String> {

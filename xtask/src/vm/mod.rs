@@ -217,9 +217,9 @@ mod tests {
     fn a_shell_reads_quoted_words_back() -> Result<()> {
         for word in ["plain", "two words", "it's", "$HOME `id`", ""] {
             let mut shell = kit::command::command("sh");
-            let said =
+            let read =
                 kit::command::run(shell.args(["-c", &format!("printf %s {}", quoted(word))]))?;
-            assert_eq!(said, word);
+            assert_eq!(read, word);
         }
         Ok(())
     }

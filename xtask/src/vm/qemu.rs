@@ -58,15 +58,15 @@ pub(super) fn run(
     let reader = thread::spawn(move || forward(stdout, to));
     let in_time = wait(&mut child, machine.limit)?;
     let _ = reader.join();
-    let said =
+    let text =
         String::from_utf8_lossy(&fs::read(&console).context("read the console")?).into_owned();
-    let end = match exit_code(&said) {
+    let end = match exit_code(&text) {
         Some(code) => End::Exited(code),
         None if in_time => End::Died,
         None => End::TimedOut,
     };
     let errors = fs::read_to_string(&errors).unwrap_or_default();
-    let lines: Vec<_> = errors.lines().chain(said.lines()).map(str::trim_end).collect();
+    let lines: Vec<_> = errors.lines().chain(text.lines()).map(str::trim_end).collect();
     Ok((end, lines[lines.len().saturating_sub(LINES)..].join("\n")))
 }
 
