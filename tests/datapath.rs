@@ -193,7 +193,7 @@ fn agree_on_every_frame_and_table(hook: Hook) -> Result<()> {
     Ok(())
 }
 
-/// A test run has no GSO frame that can be tunnelled: it says the size of the segments, and not what they are of.
+/// A test run has no GSO frame that can be tunnelled: it has the size of the segments, and not their protocol.
 #[test]
 fn classifier_and_core_agree_on_frames_that_leave_in_segments() -> Result<()> {
     kernel::stay_on_one_cpu()?;
@@ -305,7 +305,7 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
         model.nanos.set(steady_nanos(MARGIN));
         let (action, out) = kernel.run(&long)?;
         let (expected, expected_out) = model.run(&long, INGRESS);
-        ensure!(action == expected as u32, "the program says {action}, the core {expected:?}");
+        ensure!(action == expected as u32, "the program returns {action}, the core {expected:?}");
         let at = out.iter().zip(&expected_out).position(|(a, b)| a != b);
         ensure!(
             out == expected_out,
@@ -362,7 +362,7 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
             let (expected, expected_out) = model.run(&frame, INGRESS);
             ensure!(
                 action == expected as u32,
-                "frame {number}, {first} bytes first: the program says {action}, the core {expected:?}"
+                "frame {number}, {first} bytes first: the program returns {action}, the core {expected:?}"
             );
             ensure!(
                 out == expected_out || expected == Action::Drop,

@@ -145,7 +145,7 @@ fn who_does_not_hear_all_packets_of_a_service_makes_no_estimate() {
         let unknown = Drain { unseen: Some(unseen), ..Drain::default() };
         assert_eq!(backend.drain, Some(unknown), "{role:?}");
         assert!(!backend.is_estimated_over() && backend.has_flows(), "{role:?}");
-        // Who takes over has heard nothing before.
+        // A node that takes over has seen no packet before.
         engine.set_roles([(key, Role::Own)].into(), at(1_300)).unwrap();
         if role == Role::Follows {
             assert!(!swept(&mut engine, 1_319).is_estimated_over());
@@ -166,7 +166,7 @@ fn a_backup_that_is_told_nothing_makes_no_estimate_and_begins_anew_as_the_active
         assert_eq!(backend.drain, Some(unknown), "at {secs}");
         assert!(backend.is_unsynced() && !backend.is_estimated_over(), "at {secs}");
     }
-    assert!(!look(&engine).has_flows(), "it has heard nothing for the idle timeout");
+    assert!(!look(&engine).has_flows(), "no packet came for the idle timeout");
     let mut engine = draining(None);
     engine.set_unsynced([key].into(), at(1_001));
     assert!(!swept(&mut engine, 1_500).is_estimated_over());

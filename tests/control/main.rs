@@ -236,7 +236,7 @@ fn a_new_engine_adopts_everything_and_moves_nothing() {
     let desired = engine.desired().clone();
     let before = engine.data_plane().dump();
     let mut engine = Engine::adopt(engine.into_data_plane(), &settings()).unwrap();
-    // Nothing is known of next hops yet: what the map says holds.
+    // Nothing is known of next hops yet: the map's entries hold.
     engine.set_desired(desired);
     assert_eq!(engine.reconcile(at(200)).unwrap(), Outcome::default());
     hop(&mut engine, "10.0.0.11", pending());
@@ -292,7 +292,7 @@ fn a_drained_backend_keeps_its_old_flows_until_it_is_quiet() {
         let base = if before.current == old { old } else { 0 };
         assert_eq!(slot, Owners { current: new, base });
     }
-    // One slot hears an old flow once more; the others are quiet.
+    // One slot gets a packet of an old flow once more; the others are quiet.
     let noisy = had.iter().position(|slot| slot.current == old).unwrap();
     engine.data_plane().ring(0).unwrap()[noisy].touch_unpinned(abi::stamp(1_500));
     assert_eq!(engine.sweep(at(1_000 + IDLE)).unwrap().settled, 0);
@@ -325,7 +325,7 @@ fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
     assert_eq!(engine.sweep(at(ended)).unwrap().removed, [("web".to_owned(), ip("10.0.0.11"))]);
     assert!(engine.data_plane().flow(&flow).is_none());
     assert!(!engine.data_plane().backends().unwrap().contains_key(&old));
-    // It is told again, and not taken in again, until the operator's wish follows.
+    // It is reported again, and not taken in again, until the operator's wish follows.
     assert_eq!(engine.reconcile(at(ended)).unwrap(), Outcome::default());
     assert_eq!(engine.sweep(at(ended + 1)).unwrap().removed.len(), 1);
     let without = one_service(&[("10.0.0.12", 1)]);

@@ -34,7 +34,7 @@ const REFUSES: Seen = Seen {
 struct Node {
     engine: Engine<Fake>,
     now: u32,
-    /// Whether peers are told.
+    /// Whether flows are exported to peers.
     exports: bool,
     /// Connections to the backend from before.
     talking: Vec<u16>,

@@ -1,5 +1,5 @@
 //! How the balancer comes to a machine: the Debian package, systemd, what containers are made of, and the documents
-//! that tell how.
+//! that describe it.
 
 mod documents;
 mod manifests;

@@ -48,7 +48,7 @@ fn config() -> Result<String> {
     Ok(map["data"]["lb.toml"].as_str().context("the ConfigMap has lb.toml")?.to_owned())
 }
 
-/// What a line of the Containerfile says after its instruction.
+/// The arguments of an instruction of the Containerfile, by line.
 fn instructions<'a>(text: &'a str, instruction: &str) -> Vec<Vec<&'a str>> {
     let lines = text.lines().filter_map(|line| line.strip_prefix(instruction)?.strip_prefix(' '));
     lines.map(|line| line.split_whitespace().collect()).collect()
@@ -149,7 +149,7 @@ fn the_pod_has_what_the_unit_has() -> Result<()> {
     let mounted = mounts.iter().find(|mount| mount["name"] == *secret).context("it is mounted")?;
     let folder = mounted["mountPath"].as_str().context("a path")?;
     ensure!(seed.strip_prefix(folder) == Some("/seed"), "{seed} is not in {folder}");
-    // Where lbd pins, keeps and listens unless the configuration says otherwise.
+    // Where lbd pins, keeps and listens unless configured otherwise.
     for default in [
         lb_model::defaults::CONFIG,
         lb_model::defaults::PIN_DIR,
@@ -167,7 +167,7 @@ fn run_line(text: &str) -> Result<Vec<&str>> {
     let mut lines = comment.map(str::trim).skip_while(|line| !line.starts_with("podman run "));
     let mut words = Vec::new();
     loop {
-        let line = lines.next().context("the Containerfile says how to run it")?;
+        let line = lines.next().context("a whole `podman run` line")?;
         let Some(more) = line.strip_suffix('\\') else {
             words.extend(line.split_whitespace());
             return Ok(words);
@@ -186,7 +186,7 @@ fn the_pod_is_not_confined_by_what_denies_pins() -> Result<()> {
         let name = container["name"].as_str().context("a container has a name")?;
         let context = &container["securityContext"];
         assert_eq!(context["appArmorProfile"]["type"].as_str(), Some("Unconfined"), "{name}");
-        // Both may be there only if they say the same.
+        // Both may be there only if they are equal.
         let key = format!("container.apparmor.security.beta.kubernetes.io/{name}");
         let older = &template["metadata"]["annotations"][key.as_str()];
         assert_eq!(older.as_str(), Some("unconfined"), "{name}");

@@ -1,4 +1,4 @@
-//! `lbd` under systemd: what it says on the socket of `NOTIFY_SOCKET`, and its unit.
+//! `lbd` under systemd: its messages to the socket of `NOTIFY_SOCKET`, and its unit.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use lb_vrrp::addresses::{Addresses, Placed};
 
 const WAY: Way = Way::DsrV4;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// So that it has to say twice a second that it is alive.
+/// So that `lbd` has to send `WATCHDOG=1` twice a second.
 const WATCHDOG: Duration = Duration::from_secs(1);
 
 /// The service manager's end.
@@ -53,7 +53,7 @@ impl Manager {
         let mut alive = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.messages.recv_timeout(left).context("lbd says nothing more")?.as_str() {
+            match self.messages.recv_timeout(left).context("lbd sends nothing more")?.as_str() {
                 "WATCHDOG=1\n" => alive += 1,
                 other => return Ok((other.to_owned(), alive)),
             }
@@ -63,7 +63,7 @@ impl Manager {
     /// A message that begins so.
     fn expect(&self, start: &str) -> Result<String> {
         let (message, _) = self.next()?;
-        ensure!(message.starts_with(start), "{start:?} is expected, and it said {message:?}");
+        ensure!(message.starts_with(start), "{start:?} is expected, and it sent {message:?}");
         Ok(message)
     }
 
@@ -111,7 +111,7 @@ fn systemd_hears_of_start_reload_and_stop_in_order() -> Result<()> {
     balancer.launch()?;
     let ready = manager.expect("READY=1\nSTATUS=ready on eth0 (XDP native)")?;
     assert!(ready.contains(WAY.name()), "it names its services: {ready}");
-    // When that is said, the maps are written.
+    // When that is sent, the maps are written.
     let written = fs::read_dir(balancer.pins())?.count();
     assert!(written > 0);
 

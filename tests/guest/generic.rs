@@ -73,7 +73,7 @@ fn pinned_programs(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a pinned program has frags. The kernel tells nobody; but a veth whose other end sends jumbo frames takes in
+/// Whether a pinned program has frags. The kernel does not report it; but a veth whose other end sends jumbo frames takes in
 /// native mode only a program that has (`veth_xdp_set` in drivers/net/veth.c). Its ends are down: nothing comes by it.
 fn has_frags(pin: &Path) -> Result<bool> {
     let namespace = Namespace::new("jumbo")?;

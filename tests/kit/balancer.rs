@@ -73,7 +73,7 @@ impl Balancer {
     }
 
     /// The same for a node of a pair, with a folder of its own, and with more tables in the
-    /// configuration: its virtual routers, what it tells the other node.
+    /// configuration: its virtual routers, its synchronisation.
     ///
     /// # Errors
     ///
@@ -332,7 +332,7 @@ impl Balancer {
         Namespace::existing(self.namespace.name())
     }
 
-    /// What `lbctl status` tells, from `lbd`'s socket: without a process for the question, and so cheap enough to ask
+    /// The output of `lbctl status`, from `lbd`'s socket: without a process for the question, and so cheap enough to ask
     /// often.
     ///
     /// # Errors
@@ -342,7 +342,7 @@ impl Balancer {
         serde_json::from_str(&self.ask("/v1/status")?).context("/v1/status")
     }
 
-    /// What `lbctl vrrp status` tells, from `lbd`'s socket.
+    /// The output of `lbctl vrrp status`, from `lbd`'s socket.
     ///
     /// # Errors
     ///

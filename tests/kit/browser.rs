@@ -83,7 +83,7 @@ impl Browser {
         let program = command::find("chromium")
             .context("chromium is not installed; `apt-get install chromium` on Debian")?;
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        // Descriptors 3 and 4 are what it is told by and tells by.
+        // The browser reads commands from descriptor 3, and writes answers and events to descriptor 4.
         let pipes = "exec \"$@\" 3<&0 4>&1 </dev/null >>\"$LOG\" 2>&1";
         let mut command = namespace.command("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "sh", "-c", pipes, "sh"]).arg(program);
@@ -97,7 +97,7 @@ impl Browser {
         let (sender, from) = mpsc::channel();
         thread::spawn(move || {
             let mut message = Vec::new();
-            // It ends with the browser, or with who reads what it says.
+            // It ends with the browser, or with the reader of its messages.
             while messages.read_until(0, &mut message).is_ok_and(|length| length > 0) {
                 let json = message.strip_suffix(&[0]).unwrap_or(&message);
                 let Ok(json) = serde_json::from_slice(json) else { break };
@@ -221,7 +221,7 @@ impl Page<'_> {
     ///
     /// # Errors
     ///
-    /// If it is not within `limit`; the error tells what it was last.
+    /// If it is not within `limit`; the error has its last value.
     pub fn wait(
         &self,
         limit: Duration,

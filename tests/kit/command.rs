@@ -65,7 +65,7 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| line(command))?;
     let mut stdin = child.stdin.take().context("standard input is a pipe")?;
-    // A program that ends without reading its input breaks the pipe; its exit status tells.
+    // A program that ends without reading its input breaks the pipe; its exit status shows the error.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     child.wait_with_output().with_context(|| line(command))

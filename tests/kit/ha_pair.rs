@@ -27,7 +27,7 @@ pub struct Plan {
     pub interval: Duration,
     /// More lines for each virtual router, by node.
     pub lines: [String; 2],
-    /// By which wire the nodes tell each other their flows; none: they don't.
+    /// The wire by which the nodes synchronise their flows; none: they don't.
     pub sync: Option<Wire>,
 }
 
@@ -86,7 +86,7 @@ impl Plan {
         routers.map(router).collect()
     }
 
-    /// What makes a node one of the pair: the tables of its routers, and of what it tells the other.
+    /// What makes a node one of the pair: the tables of its routers, and of its synchronisation.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl HaPair {
         Ok(holders)
     }
 
-    /// What a node says of the pair.
+    /// A node's status of the pair.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl HaPair {
         self.nodes[n].poll_pair()
     }
 
-    /// Waits until a node has all VIPs, and says that it is Active.
+    /// Waits until a node has all VIPs, and reports that it is Active.
     ///
     /// # Errors
     ///
@@ -201,13 +201,13 @@ impl HaPair {
                 ensure!(holders.contains(&n), "{vip} is held by {holders:?}");
             }
             let pair = self.pair(n)?;
-            ensure!(pair.is_active(), "it says: {:?}", pair.routers);
+            ensure!(pair.is_active(), "it reports: {:?}", pair.routers);
             Ok(())
         })
         .with_context(|| self.logs())
     }
 
-    /// Waits until a node alone has all VIPs, and says that it is Active.
+    /// Waits until a node alone has all VIPs, and reports that it is Active.
     ///
     /// # Errors
     ///
@@ -236,7 +236,7 @@ impl HaPair {
         wait::until(SOON, "each node has the flows of the other", || {
             for n in [0, 1] {
                 let pair = self.pair(n)?;
-                ensure!(pair.synced(), "{} says: {:?}", self.host(n).name, pair.peers);
+                ensure!(pair.synced(), "{} reports: {:?}", self.host(n).name, pair.peers);
             }
             Ok(())
         })

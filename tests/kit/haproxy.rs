@@ -112,7 +112,7 @@ impl Haproxy {
     /// If HAProxy refuses.
     pub fn drain(&self, host: &str) -> Result<()> {
         let reply = self.command(&format!("set server {PROXY}/{host} state drain"))?;
-        // A command that succeeds says nothing.
+        // The reply to a command that succeeds is empty.
         ensure!(reply.trim().is_empty(), "drain {host}: {reply}");
         Ok(())
     }

@@ -28,7 +28,7 @@ struct Head {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Length {
     Known(usize),
-    /// Its chunks say so (RFC 9112, 7.1).
+    /// The lengths are in its chunks (RFC 9112, 7.1).
     Chunked,
 }
 
@@ -36,7 +36,7 @@ const UNNAMED: &str = "an answer without X-Backend";
 
 /// Who answered, for messages.
 fn name(backend: Option<&str>) -> &str {
-    backend.unwrap_or("a host that does not say its name")
+    backend.unwrap_or("a host that does not send its name")
 }
 
 /// What a web host answered.
@@ -44,7 +44,7 @@ fn name(backend: Option<&str>) -> &str {
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Who answered, if it says so: the header `X-Backend`, which every web host of the lab sends.
+    /// The host's name, if it sends one: the header `X-Backend`, which every web host of the lab sends.
     pub backend: Option<String>,
     /// The body.
     pub body: Vec<u8>,
@@ -159,7 +159,7 @@ impl Connection {
         while !rest.is_empty() {
             let room = piece.len().min(rest.len());
             let read = match self.stream.read(&mut piece[..room]) {
-                // A signal to this process says nothing of the connection.
+                // A signal to this process is no error of the connection.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 read => read,
             };
@@ -194,7 +194,7 @@ impl Connection {
                 let size = line.split(';').next().unwrap_or_default();
                 let size = usize::from_str_radix(size, 16).context("the size of a chunk")?;
                 self.read_on(&mut body, size)?;
-                ensure!(self.line()?.is_empty(), "a chunk is longer than it says");
+                ensure!(self.line()?.is_empty(), "a chunk is longer than its length");
                 if size == 0 {
                     break;
                 }
@@ -261,7 +261,7 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// If it does not say who it is.
+    /// If it does not send its name.
     pub fn backend(self) -> Result<String> {
         self.backend.context(UNNAMED)
     }

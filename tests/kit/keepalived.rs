@@ -233,8 +233,8 @@ impl Keepalived {
     ///
     /// If it does not run.
     pub fn kill(&mut self) -> Result<()> {
-        // A child that hears of its parent's death ends in order, and a parent that hears of its
-        // child's starts another one.
+        // A child whose parent dies gets a signal and ends in order; a parent whose child dies
+        // starts another one.
         self.running()?.signal(libc::SIGSTOP)?;
         signal(self.vrrp()?, libc::SIGKILL)?;
         self.process.take().context("keepalived does not run")?.kill()
@@ -299,7 +299,7 @@ impl Keepalived {
 impl Drop for Keepalived {
     fn drop(&mut self) {
         if self.orphan == Orphan::Dies && self.process.is_some() {
-            // There is nobody left to tell that it has ended by itself.
+            // There is no caller left for the error that it has ended by itself.
             let _ = self.kill();
         }
     }

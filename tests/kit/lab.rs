@@ -137,7 +137,7 @@ pub struct Record {
     pub name: String,
     /// Its maker's pid.
     pub pid: u32,
-    /// When its maker started, as [`started`] tells.
+    /// When its maker started, as [`started`] returns it.
     pub started: u64,
     /// Whether it stays when its maker ends.
     pub stays: bool,
@@ -261,7 +261,7 @@ impl Lab {
         Ok(host)
     }
 
-    /// Cuts a host off, as when it loses power: packets to and from it vanish, and nobody is told.
+    /// Cuts a host off, as when it loses power: packets to and from it vanish without an error.
     ///
     /// # Errors
     ///
@@ -425,7 +425,7 @@ impl Lab {
 
     /// Makes a host a web host.
     fn serve(&mut self, host: Host, big: &Path) -> Result<()> {
-        // It takes packets for the VIP, and leaves it to the balancer that holds it to say so.
+        // It takes packets for the VIP, and leaves ARP and neighbour discovery for it to the balancer that holds it.
         host.namespace
             .sysctl(&[("ipv4/conf/all/arp_ignore", "1"), ("ipv4/conf/all/arp_announce", "2")])?;
         host.namespace.ip(&vips("lo"))?;

@@ -47,7 +47,7 @@ pub mod xdp;
 
 /// Whether what the tests in namespaces need is there: root, and the programs of [`PROGRAMS`].
 ///
-/// Where it is not, says so and returns false; in CI (`CI=true`) a test that can't run has failed.
+/// Where it is not, prints the reason and returns false; in CI (`CI=true`) a test that can't run has failed.
 ///
 /// # Panics
 ///

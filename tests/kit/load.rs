@@ -143,7 +143,7 @@ impl Load {
     fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A thread that panicked has printed so.
             let _ = thread.join();
         }
     }

@@ -250,7 +250,7 @@ http {{
     location = / {{ return 200 "{host}\n"; }}
     location = /health {{ return 200 "ok {host}\n"; }}
     location = /big {{ alias {big}; limit_rate $rate; }}
-    # A request is passed on when all of its body is here; so the answer says that it is.
+    # A request is passed on when all of its body is here; so the answer shows that it is.
     location = /upload {{ proxy_pass http://unix:{folder}/length-{start}.sock; }}
   }}
   server {{

@@ -13,7 +13,7 @@ use crate::{
     wait,
 };
 
-/// Says which there are: MAC addresses, separated by commas, those that are joined side by side.
+/// The variable that lists them: MAC addresses, separated by commas, those that are joined side by side.
 pub const VARIABLE: &str = "LB_NICS";
 
 /// How long a namespace may take to give its NICs back.
@@ -28,7 +28,7 @@ pub struct Joined {
     pub port: String,
 }
 
-/// Those that [`VARIABLE`] tells; none where it is not set.
+/// Those that [`VARIABLE`] lists; none where it is not set.
 ///
 /// # Errors
 ///

@@ -87,7 +87,7 @@ impl Drop for Watch {
     }
 }
 
-/// Looks until it is told to stop. The kernel lets a socket have an address if it is this host's.
+/// Looks until `stop` is set. The kernel lets a socket have an address if it is this host's.
 fn look(address: IpAddr, stop: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let (mut held, mut last) = (false, Instant::now());

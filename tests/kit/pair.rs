@@ -154,7 +154,7 @@ impl Lab {
     }
 
     /// Stops everything on a node where it is and takes its wires away, as when it loses power:
-    /// nothing leaves it any more, and nobody is told.
+    /// nothing leaves it any more, not even a last message.
     ///
     /// # Errors
     ///

@@ -146,7 +146,7 @@ impl Drop for Probes {
 fn hurry() {
     let least = libc::sched_param { sched_priority: 1 };
     // SAFETY: the kernel reads the parameters of this thread, which live; where it refuses, probes are
-    // late, which `Answers::late` tells.
+    // late, which `Answers::late` shows.
     unsafe {
         libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const least)
     };

@@ -142,7 +142,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if !self.kept {
-            // It may have ended by itself; there is nobody left to tell anything else.
+            // It may have ended by itself; there is no caller left for another error.
             self.kill_group();
             let _ = self.child.wait();
         }
@@ -164,7 +164,7 @@ pub fn state(pid: u32) -> Option<char> {
     fields(pid)?.first()?.chars().next()
 }
 
-/// What the kernel tells of a process behind its name, which stands in parentheses and may hold
+/// The fields of /proc/PID/stat behind the process's name, which stands in parentheses and may hold
 /// anything.
 fn fields(pid: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

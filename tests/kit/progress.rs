@@ -26,10 +26,10 @@ impl Progress {
         Self { steps, done: 0, started: Instant::now(), is_terminal }
     }
 
-    /// Tells what the next step is.
+    /// Prints the next step.
     pub fn begin(&self, doing: &str) {
         let line = line(self.done, self.steps, self.started.elapsed(), doing);
-        // What can't be told is no reason to stop.
+        // A failed write is no reason to stop.
         let _ = match self.is_terminal {
             true => write!(io::stderr(), "\r\x1b[K{line}"),
             false => writeln!(io::stderr(), "{line}"),
@@ -37,7 +37,7 @@ impl Progress {
         let _ = io::stderr().flush();
     }
 
-    /// The step is done; what came of it, if it is to be told, stays as a line.
+    /// The step is done; a result is printed, and stays as a line.
     pub fn end(&mut self, result: Option<&str>) {
         self.done += 1;
         self.clear();

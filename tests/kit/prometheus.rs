@@ -97,7 +97,7 @@ impl Prometheus {
 ///
 /// # Errors
 ///
-/// If that fails, or the answer is an error; what it tells is in it.
+/// If that fails, or the answer is an error, whose text it has.
 pub fn fetch(from: &Namespace, url: &str, args: &[&str]) -> Result<String> {
     let mut curl = from.command("curl");
     curl.args(["--silent", "--show-error", "--max-time", "20", "--fail-with-body"]);

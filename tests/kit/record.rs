@@ -1,7 +1,7 @@
 //! Records of measurements: what was measured, on what machine, with which versions.
 //!
 //! A measuring command with `--save` keeps its results in `docs/results/NAME.json`, and the documents are
-//! written of all that is there. A record says nothing of who measured, nor of where.
+//! written of all that is there. A record names neither a person nor a place.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +32,7 @@ pub struct Record {
     pub machine: Machine,
     /// Versions of what took part, by name.
     pub versions: BTreeMap<String, String>,
-    /// What the command tells as JSON.
+    /// The results of the command as JSON.
     pub results: Value,
 }
 
@@ -66,8 +66,8 @@ const VERSIONS: &[(&str, Ask)] = &[
     ("curl", Ask::Itself("--version")),
     ("haproxy", Ask::Itself("-v")),
     ("iperf3", Ask::Itself("--version")),
-    // It looks for IPVS in the kernel before it reads its options. Where there is none, it says nothing
-    // of itself, and modprobe says which kernel that is.
+    // It looks for IPVS in the kernel before it reads its options. Where there is none, it does not print
+    // its version, and modprobe prints the kernel's.
     ("ipvsadm", Ask::Package),
     ("keepalived", Ask::Itself("--version")),
     ("nft", Ask::Itself("--version")),
@@ -85,7 +85,7 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// If this machine does not tell what it is, or a program is not there.
+    /// If this machine does not name its model, or a program is not there.
     pub fn new(name: &str, command: String, programs: &[&str], results: Value) -> Result<Self> {
         let versions = versions(programs)?;
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
@@ -170,7 +170,7 @@ fn memory_bytes(meminfo: &str) -> Option<u64> {
 ///
 /// # Errors
 ///
-/// If one is not there, or does not say.
+/// If one is not there, or does not print its version.
 pub fn versions(programs: &[&str]) -> Result<BTreeMap<String, String>> {
     let lb = env!("CARGO_PKG_VERSION").to_owned();
     let mut versions = BTreeMap::from([("lb".to_owned(), lb)]);
@@ -200,7 +200,7 @@ fn version_of(program: &str) -> Result<String> {
         .with_context(|| format!("ask {asked} for the version of {program}"))?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    number(&text).map(str::to_owned).with_context(|| format!("no version in what {asked} says"))
+    number(&text).map(str::to_owned).with_context(|| format!("no version in the output of {asked}"))
 }
 
 /// The first word that looks like a version: `nginx version: nginx/1.22.1` has 1.22.1. A package's epoch,

@@ -1,5 +1,5 @@
-//! The part of a node's configuration that makes it one of a pair: virtual routers, and what it tells
-//! the other node.
+//! The part of a node's configuration that makes it one of a pair: virtual routers, and the
+//! `[sync]` table.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -85,7 +85,7 @@ fn list(addresses: &[IpAddr]) -> String {
     format!("[{}]", addresses.join(", "))
 }
 
-/// The table of what a node of the pair tells the other one, by one of the wires.
+/// The table of a node's synchronisation with the other one, by one of the wires.
 ///
 /// # Errors
 ///

@@ -8,7 +8,7 @@ extern "C" fn note(_signal: libc::c_int) {
     CAUGHT.store(true, Ordering::Relaxed);
 }
 
-/// From now on these signals only set what [`caught`] tells.
+/// From now on these signals only set the flag that [`caught`] returns.
 pub fn catch() {
     let handler: extern "C" fn(libc::c_int) = note;
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {

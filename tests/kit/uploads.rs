@@ -1,4 +1,4 @@
-//! Uploads through the balancer: random bytes, of which the host that takes them says the length and a hash.
+//! Uploads through the balancer: random bytes, of which the receiving host returns the length and a hash.
 
 use std::{
     hash::{DefaultHasher, Hasher as _},

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 /// How often a condition is looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Waits until `condition` gives a value; what it says is missing is in the error.
+/// Waits until `condition` gives a value; its last error is in the error.
 ///
 /// # Errors
 ///

@@ -81,7 +81,7 @@ pub(crate) fn ip(args: &[&str]) {
     assert!(status.success(), "ip {}", args.join(" "));
 }
 
-/// The id of the program on an interface, as iproute2 tells it.
+/// The id of the program on an interface, as iproute2 prints it.
 pub(crate) fn program_on(interface: &str) -> Option<String> {
     let shown = Command::new("ip").args(["-d", "link", "show", interface]).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -174,7 +174,7 @@ fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits
     let service = desired(&["10.0.0.11"]).services.remove("web").unwrap();
     for n in 0..70_u16 {
         let key = ServiceKey { port: 8_000 + n, ..service.key };
-        // Rings of one size are told apart by their owners.
+        // Rings of one size differ by their owners.
         let backend = IpAddr::from([10, 0, 1, n as u8]);
         let backends =
             [(backend, Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() })];
@@ -258,7 +258,7 @@ fn every_pin_is_met_by_a_walk_and_ended_by_a_sweep() {
     };
     engine.data_plane().flows(FlowTable::Pins, &mut visit).unwrap();
     assert!(met.into_iter().eq(0..15_000));
-    // The slots say that there are pins, which is what makes a sweep look.
+    // The slots' marks show that there are pins, and make a sweep look.
     engine.data_plane().ring(0).unwrap()[5].touch_pinned(abi::stamp(now.mono_secs()));
     let looked = Duration::from_secs((now.mono.as_secs() / 64 + 1) * 64);
     let looked = Now { mono: looked, ..now };
@@ -324,7 +324,7 @@ fn interfaces_come_and_go_with_the_settings() {
     ip(&["link", "del", "va"]);
     ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
     assert!(testbed.open().interfaces()[0].attached);
-    // A wrong name is told, and what runs goes on.
+    // A wrong name is an error, and the running program stays.
     testbed.settings.interfaces = vec!["vc".into()];
     let error = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(error.contains("interface vc"), "{error}");

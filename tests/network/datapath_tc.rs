@@ -39,7 +39,7 @@ fn tc_programs(interface: &str) -> Vec<(String, u32)> {
     programs
 }
 
-/// What `tc` says of the filters at the ingress of an interface.
+/// The filters at the ingress of an interface, as `tc` prints them.
 fn filters(interface: &str) -> String {
     let mut tc = command::command("tc");
     let shown = tc.args(["filter", "show", "dev", interface, "ingress"]).output().unwrap();

@@ -59,7 +59,7 @@ fn bridge(lab: &Lab) -> Result<()> {
     host.namespace.ethtool("br0", &["tx", "off", "tso", "off", "gso", "off"])
 }
 
-/// Whether the kernel can make VLAN devices; says so if not.
+/// Whether the kernel can make VLAN devices; prints it if not.
 fn has_vlan(lab: &Lab) -> bool {
     let namespace = &lab.client.namespace;
     let has = namespace.ip("link add link lo name v0 type vlan id 1\nlink del v0").is_ok();
@@ -325,7 +325,7 @@ fn what_the_program_sends_and_is_lost_is_a_fault_of_the_egress_while_checks_are_
     let shown = balancer.lbctl(&["status"])?;
     assert!(shown.contains("egress_not_forwarding"), "{shown}");
     let event = || balancer.lbctl(&["events", "--kind", "egress_not_forwarding"]);
-    wait::until(PATIENCE, "it is told", || {
+    wait::until(PATIENCE, "there is an event", || {
         ensure!(event()?.contains(&macs[0]), "{}", event()?);
         Ok(())
     })?;
@@ -366,7 +366,7 @@ fn questions_of_the_program_leave_by_another_interface() -> Result<()> {
     until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")
 }
 
-/// What `lbctl` says of frames that were lost after the program had sent them: by which interface, why, how many.
+/// Frames that were lost after the program had sent them, from `lbctl status`: the interface, the reason, the number.
 fn tx_errors(balancer: &Balancer) -> Result<Vec<(String, String, u64)>> {
     let json: serde_json::Value =
         serde_json::from_str(&balancer.lbctl(&["-o", "json", "status"])?)?;
@@ -376,7 +376,7 @@ fn tx_errors(balancer: &Balancer) -> Result<Vec<(String, String, u64)>> {
     Ok(all.iter().map(one).collect())
 }
 
-/// Requests fail while `lbd` is stopped and `lose` has made the egress lose frames; then `lbd` tells their number as drops
+/// Requests fail while `lbd` is stopped and `lose` has made the egress lose frames; then `lbd` counts them as drops
 /// for this reason.
 fn lost_frames_are_drops(
     lab: &Lab,
@@ -470,7 +470,7 @@ fn veth_whose_other_end_has_gro_alone_loses_what_comes_back_by_it_and_says_so() 
     all_are_answered(&lab)?;
     lab.without_xdp()?;
     lab.switch().ethtool(&lab.balancer.name, &["gro", "on"])?;
-    // The kernel says that it takes frames, and a test run of the program sends as XDP_REDIRECT does.
+    // The device reports that it takes frames, and a test run of the program sends as XDP_REDIRECT does.
     all_are_usable(&balancer)?;
     until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")?;
     // What it sends itself has the ring emptied, too.

@@ -191,7 +191,7 @@ fn a_backend_that_changes_its_mac_address_is_followed() -> Result<()> {
     let ways = [Way::DsrV4, Way::DsrV6];
     let (lab, balancer) = balanced(&Options::default(), &ways, "")?;
     let web = &lab.webs[0].host;
-    // As a host does that is well set up: it says aloud that its address is another.
+    // As a host does that is well set up: it announces its new address.
     web.namespace
         .sysctl(&[("ipv4/conf/eth0/arp_notify", "1"), ("ipv6/conf/eth0/ndisc_notify", "1")])?;
     let (old, new) = (web.namespace.mac(INTERFACE)?, "02:00:00:00:00:77");

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 fn a_test_reaches_no_interface_of_this_machine() -> Result<()> {
     // By hand, `cargo test` runs where it was typed; the kit still starts everything in namespaces.
     let Ok(runners) = env::var("LB_NETWORK_OF_RUNNER") else {
-        assert!(!in_ci(), "the runner has not said which network is its own");
+        assert!(!in_ci(), "the runner has not named its own network");
         return Ok(());
     };
     let ours = fs::read_link("/proc/self/ns/net").context("the namespace of this test")?;
@@ -139,7 +139,7 @@ fn requests_that_hang_delay_none_that_follow() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    // More than a connection that is refused or lost would need to be told from one that hangs.
+    // Longer than a connection that is refused or lost takes to fail; one that hangs takes longer.
     let limit = Duration::from_millis(700);
     let faults: [fn(&mut Lab) -> Result<()>; 2] =
         [|lab| lab.webs[0].nginx.freeze(), |lab| lab.cut("web1")];

@@ -121,7 +121,7 @@ fn a_start_adopts_what_runs() -> Result<()> {
         return Ok(());
     }
     let (lab, mut balancer) = lab()?;
-    // In flux, so that there is more to adopt than what the configuration says by itself.
+    // In flux, so that there is more to adopt than the configuration has by itself.
     let drained = WAY.backend(&lab.webs[1]);
     balancer.lbctl(&["backend", "drain", WAY.name(), &drained.to_string()])?;
     balancer.lbctl(&[

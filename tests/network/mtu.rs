@@ -62,7 +62,7 @@ fn a_large_download_fits_a_narrow_link(way: Way) -> Result<()> {
             ensure!(tries < 200, "{} never answered", web.host.name);
         }
         let mtu = learned(&web.host, Some(&vip), &client)?;
-        assert_eq!(mtu, Some(NARROW as u64), "what {} was told", web.host.name);
+        assert_eq!(mtu, Some(NARROW as u64), "the MTU that {} received", web.host.name);
     }
     assert_eq!(balancer.status()?.dropped("no_backend"), 0);
     Ok(())
@@ -119,8 +119,8 @@ fn behind_a_narrow_link(lab: &Lab, v6: bool) -> Result<IpAddr> {
     Ok(address.parse()?)
 }
 
-/// A router behind the balancer says that tunnelled packets are too big: the backend gets smaller ones from
-/// then on, and clients are told so.
+/// A router behind the balancer reports that tunnelled packets are too big: the backend gets smaller ones from
+/// then on, and clients get the smaller MTU.
 fn a_large_upload_fits_a_narrow_link_behind_the_balancer(way: Way) -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -147,7 +147,7 @@ fn a_large_upload_fits_a_narrow_link_behind_the_balancer(way: Way) -> Result<()>
     assert_eq!(known()?, Some(NARROW_TUNNEL));
     let mtu = learned(&lab.client, None, &way.vip().to_string())?;
     let inside = u64::from(NARROW_TUNNEL) - way.overhead() as u64;
-    assert_eq!(mtu, Some(inside), "what the client was told");
+    assert_eq!(mtu, Some(inside), "the MTU that the client received");
     let shown = balancer.lbctl(&["backend", "show", way.name(), &backend.to_string()])?;
     ensure!(shown.contains("path MTU") && shown.contains("1400 bytes"), "{shown}");
     let events = balancer.lbctl(&["events", "--kind", "backend_path_mtu"])?;
@@ -208,7 +208,7 @@ fn a_large_upload_fits_a_narrow_link_behind_the_balancer_of_ipv4_in_ipv6() -> Re
     a_large_upload_fits_a_narrow_link_behind_the_balancer(Way::IpipV4InV6)
 }
 
-/// Packets of a client that fill its link don't fit the tunnel: the balancer tells it so.
+/// Packets of a client that fill its link don't fit the tunnel: the balancer sends it a smaller MTU.
 pub fn a_large_upload_fits_the_tunnel(options: &Options, way: Way) -> Result<()> {
     if !can_run_lab() {
         return Ok(());
@@ -221,7 +221,7 @@ pub fn a_large_upload_fits_the_tunnel(options: &Options, way: Way) -> Result<()>
         assert_eq!(length.text(), big.len().to_string());
     }
     let mtu = learned(&lab.client, None, &way.vip().to_string())?;
-    assert_eq!(mtu, Some((1500 - way.overhead()) as u64), "what the client was told");
+    assert_eq!(mtu, Some((1500 - way.overhead()) as u64), "the MTU that the client received");
     assert!(balancer.status()?.dropped("too_big_replied") > 0);
     Ok(())
 }

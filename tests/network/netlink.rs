@@ -134,7 +134,7 @@ const REFRESH: Duration = Duration::from_secs(10);
 /// How often something is done of which the least time counts: on a machine with much else to do, most take longer.
 const TIMES: u8 = 20;
 
-/// The least time that something took, and that a command took beside it, which says how fast the machine is.
+/// The least time that something took, and that a command took beside it, which shows how fast the machine is.
 struct Least {
     took: Duration,
     command: Duration,

@@ -92,7 +92,7 @@ fn run(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Whether the tests that need root can run. Where they can't they say so, and in CI they fail.
+/// Whether the tests that need root can run. Where they can't they print the reason, and in CI they fail.
 pub fn is_root() -> bool {
     // SAFETY: it takes no arguments and can't fail.
     let root = unsafe { libc::geteuid() } == 0;

@@ -1,5 +1,5 @@
-//! Questions of checks between real hosts: through the VIP to real nginx, and where a network says
-//! that nobody is there.
+//! Probes of checks between real hosts: through the VIP to real nginx, and where a network reports
+//! an unreachable host.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -211,7 +211,7 @@ fn a_port_that_the_hosts_firewall_rejects_is_an_answer() -> Result<()> {
         let path = path(&lab, way)?;
         let refused = failure(ask_vip(&lab, way, Kind::Tcp, 80)?, Failure::Refusal)?;
         assert_eq!(refused, "connection refused");
-        // Of IPv4 the kernel says what it says of a host that nobody finds.
+        // The kernel has the same error for IPv4 as for a host without an ARP reply.
         let own = question(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
         let reason = failure(ask(&lab, &own)?, Failure::Wrong)?;
         let output = ["its host is alive", "administratively prohibited"];

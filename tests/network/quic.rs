@@ -82,7 +82,7 @@ impl Server {
         let server = endpoint.clone();
         let accepting = tokio::spawn(async move {
             while let Some(incoming) = server.accept().await {
-                // A client whose connection breaks says so.
+                // A client whose connection breaks prints an error.
                 tokio::spawn(serve(incoming, name.clone()));
             }
         });

@@ -21,7 +21,7 @@ use lb_api::status::Service;
 
 /// How long a silent flow is kept. The load's pauses are much shorter, the tests' waits longer.
 const IDLE: Duration = Duration::from_secs(3);
-/// How long nothing is heard when a drain is over by estimate, in [`LASTING`].
+/// How long no packet comes when a drain is over by estimate, in [`LASTING`].
 const QUIET: Duration = Duration::from_secs(20);
 const SETTINGS: &str = "idle_timeout = \"3s\"";
 const LASTING: &str = "idle_timeout = \"900s\"\ndrain_silence = \"20s\"";

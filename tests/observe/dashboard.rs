@@ -20,7 +20,7 @@ const ADDRESS: &str = "http://127.0.0.1:9105/";
 const HTTP: &str = "\n[http]\nlisten = [\"127.0.0.1:9105\"]\n";
 const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"200ms\"";
 
-/// What a check says that is markup, if anybody takes it for that.
+/// The output of a check that is markup, if a page takes it for that.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>";
 
 const DESK: Screen = Screen { width: 1320, height: 1200, scale: 1.0, dark: false };
@@ -53,7 +53,7 @@ fn open(browser: &Browser, screen: Screen) -> Result<Page<'_>> {
     Ok(page)
 }
 
-/// HTTP on both families, and one whose check says something hostile.
+/// HTTP on both families, and one whose check prints markup.
 fn web(lab: &Lab) -> Vec<Service> {
     let v4: Vec<IpAddr> = lab.webs.iter().map(|web| web.host.v4.into()).collect();
     let v6 = lab.webs.iter().map(|web| web.host.v6.into()).collect();
@@ -180,7 +180,7 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     )?;
     page.wait(SOON, &contains("#alerts", "web6: all backends are drained or disabled"), true)?;
 
-    // What lbd forwards and drops is told by its reason.
+    // Forwarded and dropped packets are shown by reason.
     page.wait(SOON, &contains("#verdicts", "Passed to the node itself"), true)?;
     ensure!(page.evaluate("window.sameAsBefore")? == true, "the page was loaded again");
     check(&page)
@@ -232,7 +232,7 @@ fn the_stream_comes_back_when_lbd_does() -> Result<()> {
     stage.balancer.stop()?;
     page.wait(SOON, LINK, "lost")?;
     page.wait(SOON, &contains("#link-text", "lbd does not answer since"), true)?;
-    // What was told last stays on the page.
+    // The last status stays on the page.
     page.wait(SOON, &of_backend("web", "10.0.0.11", ".badge b"), "up")?;
     stage.balancer.launch()?;
     page.wait(SOON, LINK, "live")?;
@@ -283,7 +283,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     };
     choose("light")?;
     page.wait(SOON, colour, light.clone())?;
-    // The old page is there, and live, for a moment after it was told to go.
+    // The old page is there, and live, for a moment after the navigation began.
     page.evaluate("window.old = true; location.reload()")?;
     let live = "!window.old && document.querySelector('#link')?.dataset.link === 'live'";
     page.wait(SOON, &format!("{live} && {colour}"), light)?;
@@ -341,7 +341,7 @@ fn a_keyboard_and_a_screen_reader_find_everything() -> Result<()> {
     page.wait(SOON, &contains("#services-count", "1 of 3 services, 3 of 9 backends"), true)?;
     page.press("Escape")?;
     page.wait(SOON, shown, 3)?;
-    // A state is words and a shape; tables, rows and what is live are told as such.
+    // A state is words and a shape; tables, rows and live regions have their roles.
     let nameless = "[...document.querySelectorAll('button, input, a, [role=img], [role=log]')]\
                     .filter((e) => !(e.textContent.trim() || e.ariaLabel || e.closest('label')?.textContent.trim() \
                     || e.getAttribute('aria-labelledby'))).map((e) => e.outerHTML).join()";

@@ -24,7 +24,7 @@ fn shell(host: &Namespace, line: &str) -> Result<Output> {
     command.args(["-c", line]).output().context("run a shell")
 }
 
-/// What `lbctl doctor` says, and that its status agrees.
+/// The report of `lbctl doctor`, whose exit status must agree.
 fn examine(host: &Namespace, arguments: &str) -> Result<Report> {
     let output = shell(host, &format!("lbctl doctor {arguments} -o json"))?;
     let text = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,4 @@
-//! What the nodes say of themselves: their logs, read as they grow. A log outlives its `lbd`, however that
+//! The nodes' logs, read as they grow. A log outlives its `lbd`, however that
 //! ends.
 
 use std::{
@@ -109,7 +109,7 @@ impl Reader {
 
     /// Takes a line in; what is alarming about it.
     fn take(&mut self, node: usize, line: &str, facts: &mut Facts) -> Option<String> {
-        let alarm = || Some(format!("lb{} says: {}", node + 1, line.trim_end()));
+        let alarm = || Some(format!("lb{} logs: {}", node + 1, line.trim_end()));
         let Ok(event) = serde_json::from_str::<Event>(line) else {
             return line.contains("panicked").then(alarm).flatten();
         };
@@ -119,7 +119,7 @@ impl Reader {
         let moved = &mut self.logs[node].moved;
         match (event.kind.as_str(), of) {
             ("started", _) => {
-                // What the maps say of a backend holds until it has answered.
+                // The state of a backend in the maps holds until it has answered.
                 for index in std::mem::take(moved).into_values() {
                     facts.moved[index].span.until = at + FOUND_OUT;
                 }

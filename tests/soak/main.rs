@@ -1,11 +1,11 @@
 //! `lb-soak`: a pair of balancers under checked traffic, while everything that operators do and that may
 //! befall hosts, wires and `lbd` happens to them, at random. `cargo xtask soak` builds and runs it.
 //!
-//! - [`plan`] says what is done and when, by the seed alone.
+//! - [`plan`] has the operations and their times, by the seed alone.
 //! - [`testbed`] does it, to a real pair in network namespaces.
-//! - [`clients`] are the traffic; [`facts`] is what the nodes say; [`samples`] what they hold.
-//! - [`model`] says of each connection that breaks whether it may.
-//! - [`mod@run`] brings them together, [`kit::reports::soak`] tells what came of it.
+//! - [`clients`] are the traffic; [`facts`] has the nodes' logs; [`samples`] their memory, descriptors and maps.
+//! - [`model`] decides of each connection that breaks whether it may.
+//! - [`mod@run`] brings them together, [`kit::reports::soak`] is the report.
 //!
 //! A seed gives the same operations with the same parameters in the same order, at the same times but for
 //! what the machine was late by. What it does not give again is the order in which the kernel lets

@@ -56,7 +56,7 @@ pub enum Op {
     Kill(usize),
     /// nginx is started again.
     Revive(usize),
-    /// nginx is told to end, and started at once.
+    /// nginx is stopped by a signal, and started at once.
     Restart(usize),
     /// nginx is stopped where it is.
     Freeze(usize),
@@ -92,7 +92,7 @@ pub enum Op {
     MendNode(usize),
     /// Whoever is Active hands over.
     HandOver,
-    /// The nodes don't hear each other: on the first wire, on the second.
+    /// Nothing passes between the nodes: on the first wire, on the second.
     Part(bool, bool),
     /// They do again.
     Heal,
@@ -107,7 +107,7 @@ pub struct Step {
     pub op: Op,
 }
 
-/// What the operator said of a backend last.
+/// The operator's last setting of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Setting {
     Enabled,

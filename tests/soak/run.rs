@@ -50,10 +50,10 @@ const SETTLED: Duration = Duration::from_secs(90);
 /// Where violations are kept.
 const VIOLATIONS: &str = "violations.txt";
 
-/// How many operations are told beside a violation.
+/// How many operations are listed beside a violation.
 const LISTED: usize = 20;
 
-/// How many violations are told in full.
+/// How many violations are printed in full.
 const MOST: usize = 100;
 
 /// What is known of a run.
@@ -74,7 +74,7 @@ struct Run {
     /// When the first step could be taken.
     begun: Duration,
     printed: Duration,
-    /// When the progress was told, where that takes a line each time.
+    /// When the progress was printed, where that takes a line each time.
     printed_line: Duration,
     doing: String,
 }
@@ -121,7 +121,7 @@ impl Run {
     fn steps(&mut self, clients: &Clients) -> Result<()> {
         let mut plan = Plan::new(self.arguments.seed);
         let begun = self.clock.now();
-        // What the nodes said when they were started is not of this run.
+        // The nodes' logs of their start are not of this run.
         self.reader.read(&mut self.facts)?;
         self.looked_at = (self.facts.moved.len(), self.facts.takeovers.len());
         let end = begun + self.arguments.length;
@@ -197,7 +197,7 @@ impl Run {
     /// A moment of the run between two steps.
     fn go_on(&mut self, clients: &Clients) -> Result<()> {
         thread::sleep(Duration::from_millis(50));
-        // What it lacks is told when it is waited for.
+        // An error is printed where the state is waited for.
         let _ = self.testbed.look();
         self.pending.extend(clients.ended());
         let now = self.clock.now();
@@ -280,7 +280,7 @@ impl Run {
         }
     }
 
-    /// Notes what must not have been, and tells it with what was done before.
+    /// Notes a violation, and prints it with the operations before it.
     fn violation(&mut self, at: Duration, kind: &str, what: String) {
         let violation = Violation { at_seconds: at.as_secs_f64(), kind: kind.to_owned(), what };
         if self.report.violations.len() < MOST {
@@ -294,7 +294,7 @@ impl Run {
         self.report.violations.push(violation);
     }
 
-    /// What was done, and what the nodes said, around a moment.
+    /// The operations and the nodes' logs around a moment.
     fn story(&self, at: Duration, violation: &Violation) -> String {
         let mut story = format!(
             "VIOLATION at {:.3} s, {}: {}\n  replay: --seed {}\n",
@@ -333,7 +333,7 @@ impl Run {
         story
     }
 
-    /// Tells how far it is.
+    /// Prints the progress.
     fn print_progress(&mut self, clients: &Clients) {
         let is_terminal = io::stderr().is_terminal();
         if !is_terminal && self.printed < self.printed_line + Duration::from_secs(30) {
@@ -354,7 +354,7 @@ impl Run {
             self.report.broken_not_allowed,
             self.doing,
         );
-        // What can't be told is no reason to stop.
+        // A failed write is no reason to stop.
         let _ = match is_terminal {
             true => write!(io::stderr(), "{}{line}", clear()),
             false => writeln!(io::stderr(), "{line}"),

@@ -1,5 +1,5 @@
 //! What both `lbd` hold, once a second: memory, descriptors, maps and programs. And how late a thread of
-//! this program is, which tells how busy the machine is.
+//! this program is, which shows how busy the machine is.
 
 use std::{
     fs,

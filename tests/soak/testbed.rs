@@ -54,7 +54,7 @@ struct Node {
     missed: Vec<usize>,
 }
 
-/// What the configuration files say that changes.
+/// The changing part of the configuration files.
 #[derive(Clone, Debug)]
 struct Files {
     weights: [[u16; HOSTS]; WAYS.len()],
@@ -206,7 +206,7 @@ impl Testbed {
         }
     }
 
-    /// Has both nodes do what an operator asks for; one that is away is told later.
+    /// Runs an operator's command on both nodes; on one that is away, later.
     fn request_all(&mut self, op: Op, place: usize) -> Result<()> {
         for n in [0, 1] {
             if self.nodes[n].away {
@@ -248,7 +248,7 @@ impl Testbed {
             .with_context(|| self.ha_pair.host(n).name.clone())
     }
 
-    /// Tells a node what it has missed.
+    /// Runs the commands on a node that it has missed.
     fn catch_up(&mut self, n: usize) -> Result<()> {
         self.nodes[n].away = false;
         for place in std::mem::take(&mut self.nodes[n].missed) {
@@ -287,7 +287,7 @@ impl Testbed {
             if !self.nodes[n].away {
                 self.ha_pair.nodes[n].lbctl(&["config", "reload"])?;
             } else if self.ha_pair.nodes[n].is_running() {
-                // One that was stopped where it is hears the signal when it goes on.
+                // One that was stopped where it is receives the signal when it goes on.
                 self.ha_pair.nodes[n].signal(libc::SIGHUP)?;
             }
         }
@@ -338,7 +338,7 @@ impl Testbed {
             let name = &self.ha_pair.host(n).name;
             ensure!(!self.nodes[n].away, "{name} is away");
             let pair = self.ha_pair.pair(n)?;
-            ensure!(pair.synced(), "{name} says of its peer: {:?}", pair.peers);
+            ensure!(pair.synced(), "{name} reports of its peer: {:?}", pair.peers);
             active += pair.routers.iter().filter(|router| router.state == State::Active).count();
             let all = [0, pair.routers.len()];
             let held = pair.routers.iter().filter(|router| router.state == State::Active).count();
@@ -378,7 +378,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// If a node can't tell, or could not write its maps.
+    /// If a node does not answer, or could not write its maps.
     pub fn left(&self) -> Result<u64> {
         let mut left = 0;
         for n in [0, 1] {

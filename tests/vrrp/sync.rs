@@ -1,4 +1,4 @@
-//! Nodes that tell each other their history over a real link: by multicast, with losses, and with an
+//! Nodes that synchronise their history over a real link: by multicast, with losses, and with an
 //! address that comes late.
 
 use std::{
@@ -55,7 +55,7 @@ impl Net {
     }
 }
 
-/// What `nft` says in a host.
+/// The output of `nft` in a host.
 trait Nft {
     fn nft(&self, line: &str) -> String;
 }
@@ -81,7 +81,7 @@ fn listen(host: usize, v6: bool) -> SocketAddr {
 struct Node {
     link: Link,
     reports: UnboundedReceiver<Report>,
-    /// Pins that were told, of each peer.
+    /// Pins that were received, of each peer.
     pins: Vec<Vec<Pin>>,
     complete: Vec<bool>,
     history: Vec<Piece>,

@@ -1,5 +1,5 @@
-//! The sockets of virtual routers on a real link: advertisements as raw IP, announcements and who
-//! hears them, a virtual MAC address, and an interface that goes away.
+//! The sockets of virtual routers on a real link: advertisements as raw IP, announcements and their
+//! receivers, a virtual MAC address, and an interface that goes away.
 
 use std::{
     io,
@@ -110,7 +110,7 @@ fn message(vrid: u8, source: IpAddr, destination: IpAddr) -> Vec<u8> {
     packet::encode(&advertisement, source, destination, Checksum::PseudoHeader, Proof::None)
 }
 
-/// What a receiver has heard.
+/// A received advertisement.
 #[derive(Debug, PartialEq, Eq)]
 struct Received {
     interface: u32,
@@ -181,7 +181,7 @@ fn what_has_crossed_a_router_does_not_come_and_is_seen_by_who_looks_for_it() -> 
             socket.send_to(&message(vrid, source, destination), &to.into())?;
             Ok(())
         };
-        // What is first would be heard first.
+        // The first to be sent would be received first.
         send(51, 254)?;
         send(51, 1)?;
         send(52, 1)?;
@@ -238,7 +238,7 @@ fn other_virtual_routers_are_not_heard_and_neither_is_this_node() -> Result<()> 
         let advert = wait_for(&receiver)?;
         assert_eq!((advert.source, advert.message[1]), (host(2, family), 51));
         assert_eq!(next(&receiver)?, None);
-        // Another set of routers is heard from then on.
+        // Advertisements of another set of routers are received from then on.
         receiver
             .set_vrids([52, 53].into_iter().filter_map(NonZeroU8::new).map(|vrid| (vrid, 255)))?;
         theirs.send(&message(51, host(2, family), group), group)?;
@@ -293,7 +293,7 @@ fn frames_are_network_control_and_have_the_virtual_mac_address() -> Result<()> {
             Family::V6 => ((frame[14] << 4) | (frame[15] >> 4), frame[14 + 7]),
         };
         assert_eq!((class, ttl), (48 << 2, 255));
-        // The interface below hears others and not this.
+        // The interface below receives others' and not this one's.
         let theirs = self::sender(&link.b, "eth0", host(2, family))?;
         theirs.send(&message(51, host(2, family), group), group)?;
         assert_eq!(wait_for(&receiver)?.source, host(2, family));

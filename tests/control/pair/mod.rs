@@ -1,5 +1,5 @@
 //! Two nodes, as the engine and the core see them: whatever happens to rings, and whoever takes over,
-//! no flow that was told of changes its backend.
+//! no flow that was exported changes its backend.
 
 mod shared;
 mod takeover;
@@ -77,7 +77,7 @@ fn notes_that_were_written_over_are_made_up_for_by_a_walk() {
 fn nothing_ends_at_who_follows_and_all_of_it_where_it_is_active() {
     let mut pair = pinned_pair();
     let pins = pair.nodes[1].pins();
-    // The follower hears nothing, but nor does anything expire there.
+    // The follower receives no packets, but nor does anything expire there.
     for _ in 0..3 * IDLE {
         pair.now += 1;
         let now = pair.at();

@@ -38,7 +38,7 @@ struct Sharing {
 struct Client {
     backend: IpAddr,
     seen: u32,
-    /// Nodes that could not be told of it when it began.
+    /// Nodes that could not receive it when it began.
     unknown: BTreeSet<usize>,
     /// The only node that knows it: its daemon stood still when it began, while backends changed.
     alone: Option<usize>,
@@ -52,7 +52,7 @@ enum Event {
     Wait(u8),
     Drain(usize),
     Enable(usize),
-    /// One node's checks say that a backend is down, or up again.
+    /// One node's checks find a backend down, or up again.
     Down(usize, usize),
     Up(usize, usize),
     /// The router takes a node out, or in.
@@ -108,7 +108,7 @@ impl Sharing {
         (0..3).filter(|node| !self.stopped.contains_key(node)).collect()
     }
 
-    /// All that run tell each other everything.
+    /// All that run send each other everything.
     fn meet(&mut self) {
         for node in self.running() {
             let history = self.nodes[node].engine.export_all(at(self.now)).unwrap();
@@ -129,7 +129,7 @@ impl Sharing {
     }
 
     fn sync(&mut self) {
-        // What is told in answer to something that was told takes another turn.
+        // Records that are exported after an import take another turn.
         for _ in 0..2 {
             for node in self.running() {
                 let records = self.nodes[node].engine.news(at(self.now)).unwrap();
@@ -265,7 +265,7 @@ impl Sharing {
             }
             Event::In(node) => drop(self.out.remove(&node)),
             Event::Stop(node) => {
-                // What it has pinned is told before it stops, as by its lease.
+                // Its pins are exported before it stops, as by its lease.
                 self.sync();
                 if self.stopped.len() < 2 {
                     if self.in_flux(node) > 0 {
@@ -308,7 +308,7 @@ proptest! {
     }
 }
 
-/// One node's checks alone say that a backend is down, so its slots are in flux there and nowhere else. What another
+/// One node's checks alone find a backend down, so its slots are in flux there and nowhere else. What another
 /// node knows of their pins is old, and counts from when that one came back.
 #[test]
 fn a_pin_is_looked_for_as_long_as_it_is_kept_after_a_node_was_away() {
@@ -431,7 +431,7 @@ fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
     (0..200).for_each(|_| sharing.open());
     sharing.handle(Event::Drain(0)).unwrap();
     sharing.handle(Event::Stop(2)).unwrap();
-    // It forwards by itself meanwhile, and nobody hears of it.
+    // It forwards by itself meanwhile, and no node receives its records.
     for _ in 0..4 * IDLE / 5 {
         sharing.handle(Event::Wait(5)).unwrap();
         sharing.send(0).unwrap();

@@ -1,12 +1,12 @@
-//! What a takeover must find: pins that come late, flows that were told in time, and a history that
-//! has waited for long.
+//! The state that a takeover must find: pins that come late, flows that were exported in time, and a
+//! history that has waited for long.
 
 use lb_common::abi::{FlowValue, stamp};
 use lb_model::{desired::Protocol, flow::FlowRef};
 
 use super::*;
 
-/// The flows of the pins that some pieces tell of.
+/// The flows of the pins in some pieces.
 fn pinned(pieces: &[Piece]) -> Vec<Flow> {
     let pins = pieces.iter().map(|piece| match piece {
         Piece::Pins { pins, .. } => pins.as_slice(),
@@ -19,7 +19,7 @@ fn pinned(pieces: &[Piece]) -> Vec<Flow> {
 fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     let mut pair = pinned_pair();
     (0..100).for_each(|_| pair.open());
-    // The other one has become Active; this one tells what is left, and then follows.
+    // The other one has become Active; this one exports the rest, and then follows.
     let mut late = pair.export();
     let flows = pinned(&late);
     assert!(flows.len() > 5, "{late:?}");
@@ -44,7 +44,7 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     assert_eq!(new_active.data_plane().dump(), before);
     assert_eq!(new_active.data_plane().flow(&FlowRef::Pin(key)), Some(own));
     pair.send(5).unwrap();
-    // Whoever follows it is told of them, once.
+    // They are exported to its follower, once.
     let exported: BTreeSet<_> = pinned(&pair.export()).into_iter().collect();
     assert!(flows[1..].iter().all(|flow| exported.contains(flow)), "{exported:?}");
     let new_active = &mut pair.nodes[1].engine;
@@ -74,7 +74,7 @@ fn flows_of_a_tracked_service_are_told_with_the_change_of_its_ring() {
     engine.reconcile(now).unwrap();
     let after = pinned(&engine.export_changes(now).unwrap());
     assert_eq!(before.len() + after.len(), 60, "all of them, and each once");
-    // What has begun since is told before a handover, without waiting for the next walk.
+    // Flows that have begun since are exported before a handover, without waiting for the next walk.
     add(&mut engine, 61);
     assert_eq!(engine.export_changes(now).unwrap(), []);
     engine.survey(now).unwrap();
@@ -154,7 +154,7 @@ fn a_pin_that_can_not_be_written_costs_no_other() {
     follower.data_plane_mut().fail_nth_write(1);
     follower.learn(records.clone(), now).unwrap_err();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported - 1);
-    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be told again");
+    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be sent again");
     follower.learn(records, now).unwrap();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported);
     assert_eq!(follower.take_unlearnt(), BTreeSet::new());
@@ -206,7 +206,7 @@ fn be_silent(pair: &mut Pair) {
     }
 }
 
-/// A pair whose follower was just told of slots that settle, and has not taken that in. For long nobody
+/// A pair that has just exported slots that settle, which the follower has not imported. For long nobody
 /// has sent anything.
 fn settling_pair() -> Pair {
     let mut pair = Pair::new();
@@ -228,7 +228,7 @@ fn in_flux(node: &Node) -> (usize, usize) {
     (owners.count(), own.count())
 }
 
-/// The base owners of which the follower was told and has not taken it in.
+/// The base owners that were exported, and that the follower has not imported.
 fn queued_bases(pair: &Pair) -> Vec<Option<IpAddr>> {
     let pieces = pair.queue.iter().flat_map(|(_, _, pieces)| pieces);
     let bases = pieces.map(|piece| match piece {
@@ -249,7 +249,7 @@ fn open_unpinned(pair: &mut Pair) {
 fn a_flow_that_begins_unpinned_while_slots_settle_is_where_a_peer_looks_that_takes_over() {
     let mut pair = settling_pair();
     let (flux, own) = in_flux(&pair.nodes[0]);
-    assert!(own == flux, "what is told holds here as well");
+    assert!(own == flux, "exported records hold here as well");
     // The daemon is dead, and packets go on until the peer takes over.
     pair.now += LEASE + 1;
     open_unpinned(&mut pair);

@@ -106,7 +106,7 @@ impl Node {
 pub struct Client {
     pub backend: IpAddr,
     pub seen: u32,
-    /// The other node has been told everything since it began, or can tell where it is anyway.
+    /// Everything since it began was exported to the other node, or that node finds its place anyway.
     pub known: bool,
 }
 
@@ -118,15 +118,15 @@ pub struct Pair {
     pub clients: BTreeMap<u16, Client>,
     pub dead: BTreeSet<usize>,
     pub born: u16,
-    /// The follower has all that was told, but for what is told again.
+    /// The follower has all exported records, but for those that are sent again.
     pub synced: bool,
-    /// Of a history that is told again: what has not arrived yet.
+    /// Of a history that is sent again: the records that have not arrived yet.
     pub rest: Vec<Piece>,
     /// The Active's daemon stands still.
     pub stopped: bool,
-    /// The follower's daemon stands still: what it is told waits for it.
+    /// The follower's daemon stands still: exported records wait for it.
     pub late: bool,
-    /// What it has not taken yet: the number of the news, and when they were told.
+    /// Records that it has not imported yet: their number, and when they were exported.
     pub queue: Vec<(u64, u32, Vec<Piece>)>,
     /// Until when pins may be made.
     pub leased: u32,
@@ -143,16 +143,16 @@ pub enum Event {
     /// The operator takes a backend out, or in, on both nodes.
     Drain(usize),
     Enable(usize),
-    /// A node's checks say that a backend is down, or up.
+    /// A node's checks find a backend down, or up.
     Down(usize, usize),
     Up(usize, usize),
     /// A backend is dead, for both; later it comes again.
     Die(usize),
-    /// What is new is told, and arrives.
+    /// New records are exported, and arrive.
     Sync,
-    /// What is new is told, and gets lost; so all of it is told again.
+    /// New records are exported, and get lost; so all of them are sent again.
     LoseAndResync,
-    /// All of it is told anew, and a part of it has not arrived yet.
+    /// All records are sent anew, and a part of them has not arrived yet.
     HalfResync(usize),
     /// The Active hands over.
     HandOver,
@@ -249,7 +249,7 @@ impl Pair {
     }
 
     pub fn sync(&mut self) {
-        // Twice, as in twenty milliseconds: a slot that was told to have settled does so.
+        // Twice, as in twenty milliseconds: a slot that was exported as settled does so.
         for _ in 0..2 {
             let records = self.export();
             if self.synced {
@@ -266,7 +266,7 @@ impl Pair {
         }
     }
 
-    /// The follower takes what it was told.
+    /// The follower imports the exported records.
     pub fn take(&mut self) {
         for (_, _, pieces) in std::mem::take(&mut self.queue) {
             pieces.into_iter().for_each(|piece| self.learn(vec![piece]));
@@ -275,7 +275,7 @@ impl Pair {
         self.active().engine.set_acknowledged(number);
     }
 
-    /// Tells all, of which so many pieces arrive.
+    /// Exports all, of which so many pieces arrive.
     pub fn resync(&mut self, arrive: usize) {
         self.take();
         let now = self.at();
@@ -291,7 +291,7 @@ impl Pair {
         }
     }
 
-    /// The follower becomes Active, when it has taken what it was told; clients that it can't know are
+    /// The follower becomes Active, when it has imported all exported records; clients that it can't know are
     /// gone.
     pub fn take_over(&mut self) {
         self.take();
@@ -344,7 +344,7 @@ impl Pair {
         // In place of a base owner that would refuse it, a flow is pinned without the lease.
         let may = leased || self.active().knows_who_refuses();
         assert!(may || !pinned, "a pin was made past the lease");
-        // One without a pin is where the other node looks for it, if it has what it was told.
+        // One without a pin is where the other node looks for it, if it has all exported records.
         self.clients.insert(client, Client { backend, seen: self.now, known: !pinned });
     }
 
@@ -371,7 +371,7 @@ impl Pair {
             }
             if !self.stopped {
                 self.lease();
-                // Rarely, so that much happens in between; but who never asks is told nothing.
+                // Rarely, so that much happens in between; but without it nothing is ever exported.
                 if self.now.is_multiple_of(4) {
                     self.sync();
                 }
@@ -390,7 +390,7 @@ impl Pair {
             Event::Open(clients) => (0..clients).for_each(|_| self.open()),
             Event::Send(rest) => self.send(rest)?,
             Event::Wait(seconds) => self.wait(seconds),
-            // The daemon that stands still hears of nothing.
+            // The daemon that stands still gets no event.
             _ if self.stopped && !matches!(event, Event::Crash) => {}
             Event::Drain(backend) => self.edit(backend, Admin::Draining { deadline: None }),
             Event::Enable(backend) => self.edit(backend, Admin::Enabled),
@@ -416,7 +416,7 @@ impl Pair {
             Event::HandOver if self.synced => {
                 self.active().engine.hold_pins(&[web()].into()).unwrap();
                 self.sync();
-                // They come until the other one has taken over, and need no telling.
+                // They come until the other one has taken over, and need no export.
                 let before = self.active().pins();
                 (0..3).for_each(|_| self.open());
                 assert_eq!(self.active().pins(), before, "a pin was made while they were held");

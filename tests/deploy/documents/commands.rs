@@ -1,4 +1,4 @@
-//! The documents' commands: those that set up and operate a node or a pair do what the chapters say, on machines with
+//! The documents' commands: those that set up and operate a node or a pair do what the chapters describe, on machines with
 //! the package; the others are marked as examples.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -249,7 +249,7 @@ fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     }
     ensure!(!machine.holds("systemctl start lbd")?, "lbd does not start with these");
     // Each second systemd starts it again, for a moment.
-    wait::until_true(SOON, "lbctl says where the reason is", || {
+    wait::until_true(SOON, "lbctl names the command that shows the reason", || {
         let text = machine.output("lbctl status 2>&1")?;
         Ok(String::from_utf8_lossy(&text.stdout).contains("'journalctl -u lbd -n 20' shows why"))
     })?;

@@ -25,7 +25,7 @@ const WAY: Way = Way::DsrV4;
 const SOON: Duration = Duration::from_secs(20);
 /// Long against anything that a start of lbd does.
 const BEAT: Duration = Duration::from_millis(500);
-/// What `systemd-analyze security` may say at most, of 100: lower is safer. A unit without anything has
+/// The highest score of `systemd-analyze security`, of 100: lower is safer. A unit without anything has
 /// 96; most of what is left are the capabilities that lbd can't do without.
 const EXPOSURE: u32 = 30;
 
@@ -188,7 +188,7 @@ fn the_decapsulators_unit_follows_the_vips_through_stop_upgrade_and_removal() ->
 
 fn installed(machine: &Machine, package: &Path) -> Result<()> {
     let output = install(machine, package)?;
-    ensure!(output.contains("systemctl enable --now lbd"), "it says how to go on: {output}");
+    ensure!(output.contains("systemctl enable --now lbd"), "it prints the next step: {output}");
     ensure!(!machine.holds("systemctl is-active --quiet lbd")?, "nobody has started it");
     let checked = machine.run("lbd --check /etc/lb/lb.toml")?;
     ensure!(checked.contains("ok: 0 services"), "the example is harmless: {checked}");

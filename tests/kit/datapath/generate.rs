@@ -74,7 +74,7 @@ const PORTS: [(u16, u8, u8); 6] = [
     (443, number::UDP, udp_policy::QUIC),
 ];
 const CLIENTS: usize = 24;
-/// The interface that `BPF_PROG_TEST_RUN` says a frame came in on: the loopback.
+/// The interface of ingress in `BPF_PROG_TEST_RUN`: the loopback.
 pub const INGRESS: u32 = 1;
 /// Backends, with the one that is none.
 pub const BACKENDS: u16 = 33;

@@ -57,7 +57,7 @@ pub fn stay_on_one_cpu() -> Result<()> {
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: CPU 0 is within the set.
     unsafe { libc::CPU_SET(0, &mut set) };
-    // SAFETY: the set is valid and of the size that is told.
+    // SAFETY: the set is valid and of the size that is passed.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
     ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
     Ok(())
@@ -618,7 +618,7 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// There is no such map, or the kernel does not tell.
+    /// There is no such map, or the kernel does not report its memory.
     pub fn memory_bytes(&self, name: &str) -> Result<u64> {
         use aya::maps::Map;
         let map = self.ebpf.map(name).with_context(|| format!("no map {name}"))?;
@@ -628,7 +628,7 @@ impl Kernel {
         let fd = data.fd().as_fd().as_raw_fd();
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
         let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-        Ok(bytes.context("the kernel does not tell the memory of a map")?.trim().parse()?)
+        Ok(bytes.context("the kernel does not report the memory of a map")?.trim().parse()?)
     }
 
     /// Whether the object's maps have the sizes of the types in [`abi`].

@@ -158,7 +158,7 @@ impl Twins {
         Ok(())
     }
 
-    /// Runs a frame through both, which must do the same with it; [`Model::segment`] says whether it is a GSO frame.
+    /// Runs a frame through both, which must do the same with it; [`Model::segment`] shows whether it is a GSO frame.
     ///
     /// # Errors
     ///
@@ -169,7 +169,7 @@ impl Twins {
         let (expected, expected_out) = model.run(frame, model.hook.ingress());
         ensure!(
             action == model.hook.code(expected),
-            "the program says {action}, the core {expected:?}\n{}",
+            "the program returns {action}, the core {expected:?}\n{}",
             hex(frame)
         );
         ensure!(
@@ -320,8 +320,7 @@ impl Twins {
     }
 }
 
-/// Makes a table of flows what it was; the kernel is told each value that differs, or that a flow
-/// goes.
+/// Makes a table of flows what it was; `write` sets each value that differs in the kernel, or deletes a flow.
 fn undo<K: Copy + Eq + Hash>(
     flows: &mut HashMap<K, Rc<Flow>>,
     initial: &[(K, FlowValue)],

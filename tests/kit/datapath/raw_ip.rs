@@ -66,8 +66,8 @@ impl Interfaces {
     }
 }
 
-/// Whether a frame's packet can come by a tun, which looks at the version. A tun also tells the kernel where the transport
-/// header is, and behind options that is farther than what is quoted of a packet without a hop left: none of these.
+/// Whether a frame's packet can come by a tun, which looks at the version. A tun also sets the offset of the transport
+/// header, and behind options that is farther than what is quoted of a packet without a hop left: none of these.
 pub(super) fn takes(frame: &[u8]) -> bool {
     let Ok(link) = ethernet::parse(frame) else { return false };
     let Some(packet) = frame.get(ethernet::LEN..).filter(|_| link.l3 == ethernet::LEN) else {
@@ -83,7 +83,7 @@ pub(super) fn takes(frame: &[u8]) -> bool {
     }
 }
 
-/// Has a frame come from nobody whose MAC address says something.
+/// Sets a frame's MAC addresses: to the node's own, from a fixed one.
 pub(super) fn fit_frame(frame: &mut [u8]) {
     if let Some((addresses, _)) = frame.split_first_chunk_mut::<12>() {
         addresses[..6].copy_from_slice(&OWN);

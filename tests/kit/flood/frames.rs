@@ -1,7 +1,7 @@
 //! The frames of a flood: each is a pure function of its number.
 //!
 //! All sources are of 198.18.0.0/15, which is nobody's (RFC 2544, C.2.2), so that what a flood has left
-//! in a table can be told from what clients have.
+//! in a table differs from the flows of clients.
 
 use std::net::Ipv4Addr;
 
@@ -91,7 +91,7 @@ pub fn frame(kind: Kind, aim: &Aim, number: u64) -> Vec<u8> {
             let (offset, more) = if first { (0, true) } else { (185, false) };
             let payload = aim.udp(from, &[0x55; 24]);
             let mut packet = ipv4(from.0, aim.vip, UDP, &payload);
-            // Half of them say nothing of ports.
+            // Half of them have no ports.
             packet[4..6].copy_from_slice(&((mix(number) >> 48) as u16).to_be_bytes());
             packet[6..8].copy_from_slice(&(offset | u16::from(more) << 13).to_be_bytes());
             aim.ethernet(checked(packet))

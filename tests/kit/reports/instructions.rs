@@ -47,7 +47,7 @@ pub struct Report {
     pub cases: Vec<Case>,
 }
 
-/// The floor that tells how the kernels of two reports differ.
+/// The floor that shows the difference between the kernels of two reports.
 pub const FLOOR: &str = "floor: new MACs, and transmit";
 
 impl Report {
@@ -85,7 +85,7 @@ impl Report {
         Ok(())
     }
 
-    /// A table; beside it what `before` says.
+    /// A table; beside it the values of `before`.
     pub fn table<'a>(&'a self, before: Option<&'a Self>) -> Table<'a> {
         Table { report: self, before }
     }

@@ -10,7 +10,7 @@ pub const PAUSE: Duration = Duration::from_millis(250);
 /// What was measured.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
-    /// Backends that it tells of.
+    /// Backends that it exports.
     pub backends: usize,
     /// Samples of an answer.
     pub samples: usize,

@@ -194,7 +194,7 @@ pub struct Daemon {
     pub resident_bytes: u64,
 }
 
-/// What there can't be more of, and what is said of one more.
+/// A limit, and the error message for one more.
 #[derive(Serialize, Deserialize)]
 pub struct Limit {
     /// Of what.
@@ -219,10 +219,10 @@ fn mib(bytes: u64) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tell_packets(f)?;
-        self.tell_maps(f)?;
-        self.tell_daemon(f)?;
-        writeln!(f, "\nwhat is said of one more than there can be")?;
+        self.print_packets(f)?;
+        self.print_maps(f)?;
+        self.print_daemon(f)?;
+        writeln!(f, "\nthe error for one more than a limit")?;
         for limit in &self.limits {
             let status = limit.exit_status.map_or_else(|| "-".into(), |status| status.to_string());
             writeln!(f, "{}: {}; {}: exit status {status}", limit.limit, limit.value, limit.asked)?;
@@ -241,7 +241,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    fn tell_packets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn print_packets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Base { services, backends, flows, pins, ring_slots, mode } = &self.base;
         writeln!(
             f,
@@ -267,7 +267,7 @@ impl Report {
         Ok(())
     }
 
-    fn tell_maps(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn print_maps(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nmemory of the maps, in MiB")?;
         let head = ["services", "backends", "room for pins", "tables", "rings"];
         let [services, backends, pins, tables, rings] = head;
@@ -306,7 +306,7 @@ impl Report {
         Ok(())
     }
 
-    fn tell_daemon(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn print_daemon(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
             "\nlbd, in milliseconds, median and minimum: from its start to maps as they should be, with nothing \

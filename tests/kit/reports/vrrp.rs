@@ -97,7 +97,7 @@ pub enum Fault {
     Stopped,
     /// The node loses power.
     PowerOff,
-    /// The nodes don't hear each other, and clients reach both.
+    /// No advertisement passes between the nodes, and clients reach both.
     Parted,
     /// The operator hands the address to the other node.
     HandedOver,

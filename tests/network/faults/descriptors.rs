@@ -42,7 +42,7 @@ fn without_descriptors_forwarding_goes_on_no_backend_goes_down_and_all_recovers(
     // What is open stays open; nothing is opened any more.
     let before = limit(&balancer, 3)?;
     let asked = thread::scope(|scope| {
-        // Whoever asks meanwhile waits, or is told; afterwards it works.
+        // A request meanwhile waits, or fails; afterwards it works.
         let asked = scope.spawn(|| balancer.lbctl_output(&["status"]));
         // Long enough for dozens of checks and a few looks at the maps.
         run_for(Duration::from_secs(3));
@@ -58,7 +58,7 @@ fn without_descriptors_forwarding_goes_on_no_backend_goes_down_and_all_recovers(
     }
     ensure!(
         balancer.log().contains("no file descriptor left"),
-        "the lack is told:\n{}",
+        "the lack is logged:\n{}",
         balancer.log()
     );
     let lost = events(&balancer, "interface_lost")?;

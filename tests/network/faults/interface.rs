@@ -117,7 +117,7 @@ fn interface_that_is_made_anew_carries_traffic_again_without_a_restart() -> Resu
     };
     let (before, mac) = (index()?, lab.balancer.namespace.mac(INTERFACE)?);
     lab.unplug_balancer()?;
-    wait::until(SOON, "the loss is told", || {
+    wait::until(SOON, "the loss is logged", || {
         let lost = events(&balancer, "interface_lost")?;
         ensure!(lost.len() == 1, "{lost:?}");
         Ok(())
@@ -176,7 +176,7 @@ fn program_that_somebody_takes_off_stays_off_where_that_is_configured() -> Resul
     balancer.wait_usable()?;
     wait_answered(&lab, WAY)?;
     strip(&balancer)?;
-    wait::until(SOON, "the loss is told", || {
+    wait::until(SOON, "the loss is logged", || {
         let lost = events(&balancer, "interface_lost")?;
         ensure!(lost.len() == 1, "{lost:?}");
         Ok(())

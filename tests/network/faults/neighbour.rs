@@ -151,7 +151,7 @@ fn backend_behind_a_router_is_checked_by_the_way_of_its_traffic_and_its_death_is
     far.nginx.restart(&far.namespace, lab.orphan())?;
     is_up()?;
 
-    // The VIP is missing there: only a check by the way of the traffic can tell.
+    // The VIP is missing there: only a check by the way of the traffic can find it.
     far.namespace.ip(&format!("addr del {}/32 dev lo", way.vip()))?;
     is_down()?;
     far.namespace.ip(&format!("addr add {}/32 dev lo", way.vip()))?;

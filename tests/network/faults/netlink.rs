@@ -91,7 +91,7 @@ fn set<T>(socket: &OwnedFd, option: libc::c_int, value: &T) -> Result<()> {
     Ok(())
 }
 
-/// Gives a web host another MAC address, of which it tells.
+/// Gives a web host another MAC address, which it announces.
 fn change_mac(lab: &Lab, web: usize, mac: &str) -> Result<()> {
     let host = &lab.webs[web].host.namespace;
     host.sysctl(&[("ipv4/conf/eth0/arp_notify", "1")])?;

@@ -1,4 +1,4 @@
-//! A start that ends in the middle of a migration, at every step: the next one tells what runs.
+//! A start that ends in the middle of a migration, at every step: the next one finds the maps in use.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

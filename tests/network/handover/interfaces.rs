@@ -31,7 +31,7 @@ fn running(reattach: bool) -> Option<(Testbed, Engine<Xdp>)> {
     Some((testbed, engine))
 }
 
-/// What a sweep tells of interfaces.
+/// The events of interfaces of a sweep.
 fn sweep(engine: &mut Engine<Xdp>) -> Vec<(String, InterfaceEventKind, String)> {
     let swept = engine.sweep(Now::read()).unwrap();
     swept.interfaces.into_iter().map(|event| (event.interface, event.kind, event.text)).collect()
@@ -57,7 +57,7 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
     let events = sweep(&mut engine);
     assert_eq!(kinds(&events), [("va", Lost)]);
     assert!(events[0].2.contains("no interface of this name"), "{events:?}");
-    assert_eq!(sweep(&mut engine), [], "it is told once");
+    assert_eq!(sweep(&mut engine), [], "it is reported once");
     assert!(!attached(&engine, "va") && attached(&engine, "vc"));
 
     testbed.add_pair("va", "vb");

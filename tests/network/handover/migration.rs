@@ -286,7 +286,7 @@ fn the_layout_of_a_newer_version_is_left_alone() {
     assert_eq!(testbed.pinned(), pinned);
     assert_eq!(link_at(&testbed.settings.pin_dir.join("link-va")), link);
     decisions(&Wire::at("vb"));
-    // A map that is not what its name says.
+    // A map of another type than its name's.
     fs::rename(&newer, &maps).unwrap();
     fs::rename(maps.join("PINS"), maps.join("kept")).unwrap();
     fs::rename(maps.join("VIPS"), maps.join("PINS")).unwrap();

@@ -10,7 +10,7 @@ use etherparse::PacketBuilder;
 
 use super::{testbed, v1};
 
-/// What a frame says of its flow.
+/// The flow of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A SYN.
@@ -70,7 +70,7 @@ impl Wire {
         address.sll_protocol = all;
         address.sll_ifindex = testbed::ifindex(interface) as i32;
         let length = size_of_val(&address) as u32;
-        // SAFETY: the address is of the size that is told.
+        // SAFETY: the address is of the size that is passed.
         let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
         assert_eq!(bound, 0, "{}", io::Error::last_os_error());
         Self(fd)
@@ -79,7 +79,7 @@ impl Wire {
     /// Sends a frame.
     pub fn send(&self, frame: Frame) {
         let bytes = frame.bytes();
-        // SAFETY: the bytes are as many as is told.
+        // SAFETY: the bytes are as many as is passed.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), 0) };
         assert_eq!(sent, bytes.len() as isize, "{}", io::Error::last_os_error());
     }
@@ -99,7 +99,7 @@ impl Wire {
                 }
                 continue;
             }
-            // SAFETY: the buffer is as long as is told.
+            // SAFETY: the buffer is as long as is passed.
             let got = unsafe {
                 libc::recv(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0)
             };

@@ -34,7 +34,7 @@ fn backend(balancer: &Balancer, way: Way, at: IpAddr) -> Result<Backend> {
     Ok(balancer.status()?.service(way.name())?.backend(at)?.clone())
 }
 
-/// Waits until the checks say this of a backend.
+/// Waits until the checks find a backend in this condition.
 fn wait_for(balancer: &Balancer, way: Way, at: IpAddr, condition: Condition) -> Result<Backend> {
     wait::until(SOON, &format!("{at} is {condition:?}"), || {
         let backend = backend(balancer, way, at)?;

@@ -5,13 +5,13 @@ use lb_model::seen::Condition;
 
 use super::*;
 
-/// A check that tells of silence soon.
+/// A check that detects silence soon.
 const TCP: &str = "[service.check]\ntype = \"tcp\"\ninterval = \"100ms\"\ntimeout = \"200ms\"\nrise = 2\nfall = 2";
 /// Enough for a handshake.
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Waits until the checks of a backend have failed so often as would move its flows if its host were silent, and then
-/// says why.
+/// returns the reason.
 fn fails_on(balancer: &Balancer, way: Way, at: IpAddr) -> Result<String> {
     let failed = |backend: &Backend| backend.check.as_ref().map_or(0, |check| check.counts.failed);
     let before = failed(&wait_until_down(balancer, way, at, Condition::SoftDown)?);
@@ -108,7 +108,7 @@ fn flows_of_a_host_that_answers_nothing_move_and_those_of_an_outage_of_all_stay(
         wait_for(&balancer, way, *at, Condition::Up)?;
     }
     none_broke(downloads)?;
-    // A switch may answer for a host that is gone: then clients say it, too.
+    // A switch may answer for a host that is gone: then failing clients show it, too.
     let arrivals = clients(&lab, way)?;
     drop_ip(&lab.webs[1])?;
     wait_until_down(&balancer, way, hosts[1], Condition::HardDown)?;

@@ -19,9 +19,9 @@ use super::{
     testbed,
 };
 
-/// Connections that say nothing.
+/// Connections that send nothing.
 const IDLE: usize = 10_000;
-/// Connections that never finish what they say.
+/// Connections that never finish a request.
 const SLOW: usize = 300;
 /// What the configuration allows.
 const MOST: usize = 64;
@@ -179,7 +179,7 @@ fn who_never_finishes_a_request_or_reads_no_answer_is_let_go() -> Result<()> {
         ensure!(&first == b"HTTP/1.1 200", "{first:?}");
         Ok(())
     })?;
-    // One that says a letter now and then has ten seconds for its head all the same.
+    // One that sends a byte now and then has ten seconds for its head all the same.
     let mut slow =
         client::open(from, to, 1, "GET /healthz HTTP/1.1\r\nX: ")?.pop().context("one")?;
     slow.set_read_timeout(Some(Duration::from_millis(500)))?;

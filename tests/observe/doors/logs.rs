@@ -1,4 +1,4 @@
-//! The log's level, changed while `lbd` runs, and what the program in the kernel says.
+//! The log's level, changed while `lbd` runs, and the messages of the program in the kernel.
 
 use std::{
     net::{Ipv4Addr, TcpStream},
@@ -39,7 +39,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
         Ok(())
     })?;
 
-    // No backend: SYNs are dropped, and the program says which, when it is asked to.
+    // No backend: SYNs are dropped, and the program logs which, at level debug.
     let host = lab.webs[0].host.v4.to_string();
     balancer.lbctl(&["backend", "disable", WAY.name(), &host, "--force", "--yes"])?;
     let knock = || {
@@ -50,7 +50,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
     ensure!(!balancer.log().contains("no_backend"), "it was not asked to");
     let output = level(&["info,xdp=debug"])?;
     ensure!(output.ends_with("set by lbctl; the configuration says info"), "{output}");
-    wait::until(PATIENCE, "the program tells of a packet that was dropped", || {
+    wait::until(PATIENCE, "the program logs a packet that was dropped", || {
         knock()?;
         let log = balancer.log();
         let line = log.lines().find(|line| line.contains("packet dropped:"));
@@ -82,7 +82,7 @@ fn the_virtual_routers_speak_at_a_level_of_their_own() -> Result<()> {
     let log = "[log]\nlevel = \"info,vrrp=debug\"\n";
     let (_lab, mut balancer) = testbed(|_| format!("{log}{}", router.toml()))?;
     balancer.launch()?;
-    wait::until(PATIENCE, "it says that it is Active", || {
+    wait::until(PATIENCE, "it logs that it is Active", || {
         let log = balancer.log();
         let mut lines = log.lines().filter(|line| line.contains("DEBUG"));
         let is_said =

@@ -1,4 +1,4 @@
-//! Who looks over HTTP: what is told, to whom, and that nothing can be done there.
+//! Readers over HTTP: the answers with and without credentials; and no request changes anything.
 
 use std::{fs, process::Command};
 
@@ -206,7 +206,7 @@ fn who_may_look_is_configured_and_read_again_at_a_reload() -> Result<()> {
         ("/v1/status", &["-u", "eve:correct horse"], "401"),
         ("/v1/status", &["-H", "Authorization: Bearer 6f0c"], "401"),
         ("/nowhere", &[], "401"),
-        // Of probes, which can't say who they are.
+        // Of probes, which have no credentials.
         ("/healthz", &[], "200"),
         ("/readyz", &[], "200"),
     ] {
@@ -215,15 +215,18 @@ fn who_may_look_is_configured_and_read_again_at_a_reload() -> Result<()> {
     }
     let plain = get(from, (address, PORT).into(), "/healthz", "");
     ensure!(plain.is_err(), "without TLS there is no answer: {plain:?}");
-    // Why a node is not ready is told to who may know.
+    // The reason why a node is not ready needs credentials.
     balancer.lbctl(&["node", "drain"])?;
     let why = |with: &[&str]| {
         let mut curl: Command = from.command("curl");
         curl.args(["-sSk", "--max-time", "10"]).args(with);
         command::run(curl.arg(format!("https://{address}:{PORT}/readyz")))
     };
-    ensure!(!why(&[])?.contains("draining"), "who is unknown is told that it is not ready");
-    ensure!(why(&["-H", &bearer])?.contains("draining"), "who is known is told why");
+    ensure!(!why(&[])?.contains("draining"), "without credentials the answer has no reason");
+    ensure!(
+        why(&["-H", &bearer])?.contains("draining"),
+        "with credentials the answer has the reason"
+    );
 
     // Files that have changed, and a configuration that has not.
     make("second.test")?;

@@ -1,5 +1,5 @@
-//! The doors of `lbd`: the listener for who only looks, the Unix socket, the log; who is let in, what
-//! they are told, and what it costs those who are outside.
+//! The interfaces of `lbd`: the HTTP listener, the Unix socket, the log; admission, answers with and
+//! without credentials, and the cost of a flood for others.
 
 mod client;
 mod files;

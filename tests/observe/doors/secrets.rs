@@ -1,5 +1,5 @@
-//! Nothing that is secret is told: known secrets are put into a configuration, and looked for in all
-//! that `lbd` and `lbctl` say.
+//! No secret is printed: known secrets are put into a configuration, and looked for in all
+//! outputs of `lbd` and `lbctl`.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
@@ -77,7 +77,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     balancer.wait_usable()?;
 
     let mut outputs: Vec<(String, String)> = Vec::new();
-    // What is told over HTTP, to who is known and who is not.
+    // The answers over HTTP, with and without credentials.
     let from = &lab.client.namespace;
     let url = |path: &str| format!("https://{}:{PORT}{path}", lab.balancer.v4);
     let bearer = format!("Authorization: Bearer {TOKEN}");
@@ -109,7 +109,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     }
     let _ = get(from, (lab.balancer.v4, PORT).into(), "/", &format!("{bearer}\r\n"));
 
-    // What lbctl tells.
+    // The outputs of lbctl.
     let host = lab.webs[0].host.v4.to_string();
     for words in [
         "status",
@@ -156,7 +156,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
         "lbctl config reload, back".into(),
         text(&balancer.lbctl_output(&["config", "reload"])?),
     ));
-    // What a check tells, of a file that is right and of one that is wrong where it is secret.
+    // The output of a check, of a file that is right and of one that is wrong where it is secret.
     let mut check = balancer::program(&lab.balancer.namespace, "lbd")?;
     outputs.push((
         "lbd --check".into(),
@@ -187,7 +187,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     outputs.push(("state.json".into(), fs::read_to_string(&state)?));
     balancer.stop()?;
     let log = balancer.log();
-    ensure!(log.contains("TRACE") || log.contains("DEBUG"), "it was asked to tell much:\n{log}");
+    ensure!(log.contains("TRACE") || log.contains("DEBUG"), "the log's level is low:\n{log}");
     outputs.push(("the log".into(), log));
 
     let middle = key.lines().nth(1).context("a line of the key")?;

@@ -222,7 +222,7 @@ fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<(
     };
     without(&balancer)?;
     become_user(&lab, &mut balancer)?;
-    // That was `lbd --prepare`; without it the kernel says no, and lbd says what to do.
+    // That was `lbd --prepare`; without it the kernel refuses, and lbd logs the remedy.
     without(&balancer)?;
     balancer.begin()?;
     wait::until_true(PATIENCE, "it ends", || Ok(balancer.check().is_err()))?;

@@ -84,7 +84,7 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     let unpinned = |one: &Explained| one.counted.ends_with("unpinned_packets");
     ensure!(how_many(&older, unpinned) > 20);
     for (before, after) in steady.iter().zip(&older) {
-        // Without a flow of its own, a oneshot packet goes where the ring says.
+        // Without a flow of its own, a oneshot packet goes to the ring's owner.
         let oneshot = after.service.as_deref() == Some("dns");
         ensure!(oneshot || before.backend == after.backend, "{before:#?}, {after:#?}");
     }

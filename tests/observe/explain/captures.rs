@@ -25,7 +25,7 @@ use super::testbed::{VIP, ask, attached, made, testbed, testbed_at};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A frame as tshark tells it.
+/// A frame as tshark prints it.
 #[derive(Debug)]
 struct Frame {
     interface: String,

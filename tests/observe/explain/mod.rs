@@ -1,5 +1,5 @@
-//! What the balancer says that it does with a packet is what it does; what it captures is what came
-//! and went.
+//! `lbctl explain` agrees with the program's verdicts; `lbctl capture` agrees with the packets on the
+//! wire.
 
 mod agreement;
 mod captures;

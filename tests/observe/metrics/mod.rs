@@ -26,7 +26,7 @@ use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
 const PORT: u16 = 9105;
-/// A check that is asked often, so that there is something to tell of it.
+/// A check that probes often, so that its metrics have values.
 const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"200ms\"";
 
 fn shipped(path: &str) -> PathBuf {
@@ -183,9 +183,9 @@ fn each_query_finds_something(prometheus: &Prometheus, way: Way) -> Result<()> {
     Ok(())
 }
 
-/// What Prometheus knows is what `lbctl` tells.
+/// The values in Prometheus are those that `lbctl` prints.
 fn counts_agree(prometheus: &Prometheus, node: &Balancer, way: Way) -> Result<()> {
-    wait::until(SOON, "Prometheus has counted what lbctl tells", || {
+    wait::until(SOON, "Prometheus has the counts that lbctl prints", || {
         let status = node.status()?;
         let flows: u64 = status.service(way.name())?.backends.values().map(|b| b.new_flows).sum();
         ensure!(flows >= 20, "{flows} flows");

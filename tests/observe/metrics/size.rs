@@ -17,8 +17,8 @@ use super::{http, metrics};
 const SERVICES: u16 = 100;
 const BACKENDS: u8 = 10;
 
-/// What an operator's scraper waits for at most by default is ten seconds. How long it takes is for `cargo
-/// xtask bench metrics` to tell: this is a build without optimisation, on a machine that does other things.
+/// What an operator's scraper waits for at most by default is ten seconds. `cargo
+/// xtask bench metrics` measures how long it takes: this is a build without optimisation, on a machine that does other things.
 #[test]
 fn a_thousand_backends_are_told_in_one_scrape() -> Result<()> {
     if !can_run() {

@@ -53,7 +53,7 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
         let line = screen.lines().find(|line| line.starts_with("draining for "));
         line.map(str::to_owned)
     };
-    let first = terminal.wait_until("it tells how far it is", |screen| line(screen).is_some())?;
+    let first = terminal.wait_until("it prints the progress", |screen| line(screen).is_some())?;
     let next = terminal.wait_until("it goes on", |screen| {
         line(screen).is_some_and(|now| Some(now) != line(&first))
     })?;

@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Often enough that a test need not wait long.
 const TOP: &str = "lbctl top --interval 200ms";
 
-/// The settings of the terminal, as `stty` tells them.
+/// The settings of the terminal, as `stty` prints them.
 fn settings(terminal: &Terminal, mark: &str) -> Result<String> {
     terminal.types(&format!("echo {mark} $(stty -g | md5sum)"))?;
     let line = format!("\n{mark} ");

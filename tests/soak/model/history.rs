@@ -69,7 +69,7 @@ pub struct History {
     pub deadlines: OfBackends,
     /// What may have changed a ring.
     pub changes: Vec<Span>,
-    /// When nodes that did not hear each other did again.
+    /// When advertisements passed between the nodes again.
     pub heals: Vec<Duration>,
     /// The troubles of the nodes.
     pub troubles: Vec<Trouble>,
@@ -115,7 +115,7 @@ fn end(spans: &mut [Span], at: Duration) {
     }
 }
 
-/// Begins a time, or lets one go on that has not ended by then: who was away hears of its end and of the
+/// Begins a time, or lets one go on that has not ended by then: a node that was away gets its end and the
 /// next beginning at once.
 fn begin(spans: &mut Vec<Span>, at: Duration) {
     match spans.last_mut() {
@@ -125,7 +125,7 @@ fn begin(spans: &mut Vec<Span>, at: Duration) {
 }
 
 impl History {
-    /// What this log tells.
+    /// The history of this log.
     #[must_use]
     pub fn of(log: &Log) -> Self {
         let mut history = Self { troubles: log.troubles.clone(), ..Self::default() };

@@ -1,8 +1,8 @@
-//! What may break and what may not: a pure function of what was done, what the nodes said, and a
+//! What may break and what may not: a pure function of the operations, the nodes' logs, and a
 //! connection's life.
 //!
-//! The operations are the causes. What the nodes' logs tell ([`Facts`]) only narrows down what a cause
-//! may excuse, and never excuses by itself: the host of a backend whose flows a node has moved must
+//! The operations are the causes. The nodes' logs ([`Facts`]) only narrow down what a cause
+//! may excuse, and never excuse by themselves: the host of a backend whose flows a node has moved must
 //! have been cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
 //!
 //! | a connection may break when | |
@@ -13,7 +13,7 @@
 //! | its backend was disabled or removed with `--force` | [`Reason::Forced`] |
 //! | the deadline of its backend's drain came | [`Reason::Deadline`] |
 //! | it began in the moment in which a node died | [`Reason::Untold`] |
-//! | it began while the nodes heard nothing of each other and both were Active | [`Reason::Parted`] |
+//! | it began while no advertisement passed between the nodes and both were Active | [`Reason::Parted`] |
 //! | the same by the first wire alone, and it began when clients changed from one node to the other | [`Reason::Parted`] |
 //! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
@@ -40,7 +40,7 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 pub const FOUND_OUT: Duration = Duration::from_secs(3);
 
 /// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
-/// flux: a beat of news and the lease. What begins later is not pinned, and found by who takes over.
+/// flux: a flush interval and the lease. What begins later is not pinned, and found by who takes over.
 const EXPORT_LAG: Duration = Duration::from_millis(50);
 
 /// When a client sends its SYN again (RFC 6298, 2.1), less what clocks are apart. A backend that has been
@@ -57,7 +57,7 @@ const LATE: Duration = Duration::from_millis(150);
 /// How long before a takeover its cause may lie.
 const TAKEOVER: Duration = Duration::from_secs(2);
 
-/// How long a peer may take to take news in.
+/// How long a peer may take to import records.
 const IMPORT_TIME: Duration = Duration::from_secs(2);
 
 /// Delays that let a lease of pins run out, which is one of 30 ms.
@@ -78,7 +78,7 @@ pub struct Life {
     pub connected: Option<Duration>,
     /// When the first answer was there.
     pub answered: Option<Duration>,
-    /// When anything came last.
+    /// When the last bytes were received.
     pub last_received: Duration,
     /// When it ended.
     pub ended: Duration,
@@ -123,7 +123,7 @@ pub enum Reason {
 /// What is known beside the operations.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Backends whose flows a node has moved, by what it said, and until when.
+    /// Backends whose flows a node has moved, by its log, and until when.
     pub moved: Vec<Moved>,
     /// When a node became Active.
     pub takeovers: Vec<(usize, Duration)>,
@@ -131,14 +131,14 @@ pub struct Facts {
     pub stalls: BTreeMap<Duration, Duration>,
 }
 
-/// A node's word that it moves the flows of a backend.
+/// A log entry of a node: it moves the flows of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// The node.
     pub node: usize,
     /// The backend.
     pub backend: Backend,
-    /// Until it said that it is back.
+    /// Until the node logged that the backend is back.
     pub span: Span,
 }
 
@@ -274,14 +274,14 @@ fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration)
         }
         let died = match history.strike(at, slack) {
             Some(Trouble { op, span }) if op.node().is_some_and(|struck| struck != node) => {
-                // An operator's wish: whoever is to end has told everything.
+                // An operator's wish: a node that is to end has exported everything.
                 if matches!(op, Op::Stop(_)) {
                     return false;
                 }
                 Span { from: span.from, until: span.from }
             }
             Some(_) => return false,
-            // A machine that is so busy that a node was thought dead kept it from telling, too.
+            // A machine that is so busy that a node was thought dead kept it from exporting, too.
             None if facts.stall(at.saturating_sub(TAKEOVER), at) >= LATE => {
                 Span { from: at.saturating_sub(TAKEOVER), until: at }
             }
@@ -295,7 +295,7 @@ fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration)
     })
 }
 
-/// Whether a connection began when both nodes were Active, and neither could tell the other of it.
+/// Whether a connection began when both nodes were Active, and neither could send it to the other.
 fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
     let early = EXPORT_LAG + slack;
@@ -309,7 +309,7 @@ fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
         }
         match trouble.op {
             Op::Part(true, true) => Span { from, until }.overlaps(began),
-            // The one that is to go hears of it at the first advertisement, and has news left to tell.
+            // The one that is to go receives the first advertisement, and has records left to export.
             Op::Part(true, false) => {
                 let changed = |at: &Duration| {
                     Span { from: at.saturating_sub(early), until: *at + early }.overlaps(began)
@@ -369,8 +369,8 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
 
 /// Whether a node may have been unable to make pins when a connection began.
 ///
-/// A pin takes a lease, which the daemon renews when it has told its news, and a peer may take its time
-/// to take them in. A change of a ring is many of them.
+/// A pin takes a lease, which the daemon renews when it has exported its records, and a peer may take its time
+/// to import them. A change of a ring is many of them.
 fn may_lack_pins(
     history: &History,
     facts: &Facts,

@@ -221,7 +221,11 @@ fn what_begins_while_both_are_active_may_break_and_nothing_older() {
     assert_eq!(excuse(&history, &facts, &reset(11_000, 12_000)), None);
     let (mut history, facts) = struck(Op::Part(true, false), 1);
     history.heals.push(8_500 * MS);
-    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), None, "they told each other");
+    assert_eq!(
+        excuse(&history, &facts, &reset(7_000, 8_000)),
+        None,
+        "each node sent its flows to the other"
+    );
     let changed = |opened| excuse(&history, &facts, &reset(opened, opened + 1_000));
     assert_eq!(changed(5_390), Some(Reason::Parted), "clients go to the other node");
     assert_eq!(changed(8_480), Some(Reason::Parted), "and come back");

@@ -1,5 +1,5 @@
 //! `lbd` and Debian's keepalived as each other's peers: exactly one of them has the address, at all
-//! times but the failover itself, and that takes what RFC 9568 says.
+//! times but the failover itself, and that takes the time of RFC 9568.
 
 mod restarts;
 mod testbed;
@@ -130,7 +130,7 @@ fn unicast_over_ipv6_from_keepalived_does_as_multicast_does() -> Result<()> {
     unicast_does_as_multicast_does(Plan::new(VIPS_V6[0], Who::Theirs))
 }
 
-/// keepalived has a second unless it is told otherwise.
+/// keepalived's default is a second.
 #[test]
 fn lbd_with_its_default_interval_waits_for_a_keepalived_with_its_own() -> Result<()> {
     if !can_run() {
@@ -185,12 +185,12 @@ fn another_password_is_told_and_its_advertisements_are_not_taken() -> Result<()>
     let mut testbed = Testbed::start(plan.clone())?;
     let other = Plan { password: Some("another"), ..plan };
     testbed.replace_theirs(&other)?;
-    wait::until(Duration::from_secs(10), "lbd tells of it", || {
+    wait::until(Duration::from_secs(10), "lbd reports it", || {
         let router = testbed.ours.poll_pair()?.router(ROUTER)?.clone();
         ensure!(router.counters.auth_errors > 0, "{router:?}");
         let events = testbed.ours.lbctl(&["events"])?;
         ensure!(events.contains("password") || events.contains("authentic"), "{events}");
-        // Nobody that it may hear says that it is Active.
+        // It has accepted no advertisement of another Active one.
         ensure!(router.state == State::Active, "{router:?}");
         Ok(())
     })

@@ -1,6 +1,6 @@
 //! `lbd` restarted beside keepalived, each with its default interval: it takes over nothing.
 //!
-//! Whether a router that begins hears the Active one in time depends on when in the second it begins. So
+//! Whether a router that begins receives the Active one's advertisement in time depends on when in the second it begins. So
 //! there are several of them, whose keepaliveds advertise at different times of the second: by their
 //! priorities they became Active one after the other.
 
@@ -33,7 +33,7 @@ fn forty_starts_beside_keepalived_that_advertises_each_second_take_over_nothing(
     let lab = Lab::new(&Options { pair: true, webs: 1, ..Options::default() })?;
     let [ours, theirs] = lab.pair()?;
     let vip = |n: u8| IpAddr::from([10, 0, 0, 110 + n]);
-    // 23/256 s of skew lie between one and the next: together they are heard all over the second.
+    // 23/256 s of skew lie between one and the next: together their advertisements cover the second.
     let instance = |n| Instance::new(51 + n, 240 - 23 * n, THEIRS, &[vip(n)]).with("nopreempt");
     let instances: Vec<_> = (0..ROUTERS).map(instance).collect();
     let theirs = Keepalived::start(&lab, theirs, &instances)?;
@@ -54,19 +54,23 @@ fn forty_starts_beside_keepalived_that_advertises_each_second_take_over_nothing(
     let (mut took, mut starts) = (0, 0);
     for _ in 0..RESTARTS {
         ours.launch()?;
-        let pair = wait::until(Duration::from_secs(10), "all have heard or taken over", || {
-            let pair = ours.poll_pair()?;
-            let settled = pair
-                .routers
-                .iter()
-                .filter(|one| one.state == State::Active || one.active.is_some());
-            ensure!(settled.count() == usize::from(ROUTERS), "{pair:?}");
-            Ok(pair)
-        })?;
+        let pair = wait::until(
+            Duration::from_secs(10),
+            "all have received an advertisement or taken over",
+            || {
+                let pair = ours.poll_pair()?;
+                let settled = pair
+                    .routers
+                    .iter()
+                    .filter(|one| one.state == State::Active || one.active.is_some());
+                ensure!(settled.count() == usize::from(ROUTERS), "{pair:?}");
+                Ok(pair)
+            },
+        )?;
         let became =
             |pair: &Pair| pair.routers.iter().filter(|one| one.counters.became_active > 0).count();
         starts += pair.routers.len();
-        // Who has heard it goes on to do so.
+        // A router that has received one goes on to do so.
         thread::sleep(THEIRS);
         took += became(&ours.poll_pair()?);
         ours.stop()?;

@@ -23,11 +23,11 @@ const VRID: u8 = 51;
 /// Its name.
 pub const ROUTER: &str = "main";
 
-/// How late a node of a busy machine may be, beyond what the protocol says.
+/// How late a node of a busy machine may be, beyond the protocol's times.
 const SLACK: Duration = Duration::from_millis(150);
 
 /// How long two nodes may both have the address while one takes over from the other, which goes when it
-/// hears of it.
+/// receives an advertisement.
 const OVERLAP: Duration = Duration::from_millis(150);
 
 /// A node of the testbed.
@@ -46,7 +46,7 @@ pub struct Plan {
     pub vip: IpAddr,
     /// Between two advertisements.
     pub interval: Duration,
-    /// Whether `lbd` is told of the interval; else it has its own.
+    /// Whether `lbd` has the interval in its configuration; else it has the default.
     pub same_interval: bool,
     /// Who has the higher priority.
     pub higher: Who,
@@ -76,11 +76,11 @@ pub enum Change {
     None,
     /// The new owner takes it from the old one, which lives.
     Taken,
-    /// The old owner says that it leaves: the other waits for its skew.
+    /// The old owner sends priority 0: the other waits for its skew.
     Left,
-    /// The old owner says nothing more: the other waits for three intervals and its skew.
+    /// The old owner sends nothing more: the other waits for three intervals and its skew.
     Silent,
-    /// One that was killed comes back and finds what it has left behind; it hears the owner, lets go,
+    /// One that was killed comes back and finds what it has left behind; it receives the owner's advertisement, lets go,
     /// and may take over then.
     Returned(Who),
 }
@@ -164,8 +164,8 @@ impl Plan {
         Ok(instance)
     }
 
-    /// Whether `lbd` takes advertisements as keepalived sends them by unicast over IPv6 unless it is told
-    /// otherwise: with the kernel's hop limit, where RFC 9568 asks for 255. Else keepalived is told.
+    /// Whether `lbd` takes advertisements as keepalived sends them by unicast over IPv6 by
+    /// default: with the kernel's hop limit, where RFC 9568 asks for 255. Else keepalived is configured.
     fn takes_short_hops(&self) -> bool {
         self.vip.is_ipv6() && self.higher == Who::Theirs
     }
@@ -342,6 +342,6 @@ impl Testbed {
         };
         let (ours, theirs) = (tail(self.ours.log()), tail(self.theirs.log()));
         let output = self.ours.lbctl(&["-o", "json", "vrrp", "status"]).unwrap_or_default();
-        format!("lbd wrote:\n{ours}\nand says:\n{output}\nkeepalived wrote:\n{theirs}\n")
+        format!("lbd wrote:\n{ours}\nand reports:\n{output}\nkeepalived wrote:\n{theirs}\n")
     }
 }

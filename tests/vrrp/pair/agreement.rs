@@ -1,4 +1,4 @@
-//! Nodes that are not configured alike: it is told on both, and no harm comes of it.
+//! Nodes that are not configured alike: both report it, and no harm comes of it.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use kit::{
 const INTERVAL: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_secs(10);
 
-/// Waits until a node says something in its events that has all of these words.
+/// Waits until a node has an event with all of these words.
 fn wait_event(ha_pair: &HaPair, n: usize, words: &[&str]) -> Result<()> {
-    wait::until(SOON, &format!("node {n} tells of {words:?}"), || {
+    wait::until(SOON, &format!("node {n} has an event with {words:?}"), || {
         let events = ha_pair.nodes[n].lbctl(&["events"])?;
         let found = events.lines().any(|line| words.iter().all(|word| line.contains(word)));
         ensure!(found, "events of node {n}:\n{events}");
@@ -49,7 +49,7 @@ fn another_password_is_told_on_both_nodes_and_makes_no_two_owners() -> Result<()
         wait_event(&ha_pair, n, &["main", "authentication"])
             .or_else(|_| wait_event(&ha_pair, n, &["main", "password"]))?;
     }
-    // Longer than a router waits for one that it does not hear.
+    // Longer than a router waits for an advertisement.
     std::thread::sleep(interval * 5);
     ensure!(ha_pair.holders(Way::DsrV4.vip())? == [0], "{}", ha_pair.logs());
     Ok(())
@@ -78,7 +78,7 @@ fn another_interval_of_version_2_is_told_on_both_nodes_and_makes_no_two_owners()
         let router = ha_pair.pair(n)?.router("main")?.clone();
         ensure!(!router.problems.is_empty(), "node {n} has it among its problems: {router:?}");
     }
-    // Longer than the slower one waits for one that it does not hear.
+    // Longer than the slower one waits for an advertisement.
     std::thread::sleep(interval * 9);
     ensure!(ha_pair.holders(Way::DsrV4.vip())? == [0], "{}", ha_pair.logs());
     Ok(())
@@ -143,8 +143,8 @@ fn backends_that_differ_for_long_are_told_on_both_nodes_and_stop_nothing() -> Re
     ha_pair.wait_active(0)?;
     ha_pair.wait_synced()?;
     for n in [0, 1] {
-        // It is not told of a difference that a change on one node after the other makes.
-        wait::until(2 * SOON, &format!("node {n} tells of the backends"), || {
+        // A change on one node after the other makes no event.
+        wait::until(2 * SOON, &format!("node {n} reports the backends"), || {
             let events = ha_pair.nodes[n].lbctl(&["events", "--kind", "peer_differs"])?;
             ensure!(events.contains("the backends' addresses"), "events of node {n}:\n{events}");
             Ok(())

@@ -86,7 +86,7 @@ impl Clients {
         Ok(clients)
     }
 
-    /// Notes that something was done just now, to be told beside what breaks.
+    /// Notes that something was done just now, to be printed beside an error.
     pub fn note(&self, operation: &str) {
         self.operations.borrow_mut().push((Instant::now(), operation.to_owned()));
     }

@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// Both modes, both families.
 const WAYS: [Way; 4] = [Way::DsrV4, Way::DsrV6, Way::IpipV4, Way::IpipV6];
 
-/// How late a node of a busy machine may be, beyond what the protocol says.
+/// How late a node of a busy machine may be, beyond the protocol's times.
 pub const SLACK: Duration = Duration::from_millis(150);
 
 /// What happens to the first node, and how it ends.

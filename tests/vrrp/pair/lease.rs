@@ -1,4 +1,4 @@
-//! New flows while the Active node may make no pins: its peer takes in none of its news.
+//! New flows while the Active node may make no pins: its peer imports none of its records.
 
 use std::{thread, time::Duration};
 

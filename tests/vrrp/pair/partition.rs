@@ -83,7 +83,7 @@ fn when_parted_nodes_meet_again_one_is_left_and_clients_go_to_it() -> Result<()>
         let router = ha_pair.pair(n)?.router("main")?.clone();
         ensure!(router.counters.two_active > 0, "node {n} has counted it: {router:?}");
         let events = ha_pair.nodes[n].lbctl(&["events"])?;
-        ensure!(events.contains("two_active"), "node {n} tells of it:\n{events}");
+        ensure!(events.contains("two_active"), "node {n} has no such event:\n{events}");
     }
     clients.finish().with_context(|| ha_pair.logs())
 }

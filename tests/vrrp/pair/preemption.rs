@@ -31,7 +31,7 @@ fn a_node_that_comes_back_waits_for_the_flows_and_takes_over_without_a_break() -
     let clients = Clients::start(&ha_pair, Duration::from_secs(120))?;
     ha_pair.nodes[0].stop()?;
     ha_pair.wait_holds(1)?;
-    // What it can't be told it does not know, however long it hears the lower one.
+    // It can't receive the flows, however long it receives the lower one's advertisements.
     ha_pair.lab.part(Wire::Second)?;
     ha_pair.nodes[0].launch()?;
     ha_pair.nodes[0].wait_usable()?;
@@ -78,7 +78,7 @@ fn a_failover_by_weight_needs_no_sync() -> Result<()> {
     );
     plan.lines = [track.clone(), track];
     let ha_pair = HaPair::start(&Options::default(), plan)?;
-    // What the nodes tell each other goes by the interface that the first one tracks.
+    // The nodes' synchronisation goes by the interface that the first one tracks.
     let sever = |n: usize, state: &str| {
         ha_pair.host(n).namespace.ip(&format!("link set {SECOND} {state}")).map(drop)
     };

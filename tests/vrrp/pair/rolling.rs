@@ -23,7 +23,7 @@ const IDLE: Duration = Duration::from_secs(2);
 const DRAINED: Duration = Duration::from_secs(240);
 const SETTINGS: &str = "idle_timeout = \"2s\"";
 
-/// Says the same of a web host on both nodes, for all ways.
+/// Runs the same command about a web host on both nodes, for all ways.
 fn change(ha_pair: &HaPair, what: &str, web: usize) -> Result<()> {
     for node in &ha_pair.nodes {
         for way in &ha_pair.plan.ways {

@@ -135,7 +135,7 @@ fn nothing_older_than_a_loss_of_events_is_read_after_it() -> Result<()> {
     assert_eq!(count, 0, "old events");
     namespace.ip("addr add 10.0.0.1/32 dev lo")?;
     assert_eq!(events.read(|_| count += 1)?, Read::All);
-    assert!(count > 0, "it hears again");
+    assert!(count > 0, "it receives events again");
     Ok(())
 }
 
@@ -196,7 +196,7 @@ fn other_host_with_an_address_of_ours_is_told() -> Result<()> {
     };
     for address in [VIP, VIP6] {
         // Right after a takeover, claims of the one before are none.
-        until_true(SOON, "it is told", || {
+        until_true(SOON, "it is reported", || {
             claims(address.parse()?)?;
             let message = format!("another host on eth0 has {address}");
             Ok(testbed.a.reports().iter().any(|(_, report)| {
@@ -219,7 +219,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
         router.announce.refresh = Duration::from_secs(1);
         testbed.start(&router)?;
         let source = testbed.b.router()?.source.context("it has a source")?.to_string();
-        // It is Active for a while, so that it is heard.
+        // It is Active for a while, so that the other receives its advertisements.
         testbed.b.configure(vec![with_priority(&router, 200)]);
         testbed.b.wait_for(State::Active)?;
         testbed.b.configure(vec![with_priority(&router, 100)]);
@@ -246,7 +246,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
             })?
         };
         let cause = format!("it was claimed by 02:00:00:00:00:09; the peer {source} has {mac}");
-        until_true(SOON, "a stranger is told", || {
+        until_true(SOON, "a claim of another host is reported", || {
             claim()?;
             Ok(testbed.a.reports().iter().any(|(_, report)| match report {
                 Report::Notice(notice) => {

@@ -31,11 +31,11 @@ fn backup_takes_over_when_the_active_router_dies() -> Result<()> {
 
     testbed.a.die();
     testbed.b.wait_for(State::Active)?;
-    // Told by the announcement: the client asks nobody.
+    // From the announcement: the client sends no request.
     let mac = testbed.b.namespace.mac("eth0")?;
     until_true(SOON, "the client knows", || Ok(neighbour(&testbed.client, VIP)? == mac))?;
 
-    // The address that it has left goes when it hears the other one, and comes back when it preempts.
+    // The address that it has left goes when it receives the other's advertisement, and comes back when it preempts.
     testbed.a.clear_reports();
     testbed.a.start(vec![with_priority(&router(Family::V4, 51), 150)])?;
     testbed.a.wait_for_notice(NoticeKind::Leftover, "predecessor")?;
@@ -203,8 +203,10 @@ fn at_10_ms_the_backup_takes_over_within_the_protocols_bound() -> Result<()> {
     let mut router = router(Family::V4, 51);
     router.interval = Duration::from_millis(10);
     testbed.start(&router)?;
-    // One that has heard nobody yet listens for 3 s.
-    until_true(SOON, "it hears the other", || Ok(testbed.b.router()?.active.is_some()))?;
+    // One that has received nothing yet listens for 3 s.
+    until_true(SOON, "it receives the other's advertisements", || {
+        Ok(testbed.b.router()?.active.is_some())
+    })?;
     let died = Instant::now();
     testbed.a.die();
     testbed.b.wait_for(State::Active)?;
@@ -249,11 +251,13 @@ fn second_path_keeps_one_router_active_when_the_first_is_cut() -> Result<()> {
     testbed.b.start(vec![for_b.clone()])?;
     testbed.b.wait_for(State::Backup)?;
 
-    // Both keep their carrier: they hear nothing of each other on eth0.
+    // Both keep their carrier: nothing passes between them on eth0.
     testbed.switch.ip("link set to-b nomaster")?;
     let received = || testbed.b.router().map_or(0, |router| router.counters.received);
     let before = received();
-    until_true(SOON, "it hears the other one by the second path", || Ok(received() > before + 20))?;
+    until_true(SOON, "it receives the other's advertisements by the second path", || {
+        Ok(received() > before + 20)
+    })?;
     assert_eq!(testbed.b.router()?.state, State::Backup);
     assert_eq!(testbed.b.router()?.counters.became_active, 0);
 
@@ -309,7 +313,7 @@ fn peer_with_another_password_is_told_and_heard_once_it_is_known() -> Result<()>
         let counted = || Ok(node.router()?.counters.auth_errors > 0);
         until_true(SOON, "it is counted", counted)?;
     }
-    // The sync key has told that it is the peer.
+    // The sync key has shown that it is the peer.
     let mismatched = [(router.key, "10.0.0.1".parse()?)].into();
     testbed.b.order(Order::Facts(Facts { mismatched, ..Facts::default() }));
     testbed.b.wait_for(State::Backup)?;

@@ -73,7 +73,7 @@ fn host(switch: &Namespace, name: &str, number: u8) -> Result<Namespace> {
     Ok(namespace)
 }
 
-/// Everything that a node's routers have told, and when.
+/// All reports of a node's routers, and when.
 type ReportLog = Arc<Mutex<Vec<(Instant, Report)>>>;
 
 /// A node.
@@ -118,7 +118,7 @@ impl Node {
         }
     }
 
-    /// Ends its thread as if the process had died: nothing is said, and addresses stay.
+    /// Ends its thread as if the process had died: nothing is sent, and addresses stay.
     pub fn die(&mut self) {
         self.thread = None;
     }
@@ -155,7 +155,7 @@ impl Node {
         })
     }
 
-    /// What it has told so far.
+    /// Its reports so far.
     pub fn reports(&self) -> Vec<(Instant, Report)> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,4 +1,4 @@
-//! What is tracked from outside: scripts, files, interfaces; and who is told.
+//! What is tracked from outside: scripts, files, interfaces; and notification scripts.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 
@@ -131,7 +131,7 @@ fn notify_program_hears_of_each_transition_in_order() -> Result<()> {
     let expected = "mine router r51-4 backup 100 initialize 51\n\
                     mine router r51-4 active 100 backup 51\n\
                     mine router r51-4 initialize 100 active 51\n";
-    until_true(SOON, "all is told", || {
+    until_true(SOON, "the script has run for all", || {
         Ok(fs::read_to_string(&log).unwrap_or_default().lines().count() == 3)
     })?;
     assert_eq!(fs::read_to_string(&log)?, expected);

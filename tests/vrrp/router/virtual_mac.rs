@@ -98,7 +98,9 @@ fn routers_with_virtual_mac_addresses_hear_each_other() -> Result<()> {
         testbed.start(&router_with_mac(family))?;
         let received = || testbed.b.router().map_or(0, |router| router.counters.received);
         let before = received();
-        until_true(SOON, "it hears the active router", || Ok(received() > before + 20))?;
+        until_true(SOON, "it receives the active router's advertisements", || {
+            Ok(received() > before + 20)
+        })?;
         assert_eq!(testbed.a.router()?.counters.two_active, 0);
         assert_eq!(testbed.b.router()?.state, State::Backup);
     }
@@ -142,7 +144,7 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         "that it takes the MAC address",
         |report| matches!(report, Report::TakeMac { take: true, mac, .. } if *mac == MAC),
     )?;
-    until_true(SOON, "the client is told", || {
+    until_true(SOON, "the client has the new MAC address", || {
         Ok(ping(&testbed.client, VIP)? && neighbour(&testbed.client, VIP)? == MAC_TEXT)
     })?;
     testbed.a.configure(vec![with_priority(&plain, 150)]);
@@ -151,7 +153,7 @@ fn active_router_keeps_its_address_when_its_mac_address_changes() -> Result<()> 
         |report| matches!(report, Report::TakeMac { take: false, mac, .. } if *mac == MAC),
     )?;
     testbed.a.wait_to_have(VIP, true)?;
-    until_true(SOON, "the client is told", || {
+    until_true(SOON, "the client has the new MAC address", || {
         Ok(ping(&testbed.client, VIP)? && neighbour(&testbed.client, VIP)? != MAC_TEXT)
     })?;
     assert_eq!(testbed.a.status()[0].counters.transitions, transitions, "it stays active");
