@@ -1,4 +1,4 @@
-//! What advertisements cost at each interval: packets, and CPU time of the threads that send and hear
+//! What advertisements cost at each interval: packets, and CPU time of the threads that send and receive
 //! them, on a pair at which nothing happens.
 
 use std::{

@@ -42,7 +42,7 @@ const SERVICES: u32 = 32;
 const MAX_BACKENDS: u32 = 4_097;
 const PINS: u32 = 2 * 1_048_576;
 const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
-/// The interface that a test run says a frame came in on.
+/// The interface that a test run gives a frame for its ingress.
 const LOOPBACK: u32 = 1;
 
 /// The CPU that everything runs on.
@@ -51,7 +51,7 @@ pub fn stay_on_one_cpu() -> Result<()> {
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: CPU 0 is within the set.
     unsafe { libc::CPU_SET(0, &mut set) };
-    // SAFETY: the set is valid and of the size that is told.
+    // SAFETY: the set is valid and of the size that is passed.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
     ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
     Ok(())
@@ -64,11 +64,11 @@ pub enum Program {
     Floor(&'static str),
     /// The balancer's.
     Balancer,
-    /// The balancer's without anything that it says.
+    /// The balancer's without log messages.
     Silent,
     /// The one that captures, asked for packets of another service.
     CapturesOthers,
-    /// The one that captures, asked for all packets, as many as `lbctl capture` takes if it is not told.
+    /// The one that captures, asked for all packets, as many as `lbctl capture` takes by default.
     Captures,
 }
 

@@ -67,7 +67,7 @@ enum What {
 struct Datapath {
     #[command(flatten)]
     output: Output,
-    /// How often each case is measured; medians and minima are told
+    /// How often each case is measured; medians and minima are printed
     #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Packets in each measurement

@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     ensure!(
         report.backends == usize::from(arguments.services) * usize::from(EACH),
-        "not all are told"
+        "not all are exported"
     );
     arguments.output.print(&report)?;
     Ok(())

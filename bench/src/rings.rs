@@ -57,7 +57,7 @@ impl Testbed {
 
 impl Drop for Testbed {
     fn drop(&mut self) {
-        // What is left would be pinned for ever; there is nobody else to tell.
+        // What is left would be pinned for ever; there is no caller for the error.
         if let Err(err) = detach(&self.settings.pin_dir) {
             eprintln!("{} stays: {err:#}", self.settings.pin_dir.display());
         }
@@ -146,7 +146,7 @@ pub fn locked(map: &MapData) -> Result<u64> {
     let fd = map.fd().as_fd().as_raw_fd();
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
     let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-    Ok(bytes.context("the kernel does not tell the memory of a map")?.trim().parse()?)
+    Ok(bytes.context("the kernel does not report the memory of a map")?.trim().parse()?)
 }
 
 /// The memory of the maps with the default capacities and one service.

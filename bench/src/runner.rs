@@ -65,7 +65,7 @@ impl Runner {
             ..TestRunOptions::new()
         })?;
         ensure!(result.return_value != 0, "the program gave up on a frame");
-        // The kernel tells the mean of one run, in whole nanoseconds.
+        // The kernel returns the mean of one run, in whole nanoseconds.
         Ok(result.duration.as_nanos() as f64)
     }
 }

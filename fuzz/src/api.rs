@@ -165,7 +165,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
     let engine = Engine::adopt(maps, &settings).expect("the maps are empty");
     let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
     let (vrrp_to, vrrp) = mpsc::unbounded_channel();
-    // Nobody says anything of these.
+    // Nothing is sent on these.
     let (reports_to, reports) = mpsc::unbounded_channel();
     let (peers_to, peers) = mpsc::unbounded_channel();
     let (signals_to, signals) = mpsc::channel(1);
@@ -196,7 +196,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
     let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
     tokio::spawn(async move {
         let _open = (reports_to, peers_to, signals_to);
-        daemon.run(inputs, ready_to).await.expect("it ends because it was told to");
+        daemon.run(inputs, ready_to).await.expect("it ends by the signal");
     });
     ready.await.expect("it gets ready");
     let samples = Samples::start(requests_to.clone());
@@ -231,7 +231,7 @@ impl Checks for Unasked {
     }
 }
 
-/// Virtual routers that are Active, and yield to a neighbour when they are told to.
+/// Virtual routers that are Active, and yield to a neighbour by an order.
 struct Neighbour {
     vrrp: mpsc::UnboundedSender<Report>,
     routers: Mutex<Vec<RouterStatus>>,
@@ -249,7 +249,7 @@ impl Vrrp for Neighbour {
                     group: None,
                     state: State::Active,
                     since: SystemTime::UNIX_EPOCH,
-                    cause: "nobody else was heard".into(),
+                    cause: "no advertisement was received".into(),
                     base_priority: router.priority.get(),
                     priority: router.priority.get(),
                     interval_millis: 1_000,

@@ -18,10 +18,10 @@ pub fn run(bytes: &[u8]) {
     match Config::parse(text) {
         Ok(config) => accepted(text, &config),
         Err(problems) => {
-            assert!(!problems.is_empty(), "refused, and nothing is said");
+            assert!(!problems.is_empty(), "refused without a problem");
             let lines = text.lines().count().max(1) + 1;
             for problem in problems {
-                assert!(!problem.message.is_empty(), "a mistake without words");
+                assert!(!problem.message.is_empty(), "a mistake without a message");
                 assert!(problem.line <= lines, "{problem}: of {lines} lines");
             }
         }
@@ -32,7 +32,7 @@ fn accepted(text: &str, config: &Config) {
     let _ = config.summary();
     let desired = &config.desired;
     assert_eq!(
-        fold(text, desired).expect("it says that already"),
+        fold(text, desired).expect("the file has them already"),
         text,
         "nothing was to be changed"
     );
@@ -43,12 +43,16 @@ fn accepted(text: &str, config: &Config) {
     }
     let nothing = Desired::default();
     let writable = Writable::of(&nothing, desired);
-    assert_eq!(writable.left, Vec::<String>::new(), "a file said it, so a file can say it");
+    assert_eq!(
+        writable.left,
+        Vec::<String>::new(),
+        "these were read from a file, so a file can hold them"
+    );
     assert_eq!(writable.desired, *desired);
     let written = fold(&skeleton(&config.limits), desired).expect("the services can be written");
     let again = Config::parse(&written).expect("what was written is read");
     assert_eq!(again.desired, config.desired);
-    // Tables may be laid out so that nothing can be cut out of them; that is said, then.
+    // Tables may be laid out so that nothing can be cut out of them; that is an error, then.
     if let Ok(empty) = fold(text, &nothing) {
         let config = Config::parse(&empty).expect("what was written is read");
         assert!(config.desired.services.is_empty());

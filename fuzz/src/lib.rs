@@ -1,4 +1,4 @@
-//! What comes from outside, as any bytes: nothing panics, and what is said of each target holds.
+//! What comes from outside, as any bytes: nothing panics, and the assertions of each target hold.
 //!
 //! A target is a function of one input. Whatever it finds is a panic, which the engine (libFuzzer)
 //! takes for a crash and writes the input down. `cargo xtask fuzz` runs them.

@@ -206,7 +206,7 @@ fn state(hook: Hook, seed: u64, second: u32) -> State {
     state
 }
 
-/// A packet in a frame to this node: the lengths and the VIP are put right where the kind says so.
+/// A packet in a frame to this node: the lengths and the VIP are put right for some kinds.
 fn framed(kind: u8, input: &mut Input<'_>) -> Vec<u8> {
     let v6 = kind & 1 != 0;
     let ethertype = if v6 { ethernet::IPV6 } else { ethernet::IPV4 };

@@ -9,7 +9,7 @@ pub fn run(bytes: &[u8]) {
     let state = match state_file::parse(bytes) {
         Ok(state) => state,
         Err(reason) => {
-            assert!(!reason.is_empty(), "the error says nothing");
+            assert!(!reason.is_empty(), "the error has no text");
             return;
         }
     };

@@ -1,7 +1,7 @@
-//! Sync: any bytes as messages, and a session with a peer that has the key and says anything.
+//! Sync: any bytes as messages, and a session with a peer that has the key and sends anything.
 //!
-//! The first byte of an input says which. What is read is written and read again; a session panics
-//! at nothing, tells of a peer only between that it has joined and that it is lost, and sends nothing
+//! The first byte of an input chooses. What is read is written and read again; a session panics
+//! at nothing, reports a peer only between that it has joined and that it is lost, and sends nothing
 //! that its peer can't open and read.
 
 use std::{
@@ -81,7 +81,7 @@ fn message(kind: u8, body: &[u8]) {
     }
 }
 
-/// A half of what a node says of itself.
+/// A half of a node's facts.
 fn facts_message(half: u8, bytes: &[u8]) {
     let mut read = Facts::default();
     if facts::decode(half, bytes, &mut read).is_err() {
@@ -112,7 +112,7 @@ fn records(parts: &[u8]) {
     assert_eq!(joined(again), joined(pieces));
 }
 
-/// Pieces as they were before they were split over packets; those that say nothing are left out.
+/// Pieces as they were before they were split over packets; empty ones are left out.
 fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut all: Vec<Piece> = Vec::new();
     for piece in pieces {
@@ -138,7 +138,7 @@ fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     all
 }
 
-/// A session, and its peer: who has the key, and says what the input has it say.
+/// A session, and its peer, which has the key and sends the messages of the input.
 struct Desk {
     session: Session,
     own: SessionId,
@@ -146,7 +146,7 @@ struct Desk {
     now: Instant,
     sealer: Sealer,
     opener: Opener,
-    /// The last challenge that was heard.
+    /// The last challenge that was received.
     challenge: u32,
     /// Sessions of the peer so far.
     lives: u8,
@@ -380,7 +380,7 @@ impl Desk {
                 assert!(self.has_joined, "pieces of a peer that is not there");
                 self.marks.push(mark);
             }
-            // Who asks a peer that is not there is told that.
+            // A request to a peer that is not there fails with these.
             Report::Unreadable(..) | Report::Answer(..) => {}
             report => assert!(self.has_joined, "of a peer that is not there: {report:?}"),
         }

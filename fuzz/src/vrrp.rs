@@ -1,4 +1,4 @@
-//! VRRP: messages as bytes, and a virtual router that hears them.
+//! VRRP: messages as bytes, and a virtual router that receives them.
 //!
 //! An input is a router's configuration and what happens to it. Messages are those of a neighbour,
 //! whole or changed, or any bytes.
@@ -112,7 +112,7 @@ fn peer(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// A router, the one that it hears, and the time.
+/// A router, its neighbour, and the time.
 struct Desk {
     router: Router,
     own: Codec,

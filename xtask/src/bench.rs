@@ -111,7 +111,7 @@ pub enum Bench {
         seconds: Option<u64>,
     },
     /// What more services, backends, flows and pins cost: packets, changes, starts, memory, health checks;
-    /// and what is said where it ends
+    /// and the errors at the limits
     Scale {
         #[command(flatten)]
         saving: Saving,

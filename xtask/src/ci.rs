@@ -8,8 +8,8 @@ use kit::signals;
 
 use crate::Arguments;
 
-/// The commands, each of which any one can be run by itself, and does its own set-up. What fails most often
-/// and says most comes first.
+/// The commands, each of which any one can be run by itself, and does its own set-up. Steps that fail most often
+/// and find most come first.
 const STEPS: [&str; 7] = [
     "check",
     "test",
@@ -24,7 +24,7 @@ const STEPS: [&str; 7] = [
 ///
 /// # Errors
 ///
-/// If one fails; which, and how long each took, is told at the end.
+/// If one fails; which, and how long each took, is printed at the end.
 pub fn run() -> Result<()> {
     let mut times = Vec::new();
     let mut failed = Vec::new();

@@ -133,7 +133,7 @@ fn way_back<'a>(edges: &'a Edges, first: &'a Edge) -> Option<Vec<&'a Edge>> {
 /// Names from a crate's root to a module or an item.
 type Names = Vec<String>;
 
-/// What a `use` or a path says.
+/// The names of a `use` or a path.
 #[derive(Debug, PartialEq, Eq)]
 struct Mention {
     /// As it is written, of which the first may be `crate`, `self` or `super`.
@@ -363,7 +363,7 @@ fn imports(tree: &[TokenTree], prefix: &[String], mentions: &mut Vec<Mention>) {
 mod tests {
     use super::*;
 
-    /// What is said of a package with these files in its sources, where imports of its root are known.
+    /// The errors of a package with these files in its sources, where imports of its root are known.
     fn errors_of(name: &str, files: &[(&str, &str)], known: &[(&str, &str)]) -> Result<String> {
         let folder = std::env::temp_dir().join(format!("lb-xtask-{}-{name}", std::process::id()));
         for (name, text) in files {

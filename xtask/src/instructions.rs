@@ -29,7 +29,7 @@ const PROGRAMS: &[(&str, &str)] = &[("ipvsadm", "ipvsadm"), ("ethtool", "ethtool
 pub struct Arguments {
     #[command(flatten)]
     saving: Saving,
-    /// Fail if a packet takes 3 % more instructions than bench/instructions.json says
+    /// Fail if a packet takes 3 % more instructions than in bench/instructions.json
     #[arg(long)]
     check: bool,
     /// Note the figures in bench/instructions.json

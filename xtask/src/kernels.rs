@@ -47,7 +47,7 @@ const ON_VETH: &[&str] = &[
     "egress::vlan_on_",
 ];
 
-/// Runs the tests on these kernels, or on those that must work. `save` has the documents tell of it.
+/// Runs the tests on these kernels, or on those that must work. `save` has the results put into the documents.
 ///
 /// # Errors
 ///
@@ -119,7 +119,7 @@ struct Tested {
     time: Duration,
 }
 
-/// Runs the script on a kernel; what it says is shown when it is done, if others run beside it.
+/// Runs the script on a kernel; its output is shown when it is done, if others run beside it.
 fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
     let start = Instant::now();
     let mut name = format!("Linux {asked}");
@@ -151,7 +151,7 @@ fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
     Tested { name, result, time: start.elapsed() }
 }
 
-/// The file of what a machine says, gone when dropped.
+/// The file of a machine's console, removed when dropped.
 struct Console(PathBuf);
 
 impl Console {

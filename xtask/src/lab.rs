@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: the lab to play with, until it is told to go.
+//! `cargo xtask lab`: the lab to play with, until a signal ends it.
 
 use std::{os::unix::process::CommandExt as _, path::Path};
 

@@ -60,11 +60,11 @@ const PROGRAMS: [(&str, &str); 2] = [("lbd", "usr/sbin"), ("lbctl", "usr/bin")];
 const UNITS: [&str; 2] = ["lbd.service", "lb-decap@.service"];
 const DOC: &str = "usr/share/doc/lb";
 
-/// Builds the package and says where it is.
+/// Builds the package and prints its path.
 ///
 /// # Errors
 ///
-/// If a program does not build, or a tool is missing; the error says what to run.
+/// If a program does not build, or a tool is missing; the error names the command.
 pub fn run(arguments: &Arguments) -> Result<()> {
     for (program, package) in [("dpkg-deb", "dpkg"), ("strip", "binutils"), ("gzip", "gzip")] {
         let there = command::find(program).is_some();
@@ -165,7 +165,7 @@ impl Recipe {
              Description: layer-4 load balancer with XDP\n \
              An XDP program takes packets for a virtual IP at the network driver and sends\n \
              each to a backend, chosen by consistent hashing. A daemon checks the backends,\n \
-             shares the virtual IP with other nodes by VRRP, and tells them its flows.\n"
+             shares the virtual IP with other nodes by VRRP, and sends them its flows.\n"
         );
         self.pack(&tree, NAME, "net", &more)
     }
@@ -185,7 +185,7 @@ impl Recipe {
             command::run(objcopy.arg(&binary).arg(&path))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
         }
-        // What it says of itself is said by the other one.
+        // Its documentation is the other one's.
         let doc = tree.path(&format!("usr/share/doc/{name}"))?;
         symlink(NAME, &doc).with_context(|| doc.display().to_string())?;
         let more = format!(
@@ -230,7 +230,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// What `deploy/` holds, and what the package says of itself.
+    /// The files of `deploy/`, and the package's documentation.
     fn deployment(&self, tree: &Tree) -> Result<()> {
         let workspace = crate::workspace();
         let deploy = workspace.join("deploy");
@@ -280,7 +280,7 @@ impl Recipe {
     fn pack(&self, tree: &Tree, name: &str, section: &str, more: &str) -> Result<PathBuf> {
         let root = &tree.0;
         let size = output_of(Command::new("du").args(["-sk", "--apparent-size"]).arg(root))?;
-        let size = size.split_whitespace().next().context("du tells a size")?;
+        let size = size.split_whitespace().next().context("du prints a size")?;
         let control = format!(
             "Package: {name}\nVersion: {}\nArchitecture: {}\nMaintainer: {MAINTAINER}\n\
              Section: {section}\nPriority: optional\nInstalled-Size: {size}\n{more}",

@@ -1,4 +1,4 @@
-//! What needs root, when the caller is not: through sudo, said aloud.
+//! What needs root, when the caller is not: through sudo, which is printed.
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
@@ -11,7 +11,7 @@ const KEPT: [&str; 5] = ["CI", "LB_BIN_DIR", "RUST_BACKTRACE", "RUST_LOG", "UPDA
 ///
 /// # Errors
 ///
-/// If this is not root and there is no sudo; the error says what to do.
+/// If this is not root and there is no sudo; the error names the command.
 pub fn as_root(command: Command, what: &str) -> Result<Command> {
     if kit::is_root() {
         return Ok(command);

@@ -1,4 +1,4 @@
-//! What a fresh machine lacks: said, then installed; where that can't be, the command to run.
+//! The tools that a fresh machine lacks: printed, then installed; where that can't be, the command to run.
 //!
 //! What is pinned goes to the workspace's `target/tools`, nothing to the user's home. When all is
 //! there, this reads a few files and is done.
@@ -23,7 +23,7 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 ///
 /// # Errors
 ///
-/// If it can't be installed; the error says what to run.
+/// If it can't be installed; the error names the command.
 pub fn tools() -> Result<()> {
     rust_src()?;
     let root = crate::workspace().join("target/tools");
@@ -42,7 +42,7 @@ pub fn tools() -> Result<()> {
 ///
 /// # Errors
 ///
-/// If a program is missing and can't be installed; the error says what to run.
+/// If a program is missing and can't be installed; the error names the command.
 pub fn lab_with(others: &[&str]) -> Result<()> {
     these(&lab_and(others))
 }
@@ -51,7 +51,7 @@ pub fn lab_with(others: &[&str]) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If a program is missing and can't be installed; the error says what to run.
+/// If a program is missing and can't be installed; the error names the command.
 pub fn all_tests() -> Result<()> {
     these(kit::PROGRAMS)
 }
@@ -66,7 +66,7 @@ fn lab_and(others: &[&str]) -> Vec<(&'static str, &'static str)> {
 ///
 /// # Errors
 ///
-/// If there is none and it can't be installed; the error says what to run.
+/// If there is none and it can't be installed; the error names the command.
 pub fn compiler() -> Result<()> {
     these(&[("c++", "g++")])
 }
@@ -76,7 +76,7 @@ pub fn compiler() -> Result<()> {
 ///
 /// # Errors
 ///
-/// If something is missing and can't be installed; the error says what to run.
+/// If something is missing and can't be installed; the error names the command.
 pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
     let here = |program: &str| kit::command::find(program).is_some();
     let missing: Vec<_> = wanted.iter().filter(|(program, _)| !here(program)).collect();
@@ -97,7 +97,7 @@ pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If it is missing and can't be installed; the error says what to run.
+/// If it is missing and can't be installed; the error names the command.
 pub fn typeface() -> Result<()> {
     match Path::new("/usr/share/fonts/opentype/inter").exists() {
         true => Ok(()),

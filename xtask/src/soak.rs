@@ -33,7 +33,7 @@ pub struct Arguments {
 }
 
 /// Builds it and runs it. It fails when a connection broke that may not have, or anything else was that
-/// must not be; the operations, the nodes' logs and what was told are then in `target/soak`.
+/// must not be; the operations, the nodes' logs and the violations are then in `target/soak`.
 ///
 /// # Errors
 ///

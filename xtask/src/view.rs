@@ -1,4 +1,4 @@
-//! The live view: a picture of what `lbctl status` tells, for a terminal or a line for a pipe.
+//! The live view: a picture of `lbctl status`, for a terminal or a line for a pipe.
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Instant};
 
@@ -7,9 +7,9 @@ use lb_api::status::{Backend, Service, Status};
 
 /// One look at the balancer.
 pub struct View<'a> {
-    /// What it tells.
+    /// Its status.
     pub status: &'a Status,
-    /// What it told before, and when.
+    /// An earlier status, and when it was read.
     pub before: Option<&'a (Instant, Status)>,
     /// The hosts' names by address.
     pub names: &'a BTreeMap<IpAddr, String>,

@@ -4,8 +4,8 @@
 //! The table of all flows is the program's own for tracked UDP, a hash map of the kernel that lets the
 //! least recently used go first: each packet looks its flow up, and one that is not found is chosen by the
 //! ring and put in. That is what balancers with a flow table do for TCP. Here it gets the same ring, the
-//! same changes and the same tuples, as datagrams, and as many entries as there are pins; the kernel says
-//! what memory each takes.
+//! same changes and the same tuples, as datagrams, and as many entries as there are pins; the kernel reports
+//! the memory of each.
 //!
 //! Clients' flows are opened before a backend drains and after that; then comes the flood, during which
 //! every other flow sends a packet now and then; then another change, and a packet of every flow.

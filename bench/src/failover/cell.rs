@@ -115,7 +115,7 @@ fn of_requests(
         failures,
         failed_before: failed().filter(|arrival| arrival.at + arrival.took < start).count(),
         last_failure_ms: last.map(|at| since(at, start)),
-        // Every third request or so goes to the host: twenty in a row tell.
+        // Every third request or so goes to the host: twenty in a row show it.
         failing_at_end: last.is_some_and(|at| at + EVERY * 20 > end),
         noticed_ms: None,
         longest_ms: millis(longest.unwrap_or_default()),

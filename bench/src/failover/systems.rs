@@ -105,7 +105,7 @@ impl System {
         Self { name, balancer, check, faults }
     }
 
-    /// Whether this fault tells something of it.
+    /// Whether this fault is measured of it.
     pub fn is_asked(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
     }

@@ -56,7 +56,7 @@ const MTU: u16 = 1_500;
 /// CPU 1, as a mask. The prober is on CPU 0.
 const OTHER_CPU: &str = "2";
 
-/// Backends, unless it is said how many: the default limit.
+/// Backends by default: the default limit.
 pub const BACKENDS: u32 = 4_096;
 
 /// How many backends, and how long.

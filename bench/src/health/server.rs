@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What it says when it listens.
+/// The line that it prints when it listens.
 pub const READY: &str = "listening";
 /// Connections that are served at once; a check is never answered later than one that is slow.
 const THREADS: usize = 16;

@@ -33,7 +33,7 @@ const WARM_UP: Duration = Duration::from_millis(500);
 pub struct Arguments {
     #[command(flatten)]
     output: Output,
-    /// How often each case is measured; medians are told
+    /// How often each case is measured; medians are printed
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// How long each run takes, in seconds

@@ -34,7 +34,7 @@ const LEAST: f64 = 0.05;
 /// What all programs take outside of the kernel, as one.
 const USER: &str = "user";
 
-/// And what is too little to be told apart.
+/// The functions below the least share, as one.
 const OTHER: &str = "other";
 
 /// Runs wrk under perf.

@@ -22,7 +22,7 @@ pub fn run(testbed: &Testbed, time: Duration) -> Result<f64> {
 }
 
 fn received(report: &str) -> Result<f64> {
-    let report: Value = serde_json::from_str(report).context("what iperf3 says")?;
+    let report: Value = serde_json::from_str(report).context("the output of iperf3")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
     bits.with_context(|| format!("iperf3: {}", report["error"]))
 }

@@ -24,7 +24,7 @@ pub const NODE: &str = "node";
 
 /// Packets of one measurement.
 const PACKETS: u32 = 32_768;
-/// Measurements of each case, of which the median is told.
+/// Measurements of each case, of which the median is reported.
 const ROUNDS: usize = 3;
 
 /// Walks through memory of each size, of which the shortest counts.
@@ -109,7 +109,7 @@ fn ticks() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Measures a case: `arrived` tells how many frames have come out at its far end so far.
+/// Measures a case: `arrived` returns how many frames have come out at its far end so far.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
 //! `lbd` itself at every size: how long it takes to start, to adopt what a killed one has left, and to act on
-//! `lbctl`; what it takes of memory; and what it says where something is too much.
+//! `lbctl`; its memory; and its errors at the limits.
 
 use std::{
     fs, io,
@@ -28,7 +28,7 @@ const CHANGES: usize = 4;
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The lab, `lbd` in it, and the socket on which it says that it is ready.
+/// The lab, `lbd` in it, and the socket on which it reports READY=1.
 pub struct Bench {
     lab: Lab,
     balancer: Balancer,
@@ -80,7 +80,7 @@ impl Bench {
         Ok(Self { lab, balancer, ready })
     }
 
-    /// The folder of the lab, whose name says nothing.
+    /// The folder of the lab, whose name has no meaning.
     pub fn folder(&self) -> &Path {
         self.lab.folder()
     }
@@ -167,14 +167,14 @@ impl Bench {
         self.balancer.configure(services)
     }
 
-    /// Starts `lbd`; the milliseconds until it has said that the maps are as they should be, and every
+    /// Starts `lbd`; the milliseconds until it has reported that the maps are as they should be, and every
     /// backend can be sent to.
     ///
     /// # Errors
     ///
     /// If it does not come to that.
     pub fn start(&self) -> Result<(Process, f64)> {
-        // What an earlier one has said.
+        // Messages of an earlier one.
         self.ready.set_nonblocking(true).context("the socket")?;
         while self.ready.recv(&mut [0; 64]).is_ok() {}
         self.ready.set_nonblocking(false).context("the socket")?;

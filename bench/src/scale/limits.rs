@@ -1,4 +1,4 @@
-//! What there can't be more of, and what is said of one more.
+//! The limits, and the error for one more.
 
 use std::{path::Path, process::Output};
 
@@ -15,7 +15,7 @@ use super::daemon::{Bench, services};
 
 /// Backends of each of as many services as there may be: as many as there may be of them.
 const EACH: u16 = 8;
-/// Beyond what ids of 16 bits can tell.
+/// Beyond ids of 16 bits.
 const TOO_MANY_FOR_IDS: u32 = 70_000;
 
 /// Asks for one more of everything.
@@ -61,7 +61,7 @@ pub fn ask(bench: &mut Bench) -> Result<Vec<Limit>> {
     Ok(limits)
 }
 
-/// What `lbd --check` says of a configuration.
+/// Runs `lbd --check` on a configuration over a limit.
 fn check(
     bench: &mut Bench,
     limit: &str,
@@ -84,7 +84,7 @@ impl Bench {
     }
 }
 
-/// What was printed, without the folder of the lab.
+/// A limit with the printed error, without the folder of the lab.
 fn limit_of(limit: &str, value: u32, asked: &str, output: &Output, folder: &Path) -> Limit {
     let text = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     let message = text.concat().trim().replace(&format!("{}/", folder.display()), "");

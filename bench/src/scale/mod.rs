@@ -1,7 +1,7 @@
 //! What more of everything costs: services, backends, flows, pins; and where it ends.
 //!
 //! Packets and changes are measured in maps that the daemon's engine fills, one set of them for each size,
-//! with the program run over them ([`packets`]). Starts, and what is said at the limits, are those of
+//! with the program run over them ([`packets`]). Starts, and errors at the limits, are those of
 //! `lbd` in a lab ([`daemon`], [`limits`]). Health checks are measured by `bench health`.
 
 mod cases;
@@ -17,7 +17,7 @@ use kit::reports::scale::{Base, Report};
 
 use crate::{harness::SLOTS, health, output::Output};
 
-/// The checks of which the cost is told.
+/// The checks whose cost is reported.
 const CHECKS: [&str; 2] = ["tcp", "http"];
 
 /// How often, and how long.
@@ -25,7 +25,7 @@ const CHECKS: [&str; 2] = ["tcp", "http"];
 pub struct Arguments {
     #[command(flatten)]
     output: Output,
-    /// How often each case of packets and each change is measured; medians and minima are told
+    /// How often each case of packets and each change is measured; medians and minima are printed
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Packets in each measurement

@@ -34,7 +34,7 @@ use crate::{
 
 /// The port of the first service; the others' follow.
 pub const PORT: u16 = 1_000;
-/// The interface that a test run says a frame came in on.
+/// The interface that a test run gives a frame for its ingress.
 const LOOPBACK: u32 = 1;
 
 /// How much there is.
@@ -225,7 +225,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// If the kernel does not tell.
+    /// If the kernel does not report it.
     pub fn memory(&self) -> Result<Memory> {
         let (mut tables, mut rings) = (0, 0);
         for (name, path) in pinned(&maps(&self.settings))? {
@@ -252,7 +252,7 @@ struct Pins(PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        // What is left would be pinned for ever; there is nobody else to tell.
+        // What is left would be pinned for ever; there is no caller for the error.
         if let Err(err) = detach(&self.0) {
             eprintln!("{} stays: {err:#}", self.0.display());
         }

@@ -116,7 +116,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// If it does not, or can't be told to.
+    /// If it does not, or the command fails.
     pub fn hand_over(&self, n: usize) -> Result<()> {
         match &self.nodes {
             Nodes::Lb(ha_pair) => ha_pair.hand_over(n),

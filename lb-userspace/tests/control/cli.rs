@@ -53,7 +53,7 @@ fn lbd(arguments: &[&str]) -> Ran {
     Command::new(env!("CARGO_BIN_EXE_lbd")).args(arguments).output().expect("it runs").into()
 }
 
-/// By such an end systemd can't tell a stop from a crash, and addresses of an lbd that ran before stay.
+/// By such an end systemd can't distinguish a stop from a crash, and addresses of an lbd that ran before stay.
 #[test]
 fn a_stop_before_the_configuration_is_read_kills_no_lbd() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -99,7 +99,7 @@ fn every_mistake_of_a_configuration_is_printed() {
     assert_eq!(lbd(&["--check", &file]), expected);
     let check = lbctl_command(&place.socket(), &format!("config check {file}")).output();
     assert_eq!(Ran::from(check.expect("it runs")), expected);
-    // A start says the same, and touches nothing.
+    // A start prints the same, and touches nothing.
     assert_eq!(lbd(&["--config", &file]), expected);
     assert!(!place.socket().exists());
 }
@@ -360,7 +360,7 @@ async fn a_backup_without_sync_does_not_say_that_a_drain_is_over() {
         ] {
             assert!(waited.err.contains(expected), "{waited:?}");
         }
-        // When it has heard nothing for the idle timeout, it knows no more.
+        // After an idle timeout without packets, it knows no more.
         tokio::time::sleep(Duration::from_secs(4)).await;
     }
     let show = lbctl(&place, "backend show web 10.0.0.11").await.out;
@@ -368,7 +368,7 @@ async fn a_backup_without_sync_does_not_say_that_a_drain_is_over() {
     let list = lbctl(&place, "backend list web").await.out;
     assert!(list.contains("draining (only the Active sees its flows)"), "{list}");
     running.script.becomes(&main, State::Active, "the other one is gone");
-    eventually("it can tell", async || {
+    eventually("the drain is over", async || {
         lbctl(&place, "backend drain web 10.0.0.11 --wait --timeout 30s").await.code == Some(0)
     })
     .await;

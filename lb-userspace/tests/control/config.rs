@@ -154,7 +154,7 @@ async fn a_drain_goes_on_when_the_backend_is_copied_into_the_file_without_a_stat
     // And over a reload that finds nothing new.
     works(&place, "config reload").await;
     assert_eq!(backend().await.admin, Admin::Draining { deadline: None });
-    // What the file says is what counts.
+    // The file's state is in force.
     place.configure(&with("{ address = \"10.0.0.13\", state = \"disabled\" }"));
     works(&place, "config reload").await;
     assert_eq!(backend().await.admin, Admin::Disabled);

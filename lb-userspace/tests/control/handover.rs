@@ -51,7 +51,7 @@ async fn asked(lbd: &Running) {
     deed(lbd, "the peer is asked", |deed| matches!(deed, Deed::Ask(..)).then_some(())).await;
 }
 
-/// The peer takes over, and is heard.
+/// The peer takes over, and its advertisement is received.
 fn takes_over(lbd: &Running, place: &Place) {
     let main = main(place);
     lbd.script.says(lb_sync::Report::Answer(PEER, Ok(())));
@@ -82,7 +82,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
         steps(&lbd),
         [
             Deed::hold([web]),
-            // Before the other one is asked: it may be heard at once.
+            // Before the other one is asked: its advertisement may come at once.
             Deed::Order(Order::Yield(key, Yield::Asked)),
             Deed::Ask(PEER, vec![key]),
         ]
@@ -91,7 +91,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
         Deed::Engine(_) | Deed::Ask(..) => (!deed.holds()).then(|| deed.surveys()),
         _ => None,
     });
-    assert_eq!(before, [true, false], "what the last second has seen is told as well");
+    assert_eq!(before, [true, false], "flows of the last second are exported as well");
     let busy = lbctl(&place, "vrrp failover --all").await;
     assert_eq!(busy.err, "lbctl: a handover is under way; wait for its end\n");
     takes_over(&lbd, &place);
@@ -152,7 +152,7 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     asked(&lbd).await;
     lbd.script.says(lb_sync::Report::Answer(PEER, Err("it drains".into())));
     lbd.script.yielded(&main(&place), Err("no advertisement was received"));
-    eventually("it is told", async || handovers(&lbd).await.len() == 1).await;
+    eventually("it is reported", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let asks = lbd.script.deeds.of(|deed| matches!(deed, Deed::Ask(..)).then_some(()));
     assert_eq!(asks.len(), 1);
@@ -175,7 +175,7 @@ async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_v
     eventually("it does not preempt by itself", async || waits(true)).await;
     lbd.script.wants(&main);
     let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].wants);
-    eventually("the peer is told", async || sent()).await;
+    eventually("it is sent to the peer", async || sent()).await;
     eventually("it does after a while", async || waits(false)).await;
     lbd.stop().await;
 }
@@ -199,7 +199,7 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     eventually("it is over", async || !known()).await;
     lbd.script.is_lowered(&main);
     let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
-    eventually("the peer is told", async || sent()).await;
+    eventually("it is sent to the peer", async || sent()).await;
     lbd.stop().await;
 }
 
@@ -444,7 +444,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
         ]
     );
     assert!(!lbd.task.is_finished());
-    lbd.script.vrrp.send(lb_vrrp::Report::Stopped).expect("it is heard");
+    lbd.script.vrrp.send(lb_vrrp::Report::Stopped).expect("lbd receives it");
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Stopped);
 }
 

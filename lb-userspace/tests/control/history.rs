@@ -1,4 +1,4 @@
-//! The history of a pair, as the daemon asks for it, tells it and waits for it.
+//! The history of a pair, as the daemon requests it, sends it and waits for it.
 
 use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
@@ -42,7 +42,7 @@ async fn history_follows_who_is_active() {
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     let piece = Piece::Ended { service: web, flows: Vec::new() };
-    // Nobody is active: what it tells does not count, and is missed when it is.
+    // No node is active: the peer's records do not count, and are requested when it is.
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
@@ -140,7 +140,7 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     lbd.script.becomes(&main, State::Active, "no advertisement was received");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     pin(&place, 1);
-    // The other node was active as well, and is heard before its session is there.
+    // The other node was active as well, and its advertisement comes before its session is there.
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
@@ -149,7 +149,7 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
         Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
         _ => None,
     };
-    assert!(has_pin(&deed(&lbd, "it is told", sent).await, 1));
+    assert!(has_pin(&deed(&lbd, "it is sent", sent).await, 1));
     lbd.stop().await;
 }
 
@@ -185,7 +185,7 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
         lbd.script.becomes(&main, State::Active, "the other one is silent");
         eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
         assert_eq!(learnt(), turn);
-        lbd.script.becomes(&main, State::Backup, "the other one is heard");
+        lbd.script.becomes(&main, State::Backup, "an advertisement was received");
     }
     lbd.stop().await;
 }
@@ -199,19 +199,21 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     let unsynced = || is_unsynced(&lbd, &place);
     let at = |count| move |facts: &lb_vrrp::Facts| facts.transitions["main"] == count;
     let reported = async |count: u64| {
-        eventually("it is told", async || lbd.script.deeds.facts().as_ref().is_some_and(at(count)))
-            .await;
+        eventually("it is reported", async || {
+            lbd.script.deeds.facts().as_ref().is_some_and(at(count))
+        })
+        .await;
     };
     reported(1).await;
-    assert!(unsynced(), "nobody is there to tell of flows");
-    // The session is there again before the peer says what has happened.
+    assert!(unsynced(), "no peer is there to send flows");
+    // The session is there again before the peer sends its new state.
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     lbd.script.is_synced(PEER);
     lbd.script.hears(&main, PEER_ADDRESS);
     lbd.script.becomes(&main, State::Fault, "eth0 is down");
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     reported(3).await;
-    assert!(unsynced(), "it is Active by now, and has not told of its flows");
+    assert!(unsynced(), "it is Active by now, and has not sent its flows");
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for", wants).await;
@@ -259,13 +261,13 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     );
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
     let lacks = |deed: &Deed| matches!(deed, Deed::Lack(PEER, true)).then_some(());
-    deed(&lbd, "the peer is told that they are missing here", lacks).await;
+    deed(&lbd, "lbd reports to the peer that they are missing here", lacks).await;
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "it is asked for them", wants).await;
     lbd.script.is_synced(PEER);
     eventually("it may again", async || !unsynced()).await;
     let has = |deed: &Deed| matches!(deed, Deed::Lack(PEER, false)).then_some(());
-    deed(&lbd, "the peer is told that they are here", has).await;
+    deed(&lbd, "lbd reports to the peer that they are here", has).await;
     lbd.stop().await;
 }
 
@@ -304,12 +306,12 @@ async fn a_history_that_could_not_be_read_is_told_later() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     place.remote.failing_walks.store(true, Ordering::SeqCst);
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
-    // What comes after it is heard.
+    // The message after it is received.
     lbd.script.says(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
     place.remote.failing_walks.store(false, Ordering::SeqCst);
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
-    deed(&lbd, "it is told", sent).await;
+    deed(&lbd, "it is sent", sent).await;
     lbd.stop().await;
 }
 
@@ -319,7 +321,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let lbd = place.start().await;
     let leased_until = || Duration::from_nanos(place.remote.leased_until.load(Ordering::SeqCst));
     lbctl(&place, "status").await;
-    assert_eq!(leased_until(), Duration::ZERO, "nobody is told");
+    assert_eq!(leased_until(), Duration::ZERO, "there is no peer");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("they are leased", async || !leased_until().is_zero()).await;
     // No other node knows what is pinned after the daemon's death.
@@ -352,7 +354,7 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     lbd.script.be_slow(true, 0);
     pin(&place, 4242);
     let published = |deed: &Deed| matches!(deed, Deed::Publish(pieces) if has_pin(pieces, 4242));
-    deed(&lbd, "it is told", |deed| published(deed).then_some(())).await;
+    deed(&lbd, "it is exported", |deed| published(deed).then_some(())).await;
     let end = ends();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ends(), end, "the lease ends with what the peer does not know");
@@ -372,7 +374,8 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
-    deed(&lbd, "it is said", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(())).await;
+    deed(&lbd, "it is acknowledged", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(()))
+        .await;
     let order = lbd.script.deeds.of(|deed| match deed {
         deed if deed.learns() => Some("learnt"),
         Deed::Took(..) => Some("took"),

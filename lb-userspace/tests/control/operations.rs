@@ -120,7 +120,7 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
     assert_eq!(slots().await, before);
     eventually("it is written all the same", async || slots().await > before).await;
     let error = async || status(&lbd).await.last_error;
-    eventually("the sweep is told of", async || {
+    eventually("the error of the sweep is shown", async || {
         error().await.is_some_and(|error| error.contains("walks were ordered to fail"))
     })
     .await;
@@ -152,7 +152,7 @@ async fn a_reload_is_refused_only_when_it_changed_nothing() {
     assert!(!seen.contains(&Kind::ConfigRefused), "{seen:?}");
     place.remote.failing_walks.store(false, Ordering::SeqCst);
     eventually("the maps are written", async || status(&lbd).await.last_error.is_none()).await;
-    // One with a mistake has changed nothing, and says so.
+    // One with a mistake has changed nothing, as its hint states.
     place.configure("[[service]]\nname = 7\n");
     let done = lbd.client.send::<Reloaded>(Method::POST, "/v1/reload", Bytes::new()).await;
     let Err(Error::Refused(refusal)) = done else { panic!("it has a mistake: {done:?}") };
@@ -375,7 +375,7 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
     let mut command = lbctl_command(&place.socket(), "events --follow -n 0 -o json");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-    let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut messages = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     let (to, mut seen) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
@@ -403,10 +403,10 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
     assert_eq!(next().await, Kind::BackendDraining);
     child.kill().expect("it runs");
     child.wait().expect("it ended");
-    let lines: Vec<String> = lines.by_ref().map(|line| line.expect("text")).collect();
-    assert_eq!(lines.len(), 2, "{lines:?}");
-    assert!(lines[0].ends_with("waiting for it to come back"), "{lines:?}");
-    assert_eq!(lines[1], "lbctl: lbd is back");
+    let messages: Vec<String> = messages.by_ref().map(|line| line.expect("text")).collect();
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(messages[0].ends_with("waiting for it to come back"), "{messages:?}");
+    assert_eq!(messages[1], "lbctl: lbd is back");
     lbd.stop().await;
 }
 
@@ -443,7 +443,7 @@ async fn a_node_that_drains_is_known_over_a_restart() {
     assert_eq!(millis(kept), millis(since));
     assert!(lbctl(&place, "status").await.out.contains("\nnode: draining since "));
     assert!(lbctl(&place, "node show").await.out.ends_with("\nVIPs: 10.0.0.100\n"));
-    // It says the same twice, and no second event.
+    // A second drain succeeds, without a second event.
     assert_eq!(lbctl(&place, "node drain").await.code, Some(0));
     assert!(!kinds(&events(&lbd.client).await).contains(&Kind::NodeDraining));
     let waited = lbctl(&place, "node drain --wait --quiet 1s --timeout 20s").await;

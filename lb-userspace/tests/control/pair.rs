@@ -1,4 +1,4 @@
-//! Virtual routers and peers: what they are told, and what is made of what they tell.
+//! Virtual routers and peers: the facts that lbd sends them, and its handling of their reports.
 
 use std::{collections::BTreeSet, fs, net::IpAddr, sync::mpsc, time::Duration};
 
@@ -60,9 +60,9 @@ pub fn web(place: &Place) -> ServiceKey {
     config(place).desired.services["web"].key
 }
 
-/// What a peer says of itself that is as this node is, but for how its router stands.
+/// The facts of a peer that is configured as this node, but for its router's state.
 pub async fn facts(lbd: &Running, place: &Place, state: State) -> lb_sync::Facts {
-    eventually("the peers are told", async || lbd.script.deeds.told().is_some()).await;
+    eventually("facts are sent to the peers", async || lbd.script.deeds.told().is_some()).await;
     let mut facts = lbd.script.deeds.told().expect("they are");
     let router = facts.routers.get_mut(&main(place).key).expect("it is configured");
     (router.state, router.priority) = (state, 100);
@@ -100,7 +100,7 @@ async fn routers_take_part_when_the_maps_are_written() {
         _ => None,
     });
     assert_eq!(orders[0], Order::Configure(config(&place).routers));
-    let facts = lbd.script.deeds.facts().expect("they are told");
+    let facts = lbd.script.deeds.facts().expect("they are sent");
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
     assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
     assert!(!facts.draining && facts.unsynced.is_empty() && facts.mismatched.is_empty());
@@ -190,9 +190,9 @@ async fn every_transition_is_an_event_and_is_seen() {
         message: "10.0.0.100 is at 02:00:00:00:00:09, too".into(),
         cause: "an ARP reply".into(),
     };
-    lbd.script.vrrp.send(Report::Notice(notice)).expect("it is heard");
+    lbd.script.vrrp.send(Report::Notice(notice)).expect("lbd receives it");
     let elsewhere = async || messages(&lbd, Kind::VrrpAddressElsewhere).await;
-    eventually("it is told", async || !elsewhere().await.is_empty()).await;
+    eventually("it is reported", async || !elsewhere().await.is_empty()).await;
     assert_eq!(elsewhere().await, ["main: 10.0.0.100 is at 02:00:00:00:00:09, too"]);
     let status: Status = lbd.client.get("/v1/status").await.expect("it answers");
     assert_eq!(status.vrrp[0].state, State::Fault);
@@ -214,7 +214,7 @@ async fn frames_to_a_virtual_mac_are_taken_before_anything_else() {
     let (done, answered) = mpsc::sync_channel(1);
     let mac = [0, 0, 0x5e, 0, 1, 51];
     let done = Answered(done);
-    lbd.script.vrrp.send(Report::TakeMac { mac, take: true, done }).expect("it is heard");
+    lbd.script.vrrp.send(Report::TakeMac { mac, take: true, done }).expect("lbd receives it");
     let wait = move || answered.recv_timeout(Duration::from_secs(5));
     tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
     let taken = lbd.script.deeds.of(|deed| (*deed == Deed::take_mac(mac, true)).then_some(()));
@@ -235,7 +235,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     (router.fingerprint, router.addresses) = (1, 1);
     lbd.script.joins(PEER, unlike.clone());
     let refused = async || messages(&lbd, Kind::PeerRefused).await;
-    eventually("it is told", async || !refused().await.is_empty()).await;
+    eventually("it is reported", async || !refused().await.is_empty()).await;
     assert_eq!(
         refused().await,
         ["lb2: web: mode, ring_slots, idle_timeout or udp are others there"]
@@ -247,9 +247,9 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
             "lb2: virtual router main: its addresses are others there",
         ]
     );
-    // Its advertisements are heard all the same, lest there are two.
+    // Its advertisements are accepted all the same, lest there are two Active routers.
     let mismatched = async || {
-        let facts = lbd.script.deeds.facts().expect("they are told");
+        let facts = lbd.script.deeds.facts().expect("they are sent");
         facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
     };
     eventually("it is reported", mismatched).await;
@@ -257,7 +257,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let status = lbctl(&place, "vrrp status").await.out;
     assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
     assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
-    // What comes again is not told again.
+    // The same facts again make no second event.
     lbd.script.says(lb_sync::Report::Facts(PEER, unlike.clone()));
     // One that has another backend is followed all the same.
     let mut alike = alike;
@@ -285,7 +285,7 @@ async fn two_nodes_that_are_active_for_long_are_told() {
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     let both = async || messages(&lbd, Kind::VrrpTwoActive).await;
-    eventually("it is told", async || !both().await.is_empty()).await;
+    eventually("it is reported", async || !both().await.is_empty()).await;
     assert_eq!(both().await, ["main is active here and on lb2: both hold its addresses"]);
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(both().await.len(), 1, "once");
@@ -390,7 +390,7 @@ async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
     let take_mac = async |take| {
         let (done, answered) = mpsc::sync_channel(1);
         let done = Answered(done);
-        lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("it is heard");
+        lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("lbd receives it");
         let wait = move || answered.recv_timeout(Duration::from_secs(5));
         tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
         lbd.script.deeds.of(|deed| match deed {

@@ -21,7 +21,7 @@ use crate::common::{Place, Running, WEB, eventually};
 
 const A: &str = "/v1/services/web/backends/10.0.0.11";
 
-/// Whether this can mount; where it can't, says so, which in CI is a failure.
+/// Whether this can mount; where it can't, prints it, which in CI is a failure.
 fn can_mount() -> bool {
     // SAFETY: no arguments, no effect.
     if unsafe { libc::geteuid() } == 0 {
@@ -73,10 +73,10 @@ async fn weigh(lbd: &Running, weight: &str) -> Vec<String> {
     done.notes
 }
 
-/// Whether what is exported says so.
+/// Whether the exported metric is 1.
 async fn is_failing(lbd: &Running) -> bool {
     let mut lines = lbd.client.lines("/metrics").await.expect("it answers");
-    while let Some(line) = lines.next().await.expect("it is told to its end") {
+    while let Some(line) = lines.next().await.expect("it is read to its end") {
         let line = String::from_utf8_lossy(&line);
         if let Some(value) = line.trim_end().strip_prefix("lb_state_file_failing ") {
             return value == "1";
@@ -128,10 +128,10 @@ async fn what_no_disk_keeps_is_in_force_told_and_kept_later() {
     assert!(notes[0].contains("No space left on device"), "{notes:?}");
     assert!(in_force(&lbd, 6).await);
     assert!(kept(5), "the old state survives");
-    eventually("the metric tells", async || is_failing(&lbd).await).await;
+    eventually("the metric is 1", async || is_failing(&lbd).await).await;
     fs::remove_file(&filler).expect("it is ours");
     eventually("it is kept when there is room", async || kept(6)).await;
-    eventually("the metric tells that, too", async || !is_failing(&lbd).await).await;
+    eventually("the metric is 0", async || !is_failing(&lbd).await).await;
 
     mount("tmpfs", &disk, libc::MS_REMOUNT | libc::MS_RDONLY, "size=64k");
     let notes = weigh(&lbd, "7").await;
@@ -173,8 +173,8 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
         status = status => assert!(status.is_ok()),
     }
     waits.await;
-    eventually("the metric tells", async || is_failing(&lbd).await).await;
-    let status: lb_api::status::Status = lbd.client.get("/v1/status").await.expect("it is told");
+    eventually("the metric is 1", async || is_failing(&lbd).await).await;
+    let status: lb_api::status::Status = lbd.client.get("/v1/status").await.expect("it answers");
     let error = status.state_file_error.expect("the write does not end");
     assert!(error.contains("more than 5 s"), "{error}");
     let reader = fs::File::options().read(true).open(&pipe).expect("it is there");
@@ -182,13 +182,13 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
     let kept = || fs::read_to_string(place.path("state.json")).expect("it is there");
     eventually("the last one is kept", async || kept().contains("\"weight\": 8")).await;
     drop(reader);
-    eventually("the metric tells that, too", async || !is_failing(&lbd).await).await;
+    eventually("the metric is 0", async || !is_failing(&lbd).await).await;
     lbd.stop().await;
 }
 
 /// Opening a file waits while this lease on it is held, as for a disk that hangs.
 fn freeze(path: &Path) -> fs::File {
-    // The kernel tells of who waits by a signal, which is to end nothing.
+    // The kernel signals a waiting open by SIGIO, which is to end nothing.
     // SAFETY: a handler is replaced by none.
     assert_ne!(unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) }, libc::SIG_ERR);
     let lease = fs::File::open(path).expect("it is there");
@@ -226,7 +226,7 @@ async fn a_configuration_on_a_disk_that_stalls_holds_up_who_needs_it_and_nobody_
     drop(frozen);
     let reloaded = timeout(in_time, reload).await.expect("in time").expect("it is valid");
     assert_eq!(reloaded.differences.len(), 1, "{reloaded:?}");
-    let diff = timeout(in_time, diff).await.expect("in time").expect("it is told");
+    let diff = timeout(in_time, diff).await.expect("in time").expect("it answers");
     assert!(diff.reload.differences.is_empty(), "the reload was asked for before: {diff:?}");
     assert_eq!(diff.runtime.len(), 1, "what was changed meanwhile stays: {diff:?}");
     lbd.stop().await;

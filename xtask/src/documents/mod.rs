@@ -44,7 +44,7 @@ use summary::Row;
 /// The records' folder in the workspace.
 const RESULTS: &str = "docs/results";
 
-/// How a benchmark tells what it measured.
+/// How a benchmark prints its results.
 #[derive(clap::Args, Clone, Copy)]
 pub struct Saving {
     /// Print JSON instead of tables
@@ -113,7 +113,7 @@ const DOCUMENTS: [Document; 2] = [
 ///
 /// # Errors
 ///
-/// If `results` is not what the command tells, or a file can't be written.
+/// If `results` is not what the command prints, or a file can't be written.
 pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
     let results = serde_json::from_str(results).with_context(|| format!("results of {name}"))?;
     let workspace = crate::workspace();
@@ -168,7 +168,7 @@ fn revision(workspace: &Path) -> Option<String> {
 ///
 /// # Errors
 ///
-/// If a record is not as its command tells it, or a file can't be written.
+/// If a record is not as its command prints it, or a file can't be written.
 pub fn write() -> Result<()> {
     let docs = crate::workspace().join("docs");
     let records = Record::all(&crate::workspace().join(RESULTS))?;
@@ -201,7 +201,7 @@ fn render(records: &BTreeMap<String, Record>) -> Result<BTreeMap<PathBuf, String
         let mut text = templates::fill(document.begin, context! { summary, hooks })?;
         let mut plots = Plots::new();
         for Chapter { record: name, prepare } in document.chapters {
-            // What was never measured has nothing to say.
+            // A record that was never measured has no chapter.
             let Some(record) = records.get(*name) else { continue };
             let chapter = fill(record, *prepare, &mut plots);
             text = text + "\n" + &chapter.with_context(|| format!("{RESULTS}/{name}.json"))?;
@@ -243,7 +243,7 @@ fn report_alone<R: Serialize + DeserializeOwned>(results: &Json, _: &mut Plots) 
 ///
 /// If they are something else.
 fn typed<T: DeserializeOwned>(results: &Json) -> Result<T> {
-    T::deserialize(results).context("not what the command tells today; run it again with --save")
+    T::deserialize(results).context("not what the command prints today; run it again with --save")
 }
 
 #[cfg(test)]

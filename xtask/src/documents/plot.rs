@@ -7,7 +7,7 @@ use plotters::{coord::ranged1d::SegmentValue, prelude::*};
 const WIDTH: u32 = 860;
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(40, 44, 52);
-/// Colours that differ in lightness as well, for who can't tell hues apart (after Okabe and Ito).
+/// Colours that differ in lightness as well, for readers who can't distinguish hues (after Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),

@@ -63,7 +63,7 @@ pub struct Arguments {
 pub enum Target {
     /// The core on the host against the program in the kernel, byte for byte
     Packets,
-    /// Advertisements, and a virtual router that hears them
+    /// Advertisements, and a virtual router that receives them
     Vrrp,
     /// Messages of peers, and the session that takes them
     Sync,
@@ -268,7 +268,7 @@ fn keep(program: &Path, target: Target) -> Result<()> {
         let entry = entry?;
         inputs.push((entry.metadata()?.len(), entry.file_name(), entry.path()));
     }
-    // Many small ones say more than few large ones.
+    // Many small ones cover more than few large ones.
     inputs.sort();
     let mut room = KEPT;
     let all = inputs.len();

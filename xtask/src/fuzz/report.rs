@@ -1,4 +1,4 @@
-//! What a run of the engine has come to, read from what it says.
+//! The results of a run of the engine, read from its output.
 
 use std::{
     fmt::Write as _,
@@ -40,7 +40,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Reads what the engine has said.
+    /// Reads the engine's output.
     pub fn read(target: &str, log: &str, time: Duration) -> Self {
         let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let seconds = (time.as_secs_f64() * 10.0).round() / 10.0;

@@ -1,7 +1,7 @@
 //! `cargo xtask run -- --pair`: two balancers in the lab, one of which dies.
 //!
-//! Downloads run all the time and a client asks every two milliseconds; the view tells each second who
-//! is Active and what the clients noticed. What befalls the Active node is a key away; with `--smoke` it
+//! Downloads run all the time and a client asks every two milliseconds; the view shows each second which node
+//! is Active, and the clients' errors. What befalls the Active node is a key away; with `--smoke` it
 //! comes by itself, and nothing may break.
 
 mod keys;
@@ -110,7 +110,7 @@ fn far() -> Instant {
     Instant::now() + INTERVAL * 3_600
 }
 
-/// Shows a line each second, and does what keys say, until a signal comes.
+/// Shows a line each second, and performs the operations of keys, until a signal comes.
 fn watch(mut show: Show) -> Result<()> {
     let terminal = io::stdout().is_terminal();
     let keys = keys::Keys::listen();

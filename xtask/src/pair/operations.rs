@@ -35,7 +35,7 @@ pub fn by_key(key: char) -> Option<Operation> {
     OPERATIONS.iter().find(|(its, ..)| *its == key).map(|(_, operation, _)| *operation)
 }
 
-/// The node that is Active, as the nodes say; a node that does not answer is not.
+/// The node that is Active, as the nodes report; a node that does not answer is not.
 pub fn active(ha_pair: &HaPair) -> Option<usize> {
     [0, 1].into_iter().find(|&n| ha_pair.pair(n).is_ok_and(|pair| pair.is_active()))
 }

@@ -110,7 +110,7 @@ pub(super) struct Test<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,
-    /// It said that it lacks something.
+    /// It printed that it lacks something.
     Skipped,
     Failed,
 }
@@ -138,7 +138,7 @@ pub(super) fn list<'a>(
     Ok(tests)
 }
 
-/// Runs tests, `jobs` at a time, and says what became of each when it ends; what a failed one wrote is shown, and
+/// Runs tests, `jobs` at a time, and prints the result of each when it ends; the output of a failed one is shown, and
 /// all of it stays in `target/tests`.
 ///
 /// # Errors

@@ -220,7 +220,7 @@ impl<'a> Tally<'a> {
         Ok(())
     }
 
-    /// Says what became of all of it.
+    /// Prints the sums, and fails if a test has.
     fn verdict(&self) -> Result<()> {
         println!();
         for (title, time) in &self.times {

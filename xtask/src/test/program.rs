@@ -1,4 +1,4 @@
-//! The built test programs, and what they say of their tests.
+//! The built test programs, and the results in their output.
 
 use std::{
     fs,
@@ -252,7 +252,7 @@ impl Program {
     }
 }
 
-/// What a test program's output says of its tests.
+/// The results of tests in a program's output.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// How many passed.

@@ -94,7 +94,7 @@ impl Source {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let mut apt = command::command("apt-get");
         apt.current_dir(folder).args(&self.options).args(["-q", "download"]).args(packages);
-        // What apt tells of its work is no output of ours.
+        // apt's progress messages are no output of ours.
         apt.stdout(std::io::stderr());
         cargo::run(&mut apt).with_context(|| format!("download from {}", self.name))?;
         let files = fs::read_dir(folder).with_context(|| folder.display().to_string())?;

@@ -1,7 +1,7 @@
 //! What the guest begins with: busybox, the modules for its own devices, and two scripts.
 //!
 //! `guest/init` mounts this machine's root under a scratch layer; `guest/run`, in that root, runs the
-//! script and tells its exit code.
+//! script and prints its exit code.
 
 use std::{
     fs,

@@ -21,7 +21,7 @@ pub const NEWEST: &str = "newest";
 /// A kernel and its modules.
 #[derive(Debug)]
 pub struct Kernel {
-    /// As `uname -r` tells.
+    /// As `uname -r` prints.
     pub release: String,
     /// The compressed kernel.
     pub image: PathBuf,
@@ -41,7 +41,7 @@ fn suites(series: &str) -> &'static [&'static str] {
 }
 
 impl Kernel {
-    /// The kernel that `asked` says: a series (`6.12`), `newest`, or a folder of an unpacked package.
+    /// The kernel of `asked`: a series (`6.12`), `newest`, or a folder of an unpacked package.
     ///
     /// # Errors
     ///

@@ -93,7 +93,7 @@ pub struct Machine<'a> {
     pub cpus: u8,
     /// Its memory.
     pub memory_mib: u32,
-    /// Virtio NICs, joined two by two: the first with the second, and so on. [`mac`] tells them apart.
+    /// Virtio NICs, joined two by two: the first with the second, and so on. [`mac`] distinguishes them.
     pub nics: u8,
     /// Whether it has two more: an Intel e1000, whose driver has no XDP, joined with a virtio NIC.
     pub e1000: bool,
@@ -131,7 +131,7 @@ impl Machine<'_> {
     ///
     /// # Errors
     ///
-    /// If the script fails or the machine does not come to its end; what it said last is then shown.
+    /// If the script fails or the machine does not come to its end; its last output is then shown.
     pub fn run(&self, script: &str, output: Output<'_>) -> Result<()> {
         // Who is asked to end ends the machine first.
         signals::catch();
@@ -144,11 +144,14 @@ impl Machine<'_> {
             End::Exited(0) => Ok(()),
             End::Exited(code) => bail!("Linux {release}: exit code {code}"),
             End::TimedOut => {
-                bail!("Linux {release}: not done within {:?}; it said last:\n{console}", self.limit)
+                bail!(
+                    "Linux {release}: not done within {:?}; its last output:\n{console}",
+                    self.limit
+                )
             }
             End::Died => {
                 bail!(
-                    "Linux {release}: the machine ended before its work; it said last:\n{console}"
+                    "Linux {release}: the machine ended before its work; its last output:\n{console}"
                 )
             }
         }
@@ -171,7 +174,7 @@ pub fn at_a_time() -> usize {
 ///
 /// # Errors
 ///
-/// If it can't be; the error says what to run.
+/// If it can't be; the error names the command.
 pub fn packages() -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("machines for other kernels are made on x86-64 only");

@@ -25,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Lines of the console that are shown when something went wrong.
 const LINES: usize = 50;
 
-/// Boots a machine and waits for its end; how it ended, and what the kernel said last.
+/// Boots a machine and waits for its end; how it ended, and the kernel's last lines.
 pub(super) fn run(
     machine: &Machine<'_>,
     initrd: &Path,
@@ -192,7 +192,7 @@ fn forward(mut from: impl Read, mut to: impl Write) {
     }
 }
 
-/// The exit code that the guest told; lines of the kernel may stand before it.
+/// The exit code that the guest printed; lines of the kernel may stand before it.
 fn exit_code(console: &str) -> Option<i32> {
     let (_, printed) = console.rsplit_once("lb-vm-exit ")?;
     printed.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

@@ -1,7 +1,7 @@
 //! The table at the beginning of each document: a question in a row, with its answer from the records.
 //!
 //! A row whose record, or whose case in that, is not there is left out. Where lb does worse than what is beside
-//! it, or misses an aim, the verdict says so in bold.
+//! it, or misses an aim, the verdict is in bold.
 
 pub mod faults;
 pub mod hooks;
