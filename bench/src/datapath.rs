@@ -116,7 +116,7 @@ fn cases() -> Vec<Case> {
         many,
         case("ipip, IPv4 TCP, 16 million flows", encapsulate, v4(Shape::Tcp, 81, ALL)),
         case("ipip, IPv4 SYN, a new flow each", encapsulate, v4(Shape::Syn, 81, NEW)),
-        // Of a few SYNs without any ACK: all backends are silent, so all slots are asked in vain.
+        // Of a few SYNs without any ACK: all backends are silent, so all slots are tried in vain.
         case("ipip, IPv4 SYN, sent again in vain", encapsulate, v4(Shape::Syn, 81, 2_048)),
         case("ipip, IPv4 in IPv6, a million flows", encapsulate, v4(Shape::Tcp, 82, MANY)),
         case("dsr, IPv6 TCP, one flow", swap, v6(Shape::Tcp, 80, 1)),

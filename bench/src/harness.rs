@@ -66,9 +66,9 @@ pub enum Program {
     Balancer,
     /// The balancer's without log messages.
     Silent,
-    /// The one that captures, asked for packets of another service.
+    /// The one that captures, with a filter for another service.
     CapturesOthers,
-    /// The one that captures, asked for all packets, as many as `lbctl capture` takes by default.
+    /// The one that captures, with a filter for all packets, as many as `lbctl capture` takes by default.
     Captures,
 }
 

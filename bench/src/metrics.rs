@@ -1,5 +1,5 @@
 //! What a scrape of `/metrics` takes where there are many backends: from the request's first byte to the
-//! answer's last, over TCP, as Prometheus asks.
+//! answer's last, over TCP, as Prometheus scrapes.
 
 use std::{
     fs,

@@ -214,7 +214,7 @@ fn hop() -> NextHop {
     }
 }
 
-/// Health checks that ask nobody.
+/// Health checks without probes.
 struct Unasked;
 
 impl Checks for Unasked {

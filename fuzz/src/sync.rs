@@ -352,7 +352,7 @@ impl Desk {
         let (header, sealed) = Header::split(&mut datagram).expect("it has a header");
         let body = match self.opener.open(&header, &self.sealer.session(), sealed) {
             Ok(body) => body,
-            // It is for who the peer was before.
+            // It is for the peer's session before.
             Err(seal::Refused::ElseWhere) => return,
             Err(refused) => panic!("{refused:?}"),
         };

@@ -266,7 +266,7 @@ impl Desk {
                     transitions += 1;
                 }
                 Action::Advertise { priority } => {
-                    // As it would be sent; who has sent knows itself.
+                    // As it would be sent; a sender ignores its own.
                     let (from, to) = (peer(self.family(), 2), self.destination(2));
                     let bytes = self.own.write(*priority, Path::First, from, to, self.wall);
                     self.round_trip(&Packet {

@@ -1,4 +1,4 @@
-//! What the engine makes of the backends' health: who takes new flows, who keeps the old ones.
+//! What the engine makes of the backends' health: backends with new flows, backends with old flows.
 
 use std::time::Duration;
 

@@ -392,7 +392,7 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     let mut engine = running(one_service(&[("10.0.0.11", 1), ("10.0.0.12", 1)]));
     let lost = id(&engine, "10.0.0.11");
     let had = owners(&engine);
-    // A question that is not answered yet changes nothing.
+    // A probe that is not answered yet changes nothing.
     hop(&mut engine, "10.0.0.11", pending());
     assert_eq!(engine.reconcile(at(1_000)).unwrap(), Outcome::default());
     hop(&mut engine, "10.0.0.11", unreachable());
@@ -404,7 +404,7 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     hop(&mut engine, "10.0.0.11", resolved(Want { address: ip("10.0.0.11"), mode: Mode::Dsr }));
     engine.reconcile(at(1_003)).unwrap();
     assert!(owners(&engine).iter().zip(&had).all(|(now, had)| now.current == had.current));
-    // The link goes, and nobody is usable; it comes back, and all are presumed where they were
+    // The link goes, and no backend is usable; it comes back, and all are presumed where they were
     // before they have answered. Nothing moves.
     let before = owners(&engine);
     for (state, flag) in [(unreachable(), 0), (pending(), backend_flags::USABLE)] {
@@ -449,7 +449,7 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
     let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
     assert_eq!(answered(&mut engine, &all, 1_062), 0);
     assert_eq!(owners(&engine), had, "owners and bases");
-    // The link is back before the network behind it is: all are asked, and fail one by one.
+    // The link is back before the network behind it is: all are probed, and fail one by one.
     let each = |engine: &mut Engine<Fake>, states: [Resolution; 3], now| {
         let mut hops = reached(engine);
         hops.hops.values_mut().zip(states).for_each(|(hop, state)| *hop = state);
@@ -462,7 +462,7 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
     assert_eq!(each(&mut engine, [unreachable(), unreachable(), pending()], 1_074), 0);
     assert_eq!(answered(&mut engine, &all, 1_090), 0);
     assert_eq!(owners(&engine), had, "owners and bases");
-    // Who does not answer in time is lost.
+    // A backend that does not answer in time is lost.
     answered(&mut engine, &[], 1_100);
     answered(&mut engine, &["10.0.0.12"], 1_160);
     engine.sweep(at(1_164)).unwrap();

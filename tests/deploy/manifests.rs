@@ -140,7 +140,7 @@ fn the_pod_has_what_the_unit_has() -> Result<()> {
         let host = volume["hostPath"]["path"].as_str();
         ensure!(host.is_none() || host == mount["mountPath"].as_str(), "{mount:?}");
     }
-    // Nodes that share VIPs have one seed, which is no part of what anybody may read.
+    // Nodes that share VIPs have one seed, which is no part of the readable files.
     let config = config()?;
     let seed = config.lines().find_map(|line| line.strip_prefix("seed_file = "));
     let seed: String = serde_json::from_str(seed.context("a seed's file")?)?;

@@ -24,7 +24,7 @@ use super::{generic::configure, is_disposable};
 const WAY: Way = Way::DsrV4;
 /// A virtual machine without help of the processor is slow.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long downloads would take if nobody ended them.
+/// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(100);
 /// For this long, changes are given time to break what they can.
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -194,7 +194,7 @@ fn connections_by_a_vlan_on_a_bond_are_served_in_generic_mode_alone_and_live_whe
     connections_live(&lab, &mut balancer, "bond0")
 }
 
-/// The ports merge packets, as they do unless somebody switches it off.
+/// The ports merge packets, as they do by default.
 #[test]
 fn connections_by_a_vlan_on_a_bond_are_served_by_tc_and_live_when_a_port_goes_down() -> Result<()> {
     is_disposable()?;

@@ -11,7 +11,7 @@ use std::env;
 
 use anyhow::{Result, ensure};
 
-/// What `xtask/src/kernels.rs` sets in a virtual machine, and nobody anywhere else.
+/// The variable that `xtask/src/kernels.rs` sets in a virtual machine alone.
 const VARIABLE: &str = "LB_DISPOSABLE_KERNEL";
 
 fn is_disposable() -> Result<()> {

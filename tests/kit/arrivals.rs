@@ -48,7 +48,7 @@ pub struct Arrival {
     pub late: Duration,
     /// How long it took, however it ended.
     pub took: Duration,
-    /// Who answered, or why nobody did.
+    /// The host that answered, or the failure.
     pub end: Result<String, Failure>,
 }
 
@@ -120,7 +120,7 @@ fn arrive(plan: Plan, stop: &AtomicBool, sender: &mpsc::Sender<Arrival>) -> Resu
             let at = Instant::now();
             let end = request(plan).map_err(|err| Failure::of(&err));
             let (took, late) = (at.elapsed(), at.saturating_duration_since(due));
-            // Who dropped the arrivals does not want to know.
+            // Without a receiver the result is not needed.
             let _ = sender.send(Arrival { at, late, took, end });
         });
         request.context("start a thread for a request")?;

@@ -332,7 +332,7 @@ impl Balancer {
         Namespace::existing(self.namespace.name())
     }
 
-    /// The output of `lbctl status`, from `lbd`'s socket: without a process for the question, and so cheap enough to ask
+    /// The output of `lbctl status`, from `lbd`'s socket: without a process for the request, and so cheap enough to read
     /// often.
     ///
     /// # Errors

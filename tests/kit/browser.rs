@@ -280,7 +280,7 @@ impl Page<'_> {
         Ok(problems.collect())
     }
 
-    /// The addresses that the page asked for so far.
+    /// The addresses that the page has requested so far.
     ///
     /// # Errors
     ///
@@ -295,7 +295,7 @@ impl Page<'_> {
 
     /// The events of this page.
     fn page_events(&self) -> Result<Vec<Value>> {
-        // What was on its way is here when a later question is answered.
+        // Events on their way have come when a later call is answered.
         self.evaluate("0")?;
         let events = self.browser.events.borrow();
         let own = events.iter().filter(|event| event["sessionId"] == self.session.as_str());

@@ -183,7 +183,7 @@ impl HaPair {
     ///
     /// If it does not answer.
     pub fn pair(&self, n: usize) -> Result<Pair> {
-        // A node that is held where it is takes questions, and answers when it goes on.
+        // A stopped node accepts requests, and answers when it goes on.
         ensure!(self.nodes[n].is_answering(), "{} does not run", self.host(n).name);
         self.nodes[n].poll_pair()
     }

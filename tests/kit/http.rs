@@ -34,7 +34,7 @@ enum Length {
 
 const UNNAMED: &str = "an answer without X-Backend";
 
-/// Who answered, for messages.
+/// The host that answered, for messages.
 fn name(backend: Option<&str>) -> &str {
     backend.unwrap_or("a host that does not send its name")
 }
@@ -55,7 +55,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If nobody answers.
+    /// If no host answers.
     pub fn open(from: &Namespace, to: SocketAddr, timeout: Duration) -> Result<Self> {
         from.enter(|| Self::open_here(to, timeout))?
     }
@@ -64,16 +64,16 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If nobody answers.
+    /// If no host answers.
     pub fn open_here(to: SocketAddr, timeout: Duration) -> Result<Self> {
         Self::open_here_by(to, timeout, &mut 0)
     }
 
-    /// The same; `port` is the client's, whether anybody answers or not.
+    /// The same; `port` is the client's, whether a host answers or not.
     ///
     /// # Errors
     ///
-    /// If nobody answers.
+    /// If no host answers.
     pub fn open_here_by(to: SocketAddr, timeout: Duration, port: &mut u16) -> Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).context("socket")?;
         let connected = socket.connect_timeout(&to.into(), timeout);
@@ -132,7 +132,7 @@ impl Connection {
     }
 
     /// Sends a GET for as much of a page as `body` is long, and compares what comes with it, piece by
-    /// piece, asking of each whether to go on; who answered.
+    /// piece, calling `go_on` after each; returns the host's name.
     ///
     /// # Errors
     ///

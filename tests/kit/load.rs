@@ -1,4 +1,4 @@
-//! Load: hundreds of real TCP connections that ask for pages all the time, and check that each is
+//! Load: hundreds of real TCP connections that request pages all the time, and check that each is
 //! answered by one backend from its beginning to its end.
 
 use std::{

@@ -13,7 +13,7 @@ use crate::{command, lab::ROOT};
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
 /// Mounts bpffs where it belongs, and memory where labs are if /run is on a disk, unless they are there: a web host
-/// whose log waits for the disk of a machine that compiles answers nobody for seconds.
+/// whose log waits for the disk of a machine that compiles answers no request for seconds.
 ///
 /// # Errors
 ///

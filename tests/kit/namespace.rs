@@ -240,7 +240,7 @@ pub fn all() -> Result<Vec<(String, u32)>> {
     Ok(found)
 }
 
-/// The pid of who gave this name.
+/// The pid of the process that gave this name.
 #[must_use]
 pub fn maker(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.split('-').next()?.parse().ok()

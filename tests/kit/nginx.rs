@@ -36,7 +36,7 @@ pub const BIG_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Nginx {
     process: Option<Process>,
-    /// Those that were asked to [quit](Self::quit), and what they have left.
+    /// Those that got the signal to [quit](Self::quit), and what they have left.
     quitting: Vec<Process>,
     host: String,
     folder: PathBuf,
@@ -137,7 +137,7 @@ impl Nginx {
         self.process.take().map_or(Ok(()), Process::kill)
     }
 
-    /// Asks nginx to end (SIGTERM) and waits for that; its connections are closed.
+    /// Stops nginx (SIGTERM) and waits for its end; its connections are closed.
     ///
     /// # Errors
     ///
@@ -146,7 +146,7 @@ impl Nginx {
         self.process.take().map_or(Ok(()), |process| process.stop().map(drop))
     }
 
-    /// Asks an nginx with a master to end when it has served the requests that it has (SIGQUIT, `nginx
+    /// Has an nginx with a master end when it has served the requests that it has (SIGQUIT, `nginx
     /// -s quit`), and does not wait for that. From then on it takes no connection.
     ///
     /// # Errors
@@ -160,7 +160,7 @@ impl Nginx {
         Ok(())
     }
 
-    /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and nobody answers.
+    /// Stops nginx where it is (SIGSTOP): the kernel takes its connections, and does not answer.
     ///
     /// # Errors
     ///

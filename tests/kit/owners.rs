@@ -1,4 +1,4 @@
-//! Who holds an address, looked at a thousand times a second on each node of a pair.
+//! The holders of an address, looked at a thousand times a second on each node of a pair.
 
 use std::{
     fmt,
@@ -33,7 +33,7 @@ struct Seen {
     longest: Duration,
 }
 
-/// Who held the address at which time.
+/// The holders of the address over time.
 #[derive(Clone, Debug)]
 pub struct Owners {
     /// Turns of the time at which this changed, with the nodes that held it from then on.
@@ -143,7 +143,7 @@ impl Owners {
         Self { turns: cut, ..self.clone() }
     }
 
-    /// Who held the address at a moment.
+    /// The holders of the address at a moment.
     #[must_use]
     pub fn at(&self, moment: Instant) -> &[usize] {
         let turn = self.turns.iter().rev().find(|(at, _)| *at <= moment);
@@ -172,7 +172,7 @@ impl Owners {
         found
     }
 
-    /// How long, at most, nobody held it, and how long two did, between two moments.
+    /// How long, at most, no node held it, and how long two did, between two moments.
     #[must_use]
     pub fn longest(&self, from: Instant, to: Instant) -> Longest {
         let exceptions = self.exceptions(from, to);
@@ -190,7 +190,7 @@ impl Owners {
     }
 }
 
-/// A stretch of time in which nobody, or more than one node, held the address.
+/// A stretch of time in which no node, or more than one, held the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
     /// When it began.
@@ -204,7 +204,7 @@ pub struct Exception {
 /// The longest stretches without exactly one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Longest {
-    /// In which nobody held the address.
+    /// In which no node held the address.
     pub none: Duration,
     /// In which two did.
     pub two: Duration,

@@ -160,7 +160,7 @@ impl Lab {
     ///
     /// If it can't be done.
     pub fn freeze(&self, node: &Host) -> Result<()> {
-        // A cable that is pulled is noticed by who runs: so first, nobody does.
+        // Running processes notice a pulled cable: so they are stopped first.
         signal_all(node, libc::SIGSTOP)?;
         self.switch().ip(&format!(
             "link set {} down\nlink set {} down",

@@ -44,7 +44,7 @@ pub struct Probes {
     thread: Option<JoinHandle<Result<Answers>>>,
 }
 
-/// What became of the probes since somebody looked.
+/// The results of the probes since the last look.
 #[derive(Clone, Copy, Debug)]
 pub struct Tally {
     /// Probes that were answered.
@@ -141,8 +141,8 @@ impl Drop for Probes {
     }
 }
 
-/// Lets this thread run before all that is not in such a hurry: what is measured is the balancer, and
-/// not who else has something to do on this machine.
+/// Lets this thread run before all that is not in such a hurry: the balancer is measured, and
+/// not other processes of this machine.
 fn hurry() {
     let least = libc::sched_param { sched_priority: 1 };
     // SAFETY: the kernel reads the parameters of this thread, which live; where it refuses, probes are

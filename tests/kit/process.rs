@@ -103,7 +103,7 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end (SIGTERM) and waits for that.
+    /// Stops it (SIGTERM) and waits for its end.
     ///
     /// # Errors
     ///

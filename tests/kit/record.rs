@@ -52,7 +52,7 @@ pub struct Machine {
     pub virtualised: bool,
 }
 
-/// Who is asked for the version of a program.
+/// The source of a program's version.
 enum Ask {
     /// The program itself, by this word.
     Itself(&'static str),
@@ -60,7 +60,7 @@ enum Ask {
     Package,
 }
 
-/// Programs whose versions can be asked.
+/// Programs with a known source of their version.
 const VERSIONS: &[(&str, Ask)] = &[
     ("chromium", Ask::Itself("--version")),
     ("curl", Ask::Itself("--version")),
@@ -166,7 +166,7 @@ fn memory_bytes(meminfo: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// The versions of these programs, of lb and of the compiler. Whoever measures for long asks before.
+/// The versions of these programs, of lb and of the compiler. A long measurement reads them first.
 ///
 /// # Errors
 ///

@@ -22,7 +22,7 @@ use crate::{
 pub const WAYS: [Way; 2] = [Way::DsrV4, Way::DsrV6];
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long downloads would take if nobody ended them.
+/// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(200);
 /// For this long, changes are given time to break what they can.
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -106,7 +106,7 @@ pub fn no_packet_goes_to_and_fro(ha_pair: &HaPair) -> Result<()> {
     ha_pair.wait_synced()
 }
 
-/// What backends of a service own and got by one node, for who looks for a fault.
+/// What backends of a service own and got by one node, for the message of an error.
 fn shares(ha_pair: &HaPair, node: usize, way: Way) -> Result<String> {
     let status = ha_pair.nodes[node].status()?;
     let backends = status.service(way.name())?.backends.iter();

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and a closed terminal: asked for, not sudden, so that everything is put away.
+//! Ctrl-C, SIGTERM and a closed terminal: ends in order, so that everything is put away.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

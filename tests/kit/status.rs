@@ -53,7 +53,7 @@ impl ServiceExt for Service {
     }
 }
 
-/// Questions about the status of a backend.
+/// Getters on the status of a backend.
 pub trait BackendExt {
     /// Whether its checks succeed.
     fn is_up(&self) -> bool;

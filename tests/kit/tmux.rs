@@ -33,7 +33,7 @@ impl Terminal {
         let shell = ["new-session", "-d", "-x", &x, "-y", &y, "env", "PS1=$ ", "sh"];
         let started = terminal.tmux(&shell);
         started.context("start tmux")?;
-        // What runs outlives the window's size when nobody looks at it.
+        // The program keeps the window's size when no terminal is attached.
         terminal.tmux(&["set-option", "-g", "window-size", "manual"])?;
         terminal.resize(width, height)?;
         terminal.wait_for("$")?;
@@ -50,7 +50,7 @@ impl Terminal {
 
     fn command(&self) -> Command {
         let mut tmux = self.namespace.command("tmux");
-        // The names of keys and what is drawn are UTF-8, whatever the locale of who runs this.
+        // The names of keys and what is drawn are UTF-8, whatever the caller's locale.
         tmux.args(["-u", "-f", "/dev/null", "-S"]).arg(&self.socket);
         tmux.env("LC_ALL", "C.UTF-8").env("SHELL", "/bin/sh").env_remove("TMUX");
         tmux.env_remove("NO_COLOR");

@@ -88,7 +88,7 @@ pub struct Tally {
     pub sent: u64,
     /// Packets not answered, by flow and number.
     pub lost: Vec<(usize, u64)>,
-    /// Flows that were answered by more than one host: who they were.
+    /// Flows that were answered by more than one host: the hosts.
     pub moved: Vec<Vec<String>>,
 }
 
@@ -183,7 +183,7 @@ struct Flow {
     socket: UdpSocket,
     bytes: usize,
     next: u64,
-    /// Who answered, by number.
+    /// The hosts that answered, by number.
     answers: BTreeMap<u64, String>,
 }
 

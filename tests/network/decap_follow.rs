@@ -123,7 +123,7 @@ fn a_vip_is_unwrapped_from_when_it_comes_onto_the_loopback_until_it_goes() -> Re
     ensure!(run.stop()?.success(), "SIGTERM is no failure");
     assert_eq!(shown(&host)?.followed, Followed::default());
     ensure!(is_unwrapped(&host, [10, 0, 0, 101])?, "a stop of the unit interrupts nothing");
-    // Nobody follows meanwhile; the next start, as after an upgrade, takes what has changed.
+    // No process follows meanwhile; the next start, as after an upgrade, takes what has changed.
     host.host.ip("addr add 10.0.0.102/32 dev lo");
     let _run = Run::start(&host, &[])?;
     lists_are(&host, &["10.0.0.2"], &["10.0.0.101", "10.0.0.102", "fd00::100"])?;
@@ -214,7 +214,7 @@ fn a_source_that_is_not_listed_is_named_by_status_and_doctor() -> Result<()> {
         let message = run(&words)?;
         ensure!(message.contains(named), "{words:?}: {message}");
     }
-    // Whoever lists it is not warned any more.
+    // Once it is listed, there is no warning any more.
     command::run(&mut lbctl(&host, "attach", &["--from", "10.1.0.0/16"])?)?;
     assert_eq!(shown(&host)?.unlisted, None);
     host.peer.enter(|| send_tunnelled([10, 1, 2, 5], [10, 0, 0, 100]));

@@ -362,7 +362,7 @@ fn a_stranger_s_tunnelled_packet_reaches_neither_the_vip_nor_what_is_behind_a_ho
     assert!(!received(&vip, Duration::from_millis(100)), "a stranger reached the VIP");
     assert!(!received(&inside, Duration::from_millis(100)), "a stranger reached the inside");
 
-    // The way is there: whoever names all this gets it.
+    // An explicit list of all this is accepted.
     let open = Options {
         vips: vec![IpAddr::from(INTERNAL)],
         sources: prefixes(&["0.0.0.0/0"]),

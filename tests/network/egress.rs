@@ -460,7 +460,7 @@ fn frames_to_an_interface_that_is_gone_are_drops_under_its_name() -> Result<()> 
 
 #[test]
 fn veth_whose_other_end_has_gro_alone_loses_what_comes_back_by_it_and_says_so() -> Result<()> {
-    /// More than the ring of the other end has room for, which nobody empties.
+    /// More than the ring of the other end has room for, which is not emptied.
     const SYNS: usize = 2_000;
     if !can_run() {
         return Ok(());

@@ -22,7 +22,7 @@ use kit::{
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Who answers how many of these requests, each on a connection of its own.
+/// The hosts that answer these requests, with counts, each on a connection of its own.
 fn spread(lab: &Lab, target: SocketAddr, requests: usize) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     for n in 0..requests {

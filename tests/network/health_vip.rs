@@ -1,4 +1,4 @@
-//! Questions to a VIP at one backend, against real nginx in network namespaces: what the checks
+//! Probes of a VIP at one backend, against real nginx in network namespaces: what the checks
 //! see, and that the node's own network notices nothing of it.
 
 use std::{
@@ -37,13 +37,13 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long silence is waited for.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// Who asks, on the balancer.
+/// The prober, on the balancer.
 struct Asker {
     network: Network,
     hops: BTreeMap<Want, NextHop>,
 }
 
-/// What came of a question: nothing is silence.
+/// The result of a probe: `None` is silence.
 type Answer<T> = Option<Result<T, Error>>;
 
 impl Asker {
@@ -93,7 +93,7 @@ impl Asker {
 }
 
 /// What the first handshake meets. On a busy machine it takes a while until the node's addresses are
-/// known, and nobody is made to wait for that.
+/// known, and no probe waits for that.
 async fn first(network: &Network, way: &vip::Way) -> Result<Answer<()>> {
     let asked = timeout(2 * SOON, async {
         loop {
@@ -173,7 +173,7 @@ const ESTABLISHED: &str = "01";
 const SYN_RECEIVED: &str = "03";
 
 /// Bytes that a host's open IPv4 connections have sent and not been acknowledged, and those that
-/// have come and nobody has read.
+/// have come and are not read.
 fn queues(namespace: &Namespace) -> Result<(u64, u64)> {
     let table = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/tcp"))??;
     let mut queues = (0, 0);
@@ -405,7 +405,7 @@ fn end_of_what_is_written_reaches_the_server() -> Result<()> {
         let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
-        // nginx ends a connection on which nothing was asked.
+        // nginx ends a connection without a request.
         timeout(SOON, stream.read_to_end(&mut answer)).await??;
         assert_eq!(answer, b"");
         let written = stream.write_all(b"GET").await;

@@ -1,4 +1,4 @@
-//! The lab's pair under keepalived, without a balancer: what faults of a node or a wire do to who holds an address,
+//! The lab's pair under keepalived, without a balancer: the effects of faults of a node or a wire on the holder of an address,
 //! and what the kit's watches and probes see of it.
 
 use std::{

@@ -243,7 +243,7 @@ fn detach_asks_before_it_takes_what_a_running_lbd_may_hold() -> Result<()> {
     }
     let (_lab, mut balancer) = lab()?;
     let host = balancer.namespace();
-    // What is found by its mark, whoever's it is.
+    // Objects that are found by their mark, of any owner.
     command::run(host.command("nft").args(["add", "table", "inet", "lbd_vrrp"]))?;
     let table = || {
         let tables = command::run(host.command("nft").args(["list", "tables"]))?;
@@ -270,7 +270,7 @@ fn detach_asks_before_it_takes_what_a_running_lbd_may_hold() -> Result<()> {
     assert_eq!(code, Some(0), "{output}");
     assert!(output.contains("table inet lbd_vrrp of nftables removed"), "{output}");
     assert!(!table()? && output.contains(&socket), "{output}");
-    // Where none runs, nobody loses anything.
+    // Where none runs, no lbd loses anything.
     balancer.stop()?;
     command::run(host.command("nft").args(["add", "table", "inet", "lbd_vrrp"]))?;
     let (code, output) = detach(&[])?;
@@ -289,7 +289,7 @@ fn lbctl_says_in_one_line_that_lbd_does_not_run() -> Result<()> {
         if stopped {
             balancer.stop()?;
         } else {
-            // What a kill leaves: a socket that nobody listens on.
+            // A kill leaves a socket without a listener.
             balancer.launch()?;
             balancer.kill()?;
         }

@@ -113,7 +113,7 @@ fn a_backend_on_the_node_serves_its_share_by_tc() -> Result<()> {
     a_backend_on_the_node_serves_its_share("tc")
 }
 
-/// A check that connected to the VIP by the kernel's routes would reach whoever has it.
+/// A check that connected to the VIP by the kernel's routes would reach the node that has it.
 #[test]
 fn a_backend_on_a_node_without_the_vip_is_down_though_others_answer_for_it() -> Result<()> {
     if !can_run() {

@@ -289,13 +289,13 @@ fn neighbour_that_is_doubted_in_vain_keeps_its_flows_for_a_while() {
     }
     let network = Network::new();
     network.impatient();
-    // A question lasts a second.
+    // A resolution lasts a second.
     set_sysctl(&network.node, "ipv4/neigh/eth0/mcast_solicit", "10");
     network.run(async |mut watched| {
         let backend = dsr("10.0.0.2");
         watched.want(&[backend]);
         let hop = watched.resolved(backend).await;
-        // The carrier stays, and nobody answers.
+        // The carrier stays, and no host answers.
         set_sysctl(&network.host, "ipv4/conf/eth0/arp_ignore", "8");
         watched.resolver.doubt(backend);
         let quiet = Instant::now() + Duration::from_millis(1_500);
@@ -326,7 +326,7 @@ fn neighbour_that_never_answers_is_unreachable_until_it_does() {
             let reason = watched.unreachable(backend).await;
             assert_eq!(reason, format!("neighbour {address} on eth0 does not answer"));
         }
-        // It is asked again meanwhile, and stays what it is.
+        // It is resolved again meanwhile, and stays what it is.
         let quiet = Instant::now() + Duration::from_secs(5);
         while let Ok(changed) =
             tokio::time::timeout_at(quiet, watched.neighbourhood.changed()).await
@@ -620,7 +620,7 @@ fn lost_events_are_made_up_for() {
         let backend = dsr("10.0.0.2");
         watched.want(&[backend]);
         watched.resolved(backend).await;
-        // The runtime has one thread, which is busy here: nobody reads the events.
+        // The runtime has one thread, which is busy here: the events are not read.
         let flood = |verb: &str| -> String {
             let routes = (0..20_000_u32).map(|number| (number / 250, number % 250));
             routes

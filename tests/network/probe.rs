@@ -63,7 +63,7 @@ fn question(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -
     Question { service: "web".into(), target, kind, port, route, timeout: TIMEOUT }
 }
 
-/// Asks from the balancer's namespace.
+/// Sends probes from the balancer's namespace.
 fn ask(lab: &Lab, question: &Question) -> Result<Outcome> {
     let started = Instant::now();
     let outcome = lab.balancer.namespace.enter(|| {

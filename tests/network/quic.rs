@@ -89,7 +89,7 @@ impl Server {
         Ok(Self { endpoint, accepting })
     }
 
-    /// Waits until the last connection has ended, and ends without a word to anybody.
+    /// Waits until the last connection has ended, and ends without a message.
     async fn finish(self) -> Result<()> {
         let idle = async {
             while self.endpoint.open_connections() > 0 {

@@ -29,7 +29,7 @@ const WAYS: [Way; 2] = [Way::DsrV4, Way::IpipV6];
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between advertisements: what is missed must be the other node and not a moment on the CPU.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How long downloads would take if nobody ended them.
+/// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(100);
 /// For this long, changes are given time to break what they can.
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ fn options() -> Result<Options> {
     Ok(Options { nics: nics::of_this_machine()?, ..Options::default() })
 }
 
-/// Who answers how many of these requests, each on a connection of its own.
+/// The hosts that answer these requests, with counts, each on a connection of its own.
 pub fn spread(lab: &Lab, way: Way, requests: usize) -> Result<BTreeMap<String, usize>> {
     let mut answers = BTreeMap::new();
     for n in 0..requests {

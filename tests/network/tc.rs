@@ -144,7 +144,7 @@ fn iperf3_with_four_streams_goes_by_tc_in_merged_packets() -> Result<()> {
 /// MTU of the way to the backends. No less: IPv6 has no smaller (RFC 8200, 5).
 const NARROW: u64 = 1_300;
 
-/// What is too big here are frames of many segments, whose checksums nobody has computed: the errors for them must be
+/// What is too big here are frames of many segments, whose checksums are not computed: the errors for them must be
 /// right all the same.
 #[test]
 fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones() -> Result<()> {
@@ -302,7 +302,7 @@ fn a_hook_that_can_not_be_had_is_refused_by_the_reload_and_what_runs_goes_on() -
     let lab = Lab::new(&at_tc())?;
     let services = [Way::DsrV4.service(&lab)];
     let mut balancer = balanced(&lab, &services)?;
-    // Somebody else's XDP program.
+    // A foreign XDP program.
     let pin = lab.pins().join("foreign");
     kit::xdp::pass(&lab.balancer.namespace, INTERFACE, &pin)?;
     balancer.set_attach("xdp");

@@ -84,7 +84,7 @@ fn contains(what: &str, words: &str) -> String {
     format!("document.querySelector('{what}').textContent.includes({words:?})")
 }
 
-/// That nothing went wrong in the page, and that it asked nobody but `lbd`.
+/// That nothing went wrong in the page, and that it sent requests to `lbd` alone.
 fn check(page: &Page<'_>) -> Result<()> {
     let problems = page.problems()?;
     ensure!(problems.is_empty(), "the console has: {problems:#?}");
@@ -169,7 +169,7 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     nginx.nginx.restart(&nginx.host.namespace, kit::process::Orphan::Dies)?;
     page.wait(SOON, &of_backend("web", "10.0.0.13", ".badge b"), "up")?;
 
-    // Nobody is down where all were taken out.
+    // No backend is down where all were taken out.
     for address in ["fd00::11", "fd00::12", "fd00::13"] {
         balancer.lbctl(&["backend", "disable", "web6", address, "--yes"])?;
     }
@@ -379,7 +379,7 @@ fn a_thousand_backends_stay_usable() -> Result<()> {
     let stage = Stage::new(many)?;
     let page = open(&stage.browser, DESK)?;
     page.wait(SOON, &contains("#services-count", "100 services, 1,000 backends"), true)?;
-    // Closed, until they are opened or a filter asks for few.
+    // Closed, until they are opened or a filter leaves few.
     page.wait(SOON, "document.querySelectorAll('.backends').length", 0)?;
     page.evaluate(
         "{ const box = document.querySelector('#filter'); box.value = '10.0.2.7 '; \

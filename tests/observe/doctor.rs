@@ -94,7 +94,7 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
         ("ipv4/conf/eth0/arp_ignore", "0"),
         ("ipv4/conf/all/rp_filter", "1"),
     ])?;
-    // As people do who have never met a balancer.
+    // Mistakes of a first installation.
     host.ip("address add 10.0.0.100/32 dev eth0")?;
     host.ip("route add default via 10.0.0.2")?;
     let dsr = "backend --vip 10.0.0.100 --mode dsr --port 80";
@@ -160,7 +160,7 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
     find(&report, "configuration", "xpd")?;
     configure(folder.path(), &pins.0, "")?;
 
-    // The backend answers for the VIP, the link is down, and somebody else's program is on it.
+    // The backend answers for the VIP, the link is down, and another program is on it.
     node.ip("address add 10.0.0.100/32 dev eth0")?;
     backend.ip("address add 10.0.0.100/32 dev lo")?;
     // Whose MAC address answers is known by the table of neighbours.

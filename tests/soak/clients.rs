@@ -1,5 +1,5 @@
-//! Clients: long downloads, connections that ask now and then, and new ones all the time. Every byte that
-//! comes is compared with what should come, and who answers with who answered before.
+//! Clients: long downloads, connections with a request now and then, and new ones all the time. Every byte that
+//! comes is compared with what should come, and the host that answers with the one before.
 
 use std::{
     io::{self, ErrorKind},
@@ -149,7 +149,7 @@ impl Client {
                 }
                 let pause = match kind {
                     Kind::Pass if !broke => Duration::from_millis(50),
-                    // What is refused at once is not to be asked for all the time.
+                    // A connection that is refused at once is not to be retried all the time.
                     _ => Duration::from_millis(200),
                 };
                 thread::sleep(self.random.between(pause, pause * 3));
@@ -221,7 +221,7 @@ impl Client {
         }
     }
 
-    /// Asks for a page, which names its host.
+    /// Requests a page, which names its host.
     fn ask(&self, connection: &mut Connection, life: &mut Life) -> Result<()> {
         let page = connection.get("/")?;
         let (status, text, length) = (page.status, page.text(), page.body.len());
@@ -256,7 +256,7 @@ impl Client {
         Ok(())
     }
 
-    /// Notes who has answered, who must be the one who did before.
+    /// Notes the host that has answered, which must be the one before.
     fn note_answer(&self, name: &str, life: &mut Life) -> Result<()> {
         let host = (0..HOSTS).find(|host| name == format!("web{}", host + 1));
         let host = host.with_context(|| format!("{name:?} has answered, and is no web host"))?;

@@ -29,7 +29,7 @@ const ALARMS: [&str; 5] = [
     "vrrp_mismatch",
 ];
 
-/// Who reads the logs.
+/// The reader of the logs.
 #[derive(Debug)]
 pub struct Reader {
     clock: Clock,
@@ -49,7 +49,7 @@ struct Log {
 /// Why the flows of a backend are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
-    /// It answered no question.
+    /// It answered no request.
     Silent,
     /// Its next hop is gone.
     Unreachable,

@@ -1,8 +1,8 @@
 //! What is done, in which order, when and with which parameters: a function of the seed alone.
 //!
-//! [`Plan`] keeps its own account of what it has done: who is drained, which cable is cut. It never
+//! [`Plan`] keeps its own account of what it has done: drained backends, cut cables. It never
 //! learns how the operations went, so that a seed gives the same ones on any machine. Times are those
-//! of the plan; who carries it out may be late, and is then as late with all that follows.
+//! of the plan; the run may be late, and is then as late with all that follows.
 
 use std::{fmt, time::Duration};
 
@@ -76,7 +76,7 @@ pub enum Op {
     ReloadCheck(Duration),
     /// The files have a mistake, and are to be refused.
     ReloadMistake,
-    /// `lbd` is asked to end.
+    /// `lbd` gets SIGTERM.
     Stop(usize),
     /// `lbd` is killed.
     Slay(usize),
@@ -90,7 +90,7 @@ pub enum Op {
     CutNode(usize),
     /// It is plugged in again.
     MendNode(usize),
-    /// Whoever is Active hands over.
+    /// The Active node hands over.
     HandOver,
     /// Nothing passes between the nodes: on the first wire, on the second.
     Part(bool, bool),
@@ -193,7 +193,7 @@ impl Plan {
 
     fn backend(&mut self) -> Option<Op> {
         let service = self.random.below(WAYS.len());
-        // Who is left nearly alone gets help more often than not.
+        // The last backends of a service get help more often than not.
         let few = self.ready(service).count() < 2;
         let out: Vec<_> =
             (0..HOSTS).filter(|&host| self.setting[service][host] != Setting::Enabled).collect();
@@ -232,7 +232,7 @@ impl Plan {
         let (op, setting) = self.random.weighted(choices)?;
         let takes_out =
             self.setting[service][host] == Setting::Enabled && setting != Setting::Enabled;
-        // Once in a while nobody is left.
+        // Once in a while no backend is left.
         if takes_out && self.ready(service).all(|ready| ready == host) && !self.random.one_in(12) {
             return None;
         }
@@ -315,7 +315,7 @@ impl Plan {
         let weight = 1 + self.random.below(5) as u16;
         match self.random.weighted(&[(2, 0), (1, 1), (1, 2)])? {
             // The file brings a backend back that lbctl has removed: what would be removed on a node
-            // that does not run now, and is there when it starts, is a question of its own.
+            // that does not run now, and is there when it starts, is another case.
             0 if self.node_busy > self.now
                 || self.setting[backend.service][backend.host] == Setting::Removed =>
             {

@@ -170,7 +170,7 @@ const LONG: usize = 300;
 ///
 /// Memory may have grown by an eighth and 4 MiB, for what is kept of the last events and of the flows of a
 /// peer, and what the allocator keeps of former peaks; in a time shorter than [`LONG`] by a half, since a
-/// process that has just begun to work still grows; descriptors by four, for who asks just then; maps and programs not at all.
+/// process that has just begun to work still grows; descriptors by four, for connections at that moment; maps and programs not at all.
 #[must_use]
 pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> {
     let mut growths = Vec::new();

@@ -405,7 +405,7 @@ impl Testbed {
 }
 
 impl Files {
-    /// The services, with the checks and the backends in words of their own.
+    /// The services, with the checks and the backends written differently.
     fn services(&self, ha_pair: &HaPair) -> Vec<Service> {
         let mut services = ha_pair.plan.services(&ha_pair.lab);
         for (service, weights) in services.iter_mut().zip(&self.weights) {

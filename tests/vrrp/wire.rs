@@ -307,7 +307,7 @@ fn an_announcement_moves_an_address_and_is_seen_by_others_only() -> Result<()> {
     let Some(link) = Link::new()? else { return Ok(()) };
     let announcer = link.a.enter(Announcer::open)??;
     for vip in VIPS.map(ip) {
-        // Who has it before, as far as the other host knows.
+        // The holder before, in the other host's neighbour table.
         link.b
             .ip(&format!("neigh replace {vip} lladdr 02:00:00:00:00:01 dev eth0 nud reachable"))?;
         let (ours, theirs) = (watch(&link.a, vip)?, watch(&link.b, vip)?);

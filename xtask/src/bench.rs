@@ -103,7 +103,7 @@ pub enum Bench {
     Health {
         #[command(flatten)]
         saving: Saving,
-        /// How many backends are asked once a second [default: 4096]
+        /// How many backends are probed once a second [default: 4096]
         #[arg(long)]
         backends: Option<u32>,
         /// How long each case is measured, in seconds [default: 10]
@@ -264,7 +264,7 @@ fn measure(
     if saving.save {
         // What would be missing at the end is missing now.
         record::versions(programs)?;
-        // Made by who called, so that what root writes stays theirs.
+        // Made by the calling user, so that files written by root stay theirs.
         fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
         command.arg("--json-file").arg(&results);
     }

@@ -55,14 +55,14 @@ pub fn run() -> Result<()> {
         "warnings",
     ]))?;
     println!("check: documentation");
-    // It is read by who works on the project, private items and all.
+    // It is for work on the project, private items and all.
     let flags = "-D warnings -A rustdoc::private_intra_doc_links";
     let doc = ["doc", "--quiet", "--no-deps", "--document-private-items"];
     cargo::run(cargo().env("RUSTDOCFLAGS", flags).args(doc))
 }
 
 /// That no test below this folder but [`COPIES`] and the kit takes the path of a built program: started by that, it
-/// would run in the network of who runs the tests.
+/// would run in the host's network.
 fn starts(tests: &Path) -> Result<()> {
     let mut folders = vec![tests.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -111,7 +111,7 @@ fn carry_out(command: Command, in_ci: bool) -> Result<()> {
     }
 }
 
-/// `cargo xtask run -- --smoke` is `cargo xtask run --smoke`: people who know `cargo run` type the
+/// `cargo xtask run -- --smoke` is `cargo xtask run --smoke`: users of `cargo run` type the
 /// separator.
 fn without_separator(mut arguments: Vec<String>) -> Vec<String> {
     if arguments.get(1).is_some_and(|command| command == "run")

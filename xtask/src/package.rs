@@ -217,7 +217,7 @@ impl Recipe {
             let end = if shell == "fish" { ".fish" } else { "" };
             let to = |program: &str| format!("usr/share/{theirs}{program}{end}");
             tree.copy(&folder.join("completions").join(ours), &to("lbd"), 0o644)?;
-            // It asks lbctl, by its name: whichever is in PATH.
+            // It runs lbctl, by its name: whichever is in PATH.
             let mut asks = Command::new(self.binaries.join("lbctl"));
             let mut asks = output_of(asks.arg0("lbctl").env("COMPLETE", shell))?;
             if shell == "zsh" {
@@ -250,7 +250,7 @@ impl Recipe {
         for kind in ["prometheus", "grafana"] {
             for file in files_below(&deploy.join(kind))? {
                 let name = file.strip_prefix(&deploy)?.to_str().context("a name as text")?;
-                // What tests the rules is of no use to who has them.
+                // The tests of the rules are of no use on an installed machine.
                 if !name.contains(".test.") {
                     tree.copy(&file, &format!("usr/share/lb/{name}"), 0o644)?;
                 }
@@ -338,7 +338,7 @@ fn epoch() -> Result<String> {
     Ok(output_of(&mut git).map_or_else(|_| "1".into(), |time| time.trim().to_owned()))
 }
 
-/// The newest version of the C library that a program asks for, by what `objdump -T` prints.
+/// The newest version of the C library that a program needs, by the output of `objdump -T`.
 fn libc_of(symbols: &str) -> (u32, u32) {
     let versions = symbols.split("GLIBC_").skip(1).filter_map(|rest| {
         let end = rest.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(rest.len());

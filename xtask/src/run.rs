@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Send 1,000 requests in the lab, print who answered, and end
+    /// Send 1,000 requests in the lab, print the hosts that answered, and end
     #[arg(long, conflicts_with = "config")]
     pub smoke: bool,
     /// Two balancers, and what the clients notice when one dies; with --smoke, it does by itself
@@ -39,7 +39,7 @@ pub struct Arguments {
     built: bool,
 }
 
-/// Does its own set-up and build, then runs what was asked for.
+/// Does its own set-up and build, then runs the command.
 ///
 /// # Errors
 ///
@@ -120,7 +120,7 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
         } else {
             write!(out, "{}", frame.lines())
         };
-        // Whoever read the view is gone.
+        // The reader of the view is gone.
         if shown.and_then(|()| out.flush()).is_err() {
             break;
         }
@@ -130,7 +130,7 @@ fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
             thread::sleep(Duration::from_millis(50));
         }
     }
-    // To the error output: whoever read the view may be gone.
+    // To the error output: the reader of the view may be gone.
     eprintln!("\nremoving the lab");
     Ok(())
 }

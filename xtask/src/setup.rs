@@ -16,7 +16,7 @@ use crate::cargo::{self, cargo};
 /// The BPF linker's version: the one that was built and run together with the pinned aya.
 const BPF_LINKER: &str = "0.10.3";
 
-/// Kept while packages are installed: Debian's packages ask it whether to start their services.
+/// Kept while packages are installed: Debian's packages run it to know whether to start their services.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// What builds need: the BPF linker, and the sources of `core` for the BPF target.
@@ -176,7 +176,7 @@ impl Quiet {
     }
 }
 
-/// The services that these packages bring. One whose unit `is_there` before the packages is somebody's.
+/// The services that these packages bring. A service whose unit `is_there` before the packages is in use.
 fn services(packages: &[&str], is_there: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut services = DAEMONS.to_vec();
     services.retain(|service| packages.iter().any(|package| package.starts_with(service)));

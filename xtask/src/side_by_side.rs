@@ -10,7 +10,7 @@ use std::{
 
 use kit::signals;
 
-/// Does so on all of them, `jobs` at a time; what came of each, in their order. After a signal that asks
+/// Does so on all of them, `jobs` at a time; the results, in their order. After a signal that asks
 /// to end, nothing more is begun, and nothing comes of the rest.
 pub fn side_by_side<T: Sync, R: Send>(
     things: &[T],

@@ -29,7 +29,7 @@ struct Tally {
     failed: Vec<String>,
 }
 
-/// Sends the requests and prints who answered.
+/// Sends the requests and prints the hosts that answered.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ pub fn run(lab: &Lab, balancer: &Balancer) -> Result<()> {
     Ok(())
 }
 
-/// One request on a connection of its own; who answered.
+/// One request on a connection of its own; returns the host that answered.
 fn request(target: SocketAddr) -> Result<String> {
     let page = Connection::open_here(target, PATIENCE)?.get("/")?.ok()?;
     let text = page.text();

@@ -65,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     signals::catch();
     let results = folder.join("lb-soak-results.json");
     if saving.save {
-        // Made by who called, so that what root writes stays theirs.
+        // Made by the calling user, so that files written by root stay theirs.
         fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;
         command.arg("--json-file").arg(&results);
     }

@@ -15,7 +15,7 @@ pub struct View<'a> {
     pub names: &'a BTreeMap<IpAddr, String>,
 }
 
-/// What to do next, for whoever watches.
+/// The next steps, for the user.
 pub fn advice() -> &'static str {
     "In another terminal:  cargo xtask lab exec client -- curl -sS http://10.0.0.100/\n\
      Ctrl-C ends it and removes all of it."

@@ -49,7 +49,7 @@ const COUNTED: Duration = Duration::from_millis(2_500);
 /// A flood, or what it is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storm {
-    /// SYNs to an address that is nobody's: what it costs this machine to send them.
+    /// SYNs to an address without a host: the cost for this machine of sending them.
     Nowhere,
     /// A flood of the balancer.
     Of(Kind),

@@ -3,7 +3,7 @@
 //! Three parts. [`cell`]: a lab with real connections, and an attacker on its switch that sends one kind of
 //! flood, in the steady state and while a backend drains. [`tables`]: a flood through the loaded program,
 //! frame by frame, beside a table of all flows in the same memory. [`slots`]: where the tuples of a flood
-//! fall, if whoever chose them does not know the seed.
+//! fall, if the sender does not know the seed.
 
 mod cell;
 mod slots;
@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let time = Duration::from_secs(arguments.seconds);
     let mut report = Report::new(time, arguments.rate, cell::EVERY, cell::PINS);
     let measured = measure(&selection, &mut report, time);
-    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    // After an error or a signal the results so far are printed: they took minutes to measure.
     arguments.output.print(&report)?;
     measured
 }

@@ -1,5 +1,5 @@
-//! Where the tuples of a flood fall. Whoever has the seed can find tuples that meet in one slot; whoever
-//! guesses one finds tuples that meet in a slot of his guess, and nowhere else.
+//! Where the tuples of a flood fall. A sender with the seed can find tuples that meet in one slot; one that
+//! guesses a seed finds tuples that meet in a slot under the guess, and nowhere else.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -48,7 +48,7 @@ fn slot(keys: &FlowKeys, slots: u32, (address, port): Tuple) -> u32 {
 /// Tuples that meet in one slot under these keys.
 fn aimed(keys: &FlowKeys, slots: u32, count: usize) -> Vec<Tuple> {
     let goal = slot(keys, slots, flood::stranger(0));
-    // In the order of addresses and ports, which is how somebody would look for them.
+    // In the order of addresses and ports, as a sender would look for them.
     let tuples = (0..=u32::MAX >> 15).flat_map(|n| {
         let address = Ipv4Addr::from(0xc612_0000 | n);
         (1_024..=u16::MAX).map(move |port| (address, port))

@@ -45,7 +45,7 @@ const FLOWS: u32 = 20_000;
 /// Flows that are opened at the end of the flood.
 const LATE: u32 = 2_000;
 /// Frames of the floods, and how many in a row have the same tuple. A map that lets the least recently used
-/// go first keeps what was looked up since it was put in; who sends everything twice takes that away.
+/// go first keeps what was looked up since it was put in; a flood that sends everything twice takes that away.
 const FLOODS: [(u64, u64); 4] = [(0, 1), (262_144, 1), (1_048_576, 1), (1_048_576, 2)];
 /// Frames of a flood between two packets of a flow that is not silent.
 const ROUND: u64 = 65_536;
@@ -143,7 +143,7 @@ fn run(system: System, (flood_frames, frames_per_tuple): (u64, u64), flows: u32)
     })
 }
 
-/// Forges segments of clients' flows, and sees who is sent elsewhere by that.
+/// Forges segments of clients' flows, and counts the flows that change their backend by that.
 fn forge(flows: u32) -> Result<Forged> {
     let mut rig = Rig::new(System::Lb(u32::MAX))?;
     let old = rig.open(0..flows)?;
@@ -268,7 +268,7 @@ impl Rig {
     fn strike(&self, flows: &[Flow], segments: &[u8]) -> Result<()> {
         for flow in flows {
             for &flags in segments {
-                // Nobody but the client knows its sequence numbers.
+                // The client alone knows its sequence numbers.
                 let sequence = !flow.from.0.to_bits();
                 self.run(&flood::tcp_frame(&self.aim, flow.from, flags, sequence))?;
             }

@@ -29,7 +29,7 @@ const DOWNLOADS: usize = 4;
 /// How long requests are made before the fault.
 const BEFORE: Duration = Duration::from_millis(1500);
 
-/// How often the system is asked whether it has noticed.
+/// How often the system's state is read until it has noticed.
 const ASK: Duration = Duration::from_millis(20);
 
 /// Builds the lab, lets the fault come, and removes the lab.

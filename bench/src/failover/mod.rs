@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     lab::sweep()?;
     let mut report = Report::default();
     let measured = measure(&cells, &mut report);
-    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    // After an error or a signal the results so far are printed: they took minutes to measure.
     arguments.output.print(&report)?;
     measured
 }

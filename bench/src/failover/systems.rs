@@ -45,7 +45,7 @@ enum Balancing {
 /// A check: the same numbers for both.
 #[derive(Clone, Copy, Debug)]
 struct Check {
-    /// Whether the page is asked for, and not only a TCP connection.
+    /// Whether the check requests the page, and not only a TCP connection.
     page: bool,
     /// Between two checks, and how long one may take.
     interval: Duration,

@@ -1,4 +1,4 @@
-//! What checking many backends costs: CPU time of the prober's thread, and how late it asks.
+//! What checking many backends costs: CPU time of the prober's thread, and how late it probes.
 //!
 //! Two hosts: one with the prober, one that is all the backends, each an address of it. Its server
 //! is a process of its own. The kernel would handle a packet that is sent from one to the other in
@@ -64,7 +64,7 @@ pub const BACKENDS: u32 = 4_096;
 pub struct Arguments {
     #[command(flatten)]
     output: Output,
-    /// How many backends are asked once a second
+    /// How many backends are probed once a second
     #[arg(long, default_value_t = BACKENDS, value_parser = clap::value_parser!(u32).range(1..=65_000))]
     backends: u32,
     /// How long each case is measured, in seconds

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// If it can't listen.
 pub fn serve(port: u16) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("listen")?;
-    // The standard library asks for 128. A burst that finds the queue full waits a second for its
+    // The standard library sets 128. A burst that finds the queue full waits a second for its
     // SYNs to be sent again, and the benchmark would measure that.
     // SAFETY: the descriptor is an open socket.
     let listens = unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) };

@@ -2,7 +2,7 @@
 //! client, the same wires.
 //!
 //! Each of the [systems](System) has a lab of its own. Their runs alternate in every round, so
-//! that all meet the same machine. Where the time goes is asked of perf at the end ([`profile`]).
+//! that all meet the same machine. perf measures where the time goes at the end ([`profile`]).
 
 mod profile;
 mod systems;
@@ -22,7 +22,7 @@ use kit::{
 use crate::output::Output;
 use systems::Testbed;
 
-/// How the clients ask: how many connections, and whether they are kept.
+/// The clients' load: how many connections, and whether they are kept.
 const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false)];
 
 /// A run that is thrown away, so that all is warm.
@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     };
     report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
     let measured = measure(&testbeds, arguments.rounds, time, &mut report);
-    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    // After an error or a signal the results so far are printed: they took minutes to measure.
     arguments.output.print(&report)?;
     measured
 }
@@ -93,7 +93,7 @@ fn measure(testbeds: &[Testbed], rounds: u32, time: Duration, report: &mut Repor
     let profiles = profiled.len() * profile::LOADS.len();
     let mut progress = Progress::new(each * rounds as usize + profiles);
     for round in 0..rounds {
-        // The order changes, so that nobody always comes after the same one.
+        // The order changes, so that none always comes after the same one.
         for n in 0..report.cases.len() {
             let n = (n + round as usize) % report.cases.len();
             let case = &mut report.cases[n];

@@ -85,7 +85,7 @@ impl Testbed {
         Ok(testbed)
     }
 
-    /// Whom the client asks.
+    /// The targets of the client's requests.
     pub fn targets(&self) -> Vec<String> {
         match self.system {
             System::Direct => self.lab.webs.iter().map(|web| web.host.v4.to_string()).collect(),

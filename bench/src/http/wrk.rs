@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{busy, systems::Testbed};
 
-/// Threads of wrk. Without a balancer each asks one host.
+/// Threads of wrk. Without a balancer each sends to one host.
 const THREADS: u16 = 4;
 
 /// wrk prints percentiles as text only. This script prints a line of JSON, and gives each thread its target.
@@ -40,7 +40,7 @@ struct WrkReport {
     p999_us: u64,
 }
 
-/// Asks for so long.
+/// Runs wrk for so long.
 ///
 /// # Errors
 ///

@@ -105,7 +105,7 @@ pub fn ensure_counted() -> Result<()> {
 /// The processor's clock.
 fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has a time-stamp counter, and a process may read it unless it
-    // has asked the kernel to forbid that.
+    // has set the kernel to forbid that.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 

@@ -33,7 +33,7 @@ pub enum To {
 pub struct Case {
     /// What varies.
     pub sweep: Sweep,
-    /// Where packets go and which they are, in words: cases of one sweep with the same are a curve.
+    /// The path and the kind of packets, as text: cases of one sweep with the same are a curve.
     pub packets: &'static str,
     /// How much there is of what varies.
     pub value: u32,

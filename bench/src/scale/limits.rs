@@ -18,7 +18,7 @@ const EACH: u16 = 8;
 /// Beyond ids of 16 bits.
 const TOO_MANY_FOR_IDS: u32 = 70_000;
 
-/// Asks for one more of everything.
+/// Adds one more of everything.
 ///
 /// # Errors
 ///

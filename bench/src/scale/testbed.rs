@@ -101,7 +101,7 @@ pub struct Testbed {
     pub size: Size,
     /// What the engine is to make of them.
     desired: Desired,
-    // Before the pins: who has the maps open has them locked.
+    // Before the pins: open maps are locked.
     engine: Engine<Xdp>,
     program: ProgramFd,
     settings: Settings,

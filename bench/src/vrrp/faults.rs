@@ -41,7 +41,7 @@ pub fn end(fault: Fault, testbed: &mut Testbed) -> Result<()> {
 /// How long the clients are watched after its end.
 pub fn aftermath(fault: Fault, interval: Duration) -> Duration {
     match fault {
-        // A client that goes to the wrong node, and that nobody corrects, goes on doing so until
+        // A client that goes to the wrong node, and that gets no correction, goes on doing so until
         // it doubts what it knows of its neighbours: 8 s if it was not sure, up to 50 if it was.
         Fault::Parted | Fault::PowerOff => Duration::from_secs(9),
         _ => interval * 2 + Duration::from_millis(300),

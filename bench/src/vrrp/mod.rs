@@ -3,7 +3,7 @@
 //!
 //! Each interval has a lab of each of the [systems](System). A [trial] lets one of the [faults]
 //! come to the node that is Active, waits, lets it end, and waits until all is as before, while a client
-//! asks for a page every two milliseconds and long downloads run. The systems' trials alternate, so
+//! requests a page every two milliseconds and long downloads run. The systems' trials alternate, so
 //! that both meet the same machine.
 
 mod faults;
@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             break;
         }
     }
-    // What there is when something fails, or somebody has seen enough, took minutes to measure.
+    // After an error or a signal the results so far are printed: they took minutes to measure.
     arguments.output.print(&report)?;
     measured
 }

@@ -52,7 +52,7 @@ pub fn run(testbed: &mut Testbed, fault: Fault, n: u32) -> Result<Trial> {
     faults::strike(fault, testbed)?;
     pass(after.saturating_sub(begun.elapsed()))?;
     testbed.wait_taken_over()?;
-    // Nobody waits for a node to come back with the connections that it had: what does not go on
+    // The trial does not wait for a node to come back with the connections that it had: what does not go on
     // while it is away is broken.
     let silent = Instant::now() - SILENT - interval * 2;
     let (ran, broken) = (DOWNLOADS * testbed.lab().webs.len(), first.silent_since(silent));

@@ -185,7 +185,7 @@ fn a_stopped_daemon_is_one_clear_line() {
 async fn no_permission_is_one_clear_line() {
     let place = Place::new(WEB);
     let running = place.start().await;
-    // Who runs this as another user can't become nobody, and is refused by an own mode instead.
+    // Without root the test can't become `nobody`, and is refused by an own mode instead.
     let mode = if nobody_can_be_used() { 0o660 } else { 0o000 };
     fs::set_permissions(place.socket(), fs::Permissions::from_mode(mode)).expect("it is ours");
     fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).expect("it is ours");

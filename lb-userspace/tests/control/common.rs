@@ -1,4 +1,4 @@
-//! A daemon over maps in memory, with a resolver that finds whatever it is asked for.
+//! A daemon over maps in memory, with a resolver that finds all addresses.
 
 use std::{
     collections::BTreeMap,
@@ -98,7 +98,7 @@ impl Place {
 
     /// Starts a daemon here, with empty maps.
     pub async fn start(&self) -> Running {
-        // Its thread has nothing to ask that is not on loopback.
+        // All addresses of its thread are on loopback.
         let (prober, reports) = Prober::start().expect("a thread");
         self.start_with(prober, reports).await
     }

@@ -82,7 +82,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
         steps(&lbd),
         [
             Deed::hold([web]),
-            // Before the other one is asked: its advertisement may come at once.
+            // Before the request to the other one: its advertisement may come at once.
             Deed::Order(Order::Yield(key, Yield::Asked)),
             Deed::Ask(PEER, vec![key]),
         ]
@@ -535,7 +535,7 @@ async fn detach_on_the_active_node_of_a_pair_says_that_the_peer_takes_over() {
     let ran = lbctl(&place, "detach").await;
     assert!(ran.err.contains("on this node; another node goes on with all services"), "{ran:?}");
     lbd.stop().await;
-    // A node alone has nobody who goes on.
+    // A node alone has no peer that goes on.
     let place = Place::new(WEB);
     let lbd = place.start().await;
     let ran = lbctl(&place, "detach").await;

@@ -1,4 +1,4 @@
-//! What operators do beside single changes: bursts, dry runs, questions, events, maintenance.
+//! What operators do beside single changes: bursts, dry runs, queries, events, maintenance.
 
 use std::{
     collections::BTreeSet,
@@ -414,7 +414,7 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
 async fn who_reads_no_events_holds_nobody_up() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
-    // It asks, and reads nothing: what is sent piles up in the socket's buffers, and no further.
+    // It sends requests, and reads nothing: answers pile up in the socket's buffers, and no further.
     let _lines = lbd.client.lines("/v1/events?follow=true").await.expect("it follows");
     for n in 0..20 {
         let _: Done = lbd.client.send_json(Method::PATCH, A, &weight(2 + n)).await.expect("done");
@@ -463,7 +463,7 @@ async fn a_wait_outlasts_a_restart() {
     eventually("it drains", async || lbctl(&place, "backend list").await.out.contains("draining"))
         .await;
     lbd.stop().await;
-    // Long enough for a poll to find nobody.
+    // Long enough for a poll to find no lbd.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let lbd = place.start().await;
     let ran = Ran::from(waiting.await.expect("no panic").expect("it runs"));

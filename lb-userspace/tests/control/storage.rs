@@ -154,7 +154,7 @@ async fn a_disk_that_stalls_stops_neither_changes_nor_checks() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     assert_eq!(weigh(&lbd, "5").await, [""; 0]);
-    // Whoever opens a pipe to write waits for a reader, as for a disk that is frozen.
+    // The opening of a pipe for writing waits for a reader, as for a disk that is frozen.
     let pipe = place.path("state.json.partial");
     let name = CString::new(pipe.as_os_str().as_bytes()).expect("no zero in it");
     // SAFETY: the string lives, and ends with a zero.

@@ -1,4 +1,4 @@
-//! Two nodes, as the engine and the core see them: whatever happens to rings, and whoever takes over,
+//! Two nodes, as the engine and the core see them: whatever happens to rings, and whichever takes over,
 //! no flow that was exported changes its backend.
 
 mod shared;

@@ -1,5 +1,5 @@
 //! Three nodes that serve a VIP at once, behind a router that hashes flows over those that it knows of:
-//! whatever is drained, and whoever leaves and comes back, a flow finds its backend on every node.
+//! whatever is drained, and whichever node leaves and comes back, a flow finds its backend on every node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -222,7 +222,7 @@ impl Sharing {
     }
 
     fn admin(&mut self, backend: usize, admin: Admin) {
-        // Whoever stands still gets it when it goes on.
+        // A stopped node gets it when it goes on.
         for node in &mut self.nodes {
             edit(&mut node.engine, BACKENDS[backend], admin);
         }

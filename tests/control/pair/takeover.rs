@@ -131,7 +131,7 @@ fn who_follows_nobody_keeps_all_whatever_it_sees_of_backends() {
         pair.nodes[0].engine.sweep(now).unwrap();
     }
     see_all(&mut pair, Condition::Up);
-    // Nobody else was there. All clients have kept silent for as long.
+    // No other node was there. All clients have kept silent for as long.
     let now = pair.at();
     pair.nodes[0].engine.set_roles([(web(), Role::Own)].into(), now).unwrap();
     pair.send(5).unwrap();
@@ -196,7 +196,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     pair.send(5).unwrap();
 }
 
-/// Nobody sends anything for so long that flows have ended, as the nodes see at the end.
+/// No client sends anything for so long that flows have ended, as the nodes see at the end.
 fn be_silent(pair: &mut Pair) {
     for _ in 0..=IDLE {
         pair.sync();
@@ -206,7 +206,7 @@ fn be_silent(pair: &mut Pair) {
     }
 }
 
-/// A pair that has just exported slots that settle, which the follower has not imported. For long nobody
+/// A pair that has just exported slots that settle, which the follower has not imported. For long no client
 /// has sent anything.
 fn settling_pair() -> Pair {
     let mut pair = Pair::new();
@@ -308,7 +308,7 @@ fn no_slot_is_told_to_settle_while_pins_are_held() {
     pair.late = true;
     pair.active().engine.hold_pins(&[web()].into()).unwrap();
     be_silent(&mut pair);
-    // Who takes over does not wait for these.
+    // A node that takes over does not wait for these.
     pair.sync();
     assert_eq!(queued_bases(&pair), []);
     pair.active().engine.hold_pins(&BTreeSet::new()).unwrap();

@@ -271,7 +271,7 @@ fn active(machine: &Machine) -> Result<()> {
     .with_context(|| machine.run("lbctl vrrp status").unwrap_or_default())
 }
 
-/// Waits until both backends are up, and has the client ask.
+/// Waits until both backends are up, and has the client send requests.
 fn serves(lab: &Lab, machine: &Machine) -> Result<()> {
     wait::until_true(SOON, "both backends are up", || {
         Ok(machine.run("lbctl backend list web")?.matches(" up").count() == 2)

@@ -1,7 +1,7 @@
 //! The frames of a flood: each is a pure function of its number.
 //!
-//! All sources are of 198.18.0.0/15, which is nobody's (RFC 2544, C.2.2), so that what a flood has left
-//! in a table differs from the flows of clients.
+//! All sources are of 198.18.0.0/15, which is reserved (RFC 2544, C.2.2), so that a flood's entries
+//! in a table differ from the flows of clients.
 
 use std::net::Ipv4Addr;
 
@@ -184,7 +184,7 @@ impl Aim {
             5 => packet.truncate(11),
             // SYN and FIN and RST, and a data offset beyond the end.
             6 => packet[20 + 12..20 + 14].copy_from_slice(&[0xf0, 7]),
-            // A protocol that nobody has.
+            // An unassigned protocol.
             _ => packet[9] = 253,
         }
         let packet = if packet.len() >= 20 { checked(packet) } else { packet };

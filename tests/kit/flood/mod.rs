@@ -109,7 +109,7 @@ impl Attacker {
         Ok(Self { namespace })
     }
 
-    /// An address that the switch sends back to where it came from, which means to nobody: a flood for it
+    /// An address that the switch sends back to the port it came from, and so drops: a flood for it
     /// costs this machine what its sender costs, and the balancer nothing.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl Drop for Flood {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Who dropped it does not want to know.
+            // Without a receiver the result is not needed.
             let _ = thread.join();
         }
     }

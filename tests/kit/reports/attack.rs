@@ -139,7 +139,7 @@ pub struct Kept {
 pub struct Pins {
     /// Those of the clients' open connections.
     pub clients: Kept,
-    /// Entries before the flood, whoever's.
+    /// Entries before the flood, of all sources.
     pub used_before: u64,
     /// Entries after it.
     pub used_after: u64,
@@ -192,7 +192,7 @@ pub struct Moved {
     pub moved: usize,
 }
 
-/// What somebody can do who knows the addresses and ports of clients.
+/// The attacks of a sender that knows the addresses and ports of clients.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Forged {
     /// A SYN for each flow while no slot is in flux.

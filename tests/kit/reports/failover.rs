@@ -40,7 +40,7 @@ pub struct Cell {
     pub last_failure_ms: Option<f64>,
     /// Whether requests still failed when no more were made.
     pub failing_at_end: bool,
-    /// When the system no longer gave the host new connections; not asked where it comes to every host.
+    /// When the system no longer gave the host new connections; not measured where it comes to every host.
     pub noticed_ms: Option<f64>,
     /// The longest that a request took that succeeded.
     pub longest_ms: f64,
@@ -71,9 +71,9 @@ pub struct Ended {
 pub enum Fault {
     /// nginx is killed; the kernel resets its connections and refuses others.
     Killed,
-    /// The host is off the net, without a message to anybody.
+    /// The host is off the net, without a last message.
     CutOff,
-    /// nginx hangs: the kernel accepts connections and nobody answers.
+    /// nginx hangs: the kernel accepts connections without an answer.
     Hangs,
     /// nginx is killed and started again.
     Restarted,

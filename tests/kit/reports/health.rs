@@ -17,25 +17,25 @@ pub struct Report {
 /// One kind of check.
 #[derive(Serialize, Deserialize)]
 pub struct Case {
-    /// What was asked.
+    /// The kind of check.
     pub name: String,
     /// How many backends.
     pub backends: usize,
     /// The interval of each.
     pub interval_ms: u64,
-    /// Questions in the time measured.
+    /// Probes in the time measured.
     pub checks: u64,
     /// The same, a second.
     pub checks_per_second: f64,
     /// Bad answers among them.
     pub failed: u64,
-    /// Questions that couldn't be asked among them.
+    /// Probes that couldn't be sent among them.
     pub unknown: u64,
     /// CPU time of the prober's thread, in per cent of one core.
     pub cpu_percent: f64,
-    /// The same for each question, in microseconds.
+    /// The same for each probe, in microseconds.
     pub cpu_us_per_check: f64,
-    /// How much later than due half of the questions were asked at most, in microseconds.
+    /// How much later than due half of the probes were sent at most, in microseconds.
     pub late_us_p50: Option<u64>,
     /// The same of 99 in 100.
     pub late_us_p99: Option<u64>,

@@ -16,7 +16,7 @@ pub struct Report {
     pub samples: usize,
     /// Bytes of an answer.
     pub bytes: usize,
-    /// How often it was asked.
+    /// How often it was scraped.
     pub scrapes: u32,
     /// From the request to the answer's last byte: minimum.
     pub min_ms: f64,

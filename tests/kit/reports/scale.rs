@@ -201,11 +201,11 @@ pub struct Limit {
     pub limit: String,
     /// How many there can be.
     pub value: u32,
-    /// What was asked for.
+    /// The command.
     pub asked: String,
-    /// Exit status of who was asked.
+    /// Its exit status.
     pub exit_status: Option<i32>,
-    /// What was printed.
+    /// Its output.
     pub message: String,
 }
 

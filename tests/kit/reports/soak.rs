@@ -33,7 +33,7 @@ pub struct Report {
     pub flows_moved: u64,
     /// What both `lbd` held.
     pub nodes: Vec<Node>,
-    /// How that has grown where nobody touched the process.
+    /// How that has grown where no operation touched the process.
     pub growth: Vec<Growth>,
     /// The longest time that this program wanted to run and could not.
     pub longest_stall_ns: u64,

@@ -39,7 +39,7 @@ pub struct Trial {
     pub late_ms: f64,
 }
 
-/// What a change of who is Active did.
+/// The effects of a change of the Active node.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Event {
     /// The longest time between two answers, in milliseconds.

@@ -19,7 +19,7 @@ use super::{
     wait_all_serve, wait_answered, wait_for,
 };
 
-/// That nobody is held, or was held, for what the interface did.
+/// Checks that no backend is, or was, taken for down because of the interface.
 fn nobody_is_blamed(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let held = events(balancer, "backend_held")?;
     ensure!(held.is_empty(), "{held:?}");

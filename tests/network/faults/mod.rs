@@ -81,14 +81,14 @@ fn none_failed(arrivals: Arrivals) -> Result<()> {
     Ok(())
 }
 
-/// Connections that ask for a page again and again.
+/// Connections that request a page again and again.
 fn load(lab: &Lab) -> Result<Load> {
     let pause = Duration::from_millis(50);
     let plan = load::Plan { target: WAY.target(), steady: 40, passing: 0, pause };
     Load::start(&lab.client.namespace, plan)
 }
 
-/// Asks for one page; who answers.
+/// Requests one page; returns the host that answers.
 fn ask(lab: &Lab, way: Way, limit: Duration) -> Result<String> {
     let mut connection = Connection::open(&lab.client.namespace, way.target(), limit)?;
     connection.get("/")?.ok()?.backend()
@@ -115,7 +115,7 @@ fn events(balancer: &Balancer, kind: &str) -> Result<Vec<String>> {
     Ok(shown.lines().map(str::to_owned).collect())
 }
 
-/// Lets time pass in which clients come; what is asked for is load, not a moment.
+/// Lets time pass in which clients come; they make load, no moment counts.
 fn run_for(time: Duration) {
     std::thread::sleep(time);
 }

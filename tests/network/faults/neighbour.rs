@@ -1,4 +1,4 @@
-//! The backends' end of the wire: nobody there, another MAC address, a router in between.
+//! The backends' end of the wire: no host there, another MAC address, a router in between.
 
 use std::net::{IpAddr, Ipv4Addr};
 

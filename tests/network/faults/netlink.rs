@@ -164,12 +164,12 @@ fn netlink_that_says_nothing_any_more_is_opened_again_without_a_restart() -> Res
         set(&borrow(&balancer, &socket)?, libc::SO_ATTACH_FILTER, &filter)?;
     }
     let arrivals = clients(&lab, WAY)?;
-    // The way to it has to be asked for.
+    // The route to it has to be looked up.
     balancer.lbctl(&["backend", "add", WAY.name(), &added.to_string()])?;
     wait_for(&balancer, WAY, added, "serves", |backend| backend.is_up() && backend.slots > 0)?;
     run_for(AT_ONCE);
     none_failed(arrivals)?;
-    // The virtual routers have two of their own, and ask nothing while there are none.
+    // The virtual routers have two of their own, and send nothing while there are none.
     wait::until_true(SOON, "two of its sockets are others", || {
         let now = sockets(&balancer)?;
         let others = now.iter().filter(|socket| !before.contains(&socket.inode)).count();

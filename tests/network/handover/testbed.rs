@@ -110,7 +110,7 @@ impl Testbed {
 }
 
 impl Testbed {
-    /// Attaches a program of somebody else's, which lets every frame pass; it goes with its pin.
+    /// Attaches a foreign program, which lets every frame pass; it goes with its pin.
     pub fn add_foreign_program(&self, interface: &str) -> PathBuf {
         let pin = self.peers.join("foreign");
         kit::xdp::pass(&self.namespace, interface, &pin).unwrap();

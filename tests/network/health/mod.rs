@@ -1,4 +1,4 @@
-//! Backends that die, hang, vanish and come back, under real clients: who is found, how fast, and
+//! Backends that die, hang, vanish and come back, under real clients: the detection, its time, and
 //! what it costs.
 
 mod silence;
@@ -54,8 +54,8 @@ fn wait_until_down(
     wait::until(SOON, &format!("{at} is {condition:?} and gets no new flows"), || {
         let down = backend(balancer, way, at)?;
         let keeps_flows = down.base_slots > 0;
-        let as_told = down.slots == 0 && keeps_flows == (condition == Condition::SoftDown);
-        ensure!(down.condition == condition && as_told, "{down:?}");
+        let as_specified = down.slots == 0 && keeps_flows == (condition == Condition::SoftDown);
+        ensure!(down.condition == condition && as_specified, "{down:?}");
         Ok(down)
     })
 }
@@ -70,7 +70,7 @@ fn clients(lab: &Lab, way: Way) -> Result<Arrivals> {
     Arrivals::start(&lab.client.namespace, plan)
 }
 
-/// Lets time pass in which clients come; what is asked for is load, not a moment.
+/// Lets time pass in which clients come; they make load, no moment counts.
 fn run_for(time: Duration) {
     std::thread::sleep(time);
 }

@@ -1,4 +1,4 @@
-//! Who floods the listener, or is slow on purpose, hurts nobody.
+//! A client that floods the listener, or is slow on purpose, disturbs no other.
 
 use std::{
     fs,
@@ -115,7 +115,7 @@ fn who_guesses_passwords_keeps_nobody_out() -> Result<()> {
             lab.balancer.v4
         )
     })?;
-    // To compare a password with it takes long; nobody knows which one it is of.
+    // To compare a password with it takes long; its password is unknown.
     let hash = HASH.replace("$05$", "$13$");
     fs::write(lab.folder().join("http.users"), format!("ann:{hash}\n"))?;
     fs::write(lab.folder().join("http.token"), format!("{TOKEN}\n"))?;

@@ -85,9 +85,9 @@ fn the_virtual_routers_speak_at_a_level_of_their_own() -> Result<()> {
     wait::until(PATIENCE, "it logs that it is Active", || {
         let log = balancer.log();
         let mut lines = log.lines().filter(|line| line.contains("DEBUG"));
-        let is_said =
+        let is_logged =
             lines.any(|line| line.contains("virtual router") && line.contains("to=active"));
-        ensure!(is_said, "not yet:\n{log}");
+        ensure!(is_logged, "not yet:\n{log}");
         Ok(())
     })?;
     // No other part does, though the daemon has debug lines for each write and each way out.

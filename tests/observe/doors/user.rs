@@ -1,4 +1,4 @@
-//! `lbd` without root: a user of its own with few capabilities; and who may use its socket.
+//! `lbd` without root: a user of its own with few capabilities; and access to its socket.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const NEEDED: [&str; 4] = ["bpf", "perfmon", "net_admin", "net_raw"];
 /// They are 39, 38, 12 and 13.
 const NUMBERS: &str = "000000c000003000";
 
-/// Programs that anybody may run: a copy of the binaries, and `lbd` in front of it as another user.
+/// Programs that any user may run: a copy of the binaries, and `lbd` in front of it as another user.
 fn unprivileged(folder: &Path, capabilities: &[&str]) -> Result<()> {
     let binaries = balancer::binaries()?;
     fs::create_dir_all(folder)?;
@@ -62,7 +62,7 @@ fn become_user(lab: &Lab, balancer: &mut Balancer) -> Result<PathBuf> {
     for entry in fs::read_dir(&own_folder)? {
         chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
     }
-    // Anybody may pass to the socket, so that what refuses them is what is tested.
+    // All users may pass to the socket, so that the tested check refuses them.
     for place in [Path::new(ROOT), &folder, &own_folder] {
         fs::set_permissions(place, fs::Permissions::from_mode(0o755))?;
     }
@@ -137,7 +137,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     balancer.lbctl(&["backend", "drain", WAY.name(), &host, "--yes"])?;
     balancer.lbctl(&["backend", "enable", WAY.name(), &host])?;
 
-    // What somebody takes off comes back, and what looks at packets may.
+    // A detached program comes back, and a capture works.
     kit::xdp::detach(&balancer.pins().join(format!("link-{INTERFACE}")))?;
     let back = || {
         let output = balancer.lbctl(&["events", "--kind", "interface_back", "-o", "json"])?;
@@ -183,7 +183,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     Ok(())
 }
 
-/// A capture, and a packet that the program is asked about.
+/// A capture, and a test run of the program with a packet.
 fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let file = lab.folder().join("packets.pcapng");
     let before = pins(balancer, "program-")?;
@@ -263,7 +263,7 @@ fn who_may_use_the_socket(lab: &Lab, balancer: &Balancer, programs: &Path) -> Re
         // Whose group it is, as the first or as one of many.
         ("12345", "65534", &["--clear-groups"], true),
         ("12345", "12345", &["--groups", "4,65534,27"], true),
-        // Who lbd runs as, and root.
+        // lbd's own user, and root.
         ("65534", "12345", &["--clear-groups"], true),
         ("0", "12345", &["--clear-groups"], true),
     ] {

@@ -24,7 +24,7 @@ fn packets(first: u32, flags: Flags) -> Vec<Packet> {
     all.chain([made(Protocol::Tcp, 1, 22, flags)]).collect()
 }
 
-/// Asks, then lets the same packets meet the program, which writes what it has to.
+/// Requests explanations, then runs the program on the same packets, which writes what it has to.
 fn agree(lab: &Lab, balancer: &Balancer, packets: Vec<Packet>) -> Result<Vec<Explained>> {
     let explained = ask(balancer, packets, false)?;
     let program = program(lab)?;
@@ -109,8 +109,8 @@ fn to_verify_an_explanation_changes_no_byte_of_any_map() -> Result<()> {
     agree(&lab, &balancer, packets(0, Flags::SYN))?;
     let mut asked = packets(0, Flags::ACK);
     asked.extend(packets(500, Flags::SYN));
-    // The daemon writes as well: whom it suspects, since nobody answers these SYNs, and counters of the
-    // questions that it asks through the program. What an explanation wrote would be there each time.
+    // The daemon writes as well: suspected backends, since these SYNs get no answer, and counters of the
+    // probes that it sends through the program. What an explanation wrote would be there each time.
     let mut changed = Vec::new();
     for _ in 0..5 {
         let before = dump(&balancer)?;

@@ -290,7 +290,7 @@ fn a_capture_saves_what_was_asked_for_and_no_more_of_it() -> Result<()> {
     let cut = frames(&file, "frame.cap_len == 50 && frame.len > 100")?;
     ensure!(cut.len() == saved.len(), "{} of {}", cut.len(), saved.len());
 
-    // The program can't be asked about a part of a frame, which is no difference.
+    // The program can't run on a part of a frame, which is no difference.
     let verify =
         balancer.lbctl_output(&["explain", "--pcap", &path, "--limit", "2", "--verify"])?;
     let output = String::from_utf8_lossy(&verify.stdout);

@@ -68,7 +68,7 @@ pub fn made(protocol: Protocol, number: u32, port: u16, flags: Flags) -> Packet 
     }))
 }
 
-/// Asks the daemon.
+/// Sends an explanation request to the daemon.
 pub fn ask(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Vec<Explained>> {
     let questions =
         Questions { packets, interface: None, cpu: 0, any_mac: false, again: false, verify };
@@ -137,7 +137,7 @@ pub fn unhex(text: &str) -> Result<Vec<u8>> {
     Ok((0..text.len()).step_by(2).map(byte).collect::<Result<_, _>>()?)
 }
 
-/// The bytes of every map, but for the counters of reasons: frames that are nobody's come all the
+/// The bytes of every map, but for the counters of reasons: frames of no service come all the
 /// time.
 pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut dump = BTreeMap::new();

@@ -136,7 +136,7 @@ fn each_rule_is_evaluated(prometheus: &Prometheus) -> Result<()> {
         }
         Ok(())
     })?;
-    // Nothing is wrong that would wake somebody.
+    // No alert fires.
     let firing = prometheus.query("ALERTS{alertstate=\"firing\",severity=\"page\"}")?;
     ensure!(firing.is_empty(), "{firing:?}");
     Ok(())

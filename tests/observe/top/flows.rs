@@ -121,7 +121,7 @@ fn full_tables_are_read_in_bounded_memory_while_the_daemon_answers() -> Result<(
         most(&busy),
         busy.len()
     );
-    // If the daemon's own task walked, who asks it something else would wait for that each time.
+    // If the daemon's own task walked, other requests would wait for that each time.
     ensure!(middle(&busy) < middle(&walks) / 4, "{:?} of {:?}", middle(&busy), middle(&walks));
 
     // All of them as lines, of which few are in memory.

@@ -59,7 +59,7 @@ fn a_drain_that_is_waited_for_moves_on_a_terminal_and_is_plain_in_a_pipe() -> Re
     })?;
     ensure!(next.matches("draining for ").count() == 1, "it is one line:\n{next}");
     terminal.press(&["C-c"])?;
-    // Who interrupts it has the prompt again.
+    // An interrupt returns to the prompt.
     terminal.types("echo done")?;
     terminal.wait_for("\ndone").map(drop)
 }

@@ -196,7 +196,7 @@ fn top_does_not_stop_where_nobody_could_continue_it() -> Result<()> {
     listens()?;
     send("TSTP", &pid)?;
     listens()?;
-    // Nothing keeps from this; whoever sends it can send the other.
+    // A process can't catch this; its sender can send the other.
     send("STOP", &pid)?;
     send("CONT", &pid)?;
     listens()?;

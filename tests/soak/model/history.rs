@@ -182,7 +182,7 @@ impl History {
         }
         end(&mut self.gone[service][host], span.from);
         self.joined[service][host].push(span);
-        // Who is enabled in time keeps its flows.
+        // A backend that is enabled in time keeps its flows.
         self.deadlines[service][host].retain(|deadline| deadline.from <= span.until);
     }
 

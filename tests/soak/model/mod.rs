@@ -15,7 +15,7 @@
 //! | it began in the moment in which a node died | [`Reason::Untold`] |
 //! | it began while no advertisement passed between the nodes and both were Active | [`Reason::Parted`] |
 //! | the same by the first wire alone, and it began when clients changed from one node to the other | [`Reason::Parted`] |
-//! | it was new, and nobody was there for it | [`Reason::NoBackend`] |
+//! | it was new, and no backend was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
 //!
@@ -39,8 +39,8 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 /// How long the checks and the clients' packets may take to show that a backend is dead, or back.
 pub const FOUND_OUT: Duration = Duration::from_secs(3);
 
-/// How long before and after the death of a node nobody else may know of a flow that begins in a slot in
-/// flux: a flush interval and the lease. What begins later is not pinned, and found by who takes over.
+/// How long before and after the death of a node no other node may know of a flow that begins in a slot in
+/// flux: a flush interval and the lease. A later flow is not pinned, and the node that takes over finds it.
 const EXPORT_LAG: Duration = Duration::from_millis(50);
 
 /// When a client sends its SYN again (RFC 6298, 2.1), less what clocks are apart. A backend that has been
@@ -105,7 +105,7 @@ pub enum Failure {
     Other(String),
 }
 
-/// Why a connection may break; the table above has it in words.
+/// Why a connection may break; the table above describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     Killed,
@@ -209,7 +209,7 @@ fn of_backend(
         if lived.from <= dead.from {
             return Some(Reason::Killed);
         }
-        // One that has answered was on nobody dead, but for the clocks' slack.
+        // A backend that has answered was dead on no node, but for the clocks' slack.
         let joined =
             history.joined[service][host].iter().filter(|joined| joined.from <= life.ended);
         let changed =
@@ -245,7 +245,7 @@ fn of_backend(
     if patience {
         return Some(Reason::Patience);
     }
-    // Neighbours are asked anew for a second or more when a cable is back, and the answer to the first
+    // Neighbours are resolved anew for a second or more when a cable is back, and the answer to the first
     // SYN waits for that.
     let comes_back = |cut: &Span| {
         cut.until <= life.ended

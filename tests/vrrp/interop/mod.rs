@@ -16,7 +16,7 @@ use kit::{
 use lb_model::router::State;
 use testbed::{Change, Plan, ROUTER, Testbed, Who};
 
-/// Everything that makes the address move, from whoever has the higher priority to the other and back.
+/// Everything that makes the address move, from the node with the higher priority to the other and back.
 fn the_address_moves_as_the_protocol_has_it(plan: Plan) -> Result<()> {
     if !can_run() {
         return Ok(());
@@ -70,7 +70,7 @@ fn keepalived_leads_lbd_over_ipv6() -> Result<()> {
     the_address_moves_as_the_protocol_has_it(Plan::new(VIPS_V6[0], Who::Theirs))
 }
 
-/// Without preemption, who has the address keeps it until it goes.
+/// Without preemption, the holder of the address keeps it until it goes.
 fn who_has_the_address_keeps_it(plan: Plan) -> Result<()> {
     if !can_run() {
         return Ok(());

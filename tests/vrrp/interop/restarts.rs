@@ -1,8 +1,8 @@
 //! `lbd` restarted beside keepalived, each with its default interval: it takes over nothing.
 //!
-//! Whether a router that begins receives the Active one's advertisement in time depends on when in the second it begins. So
-//! there are several of them, whose keepaliveds advertise at different times of the second: by their
-//! priorities they became Active one after the other.
+//! Whether a router that begins receives an advertisement in time depends on when in the second it
+//! begins. So there are several of them, whose keepaliveds advertise at different times of the second:
+//! by their priorities they became Active one after the other.
 
 use std::{net::IpAddr, thread, time::Duration};
 

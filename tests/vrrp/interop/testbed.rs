@@ -48,7 +48,7 @@ pub struct Plan {
     pub interval: Duration,
     /// Whether `lbd` has the interval in its configuration; else it has the default.
     pub same_interval: bool,
-    /// Who has the higher priority.
+    /// The node with the higher priority.
     pub higher: Who,
     /// A password, and with it version 2.
     pub password: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! The clients of a pair, who are to notice nothing: long downloads, connections that ask for pages now
+//! The clients of a pair, which are to notice nothing: long downloads, connections that request pages now
 //! and then, and a new one every five milliseconds.
 
 use std::{
@@ -91,11 +91,11 @@ impl Clients {
         self.operations.borrow_mut().push((Instant::now(), operation.to_owned()));
     }
 
-    /// Kills `lbd` of a node. Of what was opened within its last lease, in a slot in flux, nobody else may know.
+    /// Kills `lbd` of a node. Of what was opened within its last lease, in a slot in flux, no other node may know.
     ///
     /// # Errors
     ///
-    /// If it can't be killed, or had no lease: then it took no peer for present, and nobody knows of any pin.
+    /// If it can't be killed, or had no lease: then it took no peer for present, and no other node knows of any pin.
     pub fn kill(&self, ha_pair: &mut HaPair, node: usize) -> Result<()> {
         ha_pair.nodes[node].kill()?;
         let name = &ha_pair.host(node).name;

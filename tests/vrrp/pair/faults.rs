@@ -95,7 +95,7 @@ fn no_connection_breaks_whatever_befalls_the_active_node() -> Result<()> {
     clients.finish().with_context(|| ha_pair.logs())
 }
 
-/// How long nobody has the address, and how long two do.
+/// How long no node has the address, and how long two do.
 #[test]
 fn failovers_take_no_longer_than_the_protocol_says() -> Result<()> {
     if !can_run() {

@@ -1,4 +1,4 @@
-//! Two `lbd` that stand for each other, and real clients who are to notice nothing of what befalls
+//! Two `lbd` as a pair, and real clients, which are to notice nothing of what befalls
 //! them.
 
 mod agreement;

@@ -65,7 +65,7 @@ fn address_that_was_set_by_hand_on_the_only_node_is_no_problem_and_becomes_its_o
         .a
         .wait_for_notice(NoticeKind::Leftover, "the one that was set by hand has been removed")?;
     testbed.a.wait_to_have(VIP, true)?;
-    // What lbd holds itself, and somebody removes, is a fault of whoever does.
+    // The removal of an address that lbd holds is an error of the operator.
     testbed.a.namespace.ip(&format!("addr del {VIP}/32 dev eth0"))?;
     testbed.a.wait_for_notice(NoticeKind::Trouble, "somebody has removed it")?;
     testbed.a.wait_to_have(VIP, true)
@@ -227,7 +227,7 @@ fn claim_of_an_address_names_the_peer_whose_mac_address_has_it() -> Result<()> {
         testbed.b.wait_for(State::Backup)?;
         testbed.b.wait_to_have(vip, false)?;
         testbed.a.clear_reports();
-        // Its process dies, and somebody sets the address by hand.
+        // Its process dies, and an operator sets the address by hand.
         testbed.b.die();
         let add = if family == Family::V4 { "" } else { " nodad" };
         testbed.b.namespace.ip(&format!("addr add {vip} dev eth0{add}"))?;

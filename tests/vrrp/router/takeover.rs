@@ -1,4 +1,4 @@
-//! Who holds the addresses when something happens.
+//! The holder of the addresses over faults and restarts.
 
 use std::{
     thread,

@@ -1,4 +1,4 @@
-//! Two nodes and a client on one link, and what is asked of them.
+//! Two nodes and a client on one link, with getters and waits.
 
 use std::{
     collections::BTreeSet,
@@ -64,7 +64,7 @@ fn host(switch: &Namespace, name: &str, number: u8) -> Result<Namespace> {
         "link add to-{name} type veth peer name eth0 netns {}\nlink set to-{name} master br0 up",
         namespace.name()
     ))?;
-    // A link-local address is needed at once, and nobody else has it.
+    // A link-local address is needed at once, and no other host has it.
     namespace.sysctl(&[("ipv6/conf/eth0/accept_dad", "0")])?;
     namespace.ip(&format!(
         "addr add 10.0.0.{number}/24 dev eth0\naddr add fd00::{number}/64 dev eth0 nodad\n\

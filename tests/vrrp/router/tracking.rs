@@ -104,7 +104,7 @@ fn router_whose_addresses_the_kernel_refuses_lets_the_other_take_over() -> Resul
     testbed.a.wait_for_notice(NoticeKind::Track, "the kernel takes none of its addresses")?;
     testbed.a.wait_for(State::Fault)?;
     testbed.b.wait_for(State::Active)?;
-    // It asks again, and does not take the addresses from the other for that.
+    // It tries again, and does not take the addresses from the other for that.
     testbed.b.clear_reports();
     thread::sleep(Duration::from_secs(7));
     assert!(testbed.b.transitions().is_empty(), "{:?}", testbed.b.transitions());

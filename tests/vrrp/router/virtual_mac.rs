@@ -203,7 +203,7 @@ fn device_goes_with_its_router_and_settings_are_put_back() -> Result<()> {
     node.wait_for(State::Active)?;
     assert!(exists("vrrp.81")?);
     assert_eq!(setting()?, "1");
-    // Somebody removes it: it is made again, and the router is active again.
+    // An operator removes it: it is made again, and the router is active again.
     node.namespace.ip("link del vrrp.81")?;
     node.wait_for_report(
         "a fault",
@@ -245,7 +245,7 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     let table = || Ok(run(host.command("nft").args(["list", "tables"]))?.contains("lbd_vrrp"));
     until_true(SOON, "its table is there", table)?;
     testbed.a.die();
-    // What somebody has set by hand is not ours.
+    // An address that was set by hand is not ours.
     let host = &testbed.a.namespace;
     host.ip("address add 10.0.0.99/32 dev eth0")?;
     let detach = |more: &[&str]| {

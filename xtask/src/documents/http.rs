@@ -68,7 +68,7 @@ pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     })
 }
 
-/// Whether connections are kept, in words.
+/// Whether connections are kept, as text.
 pub const fn keep(keep_alive: bool) -> &'static str {
     if keep_alive { "keep-alive" } else { "one request per connection" }
 }

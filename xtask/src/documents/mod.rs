@@ -134,7 +134,7 @@ pub fn kept<R: DeserializeOwned>(name: &str) -> Result<Option<R>> {
     records.get(name).map(|record| typed(&record.results)).transpose()
 }
 
-/// What does not change the results. Whoever repeats a measurement may not want the files of the tree
+/// What does not change the results. A repeated measurement may not want the files of the tree
 /// overwritten, either.
 const NOT_REPEATED: [&str; 4] = ["--save", "--json", "--update", "--keep"];
 

@@ -1,6 +1,6 @@
 //! `cargo xtask run -- --pair`: two balancers in the lab, one of which dies.
 //!
-//! Downloads run all the time and a client asks every two milliseconds; the view shows each second which node
+//! Downloads run all the time and a client sends a request every two milliseconds; the view shows each second which node
 //! is Active, and the clients' errors. What befalls the Active node is a key away; with `--smoke` it
 //! comes by itself, and nothing may break.
 
@@ -53,7 +53,7 @@ struct Show {
     tally: view::Tally,
 }
 
-/// Shows the pair until somebody has seen enough, or with `smoke` lets it prove itself.
+/// Shows the pair until a signal ends it, or with `smoke` runs a fixed sequence.
 ///
 /// # Errors
 ///
@@ -122,7 +122,7 @@ fn watch(mut show: Show) -> Result<()> {
         let mut out = io::stdout().lock();
         let header = lines % 20 == 0;
         let head = if header { view::header(keys.is_some()) } else { String::new() };
-        // Whoever read the view is gone.
+        // The reader of the view is gone.
         if writeln!(out, "{head}{line}").and_then(|()| out.flush()).is_err() {
             break;
         }
@@ -149,7 +149,7 @@ fn watch(mut show: Show) -> Result<()> {
 
 fn end(show: Show, terminal: bool) -> Result<()> {
     if terminal {
-        // To the error output: whoever read the view may be gone.
+        // To the error output: the reader of the view may be gone.
         eprintln!("\nremoving the lab");
     }
     drop(show);

@@ -1,4 +1,4 @@
-//! A line each second: who is Active, and what the clients noticed.
+//! A line each second: the Active node, and the clients' errors.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! `cargo xtask pictures`: the pictures of the README, of a pair in the lab at work.
 //!
-//! Clients load and ask, backends drain and die, the addresses go to the other node and come back; then
+//! Clients download and send requests, backends drain and die, the addresses go to the other node and come back; then
 //! the dashboard is looked at by a real browser, and `lbctl top` by a real terminal.
 
 mod terminal;
@@ -159,7 +159,7 @@ fn take(ha_pair: &HaPair, folder: &Path) -> Result<()> {
         let drawn = "document.querySelector('.backends .line').getAttribute('d').length > 20";
         page.wait(soon, drawn, true)?;
         if name != "dashboard-phone" {
-            // More than a screen: down to who holds the addresses.
+            // More than a screen: down to the holder of the addresses.
             let height = page.evaluate("document.documentElement.scrollHeight")?;
             let height = u32::try_from(height.as_u64().context("a height")?)?.min(1_320);
             page.look(Screen { height, ..screen })?;
@@ -176,7 +176,7 @@ fn keep(folder: &Path, name: &str, picture: &[u8]) -> Result<()> {
     let path = folder.join(name);
     ensure!(picture.len() < MOST, "{name} has {} bytes, {MOST} are the most", picture.len());
     fs::write(&path, picture).with_context(|| format!("write {}", path.display()))?;
-    // Who called sudo is to own what is in the work tree.
+    // The user that called sudo is to own the files in the work tree.
     if let Ok(user) = std::env::var("SUDO_UID") {
         command::run(command::command("chown").arg(user).arg(&path))?;
     }

@@ -1,7 +1,7 @@
 //! Tests with hosts of their own: a process for each, several at a time.
 //!
 //! cargo-nextest does the like, and would have to be compiled on a fresh machine first: hundreds of crates, more
-//! minutes of two CPUs than the tests gain. What it has beyond this, nobody has asked for yet.
+//! minutes of two CPUs than the tests gain. Its other features are not needed yet.
 
 use std::{
     fs::{self, File},
@@ -17,14 +17,14 @@ use kit::signals;
 use super::Program;
 use crate::side_by_side::side_by_side;
 
-/// Who may run beside a test.
+/// The tests that may run beside a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     /// As many others as there are jobs.
     Beside,
     /// Two others: it asserts how long something takes that waits most of the time.
     Timed,
-    /// Nobody: it asserts how much a starved machine still does, or what takes milliseconds.
+    /// None: it asserts how much a starved machine still does, or what takes milliseconds.
     Alone,
 }
 
@@ -47,7 +47,7 @@ const TIMED: &[&str] = &[
 /// sends nothing again.
 ///
 /// Also of those in which both `lbd` of a pair settle a hundred thousand slots. With three labs on two CPUs they are a
-/// second late, with five ten, and then nobody but an `lbd` that is killed knows the flows of that time.
+/// second late, with five ten, and then only an `lbd` that is killed knows the flows of that time.
 const ALONE: &[&str] = &[
     "attack::",
     "doors::flood::",
@@ -62,7 +62,7 @@ const ALONE: &[&str] = &[
 /// that stands, which `cargo xtask run` and `cargo xtask lab` show.
 const ONE_BY_ONE: &[&str] = &["commands::", "lab::"];
 
-/// Beginnings of the names of tests that take longest: they begin first, so that nobody waits for them at the end.
+/// Beginnings of the names of tests that take longest: they begin first, so that the end does not wait for them.
 const LONG: &[&str] = &[
     "ecmp::",
     "rolling::",

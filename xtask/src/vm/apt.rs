@@ -110,7 +110,7 @@ impl Source {
 }
 
 fn common() -> Vec<String> {
-    // apt's own user can't write to folders of others; descriptions in all languages help nobody here.
+    // apt's own user can't write to folders of others; descriptions in all languages are not needed.
     let options = ["APT::Sandbox::User=root", "Acquire::Languages=none"];
     options.iter().flat_map(|option| ["-o".to_owned(), (*option).to_owned()]).collect()
 }

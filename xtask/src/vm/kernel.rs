@@ -1,4 +1,4 @@
-//! A packaged kernel: from what somebody types to an unpacked folder.
+//! A packaged kernel: from an argument to an unpacked folder.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use crate::cargo;
 /// For this long, the kernel of a series that is there counts as its newest.
 const FRESH: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// What asks for the newest kernel that Debian has.
+/// The argument for the newest kernel that Debian has.
 pub const NEWEST: &str = "newest";
 
 /// A kernel and its modules.

@@ -133,7 +133,7 @@ impl Machine<'_> {
     ///
     /// If the script fails or the machine does not come to its end; its last output is then shown.
     pub fn run(&self, script: &str, output: Output<'_>) -> Result<()> {
-        // Who is asked to end ends the machine first.
+        // A signal ends the machine first.
         signals::catch();
         let work = Work::new()?;
         let initrd = initramfs::build(self.kernel, script, &work.0)?;

@@ -20,7 +20,7 @@ use nix::{
 use super::{End, Machine, Output, apt, mac};
 use crate::root;
 
-/// How long QEMU may take to end when it is asked to.
+/// How long QEMU may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// Lines of the console that are shown when something went wrong.
 const LINES: usize = 50;
@@ -54,7 +54,7 @@ pub(super) fn run(
     };
     let mut child = qemu.spawn().context("qemu-system-x86_64")?;
     let stdout = child.stdout.take().context("standard output is a pipe")?;
-    // Through a pipe: QEMU makes what it writes to non-blocking, for everybody who has it.
+    // Through a pipe: QEMU makes its output non-blocking, for all processes that share it.
     let reader = thread::spawn(move || forward(stdout, to));
     let in_time = wait(&mut child, machine.limit)?;
     let _ = reader.join();
