@@ -112,7 +112,7 @@ fn run_epoch(
     }
     let mut sum = BackendCount::default();
     for mut count in model.counts.values().copied() {
-        // What is unanswered is no number: there is a moment in it, and no sum.
+        // The unanswered SYNs are no number: there is a moment in them, and no sum.
         count[5] = 0;
         for (sum, count) in sum.iter_mut().zip(count) {
             *sum += count;
@@ -163,7 +163,7 @@ fn agree_on_every_frame_and_table(hook: Hook) -> Result<()> {
     if epochs < EPOCHS {
         return Ok(());
     }
-    // What was compared must have met everything that there is.
+    // The compared runs must have covered everything.
     use lb_common::verdict::{Drop, Pass};
     // They are of a link layer.
     let absent: &[Pass] = match hook {

@@ -1,4 +1,4 @@
-//! What advertisements cost at each interval: packets, and CPU time of the threads that send and receive
+//! The cost of advertisements at each interval: packets, and CPU time of the threads that send and receive
 //! them, on a pair at which nothing happens.
 
 use std::{
@@ -21,7 +21,7 @@ use crate::{output::Output, vrrp::interval};
 /// The thread of the virtual routers.
 const THREAD: &str = "lb-vrrp";
 
-/// What is measured, and for how long.
+/// The measurement, and its length.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub struct Arguments {
     seconds: u64,
 }
 
-/// What a node has done by a moment.
+/// The counters of a node at a moment.
 struct Mark {
     at: Instant,
     sent: u64,

@@ -1,4 +1,4 @@
-//! What a scrape of `/metrics` takes where there are many backends: from the request's first byte to the
+//! The time of a scrape of `/metrics` with many backends: from the request's first byte to the
 //! answer's last, over TCP, as Prometheus scrapes.
 
 use std::{

@@ -57,7 +57,7 @@ impl Testbed {
 
 impl Drop for Testbed {
     fn drop(&mut self) {
-        // What is left would be pinned for ever; there is no caller for the error.
+        // The rest would be pinned for ever; there is no caller for the error.
         if let Err(err) = detach(&self.settings.pin_dir) {
             eprintln!("{} stays: {err:#}", self.settings.pin_dir.display());
         }

@@ -57,7 +57,7 @@ use lb_threads::notify::Notifier;
 use lb_vrrp::{Order, Report, Vrrp};
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// What fails here and not in `lbd`: maps in memory have no program, and this process has no log.
+/// Requests that fail here and not in `lbd`: maps in memory have no program, and this process has no log.
 const EXCUSED: [&str; 2] = ["there is no program in the kernel", "there is no log"];
 
 /// Where the folder of a daemon is: in memory, if that can be.
@@ -99,7 +99,7 @@ pub fn run(bytes: &[u8]) {
     runtime.block_on(serve(folder.path(), bytes.to_vec()));
     let kept = state_file::load(&folder.path().join("state.json")).expect("it can be read");
     assert!(!matches!(kept, Loaded::SetAside { .. }), "what was kept is no state: {kept:?}");
-    // What it has spawned ends with it; threads that compute are not waited for.
+    // Its tasks end with it; threads that compute are not waited for.
     runtime.shutdown_background();
 }
 

@@ -1,7 +1,7 @@
 //! An input as small values: what is not there any more is zero, so that every input means
 //! something.
 
-/// What is left of an input.
+/// The rest of an input.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a>(pub &'a [u8]);
 

@@ -1,4 +1,4 @@
-//! What comes from outside, as any bytes: nothing panics, and the assertions of each target hold.
+//! Inputs from outside, as any bytes: nothing panics, and the assertions of each target hold.
 //!
 //! A target is a function of one input. Whatever it finds is a panic, which the engine (libFuzzer)
 //! takes for a crash and writes the input down. `cargo xtask fuzz` runs them.
@@ -16,7 +16,7 @@ use std::cell::RefCell;
 /// The variable that names the target.
 pub const VARIABLE: &str = "LB_FUZZ_TARGET";
 
-/// What takes inputs.
+/// A target's function.
 type Target = Box<dyn FnMut(&[u8])>;
 
 thread_local! {

@@ -24,9 +24,9 @@ use lb_datapath::objects;
 
 use crate::{Target, input::Input};
 
-/// What is between two operations of an input.
+/// The separator of two operations of an input.
 const APART: &[u8] = b"\xfb\xfa\xfb";
-/// What an input may do at most.
+/// The most operations of an input.
 const OPERATIONS: usize = 64;
 /// The states of the tables: seeds of [`generate::state`]. The second one has no MAC address of its
 /// own, and so takes every frame.

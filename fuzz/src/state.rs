@@ -19,7 +19,7 @@ pub fn run(bytes: &[u8]) {
     put_in_force(&state);
 }
 
-/// What the daemon makes of it.
+/// Applies a state, as the daemon does.
 fn put_in_force(state: &State) {
     let desired = state.overrides.apply(&state.configured);
     let _ = rules::violations(&desired, &Limits::default());

@@ -28,7 +28,7 @@ use lb_sync::{
 
 use crate::input::Input;
 
-/// What an input may do at most.
+/// The most operations of an input.
 const OPERATIONS: usize = 256;
 /// Ticks that may be due at one moment, one after the other.
 const AT_ONCE: usize = 8;
@@ -220,7 +220,7 @@ impl Desk {
                 }
             }
             9 => {
-                // What was sent before, changed or not.
+                // An earlier datagram, changed or not.
                 let mut datagram = self.last.clone();
                 let (at, change) = (input.below(datagram.len().max(1)), input.byte());
                 if let Some(byte) = datagram.get_mut(at) {
@@ -345,7 +345,7 @@ impl Desk {
         }
     }
 
-    /// What it has sent can be opened and read.
+    /// Its datagrams can be opened and read.
     fn sent(&mut self, target: Target, mut datagram: Vec<u8>) {
         assert_eq!(target, Target::Peer(self.at));
         assert!(datagram.len() <= DATAGRAM, "{} bytes", datagram.len());

@@ -21,7 +21,7 @@ use lb_vrrp::{
 
 use crate::input::Input;
 
-/// What an input may do at most.
+/// The most operations of an input.
 const OPERATIONS: usize = 256;
 /// Timers that may be due at one moment, one after the other.
 const AT_ONCE: usize = 8;
@@ -121,7 +121,7 @@ struct Desk {
     standing: Standing,
     now: Instant,
     wall: SystemTime,
-    /// What it was at last.
+    /// Its last state.
     state: State,
 }
 
@@ -253,7 +253,7 @@ impl Desk {
         self.check(&out);
     }
 
-    /// What one call has led to.
+    /// Checks the actions of one call.
     fn check(&mut self, out: &[Action]) {
         let mut transitions = 0;
         for action in out {
@@ -336,7 +336,7 @@ impl Desk {
         }
     }
 
-    /// What can be read can be written, and is read as the same.
+    /// A message that can be read can be written, and is read as the same.
     fn round_trip(&self, packet: &Packet<'_>) {
         let Ok(decoded) = decode(packet) else { return };
         assert_eq!(vrid(packet.message), Some(decoded.advertisement.vrid));

@@ -1,4 +1,4 @@
-//! What the engine makes of the backends' health: backends with new flows, backends with old flows.
+//! The engine and the backends' health: backends with new flows, backends with old flows.
 
 use std::time::Duration;
 

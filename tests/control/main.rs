@@ -1,4 +1,4 @@
-//! What the engine makes of a desired state: the maps in memory, golden files, and writes that
+//! The engine's results for a desired state: the maps in memory, golden files, and writes that
 //! fail.
 
 mod drains;
@@ -442,7 +442,7 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
     };
     assert_eq!(answered(&mut engine, &[], 1_000), 0);
     assert_eq!(answered(&mut engine, &["10.0.0.12"], 1_060), 0);
-    // What is for the others would else be answered by the first with a reset.
+    // Packets for the others would else be answered by the first with a reset.
     let entries = engine.data_plane().backends().unwrap();
     assert!(entries.values().all(|entry| entry.flags & backend_flags::USABLE != 0));
     assert_eq!(answered(&mut engine, &["10.0.0.12", "10.0.0.11"], 1_061), 0);

@@ -93,9 +93,9 @@ impl Node {
     /// 30 new clients are left without a backend.
     fn second(&mut self) -> usize {
         self.now += 1;
-        for stranger in FLOOD {
-            self.send(stranger, SYN);
-            self.send(stranger, ACK);
+        for client in FLOOD {
+            self.send(client, SYN);
+            self.send(client, ACK);
         }
         for client in self.talking.clone() {
             self.send(client, ACK);
@@ -139,7 +139,7 @@ fn few_pins() -> Limits {
     Limits { pins: PINS, ..Limits::default() }
 }
 
-/// What ends of the older flows beside a flood, and when.
+/// The older flows that end beside a flood, and when.
 fn gives_way(mut node: Node) {
     let (all, bases) = (node.talking.len(), node.bases());
     let failed = node.seconds(10);
@@ -171,7 +171,7 @@ fn as_many_give_way_as_a_spent_syn_budget_needs() {
     assert!(failed > 10, "the flood leaves no tokens: {failed} of 300");
     assert_eq!(node.bases(), bases, "a burst ends nothing");
     node.seconds(20);
-    // What is left of the slots takes fewer tokens than there are.
+    // The remaining slots take fewer tokens than there are.
     let failed = node.seconds(60);
     assert_eq!(failed, 0, "new clients are served again");
     assert!(node.bases() < bases / 2, "{} of {bases} slots", node.bases());

@@ -1,4 +1,4 @@
-//! What `deploy/` has for containers: each program, path, port and probe that it names is there.
+//! The files of `deploy/` for containers: each program, path, port and probe that it names is there.
 
 use std::{
     collections::BTreeSet,

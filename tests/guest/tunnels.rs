@@ -121,7 +121,7 @@ struct End<'a> {
     host: &'a Host,
     /// Where its interface listens.
     port: u16,
-    /// What the other end may send.
+    /// The addresses that the other end may send from.
     addresses: String,
 }
 

@@ -20,7 +20,7 @@ use crate::{
     namespace::{self, Namespace},
 };
 
-/// What requests to make.
+/// The plan of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Where to connect.
@@ -39,7 +39,7 @@ pub struct Arrivals {
     ended: mpsc::Receiver<Arrival>,
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Debug)]
 pub struct Arrival {
     /// When it began.
@@ -143,7 +143,7 @@ impl Failure {
             Some(ErrorKind::ConnectionRefused) => Self::Refused,
             Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => Self::Reset,
             Some(ErrorKind::UnexpectedEof) => Self::Closed,
-            // What a read that times out is called depends on the system.
+            // The error of a read that times out depends on the system.
             Some(ErrorKind::TimedOut | ErrorKind::WouldBlock) => Self::TimedOut,
             _ => Self::Other(format!("{err:#}")),
         }

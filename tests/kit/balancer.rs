@@ -235,7 +235,7 @@ impl Balancer {
         .with_context(|| format!("lbd wrote:\n{}", self.log()))
     }
 
-    /// What `lbd` wrote so far.
+    /// The log of `lbd` so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.join("lbd.log")).unwrap_or_default()
@@ -369,7 +369,7 @@ impl Balancer {
         flows.filter_map(Result::transpose).collect()
     }
 
-    /// What it exports for Prometheus, as lines of text.
+    /// Its metrics for Prometheus, as lines of text.
     ///
     /// # Errors
     ///

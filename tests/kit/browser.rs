@@ -204,7 +204,7 @@ impl Page<'_> {
         self.call("Emulation.setEmulatedMedia", &json!({"features": features})).map(drop)
     }
 
-    /// What an expression of JavaScript is in the page.
+    /// The value of an expression of JavaScript in the page.
     ///
     /// # Errors
     ///
@@ -260,7 +260,7 @@ impl Page<'_> {
         STANDARD.decode(data).context("a picture in base64")
     }
 
-    /// What went wrong in the page so far: errors and warnings of the console, exceptions, requests
+    /// The problems of the page so far: errors and warnings of the console, exceptions, requests
     /// that were refused.
     ///
     /// # Errors

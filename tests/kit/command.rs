@@ -71,7 +71,7 @@ pub fn output(command: &mut Command, input: &str) -> Result<Output> {
     child.wait_with_output().with_context(|| line(command))
 }
 
-/// What a program wrote to both of its outputs, for an error.
+/// Both outputs of a program, for an error.
 fn error_output(output: &Output) -> String {
     let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     let text = text.join("\n");

@@ -16,10 +16,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use crate::{http::Connection, lab::Lab, nginx};
 
-/// What a download gets at most, in bytes a second: dozens of them are not to keep this machine busy.
+/// The highest rate of a download, in bytes a second: dozens of them are not to keep this machine busy.
 const RATE: usize = 192 << 10;
 
-/// What to download.
+/// The plan of downloads.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Where to connect.
@@ -42,7 +42,7 @@ pub struct Downloads {
 /// When the last piece of a download came.
 type Last = Arc<Mutex<Instant>>;
 
-/// What became of a download.
+/// The result of a download.
 #[derive(Clone, Debug)]
 pub struct Download {
     /// The host that it came from.

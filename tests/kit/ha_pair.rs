@@ -86,7 +86,7 @@ impl Plan {
         routers.map(router).collect()
     }
 
-    /// What makes a node one of the pair: the tables of its routers, and of its synchronisation.
+    /// The configuration of a node of the pair: the tables of its routers, and of its synchronisation.
     ///
     /// # Errors
     ///
@@ -253,7 +253,7 @@ impl HaPair {
         done.map(drop).with_context(|| self.logs())
     }
 
-    /// What both nodes wrote last.
+    /// The last log lines of both nodes.
     #[must_use]
     pub fn logs(&self) -> String {
         let tail = |n: usize| {

@@ -32,9 +32,9 @@ pub struct Haproxy {
 pub struct Settings {
     /// Lines of the proxy's section: `option redispatch`.
     pub lines: String,
-    /// What stands behind the address of every server: `check inter 2s`.
+    /// The options behind the address of every server: `check inter 2s`.
     pub server: String,
-    /// What stands behind the address that it listens on: `transparent`, if the node may not have it.
+    /// The options behind the address that it listens on: `transparent`, if the node may not have it.
     pub bind: String,
 }
 

@@ -39,7 +39,7 @@ fn name(backend: Option<&str>) -> &str {
     backend.unwrap_or("a host that does not send its name")
 }
 
-/// What a web host answered.
+/// The response of a web host.
 #[derive(Debug)]
 pub struct Response {
     /// The status code.

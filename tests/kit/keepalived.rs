@@ -259,7 +259,7 @@ impl Keepalived {
         self.running()?.signal(number)
     }
 
-    /// What it wrote so far.
+    /// Its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("keepalived.log")).unwrap_or_default()

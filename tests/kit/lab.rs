@@ -53,7 +53,7 @@ pub const VIPS_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x101),
 ];
 
-/// What a lab is made of.
+/// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many web hosts.
@@ -89,7 +89,7 @@ impl Default for Options {
 /// A host of the lab.
 #[derive(Debug)]
 pub struct Host {
-    /// What it is called: `client`, `web1`.
+    /// Its name: `client`, `web1`.
     pub name: String,
     /// Its namespace.
     pub namespace: Namespace,
@@ -130,7 +130,7 @@ pub struct Lab {
     folder: PathBuf,
 }
 
-/// What is known of a lab without being its maker.
+/// A lab, as seen from another process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// Its name, which is also that of its folders.
@@ -209,7 +209,7 @@ impl Lab {
         pins(self.name())
     }
 
-    /// What becomes of the lab's processes when this process ends.
+    /// The fate of the lab's processes when this process ends.
     #[must_use]
     pub fn orphan(&self) -> Orphan {
         if self.record.stays { Orphan::Stays } else { Orphan::Dies }

@@ -67,7 +67,7 @@ pub fn can_run_lab() -> bool {
     can_run_without(&missing(&[]))
 }
 
-/// What is missing of root, the lab's programs and these others.
+/// The missing ones of root, the lab's programs and these others.
 #[must_use]
 pub fn missing(others: &[&'static str]) -> Vec<&'static str> {
     missing_of(LAB.iter().chain(others).copied())

@@ -24,7 +24,7 @@ use crate::{
 /// How long an answer may take before its connection counts as broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What load to make.
+/// The plan of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Where to connect.
@@ -45,7 +45,7 @@ pub struct Load {
     plan: Plan,
 }
 
-/// What became of the load.
+/// The result of the load.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Connections that were opened.
@@ -115,7 +115,7 @@ impl Load {
         Ok(load)
     }
 
-    /// What became of it so far.
+    /// Its result so far.
     #[must_use]
     pub fn report(&self) -> Report {
         let report = self.shared.report.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -17,7 +17,7 @@ use crate::command::{command, run, run_with_input};
 /// Where `ip netns` keeps the namespaces.
 const NETNS: &str = "/run/netns";
 
-/// What the names of all namespaces begin with; the pid of their maker follows.
+/// The prefix of all namespaces' names; the pid of their maker follows.
 pub const PREFIX: &str = "lbt-";
 
 /// A network namespace, named `lbt-<pid>-<n>-<role>`; removed when dropped.

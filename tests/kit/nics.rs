@@ -53,7 +53,7 @@ pub(crate) fn plug(mac: &str, namespace: &Namespace, name: &str) -> Result<()> {
     run(&mut ip).map(drop)
 }
 
-/// What the NIC with this address is called.
+/// The name of the NIC with this address.
 fn named(mac: &str) -> Result<String> {
     let folder = Path::new("/sys/class/net");
     for entry in fs::read_dir(folder).context("read /sys/class/net")? {

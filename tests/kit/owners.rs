@@ -26,7 +26,7 @@ pub struct Watch {
     threads: Vec<JoinHandle<Result<Seen>>>,
 }
 
-/// What was seen on one node: when it took the address and when it gave it up, by turns.
+/// The samples of one node: when it took the address and when it gave it up, by turns.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     changes: Vec<(Instant, bool)>,

@@ -57,7 +57,7 @@ pub struct Tally {
     last: Instant,
 }
 
-/// What became of the probes.
+/// The results of the probes.
 #[derive(Clone, Debug, Default)]
 pub struct Answers {
     /// All of them, by their beginning.
@@ -95,7 +95,7 @@ impl Probes {
     ///
     /// If there is no thread for them.
     pub fn start(from: &Namespace, target: SocketAddr) -> Result<Self> {
-        // What hangs holds a descriptor: five hundred of them, while others have theirs.
+        // A probe that hangs holds a descriptor: five hundred of them, while others have theirs.
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("limit of descriptors")?;
         if soft < hard.min(65_536) {
             setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard).context("more of them")?;
@@ -113,7 +113,7 @@ impl Probes {
         Ok(Self { stop, tally, thread: Some(thread.context("start a thread")?) })
     }
 
-    /// What became of the probes since the last call.
+    /// The results of the probes since the last call.
     #[must_use]
     pub fn tally(&self) -> Tally {
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,7 +195,7 @@ impl Prober {
                 let late = now - due;
                 self.answers.late = self.answers.late.max(late);
                 self.begin(now)?;
-                // What was missed is not made up for: a burst is no client.
+                // Missed probes are not made up for: a burst is no client.
                 due = if late > EVERY { now + EVERY } else { due + EVERY };
             }
             self.expire(now);

@@ -21,7 +21,7 @@ pub struct Process {
     kept: bool,
 }
 
-/// What happens to a process when the process (or the thread) that started it ends without
+/// The fate of a process when the process (or the thread) that started it ends without
 /// dropping it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orphan {
@@ -70,7 +70,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What it wrote so far.
+    /// Its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -66,7 +66,7 @@ impl Prometheus {
         Ok(prometheus)
     }
 
-    /// What its API answers: the `data`.
+    /// The answer of its API: the `data`.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Prometheus {
         Ok(answer["data"].take())
     }
 
-    /// What a query finds at this moment: labels and values.
+    /// The results of a query at this moment: labels and values.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl Prometheus {
     }
 }
 
-/// What curl gets from a host.
+/// The body that curl gets from a host.
 ///
 /// # Errors
 ///

@@ -19,7 +19,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// What was measured, one word: the file's name.
+    /// The measurement, one word: the file's name.
     pub name: String,
     /// The command that repeats it.
     pub command: String,

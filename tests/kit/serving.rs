@@ -106,7 +106,7 @@ pub fn no_packet_goes_to_and_fro(ha_pair: &HaPair) -> Result<()> {
     ha_pair.wait_synced()
 }
 
-/// What backends of a service own and got by one node, for the message of an error.
+/// The slots and packets of a service's backends on one node, for the message of an error.
 fn shares(ha_pair: &HaPair, node: usize, way: Way) -> Result<String> {
     let status = ha_pair.nodes[node].status()?;
     let backends = status.service(way.name())?.backends.iter();

@@ -76,7 +76,7 @@ impl Terminal {
         self.tmux(&[&["send-keys"], keys].concat()).map(drop)
     }
 
-    /// What is on the screen.
+    /// The text on the screen.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::command::{command, run};
 
-/// What the frames of an interface begin with.
+/// The first header of an interface's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     /// Their IP header: a tun.
@@ -101,7 +101,7 @@ impl Tun {
     }
 }
 
-/// What becomes of a packet on its way over a [`Cable`].
+/// The fate of a packet on its way over a [`Cable`].
 pub type Change = fn(Vec<u8>) -> Vec<u8>;
 
 /// Joins two interfaces of one layer, as a tunnel would: what leaves by one comes in by the other.

@@ -81,7 +81,7 @@ pub struct Probe {
     thread: JoinHandle<Result<Tally>>,
 }
 
-/// What became of the probe's packets.
+/// The results of the probe's packets.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Packets sent.

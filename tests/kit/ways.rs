@@ -68,7 +68,7 @@ impl Way {
         SocketAddr::new(self.vip(), 80)
     }
 
-    /// What the tunnel adds to a packet, in bytes.
+    /// The bytes that the tunnel adds to a packet.
     #[must_use]
     pub const fn overhead(self) -> usize {
         match self {

@@ -1,7 +1,7 @@
 //! The smallest XDP programs: one that lets every packet pass, for the far end of the balancer's wire, and one that sends
 //! every packet to another interface.
 //!
-//! What a program transmits (`XDP_TX`) on one end of a veth pair is queued at the other end; the
+//! Frames that a program transmits (`XDP_TX`) on one end of a veth pair are queued at the other end; the
 //! kernel wakes the other end to look there only if that has an XDP program too
 //! (`veth_xdp_flush()` in drivers/net/veth.c), whatever else makes it poll. A few instructions are no
 //! reason for an object file and its loader: they are handed to bpf(2) here.

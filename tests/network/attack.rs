@@ -19,7 +19,7 @@ const WAY: Way = Way::DsrV4;
 const UDP: u16 = 5_353;
 /// So few that a second of a flood fills the table.
 const PINS: u64 = 2_048;
-/// What a flood of [`SYNS`] fills in seconds, if each pin that it makes is kept.
+/// The entries that a flood of [`SYNS`] fills in seconds, if each pin that it makes is kept.
 const ROOM: u64 = 32_768;
 /// SYNs in a second; a third of them comes to a backend of three.
 const SYNS: u32 = 20_000;
@@ -74,7 +74,7 @@ fn clients(lab: &Lab, time: Duration) -> Result<Vec<Arrival>> {
     arrivals.finish()
 }
 
-/// What is flooded.
+/// The target of the flood.
 fn aim(lab: &Lab) -> Result<Aim> {
     Ok(Aim {
         mac: flood::mac(&lab.balancer.namespace, INTERFACE)?,

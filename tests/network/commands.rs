@@ -59,7 +59,7 @@ impl Drop for Run {
     }
 }
 
-/// What there is of a maker: namespaces, folders, pins and processes.
+/// The objects of a maker: namespaces, folders, pins and processes.
 fn left_of(pid: u32) -> Result<Vec<String>> {
     let mut left: Vec<String> = namespace::all()?
         .into_iter()

@@ -78,7 +78,7 @@ fn prefixes(texts: &[&str]) -> Vec<Prefix> {
     texts.iter().map(|text| text.parse().expect("a prefix")).collect()
 }
 
-/// What a balancer that is configured as usual takes.
+/// The options for a balancer with the usual configuration.
 fn options() -> Options {
     Options { sources: prefixes(&["172.16.0.0/16", "100::/64"]), ..Options::default() }
 }
@@ -300,7 +300,7 @@ pub(super) fn send_tunnelled(outer: [u8; 4], inner: [u8; 4]) {
     unsafe { libc::close(socket) };
 }
 
-/// What came to a socket within the time.
+/// Whether a datagram came to a socket within the time.
 pub(super) fn received(socket: &UdpSocket, within: Duration) -> bool {
     socket.set_read_timeout(Some(within)).expect("set a timeout");
     socket.recv(&mut [0; 64]).is_ok()
@@ -359,8 +359,14 @@ fn a_stranger_s_tunnelled_packet_reaches_neither_the_vip_nor_what_is_behind_a_ho
     // The next one comes behind them all.
     send(BALANCER, VIP);
     assert!(received(&vip, long), "the balancer's packet did not come");
-    assert!(!received(&vip, Duration::from_millis(100)), "a stranger reached the VIP");
-    assert!(!received(&inside, Duration::from_millis(100)), "a stranger reached the inside");
+    assert!(
+        !received(&vip, Duration::from_millis(100)),
+        "a packet of an unlisted source reached the VIP"
+    );
+    assert!(
+        !received(&inside, Duration::from_millis(100)),
+        "a packet of an unlisted source reached the inside"
+    );
 
     // An explicit list of all this is accepted.
     let open = Options {

@@ -1,5 +1,5 @@
-//! What frames leave by: an interface of its own, a bridge, VLANs and macvlans on it; and an interface that takes
-//! no frames from XDP, which must be said.
+//! The egress of frames: an interface of its own, a bridge, VLANs and macvlans on it; and an interface that takes
+//! no frames from XDP, which lbd must report.
 
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
@@ -473,7 +473,7 @@ fn veth_whose_other_end_has_gro_alone_loses_what_comes_back_by_it_and_says_so() 
     // The device reports that it takes frames, and a test run of the program sends as XDP_REDIRECT does.
     all_are_usable(&balancer)?;
     until_egress(&balancer, &lab.webs[0].host.namespace.mac(INTERFACE)?, "forwards")?;
-    // What it sends itself has the ring emptied, too.
+    // Its own frames have the ring emptied, too.
     balancer.signal(libc::SIGSTOP)?;
     let target = SocketAddr::new(IpAddr::V4(VIPS_V4[0]), 80);
     lab.client.namespace.enter(|| {

@@ -77,7 +77,7 @@ impl Asker {
         shaken.unwrap_or_else(|_| panic!("{} is silent at {}", way.vip, way.backend))
     }
 
-    /// What a handshake meets within [`SILENCE`].
+    /// The result of a handshake within [`SILENCE`].
     async fn brief(&self, way: &vip::Way) -> Answer<()> {
         timeout(SILENCE, self.network.handshake(way, 80)).await.ok()
     }
@@ -92,7 +92,7 @@ impl Asker {
     }
 }
 
-/// What the first handshake meets. On a busy machine it takes a while until the node's addresses are
+/// The result of the first handshake. On a busy machine it takes a while until the node's addresses are
 /// known, and no probe waits for that.
 async fn first(network: &Network, way: &vip::Way) -> Result<Answer<()>> {
     let asked = timeout(2 * SOON, async {
@@ -425,7 +425,7 @@ fn server_that_dies_resets_the_stream() -> Result<()> {
         let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big?rate=10k").await?;
         stream.read_exact(&mut [0; 1]).await?;
-        // What nginx has not read when it dies makes a reset of the end.
+        // Unread data of an nginx that dies makes a reset of the end.
         request(&mut stream, "/").await?;
         let web = &lab.webs[0].host.namespace;
         wait::until_true(SOON, "the second request is there", || Ok(queues(web)?.1 > 0))?;

@@ -40,7 +40,7 @@ fn lab() -> Result<(Lab, Balancer)> {
     Ok((lab, balancer))
 }
 
-/// What `act` does to `lbd` while packets of all kinds flow costs none of them.
+/// The change `act` of `lbd` loses none of the packets of all kinds.
 fn no_packet_is_lost(act: impl FnOnce(&mut Balancer) -> Result<()>) -> Result<()> {
     if !can_run() {
         return Ok(());

@@ -41,7 +41,7 @@ const BEAT: Duration = Duration::from_millis(300);
 /// How long a step of a connection, or the end of all connections of a server, may take at most.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What servers and clients know of each other.
+/// The shared state of servers and clients.
 struct Keys {
     /// By host. Each has a key of its own for the tokens of Retry packets, and keeps it when its server
     /// is restarted, so a client that has one from one host is taken by no other.
@@ -124,14 +124,14 @@ async fn serve(incoming: Incoming, name: String) -> Result<()> {
     Ok(())
 }
 
-/// What became of the connections.
+/// The results of the connections.
 #[derive(Debug, Default)]
 struct Report {
     /// Connections that ended well, by host.
     by_host: BTreeMap<String, u64>,
     /// When handshakes began and ended.
     handshakes: Vec<(Instant, Instant)>,
-    /// What broke, and when it had begun.
+    /// The broken connections, and when they had begun.
     failures: Vec<(Instant, String)>,
 }
 

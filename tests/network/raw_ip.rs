@@ -217,7 +217,7 @@ fn packets_of_a_tun_are_captured_behind_a_header_of_zeros_and_explained() -> Res
     ensure!((came.len(), left.len()) == (12, 12), "{} came, {} left", came.len(), left.len());
     let to_a_web = |packet: &&Snap| packet.bytes[12..15] == [8, 0, 0x45];
     ensure!(came.iter().chain(&left).all(to_a_web), "{saved:?}");
-    // What has left is for other hosts.
+    // Frames that have left are for other hosts.
     let explained = balancer.lbctl(&["explain", "--pcap", &path, "--verify", "--verbose"])?;
     for words in ["comes     no Ethernet header", "verdict   forwarded by dsr-v4"] {
         ensure!(explained.matches(words).count() == 12, "{words}: {explained}");

@@ -1,4 +1,4 @@
-//! What a node and a pair do, in short: for kernels and drivers that the other tests don't run on.
+//! The basic functions of a node and a pair: for kernels and drivers that the other tests don't run on.
 //!
 //! `cargo xtask test kernels` runs it in virtual machines, on veth and on virtio NICs; it is all
 //! real programs and real connections, and expects native mode.

@@ -133,7 +133,7 @@ fn iperf3_with_four_streams_goes_by_tc_in_merged_packets() -> Result<()> {
         let (written, received) = (bytes("sum_sent")?, bytes("sum_received")?);
         let (now, now_frames) = (sent()?, frames()?);
         let (packets, carried, frames) = (now.0 - had.0, now.1 - had.1, now_frames - had_frames);
-        // What the sender's buffers hold at the end does not come.
+        // Data in the sender's buffers at the end does not come.
         ensure!(received > written / 10 * 9, "{received} bytes of {written} came to {vip}");
         ensure!(carried > received, "{carried} bytes in packets for {received} to {vip}");
         ensure!(frames < packets / 4, "{frames} frames for {packets} packets to {vip}");
@@ -144,7 +144,7 @@ fn iperf3_with_four_streams_goes_by_tc_in_merged_packets() -> Result<()> {
 /// MTU of the way to the backends. No less: IPv6 has no smaller (RFC 8200, 5).
 const NARROW: u64 = 1_300;
 
-/// What is too big here are frames of many segments, whose checksums are not computed: the errors for them must be
+/// The packets that are too big here are frames of many segments without checksums: the errors for them must be
 /// right all the same.
 #[test]
 fn a_sender_whose_merged_packets_are_too_big_is_told_so_and_sends_smaller_ones() -> Result<()> {

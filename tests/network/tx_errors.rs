@@ -86,7 +86,7 @@ fn counts_of_an_interface_that_is_gone_are_taken_out_of_the_map_and_no_others() 
     assert_eq!(forgotten.len(), 2, "by both errors: {forgotten:?}");
     assert_eq!(forgotten.iter().map(|one| one.frames).sum::<u64>(), sum(&before));
     assert_eq!((lost(exit)?, lost(NOBODY)?), (vec![], nobody));
-    // What is lost after that is counted again.
+    // Later losses are counted again.
     until_lost(exit, libc::EINVAL)?;
     // By the interface that they came by, all of it goes.
     tx_errors.forget(&BTreeSet::from([own]))?;

@@ -127,7 +127,7 @@ fn what_happens_is_on_the_page_without_a_reload() -> Result<()> {
     page.wait(SOON, curve, true)?;
     page.wait(SOON, &contains("#datapath", "XDP native"), true)?;
 
-    // What is markup elsewhere is text: in a row, among the events, in a backend's history.
+    // Markup is shown as text: in a row, among the events, in a backend's history.
     page.wait(SOON, &of_backend("hostile", "10.0.0.11", ".badge b"), "down")?;
     let why = of_backend("hostile", "10.0.0.11", "td.state small");
     page.wait(SOON, &format!("{why}.includes({HOSTILE:?})"), true)?;
@@ -261,7 +261,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     page.wait(SOON, &of_backend("web", "10.0.0.12", ".badge b"), "draining")?;
     page.evaluate("document.querySelector('.open').click()")?;
     let overflow = "document.documentElement.scrollWidth - window.innerWidth";
-    // What sticks out of the page, if something does.
+    // The elements that stick out of the page.
     let culprits = "[...document.querySelectorAll('body *')].filter((e) => \
                     e.getBoundingClientRect().right > window.innerWidth + 1 && !e.closest('.hidden, .skip, thead')).map((e) => e.className).join()";
     for width in [1920, 1320, 1100, 900, 768, 480, 390, 360, 320] {

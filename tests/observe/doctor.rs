@@ -35,7 +35,7 @@ fn examine(host: &Namespace, arguments: &str) -> Result<Report> {
     Ok(report)
 }
 
-/// What is wrong, by the names of the checks.
+/// The findings, by the names of the checks.
 fn wrong(report: &Report) -> Vec<&str> {
     let wrong = report.findings.iter().filter(|finding| finding.grade == Grade::Wrong);
     wrong.map(|finding| finding.check.as_str()).collect()

@@ -1,4 +1,4 @@
-//! What operators see, and how they reach it: metrics, the dashboard, `lbctl`'s views, explanations and captures,
+//! The interfaces for operators: metrics, the dashboard, `lbctl`'s views, explanations and captures,
 //! `lbctl doctor`, and the listeners of `lbd`.
 
 mod dashboard;

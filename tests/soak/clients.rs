@@ -37,7 +37,7 @@ pub struct Clients {
     ended: mpsc::Receiver<Life>,
 }
 
-/// What was done so far.
+/// The counts so far.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Connections that were begun.
@@ -58,7 +58,7 @@ struct Shared {
     big: Vec<u8>,
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Download,
@@ -106,7 +106,7 @@ impl Clients {
         Ok(Self { shared, threads, ended })
     }
 
-    /// What was done so far.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.shared.counts
@@ -281,7 +281,7 @@ impl Failure {
             ErrorKind::ConnectionRefused => Self::Refused,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Reset,
             ErrorKind::UnexpectedEof => Self::Closed,
-            // What a read that times out is called depends on the system.
+            // The error of a read that times out depends on the system.
             ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
             _ => Self::Other(format!("{err:#}")),
         }

@@ -39,7 +39,7 @@ struct Arguments {
     /// How long operations are carried out, in minutes
     #[arg(long, default_value_t = 3.0)]
     minutes: f64,
-    /// What the operations are a function of; the time of day unless given
+    /// The seed of the operations; the time of day unless given
     #[arg(long)]
     seed: Option<u64>,
     /// Print JSON instead of tables

@@ -1,4 +1,4 @@
-//! What is done, in which order, when and with which parameters: a function of the seed alone.
+//! The operations with their order, times and parameters: a function of the seed alone.
 //!
 //! [`Plan`] keeps its own account of what it has done: drained backends, cut cables. It never
 //! learns how the operations went, so that a seed gives the same ones on any machine. Times are those
@@ -125,7 +125,7 @@ pub struct Plan {
     /// Until when a host is left alone.
     busy: [Duration; HOSTS],
     node_busy: Duration,
-    /// What ends what was begun.
+    /// The ends of the operations that have begun.
     ends: Vec<Step>,
     /// The node that is spared first.
     spared: usize,
@@ -158,7 +158,7 @@ impl Plan {
         (self.spared + epoch(at)) % 2
     }
 
-    /// What brings everything back to where it was.
+    /// The operations that restore everything.
     pub fn restore(mut self) -> Vec<Op> {
         let mut ops: Vec<_> =
             std::mem::take(&mut self.ends).into_iter().map(|end| end.op).collect();

@@ -26,10 +26,10 @@ use crate::{
     testbed::Testbed,
 };
 
-/// What is run.
+/// The arguments.
 #[derive(Clone, Debug)]
 pub struct Arguments {
-    /// What the steps are a function of.
+    /// The seed of the steps.
     pub seed: u64,
     /// For how long.
     pub length: Duration,
@@ -56,7 +56,7 @@ const LISTED: usize = 20;
 /// How many violations are printed in full.
 const MOST: usize = 100;
 
-/// What is known of a run.
+/// The state of a run.
 struct Run {
     arguments: Arguments,
     clock: Clock,
@@ -67,7 +67,7 @@ struct Run {
     report: Report,
     /// Connections that have ended and are not judged yet.
     pending: Vec<Life>,
-    /// What of the facts was looked at.
+    /// The counts of the facts that are judged.
     looked_at: (usize, usize),
     /// Since when each node was spared.
     turns: Vec<(usize, Duration)>,
@@ -145,7 +145,7 @@ impl Run {
             self.carry_out(op)?;
         }
         self.wait_whole(clients)?;
-        // What breaks late is still seen.
+        // Late failures are still seen.
         let calm = self.clock.now() + JUDGED;
         while self.clock.now() < calm {
             self.go_on(clients)?;
@@ -406,7 +406,7 @@ impl Run {
         }
     }
 
-    /// What both `lbd` held, and whether that goes on to grow.
+    /// The resources of both `lbd`, and whether they go on to grow.
     fn grown(mut self) -> Result<Report> {
         let samples = self.sampler.finish()?;
         for (n, samples) in samples.iter().enumerate() {
@@ -496,7 +496,7 @@ fn describe(done: &Done) -> String {
     }
 }
 
-/// What takes the progress line away.
+/// The sequence that clears the progress line.
 fn clear() -> &'static str {
     if io::stderr().is_terminal() { "\r\x1b[K" } else { "" }
 }

@@ -1,4 +1,4 @@
-//! What both `lbd` hold, once a second: memory, descriptors, maps and programs. And how late a thread of
+//! The resources of both `lbd`, once a second: memory, descriptors, maps and programs. And how late a thread of
 //! this program is, which shows how busy the machine is.
 
 use std::{
@@ -18,7 +18,7 @@ use kit::reports::soak::{Growth, median};
 
 use crate::{clock::Clock, model::Span};
 
-/// What one process holds.
+/// The resources of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     /// Memory in use (resident).
@@ -38,11 +38,11 @@ pub struct Sample {
     pub at: Duration,
     /// The process.
     pub pid: u32,
-    /// What it held.
+    /// Its resources.
     pub held: Held,
 }
 
-/// What is sampled.
+/// The sampled processes.
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
@@ -135,7 +135,7 @@ impl Shared {
     }
 }
 
-/// What a process holds; nothing if it is gone.
+/// The resources of a process; none if it is gone.
 fn held(pid: u32) -> Option<Held> {
     let folder = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(folder.join("status")).ok()?;
@@ -160,7 +160,7 @@ const ENOUGH: usize = 60;
 /// One of the figures.
 type Figure = fn(&Held) -> u64;
 
-/// What a figure may be in the end, by what it was in the middle.
+/// The bound of a figure at the end, by its value in the middle.
 type Bound<'a> = &'a dyn Fn(u64) -> u64;
 
 /// Samples of a time that is long enough for memory to have flattened: five minutes of them.

@@ -43,7 +43,7 @@ pub struct Testbed {
     files: Files,
 }
 
-/// What is known of a node.
+/// The state of a node.
 #[derive(Clone, Debug, Default)]
 struct Node {
     /// Whether its `lbd` takes commands.
@@ -330,7 +330,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// What is missing.
+    /// If a condition is missing.
     pub fn whole(&self) -> Result<()> {
         ensure!(!self.struck, "what was done to the nodes lasts");
         let mut active = 0;
@@ -361,7 +361,7 @@ impl Testbed {
     ///
     /// # Errors
     ///
-    /// What is missing.
+    /// If a condition is missing.
     pub fn look(&mut self) -> Result<()> {
         if self.is_troubled() {
             self.whole()?;

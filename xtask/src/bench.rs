@@ -12,7 +12,7 @@ use crate::{
     root, setup,
 };
 
-/// What `http` needs beside what the tests do.
+/// The programs that `http` needs beside those of the tests.
 const HTTP: [(&str, &str); 3] = [
     ("wrk", "wrk"),
     ("perf", "linux-perf"),
@@ -262,7 +262,7 @@ fn measure(
     }
     let results = folder.join("lb-bench-results.json");
     if saving.save {
-        // What would be missing at the end is missing now.
+        // A program that would be missing at the end is missing now.
         record::versions(programs)?;
         // Made by the calling user, so that files written by root stay theirs.
         fs::write(&results, "").with_context(|| format!("write {}", results.display()))?;

@@ -38,7 +38,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What makes cargo quiet, unless the output is a terminal, where it shows the progress.
+/// The flags that make cargo quiet, unless the output is a terminal, where it shows the progress.
 pub fn quiet() -> &'static [&'static str] {
     if io::stderr().is_terminal() { &[] } else { &["--quiet"] }
 }

@@ -138,11 +138,11 @@ type Names = Vec<String>;
 struct Mention {
     /// As it is written, of which the first may be `crate`, `self` or `super`.
     path: Names,
-    /// What a `use` calls it here.
+    /// Its name by a `use` here.
     alias: Option<String>,
 }
 
-/// What is written in a module, that of its children left out.
+/// The code of a module, without its children's.
 #[derive(Debug, Default)]
 struct Module {
     file: PathBuf,
@@ -292,7 +292,7 @@ impl Crate {
 }
 
 impl Module {
-    /// What a `use` of this module calls by a name.
+    /// The item that a `use` of this module binds to a name.
     fn alias(&self, name: &str) -> Option<&[String]> {
         let of = |mention: &&Mention| mention.alias.as_deref() == Some(name);
         let found = self.mentions.iter().find(of)?;
@@ -305,7 +305,7 @@ fn is_punct(token: Option<&TokenTree>, character: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == character)
 }
 
-/// What is behind an item.
+/// The text behind an item.
 fn after_item(tokens: &[TokenTree]) -> &[TokenTree] {
     let is_end = |token: &TokenTree| {
         let is_body =
@@ -332,7 +332,7 @@ fn path(tokens: &[TokenTree]) -> (Names, &[TokenTree]) {
     (names, rest)
 }
 
-/// What a `use` declaration's tree has behind `prefix`.
+/// The names of a `use` declaration's tree behind `prefix`.
 fn imports(tree: &[TokenTree], prefix: &[String], mentions: &mut Vec<Mention>) {
     for branch in tree.split(|token| is_punct(Some(token), ',')) {
         let (names, rest) = path(branch);

@@ -1,7 +1,7 @@
 //! `cargo xtask bench instructions`: starts a virtual machine whose clock counts instructions, and
 //! measures in it.
 //!
-//! What is counted is the kernel's, and the balancer's program, which is optimised whatever is built around it:
+//! The counted instructions are those of the kernel and of the balancer's program, which is always optimised:
 //! how the program that measures is built makes no difference, so it is as for the tests, of which
 //! most of it is there.
 
@@ -22,7 +22,7 @@ const KERNEL: &str = "6.12";
 /// More than the machine takes on one that does much else.
 const LIMIT: Duration = Duration::from_secs(1_200);
 
-/// What sets IPVS and the machine's interfaces up.
+/// The programs that set IPVS and the machine's interfaces up.
 const PROGRAMS: &[(&str, &str)] = &[("ipvsadm", "ipvsadm"), ("ethtool", "ethtool")];
 
 #[derive(clap::Args)]

@@ -82,7 +82,7 @@ pub fn run(kernels: &[String], save: bool) -> Result<()> {
     Ok(())
 }
 
-/// What became of them, for the documents.
+/// Their results, for the documents.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
     kvm: bool,
@@ -112,7 +112,7 @@ impl Report {
     }
 }
 
-/// What became of the tests on a kernel.
+/// The results of the tests on a kernel.
 struct Tested {
     name: String,
     result: Result<()>,

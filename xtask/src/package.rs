@@ -170,7 +170,7 @@ impl Recipe {
         self.pack(&tree, NAME, "net", &more)
     }
 
-    /// What debuggers read, by the programs' build ids.
+    /// The symbols for debuggers, by the programs' build ids.
     fn symbols(&self) -> Result<PathBuf> {
         let name = format!("{NAME}-dbgsym");
         let tree = Tree::new(self.output.join(&name))?;
@@ -388,7 +388,7 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// What a command writes.
+/// The output of a command.
 fn output_of(command: &mut Command) -> Result<String> {
     kit::command::run(command)
 }

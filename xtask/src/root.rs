@@ -1,4 +1,4 @@
-//! What needs root, when the caller is not: through sudo, which is printed.
+//! Commands that need root, when the caller is not: through sudo, which is printed.
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
@@ -54,7 +54,7 @@ pub fn become_root(args: &[&str], what: &str) -> Result<()> {
     Err(command.exec()).context("sudo")
 }
 
-/// What was typed.
+/// The command line.
 fn line() -> String {
     let args: Vec<_> = env::args().skip(1).collect();
     format!("cargo xtask {}", args.join(" "))

@@ -1,6 +1,6 @@
 //! The tools that a fresh machine lacks: printed, then installed; where that can't be, the command to run.
 //!
-//! What is pinned goes to the workspace's `target/tools`, nothing to the user's home. When all is
+//! Pinned tools go to the workspace's `target/tools`, nothing to the user's home. When all is
 //! there, this reads a few files and is done.
 
 use std::{
@@ -19,7 +19,7 @@ const BPF_LINKER: &str = "0.10.3";
 /// Kept while packages are installed: Debian's packages run it to know whether to start their services.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 
-/// What builds need: the BPF linker, and the sources of `core` for the BPF target.
+/// The tools of builds: the BPF linker, and the sources of `core` for the BPF target.
 ///
 /// # Errors
 ///
@@ -38,7 +38,7 @@ pub fn tools() -> Result<()> {
         .context("the BPF program can't be linked without it; see above")
 }
 
-/// What the lab needs ([`kit::LAB`]), and other programs of [`kit::PROGRAMS`].
+/// The programs of the lab ([`kit::LAB`]), and other programs of [`kit::PROGRAMS`].
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub fn lab_with(others: &[&str]) -> Result<()> {
     these(&lab_and(others))
 }
 
-/// What the tests in namespaces need: all of [`kit::PROGRAMS`].
+/// The programs of the tests in namespaces: all of [`kit::PROGRAMS`].
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ fn lab_and(others: &[&str]) -> Vec<(&'static str, &'static str)> {
     kit::PROGRAMS.iter().copied().filter(|&(program, _)| is_wanted(program)).collect()
 }
 
-/// What the engine that fuzzes is built with: a compiler of C++.
+/// The compiler of C++ for the fuzzing engine.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ pub fn compiler() -> Result<()> {
     these(&[("c++", "g++")])
 }
 
-/// What some commands need beside that: programs, or files by their whole path, with the Debian package
+/// More requirements of some commands: programs, or files by their whole path, with the Debian package
 /// of each.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use crate::{
     root, setup, workspace,
 };
 
-/// What it runs beside the lab's own programs.
+/// The programs that it runs beside the lab's own.
 pub const PROGRAMS: [&str; 1] = ["nft"];
 
 #[derive(clap::Args)]

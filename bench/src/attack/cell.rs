@@ -108,7 +108,7 @@ pub fn measure(storm: Storm, phase: Phase, per_second: u32, time: Duration) -> R
     let requests = requests.finish()?;
     let [pinned_after, tracked_after] = tables()?;
     let after = balancer.status()?;
-    // What the flood has left in the tables meets a change.
+    // The flood's entries in the tables meet a change.
     drain(&lab, &balancer, if phase == Phase::InFlux { NEXT } else { FIRST })?;
     pass(COUNTED)?;
 

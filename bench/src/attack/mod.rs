@@ -1,4 +1,4 @@
-//! What floods cost legitimate traffic.
+//! The cost of floods for legitimate traffic.
 //!
 //! Three parts. [`cell`]: a lab with real connections, and an attacker on its switch that sends one kind of
 //! flood, in the steady state and while a backend drains. [`tables`]: a flood through the loaded program,
@@ -22,7 +22,7 @@ use kit::{
 
 use crate::output::Output;
 
-/// What to measure, and the output.
+/// The arguments: measurements and output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct Arguments {
 const TABLES: &str = "tables";
 const SLOTS: &str = "slots";
 
-/// What is to be measured.
+/// The measurements.
 #[derive(Debug, PartialEq, Eq)]
 struct Selection {
     cells: Vec<(Storm, Phase)>,
@@ -97,7 +97,7 @@ fn measure(selection: &Selection, report: &mut Report, time: Duration) -> Result
     Ok(())
 }
 
-/// What these words leave.
+/// The cases that these arguments leave.
 fn select(only: &[String]) -> Result<Selection> {
     let storms = Storm::all();
     let storm_names = || storms.iter().map(|storm| storm.name());

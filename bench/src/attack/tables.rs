@@ -54,10 +54,10 @@ const BUDGET: u32 = 20_000;
 const BACKENDS: u16 = 3;
 const PORT: u16 = 80;
 const SEED: [u8; 16] = *b"the node's seed.";
-/// What the program answers for a frame that it sends back out.
+/// The program's return value for a frame that it sends back out.
 const XDP_TX: u32 = 3;
 
-/// What keeps flows where they are.
+/// The table that keeps flows where they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum System {
     /// Pins, of which each CPU makes so many in a second.

@@ -89,7 +89,7 @@ fn pass(time: Duration, mut look: impl FnMut() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// What became of the requests; nothing of downloads yet.
+/// The results of the requests; nothing of downloads yet.
 fn of_requests(
     system: &System,
     fault: Fault,

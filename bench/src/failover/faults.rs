@@ -1,4 +1,4 @@
-//! What happens to a web host.
+//! The faults of a web host.
 
 use std::{
     thread,

@@ -1,4 +1,4 @@
-//! What a fault of one backend costs the clients: with the balancer and with HAProxy, on the same
+//! The cost of a fault of one backend for the clients: with the balancer and with HAProxy, on the same
 //! hosts at the same settings.
 //!
 //! Each cell of the table is a lab of its own: three web hosts, and one of the [`systems`] before
@@ -19,7 +19,7 @@ use kit::{
 };
 use systems::System;
 
-/// What to measure, and the output.
+/// The arguments: measurements and output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! What is compared: the balancer and HAProxy, each at several settings.
+//! The compared systems: the balancer and HAProxy, each at several settings.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -69,7 +69,7 @@ const QUICKEST: Check = Check { interval: Duration::from_millis(50), ..QUICK };
 const PAGE_GUIDES: Check = Check { page: true, ..GUIDES };
 const PAGE_QUICK: Check = Check { page: true, ..QUICK };
 
-/// What a check of the TCP port can't see, one of the page can.
+/// A check of the page finds faults that one of the TCP port can't.
 const HANGS: &[Fault] = &[Fault::Hangs];
 /// Where no packet is lost, a second choice has nothing to do.
 const ABRUPT: &[Fault] =

@@ -1,4 +1,4 @@
-//! What checking many backends costs: CPU time of the prober's thread, and how late it probes.
+//! The cost of checking many backends: CPU time of the prober's thread, and how late it probes.
 //!
 //! Two hosts: one with the prober, one that is all the backends, each an address of it. Its server
 //! is a process of its own. The kernel would handle a packet that is sent from one to the other in
@@ -198,7 +198,7 @@ fn measure(
     })
 }
 
-/// What the kernel alone takes for a connection that is made and reset, in microseconds of CPU time:
+/// The kernel's own cost of a connection that is made and reset, in microseconds of CPU time:
 /// the median of a few rounds over all backends, one after the other.
 fn floor(backends: u32) -> Result<f64> {
     // SAFETY: no precondition.

@@ -1,4 +1,4 @@
-//! What a request costs through each kind of balancer, and without one: the same three nginx, the same
+//! The cost of a request through each kind of balancer, and without one: the same three nginx, the same
 //! client, the same wires.
 //!
 //! Each of the [systems](System) has a lab of its own. Their runs alternate in every round, so
@@ -28,7 +28,7 @@ const LOADS: [(u16, bool); 4] = [(16, true), (64, true), (16, false), (64, false
 /// A run that is thrown away, so that all is warm.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// What to measure, and the output.
+/// The arguments: measurements and output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

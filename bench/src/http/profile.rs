@@ -28,10 +28,10 @@ pub const LOADS: [(u16, bool); 2] = [(64, true), (64, false)];
 /// Samples of each CPU in a second; no divisor of the kernel's ticks.
 const FREQUENCY: &str = "1997";
 
-/// What takes less of a request than this is no function of its own, in microseconds.
+/// A function that takes less of a request than this is not listed, in microseconds.
 const LEAST: f64 = 0.05;
 
-/// What all programs take outside of the kernel, as one.
+/// The time of all programs outside of the kernel, as one.
 const USER: &str = "user";
 
 /// The functions below the least share, as one.

@@ -1,4 +1,4 @@
-//! What is compared, each in a lab of its own.
+//! The compared systems, each in a lab of its own.
 
 use std::{fmt::Write as _, fs, net::Ipv4Addr, path::Path, time::Duration};
 
@@ -30,7 +30,7 @@ const fn vip(system: System) -> Ipv4Addr {
 pub struct Testbed {
     /// The system.
     pub system: System,
-    // What runs in the lab ends before the lab does.
+    // The lab's processes end before the lab does.
     _balancer: Option<Balancer>,
     proxy: Option<Process>,
     _iperf: Process,

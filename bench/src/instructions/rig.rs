@@ -30,7 +30,7 @@ const ROUNDS: usize = 3;
 /// Walks through memory of each size, of which the shortest counts.
 const WALKS: usize = 10;
 
-/// What a run of frames cost.
+/// The cost of a run of frames.
 pub struct Measured {
     /// Instructions of one packet: median of the rounds.
     pub instructions: f64,
@@ -44,7 +44,7 @@ pub struct Measured {
 ///
 /// If the kernel refuses; both ends are gone with the machine.
 pub fn wire() -> Result<()> {
-    // What the kernel sends by itself would be counted.
+    // Packets that the kernel sends by itself would be counted.
     for setting in ["all", "default"] {
         let path = format!("/proc/sys/net/ipv6/conf/{setting}/disable_ipv6");
         std::fs::write(&path, "1").with_context(|| path.clone())?;
@@ -54,7 +54,7 @@ pub fn wire() -> Result<()> {
         "link add {WIRE} type veth peer name {NODE}\nlink set {NODE} address {own}\n\
          link set {WIRE} up\nlink set {NODE} up\n"
     );
-    // What is interpreted costs ten times as much.
+    // An interpreted program costs ten times as much.
     let jit = "/proc/sys/net/core/bpf_jit_enable";
     std::fs::write(jit, "1").context(jit)?;
     ip(&lines)

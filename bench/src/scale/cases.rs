@@ -1,4 +1,4 @@
-//! What is sent in each case: one thing varies, and the others stay at the base.
+//! The packets of each case: one thing varies, and the others stay at the base.
 
 use kit::reports::scale::Sweep;
 
@@ -31,7 +31,7 @@ pub enum To {
 /// A case.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// What varies.
+    /// The variable.
     pub sweep: Sweep,
     /// The path and the kind of packets, as text: cases of one sweep with the same are a curve.
     pub packets: &'static str,
@@ -46,7 +46,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// What it is, for people.
+    /// Its description.
     pub fn words(&self) -> String {
         format!("{} {}, {}", self.sweep.name(), self.value, self.packets)
     }
@@ -113,7 +113,7 @@ pub fn sizes(cases: &[Case]) -> Vec<Size> {
 mod tests {
     use super::*;
 
-    /// What varies in a case: everything that is not at its base.
+    /// The variable of a case: everything that is not at its base.
     fn varied(case: &Case) -> (bool, bool, bool, bool) {
         let Size { services, each, pins } = case.size;
         (services != BASE.services, each != EACH, case.flows != FLOWS, pins.is_some())

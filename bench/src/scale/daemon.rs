@@ -35,7 +35,7 @@ pub struct Bench {
     ready: UnixDatagram,
 }
 
-/// What the steps of one size took.
+/// The times of the steps of one size.
 #[derive(Default)]
 struct Samples {
     starts: Vec<f64>,

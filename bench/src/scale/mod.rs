@@ -1,4 +1,4 @@
-//! What more of everything costs: services, backends, flows, pins; and where it ends.
+//! The cost of more services, backends, flows and pins; and the limits.
 //!
 //! Packets and changes are measured in maps that the daemon's engine fills, one set of them for each size,
 //! with the program run over them ([`packets`]). Starts, and errors at the limits, are those of

@@ -110,7 +110,7 @@ fn of(testbeds: &mut [Testbed], size: Size) -> Result<&mut Testbed> {
     testbeds.iter_mut().find(|testbed| testbed.size == size).context("every size has a testbed")
 }
 
-/// What one case is measured with.
+/// The rig of one case.
 struct Turn {
     plan: Plan,
     samples: Vec<f64>,
@@ -235,7 +235,7 @@ fn memory(testbeds: &[Testbed]) -> Result<Vec<Memory>> {
     testbeds.iter().filter(is_wanted).map(Testbed::memory).collect()
 }
 
-/// What becomes of new flows when there is no room for their pins.
+/// The fate of new flows when there is no room for their pins.
 fn pins_full(testbeds: &mut [Testbed], runner: &mut Runner) -> Result<PinsFull> {
     let size = Size { pins: Some(Limits::default().pins), ..BASE };
     let testbed = of(testbeds, size)?;

@@ -87,7 +87,7 @@ fn name(n: u16) -> String {
 fn service(n: u16, each: u16) -> (String, Service) {
     let service = Service {
         ring_slots: SLOTS,
-        // What limits the pins is to be their number.
+        // The pins are to be limited by their number.
         syn_budget: u32::MAX,
         backends: (0..each).map(|at| (address(n, at), Backend::default())).collect(),
         ..Service::new(VIP_V4.into(), PORT + n, Mode::Ipip)
@@ -99,7 +99,7 @@ fn service(n: u16, each: u16) -> (String, Service) {
 pub struct Testbed {
     /// How much is in them.
     pub size: Size,
-    /// What the engine is to make of them.
+    /// The engine's desired state of them.
     desired: Desired,
     // Before the pins: open maps are locked.
     engine: Engine<Xdp>,
@@ -146,7 +146,7 @@ impl Testbed {
         engine.set_desired(self.desired.clone());
         let mac = [2, 0, 0, 0, 0, 9];
         let l2 = [&mac[..], &OWN, &[8, 0]].concat();
-        // What a test run sends goes out where it came in.
+        // A frame that a test run sends goes out where it came in.
         let hop = NextHop { ifindex: LOOPBACK, interface: "lo".into(), mac, l2, mtu: 1_500 };
         let hops = engine.wants().into_iter();
         let hops = hops.map(|want| (want, Resolution::Resolved(hop.clone()))).collect();
@@ -221,7 +221,7 @@ impl Testbed {
         Ok(pins)
     }
 
-    /// What the maps take of the kernel's memory.
+    /// The kernel memory of the maps.
     ///
     /// # Errors
     ///
@@ -247,12 +247,12 @@ impl Testbed {
     }
 }
 
-/// What is pinned in a folder, which goes with this.
+/// The pins in a folder, which go with this.
 struct Pins(PathBuf);
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        // What is left would be pinned for ever; there is no caller for the error.
+        // The rest would be pinned for ever; there is no caller for the error.
         if let Err(err) = detach(&self.0) {
             eprintln!("{} stays: {err:#}", self.0.display());
         }

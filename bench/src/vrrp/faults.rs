@@ -1,4 +1,4 @@
-//! What happens to the node that is Active, and how it ends.
+//! The faults of the Active node, and their end.
 
 use std::time::Duration;
 

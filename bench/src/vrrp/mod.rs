@@ -1,4 +1,4 @@
-//! What a failover of a pair of balancers costs the clients: with the balancer, and with keepalived and
+//! The cost of a failover of a pair of balancers for the clients: with the balancer, and with keepalived and
 //! HAProxy as they are set up today, on the same hosts at the same intervals.
 //!
 //! Each interval has a lab of each of the [systems](System). A [trial] lets one of the [faults]
@@ -23,7 +23,7 @@ use kit::{
 use crate::output::Output;
 use testbed::Testbed;
 
-/// What to measure, and the output.
+/// The arguments: measurements and output.
 #[derive(clap::Args)]
 pub struct Arguments {
     #[command(flatten)]

@@ -29,7 +29,7 @@ const VRID: u8 = 51;
 
 /// A pair at work.
 pub struct Testbed {
-    /// What it is made of.
+    /// The system under test.
     pub system: System,
     /// Between two advertisements.
     pub interval: Duration,

@@ -99,7 +99,7 @@ fn pass(time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// What a change did to the probes between two moments; the downloads that ran and that broke.
+/// The effect of a change on the probes between two moments; the downloads that ran and that broke.
 fn event(answers: &Answers, from: Instant, to: Instant, downloads: (usize, usize)) -> Event {
     Event {
         outage_ms: millis(answers.outage(from, to)),

@@ -56,7 +56,7 @@ pub struct Place {
     pub deeds: Deeds,
     /// The interfaces with VLANs whose tags hardware takes off.
     pub trunks: Arc<Mutex<Vec<String>>>,
-    /// What the maps have room for.
+    /// The limits of the maps.
     pub limits: Limits,
     /// The maps of a predecessor; none: empty ones.
     pub maps: Mutex<Option<Fake>>,

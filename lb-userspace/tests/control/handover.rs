@@ -37,7 +37,7 @@ async fn pair(place: &Place) -> Running {
     lbd
 }
 
-/// What matters of a handover, in order.
+/// The steps of a handover, in order.
 fn steps(lbd: &Running) -> Vec<Deed> {
     lbd.script.deeds.of(|deed| match deed {
         Deed::Ask(..) | Deed::Answer(..) | Deed::Detach => Some(deed.clone()),
@@ -266,7 +266,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let failover = begin(&place, "vrrp failover --all");
     asked(&lbd).await;
     lbd.script.says(lb_sync::Report::Answer(PEER, Err("it is draining itself".into())));
-    // What comes after the answer is seen.
+    // Messages after the answer are received.
     let leaves = lb_sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
     lbd.script.says(lb_sync::Report::Facts(PEER, leaves));
     let seen = async || lbctl(&place, "vrrp status").await.out.contains(", draining");

@@ -1,4 +1,4 @@
-//! What operators do beside single changes: bursts, dry runs, queries, events, maintenance.
+//! Operations beside single changes: bursts, dry runs, queries, events, maintenance.
 
 use std::{
     collections::BTreeSet,
@@ -127,7 +127,7 @@ async fn what_was_not_written_is_tried_again_while_the_sweep_fails() {
     place.remote.failing_walks.store(false, Ordering::SeqCst);
     eventually("nothing fails", async || error().await.is_none()).await;
     let seen = kinds(&events(&lbd.client).await);
-    // What fails each second in the same way is one event.
+    // The same failure each second is one event.
     assert!(seen.iter().filter(|kind| **kind == Kind::MapsFailing).count() <= 3, "{seen:?}");
     assert_eq!(seen.iter().filter(|kind| **kind == Kind::MapsWritten).count(), 1, "{seen:?}");
     lbd.stop().await;
@@ -206,7 +206,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
         );
         assert!(ran.out.contains(expected), "{line}: {ran:?}");
     }
-    // What would be refused is.
+    // A request that would be refused is.
     for (line, expected) in [
         ("backend drain web 10.0.0.41 --dry-run", "has no backend 10.0.0.41"),
         ("backend add web 10.0.0.100 --dry-run", "is the VIP of service web"),

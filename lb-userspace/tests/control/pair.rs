@@ -104,7 +104,7 @@ async fn routers_take_part_when_the_maps_are_written() {
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
     assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
     assert!(!facts.draining && facts.unsynced.is_empty() && facts.mismatched.is_empty());
-    // What the operator takes out is not healthy.
+    // A backend that the operator takes out is not healthy.
     lbctl(&place, "backend disable web 10.0.0.11").await;
     let healthy = async || lbd.script.deeds.facts().is_some_and(|facts| facts.healthy["web"] == 1);
     eventually("one is left", healthy).await;

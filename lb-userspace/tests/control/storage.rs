@@ -52,7 +52,7 @@ fn mount(kind: &str, at: &Path, flags: libc::c_ulong, options: &str) {
 fn small_disk(at: &Path) {
     // SAFETY: no memory is involved; only this thread moves to a namespace of its own.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) });
-    // What is mounted here must not reach the namespace that it was copied from.
+    // Mounts here must not reach the namespace that it was copied from.
     // SAFETY: the string lives, and what is not used may be null.
     check(unsafe {
         libc::mount(

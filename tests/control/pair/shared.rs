@@ -44,7 +44,7 @@ struct Client {
     alone: Option<usize>,
 }
 
-/// What happens.
+/// The events.
 #[derive(Clone, Debug)]
 enum Event {
     Open(u8),
@@ -192,8 +192,8 @@ impl Sharing {
         let node = self.node_of(client);
         let it = self.clients[&client].clone();
         let Client { backend, seen, .. } = it;
-        let is_untold = it.unknown.contains(&node) && self.stopped.contains_key(&node);
-        if is_untold || it.alone.is_some_and(|by| by != node) {
+        let is_unsent = it.unknown.contains(&node) && self.stopped.contains_key(&node);
+        if is_unsent || it.alone.is_some_and(|by| by != node) {
             self.clients.remove(&client);
             return Ok(());
         }
@@ -457,7 +457,7 @@ fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
 fn peers_that_come_and_go_hold_up_ends_no_longer_than_one_that_stays_away() {
     const AWAY: u32 = 300;
     const TIMEOUT: u32 = 3;
-    // What a flow is kept for after its end, and a slot after that of the last one.
+    // The time for which a flow is kept after its end, and a slot after that of the last one.
     const SLACK: u32 = IDLE + 30;
     let mut node = Node::new();
     node.engine.set_roles([(web(), Role::Shared)].into(), at(START)).unwrap();

@@ -85,7 +85,7 @@ impl Machine {
         Ok(machine)
     }
 
-    /// What a line for a shell does in it.
+    /// Runs a line for a shell in it.
     pub fn output(&self, line: &str) -> Result<Output> {
         let mut nsenter = Command::new("nsenter");
         nsenter.args(["-t", &self.leader.to_string(), "--all", "--", "/bin/sh", "-c", line]);
@@ -94,7 +94,7 @@ impl Machine {
         nsenter.output().with_context(|| line.to_owned())
     }
 
-    /// What a line for a shell prints; it must succeed.
+    /// The output of a line for a shell; it must succeed.
     pub fn run(&self, line: &str) -> Result<String> {
         let output = self.output(line)?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -104,7 +104,7 @@ pub struct State {
     pub own_macs: Vec<OwnMac>,
     /// The MAC addresses of other balancers, by service, and the backend on this node.
     pub peer_macs: Vec<(PeerKey, u16)>,
-    /// What backends have not answered.
+    /// The unanswered SYNs of backends.
     pub unanswered: Vec<(u16, Unanswered)>,
 }
 

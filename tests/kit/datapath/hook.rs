@@ -89,7 +89,7 @@ impl Hook {
         }
     }
 
-    /// What the program returns for an action.
+    /// The program's return value for an action.
     #[must_use]
     pub const fn code(self, action: Action) -> u32 {
         match (self, action) {
@@ -98,7 +98,7 @@ impl Hook {
             (Self::Tc, Action::Pass) => u32::MAX,
             (Self::Tc, Action::Drop) => 2,
             (Self::Tc, Action::Tx | Action::Redirect) => 7,
-            // What it returns is not seen, but where the frame leaves.
+            // Its return value is not seen, but where the frame leaves.
             (Self::RawIp, Action::Pass | Action::Drop) => raw_ip::STAYS,
             (Self::RawIp, Action::Tx) => raw_ip::LEAVES_BY_INGRESS,
             (Self::RawIp, Action::Redirect) => raw_ip::LEAVES_BY_OTHER,
@@ -126,7 +126,7 @@ impl Hook {
         if self != Self::Xdp && len == short && next == number::TCP { longer } else { len }
     }
 
-    /// What an ICMP error quotes: the tc program replaces the checksum of the quoted TCP or UDP header.
+    /// The quote in an ICMP error: the tc program replaces the checksum of the quoted TCP or UDP header.
     pub(super) fn quote(self, mut quote: Vec<u8>, v6: bool) -> Vec<u8> {
         if self != Self::Xdp {
             let (next, header) = if v6 { (quote[6], ipv6::LEN) } else { (quote[9], ipv4::LEN) };

@@ -25,7 +25,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::hook::Hook;
 
-/// What XDP can do with a frame.
+/// The actions of XDP on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// XDP_DROP
@@ -89,7 +89,7 @@ pub struct Model {
     pub lease: Cell<u64>,
     /// Packets and bytes by verdict.
     pub verdicts: HashMap<u32, [u64; 2]>,
-    /// What went to each backend.
+    /// The counts of each backend.
     pub counts: HashMap<u16, BackendCount>,
     /// Bytes of the next frame that are in its first buffer.
     pub first_buffer: usize,

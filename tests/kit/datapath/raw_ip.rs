@@ -91,7 +91,7 @@ pub(super) fn fit_frame(frame: &mut [u8]) {
     }
 }
 
-/// What leaves by the tun has no tags; and no MTU is below IPv6's least, so that enough is quoted of what is over it.
+/// Frames that leave by the tun have no tags; and no MTU is below IPv6's least, so that enough is quoted of what is over it.
 pub(super) fn fit_backend(backend: &mut Backend) {
     backend.mtu = backend.mtu.max(1_280);
     if backend.ifindex == generate::INGRESS {

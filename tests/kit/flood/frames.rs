@@ -12,7 +12,7 @@ const SOURCES: (u32, u32) = (0xc612_0000, 0x0001_ffff);
 /// The ports that clients of the lab use: Linux's own range.
 const EPHEMERAL: (u64, u64) = (32_768, 28_232);
 
-/// What a flood is made of.
+/// The kinds of frames of a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// SYNs, each of another tuple.

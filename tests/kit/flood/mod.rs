@@ -26,7 +26,7 @@ use crate::{
 
 /// Between two looks at the clock.
 const TURN: Duration = Duration::from_millis(1);
-/// What a sender that could not run makes up for at most.
+/// The longest delay that a sender makes up for.
 const DEBT: Duration = Duration::from_millis(50);
 
 /// The MAC address of an interface, as bytes.
@@ -100,11 +100,11 @@ impl Attacker {
         let mac = ATTACKER.map(|byte| format!("{byte:02x}")).join(":");
         namespace.ip(&format!("link set {INTERFACE} address {mac}\nlink set {INTERFACE} up"))?;
         // Before fragments are put together.
-        let door = "table ip flood {\nchain door {\ntype filter hook prerouting priority -500\n\
+        let table = "table ip flood {\nchain input {\ntype filter hook prerouting priority -500\n\
                     ip saddr 198.18.0.0/15 drop\n}\n}\n";
         for web in &lab.webs {
             let mut nft = web.host.namespace.command("nft");
-            command::run_with_input(nft.args(["-f", "-"]), door)?;
+            command::run_with_input(nft.args(["-f", "-"]), table)?;
         }
         Ok(Self { namespace })
     }

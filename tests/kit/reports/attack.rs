@@ -33,7 +33,7 @@ pub struct Report {
     pub slots: Vec<Spread>,
 }
 
-/// What the ring does meanwhile.
+/// The change of the ring meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -48,7 +48,7 @@ pub enum Phase {
 pub struct Cell {
     /// The flood.
     pub flood: String,
-    /// What the ring did.
+    /// The change of the ring.
     pub phase: Phase,
     /// Frames that were sent.
     pub frames: u64,
@@ -56,7 +56,7 @@ pub struct Cell {
     pub frames_refused: u64,
     /// Frames in a second.
     pub frames_per_second: u64,
-    /// What the balancer did with all packets during the flood, those of clients among them.
+    /// The balancer's verdicts on all packets during the flood, those of clients among them.
     pub packets: Packets,
     /// Requests before the flood.
     pub quiet: Requests,
@@ -147,7 +147,7 @@ pub struct Pins {
     pub capacity: u64,
 }
 
-/// What floods do to the program alone.
+/// The effects of floods on the program alone.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Tables {
     /// Floods through each system.
@@ -159,7 +159,7 @@ pub struct Tables {
 /// One flood through one system.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// What keeps flows where they are.
+    /// The table that keeps flows where they are.
     pub system: String,
     /// Entries that its table has room for.
     pub capacity: u32,
@@ -208,7 +208,7 @@ pub struct Forged {
 /// How even a flood falls.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// What flood.
+    /// The flood.
     pub flood: String,
     /// Frames.
     pub frames: u64,
@@ -324,7 +324,7 @@ impl Moved {
 }
 
 impl Packets {
-    /// What came about from one moment to another.
+    /// The differences between two moments.
     pub fn between(before: &Status, after: &Status) -> Self {
         let sent = |status: &Status| -> u64 {
             let services = status.services.values();

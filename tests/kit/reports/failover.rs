@@ -19,7 +19,7 @@ pub struct Report {
     pub cells: Vec<Cell>,
 }
 
-/// What was measured. Times are in milliseconds, from the fault on.
+/// The results. Times are in milliseconds, from the fault on.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Cell {
     /// The system.
@@ -52,7 +52,7 @@ pub struct Cell {
     pub late_ms: f64,
 }
 
-/// What became of downloads.
+/// The results of downloads.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ended {
     /// How many there were.

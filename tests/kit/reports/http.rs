@@ -102,12 +102,12 @@ pub struct Run {
     pub machine_cpu_us_per_request: f64,
 }
 
-/// What one connection carries.
+/// The throughput of one connection.
 #[derive(Serialize, Deserialize)]
 pub struct Throughput {
     /// The system.
     pub system: System,
-    /// What came to the server in each run.
+    /// The bytes that came to the server in each run.
     pub bits_per_second: Vec<f64>,
 }
 

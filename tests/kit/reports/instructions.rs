@@ -12,7 +12,7 @@ const GROWTH: f64 = 0.03;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// What any program costs that does the same to the frame and decides nothing.
+    /// The cost of a program that does the same to the frame and decides nothing.
     Floor,
     /// The balancer.
     Lb,
@@ -23,7 +23,7 @@ pub enum Kind {
     Ipvs,
 }
 
-/// What one packet costs.
+/// The cost of one packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Case {
     /// Which packet.
@@ -41,7 +41,7 @@ pub struct Case {
 pub struct Report {
     /// The kernel, as `uname -r` has it.
     pub kernel: String,
-    /// What making a frame, sending it to the node and dropping it there cost: taken off all.
+    /// The cost of making a frame, sending it to the node and dropping it there: taken off all.
     pub taken_off_instructions_per_packet: f64,
     /// By case, in the order of the measurement.
     pub cases: Vec<Case>,

@@ -9,7 +9,7 @@ use super::health;
 /// Everything that was measured.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
-    /// What does not vary in a sweep.
+    /// The constants of a sweep.
     pub base: Base,
     /// Programs that decide nothing.
     pub floors: Vec<Floor>,
@@ -23,13 +23,13 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// `lbd` itself.
     pub daemon: Vec<Daemon>,
-    /// What there can't be more of.
+    /// The limits.
     pub limits: Vec<Limit>,
     /// Health checks.
     pub health: health::Report,
 }
 
-/// What does not vary in a sweep.
+/// The constants of a sweep.
 #[derive(Serialize, Deserialize)]
 pub struct Base {
     /// Services.
@@ -61,7 +61,7 @@ pub struct Floor {
     pub net_min_ns: f64,
 }
 
-/// What varies.
+/// The variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sweep {
@@ -90,7 +90,7 @@ impl Sweep {
 /// Packets of one case.
 #[derive(Serialize, Deserialize)]
 pub struct Packets {
-    /// What varies.
+    /// The variable.
     pub sweep: Sweep,
     /// Which packets.
     pub packets: String,
@@ -106,7 +106,7 @@ pub struct Packets {
     pub net_min_ns: f64,
 }
 
-/// What becomes of new flows when there is no room for their pins.
+/// The fate of new flows when there is no room for their pins.
 #[derive(Serialize, Deserialize)]
 pub struct PinsFull {
     /// Pins that there is room for, and that there are.
@@ -119,7 +119,7 @@ pub struct PinsFull {
     pub to_older_backend: u64,
 }
 
-/// What maps take of the kernel's memory.
+/// The kernel memory of maps.
 #[derive(Serialize, Deserialize)]
 pub struct Memory {
     /// Services.

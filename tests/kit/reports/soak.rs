@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// What replays it.
+    /// The seed, which replays it.
     pub seed: u64,
     /// How long operations were carried out.
     pub duration_seconds: f64,
@@ -31,7 +31,7 @@ pub struct Report {
     pub takeovers: u64,
     /// Times that a node moved the flows of a backend.
     pub flows_moved: u64,
-    /// What both `lbd` held.
+    /// The resources of both `lbd`.
     pub nodes: Vec<Node>,
     /// How that has grown where no operation touched the process.
     pub growth: Vec<Growth>,
@@ -43,7 +43,7 @@ pub struct Report {
     pub violations: Vec<Violation>,
 }
 
-/// What one node's `lbd` held.
+/// The resources of one node's `lbd`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Node {
     /// The node.
@@ -65,9 +65,9 @@ pub struct Node {
 pub struct Violation {
     /// When, since the start.
     pub at_seconds: f64,
-    /// What kind it is.
+    /// Its kind.
     pub kind: String,
-    /// What has happened.
+    /// The description.
     pub what: String,
 }
 
@@ -95,7 +95,7 @@ pub struct Growth {
     pub middle: u64,
     /// That of the last third.
     pub last: u64,
-    /// What that may be at most.
+    /// The bound of that.
     pub bound: u64,
 }
 

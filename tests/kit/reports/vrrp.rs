@@ -24,7 +24,7 @@ pub struct Cell {
     pub interval_ms: u64,
     /// The fault.
     pub fault: Fault,
-    /// What became of each.
+    /// The result of each.
     pub trials: Vec<Trial>,
 }
 

@@ -39,7 +39,7 @@ fn without_descriptors_forwarding_goes_on_no_backend_goes_down_and_all_recovers(
     let (lab, mut balancer) = balanced(&Options::default(), &[WAY], &check)?;
     let load = load(&lab)?;
     let arrivals = clients(&lab, WAY)?;
-    // What is open stays open; nothing is opened any more.
+    // Open descriptors stay open; no more are opened.
     let before = limit(&balancer, 3)?;
     let asked = thread::scope(|scope| {
         // A request meanwhile waits, or fails; afterwards it works.

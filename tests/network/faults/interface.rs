@@ -31,7 +31,7 @@ fn nobody_is_blamed(lab: &Lab, balancer: &Balancer) -> Result<()> {
     Ok(())
 }
 
-/// What `down` and `up` do to the link, again and again, costs no connection and no backend.
+/// The changes `down` and `up` of the link, again and again, break no connection and no backend.
 fn link_that_flaps_breaks_nothing(
     down: impl Fn(&Lab) -> Result<()>,
     up: impl Fn(&Lab) -> Result<()>,

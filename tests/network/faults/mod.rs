@@ -34,7 +34,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// Longer than the answer of a host to a client that has to send nothing again.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
-/// What is known of a backend.
+/// The status of a backend.
 fn backend(balancer: &Balancer, way: Way, at: IpAddr) -> Result<Backend> {
     Ok(balancer.status()?.service(way.name())?.backend(at)?.clone())
 }

@@ -23,14 +23,14 @@ use super::v1::pinned;
 /// A service as bytes: what this test does not know by name is compared as well.
 type Bytes = [u8; 64];
 
-/// What a folder's maps hold.
+/// The content of a folder's maps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
     pub services_v4: HashMap<ServiceKeyV4, Bytes>,
     pub services_v6: HashMap<ServiceKeyV6, Bytes>,
     pub vips: HashMap<VipKey, u32>,
     pub own_macs: Vec<u64>,
-    /// What is not all zero, by id.
+    /// The entries that are not all zero, by id.
     pub backends: BTreeMap<u32, Vec<u64>>,
     /// Slots as words, by service: both owners and both stamps.
     pub rings: BTreeMap<u32, Vec<u64>>,
@@ -40,7 +40,7 @@ pub struct Content {
     pub fragments: HashMap<FragmentKey, (u16, u32, u32)>,
     /// Packets and bytes of each reason, over all CPUs.
     pub verdicts: Vec<[u64; 2]>,
-    /// What was counted for each backend, over all CPUs; what is zero is left out.
+    /// The counters of each backend, over all CPUs, without zeros.
     pub counters: BTreeMap<u32, [u64; 8]>,
 }
 

@@ -65,7 +65,7 @@ fn an_interface_that_is_made_anew_carries_packets_again() {
     assert_ne!(now, before);
     assert_eq!(kinds(&sweep(&mut engine)), [("va", Back)]);
     assert!(attached(&engine, "va"));
-    // What the resolver sees to: the backends' interface.
+    // The resolver's part: the backends' interface.
     let data_plane = engine.data_plane_mut();
     for (id, mut backend) in data_plane.backends().unwrap() {
         backend.ifindex = now;

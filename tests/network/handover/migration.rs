@@ -83,7 +83,7 @@ fn from_layout_1(limits: Limits) {
         assert!(now.0 == link && now.1 != program, "{now:?} was {:?}", (link, program));
     }
     assert_eq!(decisions(&wire), decided);
-    // What the engine reads is what the old daemon wrote.
+    // The engine reads the old daemon's entries.
     assert_eq!(data_plane.services().unwrap().len(), 5);
     assert_eq!(data_plane.backends().unwrap().keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
     assert!(data_plane.services().unwrap().values().all(|service| service.flags == 0));

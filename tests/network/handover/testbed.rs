@@ -18,7 +18,7 @@ use super::content::Content;
 /// The balancer's end of each pair, and the far end.
 pub const PAIRS: [(&str, &str); 2] = [("va", "vb"), ("vc", "vd")];
 
-/// What every set of maps here has room for, to begin with.
+/// The limits of every set of maps here, to begin with.
 pub const LIMITS: Limits = Limits {
     services: 16,
     backends: 64,

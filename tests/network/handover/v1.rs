@@ -215,7 +215,7 @@ fn fill(object: &mut Ebpf, limits: &Limits) {
         let value = Fragment { backend: 3, reserved: 0, seen: now, entropy: 5 };
         table(object, "FRAGMENTS").insert(key, value, 0).unwrap();
     }
-    // What the program has counted so far, on each CPU.
+    // The program's counters so far, on each CPU.
     for cpu in 0..aya::util::nr_cpus().unwrap() as u32 {
         for id in 1..=3_u32 {
             let count = u64::from(1_000 * id + cpu);

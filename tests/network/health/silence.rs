@@ -1,4 +1,4 @@
-//! Whose silence it is: a port's, a network's, or a host's.
+//! The source of silence: a port, a network, or a host.
 
 use kit::http::Connection;
 use lb_model::seen::Condition;

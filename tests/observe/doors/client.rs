@@ -11,7 +11,7 @@ use kit::namespace::Namespace;
 
 use super::PATIENCE;
 
-/// What came back.
+/// The response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -23,7 +23,7 @@ use super::{
 const IDLE: usize = 10_000;
 /// Connections that never finish a request.
 const SLOW: usize = 300;
-/// What the configuration allows.
+/// The limit of connections in the configuration.
 const MOST: usize = 64;
 /// Descriptors that `lbd` has for other things, and room for those that it is about to close.
 const OTHERS: usize = 300;

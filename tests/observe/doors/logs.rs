@@ -61,7 +61,7 @@ fn the_level_changes_for_a_while_and_the_program_speaks() -> Result<()> {
         Ok(())
     })?;
     ensure!(level(&["--reset"])? == "log level info", "as configured");
-    // What was granted is used up, or taken back within a second.
+    // The budget is used up, or taken back within a second.
     let quiet = || balancer.log().matches("packet dropped:").count();
     wait::until(PATIENCE, "the program is silent", || {
         let before = quiet();

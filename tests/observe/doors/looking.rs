@@ -11,7 +11,7 @@ use super::{
     testbed,
 };
 
-/// What bcrypt makes of `correct horse`.
+/// The bcrypt hash of `correct horse`.
 pub const HASH: &str = "$2y$05$hQCfj8TG9wJ29Y0W9EXl.OPYxkijuibs/vKZ62rn88Jn6Aul4UBea";
 pub const TOKEN: &str = "6f0c3a5be4d97f1208c5b4a3f2e1d0c9";
 /// `ann:correct horse`.

@@ -180,7 +180,7 @@ fn nothing_secret_is_in_anything_that_is_told() -> Result<()> {
     ensure!(output.status.code() == Some(2), "there are mistakes");
     outputs.push(("lbd --check, wrong".into(), text(&output)));
 
-    // What is kept, and what was logged.
+    // The state file, and the log.
     let state = balancer.config().with_file_name("state.json");
     let mode = fs::metadata(&state)?.permissions().mode() & 0o777;
     ensure!(mode == 0o600, "the state file has mode {mode:o}");

@@ -21,7 +21,7 @@ use super::{PATIENCE, PORT, WAY, client::get, testbed};
 
 /// A user and a group that have nothing.
 const NOBODY: u32 = 65_534;
-/// What `lbd` needs: to make maps and load programs (BPF) that compare packets' pointers (PERFMON), to
+/// The capabilities of `lbd`: to make maps and load programs (BPF) that compare packets' pointers (PERFMON), to
 /// attach, to set addresses and routes (NET_ADMIN), to send and see packets (NET_RAW).
 const NEEDED: [&str; 4] = ["bpf", "perfmon", "net_admin", "net_raw"];
 /// They are 39, 38, 12 and 13.
@@ -58,7 +58,7 @@ fn become_user(lab: &Lab, balancer: &mut Balancer) -> Result<PathBuf> {
     for place in [folder.as_path(), &own_folder] {
         chown(place, Some(NOBODY), Some(NOBODY)).with_context(|| place.display().to_string())?;
     }
-    // What it may have written as root: its configuration is there, and perhaps its state.
+    // Files that it may have written as root: its configuration, and perhaps its state.
     for entry in fs::read_dir(&own_folder)? {
         chown(entry?.path(), Some(NOBODY), Some(NOBODY))?;
     }
@@ -202,7 +202,7 @@ fn looks_at_packets(lab: &Lab, balancer: &Balancer) -> Result<()> {
     Ok(())
 }
 
-/// What an lbd that was root, of a version without these pins, has left.
+/// Maps and programs of an lbd that was root, of a version without these pins, are taken over.
 #[test]
 fn what_has_no_pin_is_taken_over_by_a_user_when_root_has_pinned_it() -> Result<()> {
     if !can_run() {

@@ -51,7 +51,7 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     let steady = agree(&lab, &balancer, packets(0, Flags::SYN)).context("steady, SYN")?;
     ensure!(how_many(&steady, |one| one.outcome == Outcome::Forwarded) == 4 * FLOWS as usize);
     agree(&lab, &balancer, packets(0, Flags::ACK)).context("steady, ACK")?;
-    // What was tracked goes on by its entry.
+    // A tracked flow goes on by its entry.
     let known = ask(&balancer, vec![made(Protocol::Udp, 0, 54, Flags::ACK)], false)?;
     ensure!(known[0].steps.iter().any(|step| step.about == "tracked flow"), "{known:#?}");
 
@@ -89,7 +89,7 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
         ensure!(oneshot || before.backend == after.backend, "{before:#?}, {after:#?}");
     }
 
-    // What lbctl prints.
+    // The output of lbctl.
     let output =
         balancer.lbctl(&["explain", "tcp", "198.51.100.9:4242", "10.0.0.100:80", "--ttl", "1"])?;
     ensure!(output.contains("answered, ttl_exceeded_replied (XDP_TX)"), "{output}");

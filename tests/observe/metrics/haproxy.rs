@@ -13,7 +13,7 @@ use super::{CHECK, http, metrics};
 /// A family: its type, and the labels of its samples.
 type Family = (String, BTreeSet<String>);
 
-/// What a page has, by name.
+/// The metrics of a page, by name.
 fn families(page: &str) -> Result<BTreeMap<String, Family>> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     for line in page.lines() {
@@ -32,7 +32,7 @@ fn families(page: &str) -> Result<BTreeMap<String, Family>> {
     Ok(families)
 }
 
-/// What HAProxy exports of itself.
+/// HAProxy's own metrics.
 fn exported_by_haproxy(lab: &Lab) -> Result<String> {
     let program = command::find("haproxy").context("HAProxy is not installed")?;
     let config = lab.folder().join("exporter.cfg");

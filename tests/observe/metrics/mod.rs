@@ -1,4 +1,4 @@
-//! What Prometheus makes of what `lbd` exports, and of the rules and dashboards that are shipped.
+//! `lbd`'s metrics, and the shipped rules and dashboards, in Prometheus.
 
 mod haproxy;
 mod size;
@@ -42,7 +42,7 @@ fn http(host: &Host) -> String {
     )
 }
 
-/// What a node exports, as a scraper that accepts this gets it.
+/// The metrics of a node, as a scraper that accepts this gets them.
 fn metrics(lab: &Lab, host: &Host, path: &str, accept: &str) -> Result<String> {
     let url = format!("http://{}:{PORT}{path}", host.v4);
     fetch(&lab.client.namespace, &url, &["--header", &format!("Accept: {accept}")])
@@ -170,7 +170,7 @@ fn each_query_finds_something(prometheus: &Prometheus, way: Way) -> Result<()> {
                 .replace("$service", way.name())
                 .replace("$__rate_interval", "10s")
                 .replace("$__interval", "10s");
-            // What is shown only if it is not zero may be nothing.
+            // A query for values other than zero may find none.
             let all = asked.trim_end_matches(" > 0").trim_end_matches(" == 1");
             wait::until(SOON, "a query finds something", || {
                 ensure!(!prometheus.query(all)?.is_empty(), "{}: {all}", path.display());

@@ -17,8 +17,8 @@ use super::{http, metrics};
 const SERVICES: u16 = 100;
 const BACKENDS: u8 = 10;
 
-/// What an operator's scraper waits for at most by default is ten seconds. `cargo
-/// xtask bench metrics` measures how long it takes: this is a build without optimisation, on a machine that does other things.
+/// A scraper waits for ten seconds by default. `cargo xtask bench metrics` measures the time: this is a build
+/// without optimisation, on a machine that does other things.
 #[test]
 fn a_thousand_backends_are_told_in_one_scrape() -> Result<()> {
     if !can_run() {
@@ -55,7 +55,7 @@ fn a_thousand_backends_are_told_in_one_scrape() -> Result<()> {
     let bytes = page.len();
     println!("{samples} samples, {bytes} bytes, {best:?} at best");
     ensure!(best < Duration::from_secs(5), "{best:?}");
-    // What one more backend costs is bounded, so a node's page is.
+    // The size of one more backend is bounded, so a node's page is.
     let each = samples.checked_div(backends).context("there are some")?;
     ensure!(each < 50, "{each} samples for each backend");
     Ok(())

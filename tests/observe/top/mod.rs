@@ -1,4 +1,4 @@
-//! What operators watch: `lbctl top` on a real terminal, `lbctl flows` over tables that are full, and
+//! The views of operators: `lbctl top` on a real terminal, `lbctl flows` over tables that are full, and
 //! the progress of commands that take long.
 
 mod flows;

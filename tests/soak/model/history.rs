@@ -67,7 +67,7 @@ pub struct History {
     pub gone: OfBackends,
     /// The deadlines of its drains came.
     pub deadlines: OfBackends,
-    /// What may have changed a ring.
+    /// Possible changes of a ring.
     pub changes: Vec<Span>,
     /// When advertisements passed between the nodes again.
     pub heals: Vec<Duration>,

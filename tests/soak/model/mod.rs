@@ -1,4 +1,4 @@
-//! What may break and what may not: a pure function of the operations, the nodes' logs, and a
+//! The connections that may break: a pure function of the operations, the nodes' logs, and a
 //! connection's life.
 //!
 //! The operations are the causes. The nodes' logs ([`Facts`]) only narrow down what a cause
@@ -47,7 +47,7 @@ const EXPORT_LAG: Duration = Duration::from_millis(50);
 /// silent by then is left for another one, and the answers of both may race.
 const REPEATED: Duration = Duration::from_millis(900);
 
-/// What a machine that is not busy adds to the times of operations.
+/// The delay of operations on a machine that is not busy.
 const SLACK: Duration = Duration::from_millis(300);
 
 /// From which delay of this very program on a node may be thought dead by the other one: it advertises
@@ -82,7 +82,7 @@ pub struct Life {
     pub last_received: Duration,
     /// When it ended.
     pub ended: Duration,
-    /// What it was for.
+    /// Its purpose.
     pub kind: &'static str,
     /// How it ended.
     pub end: Result<(), Failure>,
@@ -120,7 +120,7 @@ pub enum Reason {
     Raced,
 }
 
-/// What is known beside the operations.
+/// The facts beside the operations.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Backends whose flows a node has moved, by its log, and until when.
@@ -160,7 +160,7 @@ impl Facts {
         self.stalls.range(from..=until).map(|(_, late)| *late).max().unwrap_or_default()
     }
 
-    /// What the machine may have added to operations in a time.
+    /// The possible delay of operations by the machine in a time.
     fn slack(&self, from: Duration, until: Duration) -> Duration {
         SLACK + 2 * self.stall(from.saturating_sub(TAKEOVER), until + TAKEOVER)
     }
@@ -193,7 +193,7 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
     })
 }
 
-/// What may have befallen one backend in the life of a connection to it.
+/// The possible faults of one backend in the life of a connection to it.
 fn of_backend(
     history: &History,
     facts: &Facts,

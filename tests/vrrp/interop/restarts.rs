@@ -21,7 +21,7 @@ use lb_model::router::State;
 const ROUTERS: u8 = 10;
 const RESTARTS: usize = 4;
 
-/// What each has where its configuration gives none.
+/// The default interval of each.
 const OURS: Duration = Duration::from_millis(100);
 const THEIRS: Duration = Duration::from_secs(1);
 

@@ -225,12 +225,12 @@ impl Testbed {
         operation(self).with_context(|| what.to_owned())?;
         let done = Instant::now();
         self.wait_owner(owner).with_context(|| what.to_owned())?;
-        // What is wrong with it would show in the next advertisements.
+        // An error would show in the next advertisements.
         thread::sleep(self.plan.interval * 5);
         let owners = watch.finish()?;
         let (from, end) = owners.span();
         let end = end.min(Instant::now());
-        // What a dead node has not given up lies there until the node is back.
+        // Addresses of a dead node stay there until the node is back.
         let owners = match change {
             Change::Silent => owners.without(owner.other().node(), begun, end),
             Change::Returned(who) => {
@@ -334,7 +334,7 @@ impl Testbed {
         Ok(self.lab.pair()?.map(|host| &host.namespace))
     }
 
-    /// What both wrote last.
+    /// The last log lines of both.
     fn logs(&self) -> String {
         let tail = |log: String| {
             let lines: Vec<_> = log.lines().collect();

@@ -108,7 +108,7 @@ impl Clients {
         Ok(())
     }
 
-    /// What broke of a load, but for what could not be saved.
+    /// The broken connections of a load, but for those that could not be saved.
     fn broken(&self, report: &load::Report) -> Vec<Broken> {
         let deaths = self.deaths.borrow();
         let lost = |one: &&Broken| {

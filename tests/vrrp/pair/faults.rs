@@ -27,7 +27,7 @@ const WAYS: [Way; 4] = [Way::DsrV4, Way::DsrV6, Way::IpipV4, Way::IpipV6];
 /// How late a node of a busy machine may be, beyond the protocol's times.
 pub const SLACK: Duration = Duration::from_millis(150);
 
-/// What happens to the first node, and how it ends.
+/// A fault of the first node, and its end.
 struct Fault {
     name: &'static str,
     strike: fn(&mut HaPair) -> Result<()>,

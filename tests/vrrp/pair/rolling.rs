@@ -1,4 +1,4 @@
-//! What operators do to backends, while the nodes take over from each other.
+//! Operators' changes of backends, while the nodes take over from each other.
 
 use std::{thread, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What becomes of the addresses on the interfaces.
+//! The addresses on the interfaces.
 
 use std::{io::Write as _, net::IpAddr, process::Stdio, time::Duration};
 

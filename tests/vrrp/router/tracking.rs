@@ -1,4 +1,4 @@
-//! What is tracked from outside: scripts, files, interfaces; and notification scripts.
+//! Tracked objects: scripts, files, interfaces; and notification scripts.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 /// The guide's folder in the workspace.
 pub const GUIDE: &str = "docs/guide";
 
-/// What is in the book beside the guide, with the titles in its table of contents.
+/// The chapters of the book beside the guide, with the titles in its table of contents.
 const MORE: [(&str, &str); 9] = [
     ("docs/METRICS.md", "Metrics"),
     ("docs/BENCHMARKS.md", "Benchmarks"),

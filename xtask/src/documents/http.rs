@@ -14,7 +14,7 @@ use super::{
     typed,
 };
 
-/// What share of the requests a second without a balancer was aimed at, and how much more CPU time for each.
+/// The aim: a share of the requests a second without a balancer, and the additional CPU time for each.
 const SHARE: f64 = 0.9;
 const MORE_US: f64 = 6.0;
 

@@ -58,7 +58,7 @@ pub struct Saving {
 /// Plots as SVG, by name.
 type Plots = BTreeMap<String, String>;
 
-/// What a chapter's template is filled with, of a record's results; and the plots that it shows.
+/// The values of a chapter's template, from a record's results; and the plots that it shows.
 type Prepare = fn(&Json, &mut Plots) -> Result<Value>;
 
 /// A chapter: the record that it is about, which its template is named for, and what comes into that.
@@ -134,11 +134,11 @@ pub fn kept<R: DeserializeOwned>(name: &str) -> Result<Option<R>> {
     records.get(name).map(|record| typed(&record.results)).transpose()
 }
 
-/// What does not change the results. A repeated measurement may not want the files of the tree
+/// Options that do not change the results. A repeated measurement may not want the files of the tree
 /// overwritten, either.
 const NOT_REPEATED: [&str; 4] = ["--save", "--json", "--update", "--keep"];
 
-/// What was typed, less what is not to be repeated.
+/// The command line, without options that are not to be repeated.
 fn command() -> String {
     let words = ["cargo".to_owned(), "xtask".to_owned()].into_iter();
     let words: Vec<_> = words.chain(std::env::args().skip(1)).collect();

@@ -23,7 +23,7 @@ pub struct Bar {
     pub name: String,
     /// How long it is.
     pub value: f64,
-    /// What it is one of: those of one kind have one colour.
+    /// Its kind: bars of one kind have one colour.
     pub kind: usize,
 }
 
@@ -192,7 +192,7 @@ mod tests {
         for text in ["cost", "floor", "dsr", "87", "140", "ns"] {
             assert!(svg.contains(&format!("\n{text}\n")), "{text} in {svg}");
         }
-        // What comes first is above.
+        // The first is above.
         assert!(svg.find("\ndsr\n") != svg.find("\nfloor\n"));
         Ok(())
     }

@@ -12,7 +12,7 @@ use kit::markdown::Markdown;
 use super::book::GUIDE;
 use crate::{Arguments, without_separator, workspace};
 
-/// What a reader should get to the end of, and how many bytes it may have at most.
+/// The documents with a bound, and their largest size in bytes.
 const SIZES: [(&str, usize); 2] = [("README.md", 10_240), ("ARCHITECTURE.md", 15_360)];
 /// The same of a chapter of the guide.
 const CHAPTER: usize = 12_288;

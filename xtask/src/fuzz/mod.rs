@@ -5,8 +5,8 @@
 //! knew before. cargo-fuzz is what people use around it; it takes a nightly compiler for what it adds
 //! (sanitizers), and would be one more program to install.
 //!
-//! What is kept in the tree (`fuzz/corpus`) is read, and not written but by `--keep`; what a run finds
-//! of interest goes to `target/fuzz/corpus`, from which the next one begins.
+//! The corpus in the tree (`fuzz/corpus`) is read, and not written but by `--keep`; new inputs of a run
+//! go to `target/fuzz/corpus`, from which the next one begins.
 
 pub mod report;
 
@@ -101,12 +101,12 @@ impl Target {
         matches!(self, Self::Packets)
     }
 
-    /// What is kept in the tree.
+    /// The corpus in the tree.
     fn corpus(self) -> PathBuf {
         crate::workspace().join("fuzz/corpus").join(self.name())
     }
 
-    /// What was found of interest on this machine.
+    /// The inputs of interest that were found on this machine.
     fn found(self) -> PathBuf {
         built().join("corpus").join(self.name())
     }
@@ -173,7 +173,7 @@ fn build() -> Result<PathBuf> {
     command.args(["build", "--workspace", "--exclude", "lb-ebpf", "--features", "lb-fuzz/engine"]);
     command.args(["--example", "lb-fuzz"]).args(cargo::quiet());
     command.env("RUSTC_WORKSPACE_WRAPPER", crate::workspace().join("fuzz/count-edges"));
-    // What is optimised in hundreds of small pieces takes several times as long.
+    // Code that is optimised in hundreds of small units takes several times as long.
     command.env("CARGO_INCREMENTAL", "0");
     cargo::run(&mut command)?;
     Ok(cargo::folder(false)?.join("examples/lb-fuzz"))
@@ -220,7 +220,7 @@ fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {
     }
     let mut command = engine(program, target)?;
     command.arg(format!("-max_total_time={seconds}"));
-    // What is slow is no finding, only what hangs: the machine may have others to serve.
+    // A slow input is no finding, only one that hangs: the machine may have others to serve.
     command.arg(format!("-timeout={HANGS}")).arg(format!("-report_slow_units={HANGS}"));
     command.arg(format!("-max_len={}", target.longest()));
     command.arg(format!("-artifact_prefix=fuzz/findings/{}-", target.name()));

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What all runs have come to.
+/// The results of all runs.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
     engine: String,
@@ -16,7 +16,7 @@ pub struct Report {
     pub targets: Vec<Run>,
 }
 
-/// What the run of one target has come to.
+/// The results of one target.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     target: String,

@@ -91,7 +91,7 @@ impl Show {
         Ok(())
     }
 
-    /// What is to be seen at this moment.
+    /// The view at this moment.
     fn look(&mut self) -> view::Line {
         let running = |downloads: &Downloads| downloads.silent_since(far()) - downloads.ended();
         let silent = Instant::now().checked_sub(INTERVAL * 2).unwrap_or_else(Instant::now);

@@ -85,7 +85,7 @@ pub fn done(ha_pair: &mut HaPair, operation: Operation) -> Result<String> {
 fn restore(ha_pair: &mut HaPair) -> Result<String> {
     for n in [0, 1] {
         let host: &Host = ha_pair.host(n);
-        // What is up, and goes on, is not disturbed by it.
+        // A node that is up and runs is not disturbed by it.
         ha_pair.lab.thaw(host)?;
         if !ha_pair.nodes[n].is_running() {
             ha_pair.nodes[n].launch()?;

@@ -22,7 +22,7 @@ use crate::signals;
 /// How long a request may take: a SYN that was lost is sent again after a second.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What befalls the Active node, and what the first node's return is.
+/// The faults of the Active node, and the first node's return.
 const STORY: [Operation; 4] =
     [Operation::Kill, Operation::PowerOff, Operation::Stop, Operation::HandOver];
 

@@ -10,7 +10,7 @@ use super::{ADVERTISEMENTS, EACH, WAYS, operations::OPERATIONS};
 pub struct Line {
     /// The nodes.
     pub nodes: [Node; 2],
-    /// What became of the probes.
+    /// The results of the probes.
     pub probes: probes::Tally,
     /// Downloads that run.
     pub running: usize,

@@ -73,7 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let loads = let_happen(&mut ha_pair, Duration::from_secs(arguments.seconds))?;
     let kept = take(&ha_pair, &folder);
     for load in loads {
-        // What breaks while hosts are killed is no matter of a picture.
+        // Errors while hosts are killed do not matter for a picture.
         let _ = load.finish();
     }
     kept
@@ -163,7 +163,7 @@ fn take(ha_pair: &HaPair, folder: &Path) -> Result<()> {
             let height = page.evaluate("document.documentElement.scrollHeight")?;
             let height = u32::try_from(height.as_u64().context("a height")?)?.min(1_320);
             page.look(Screen { height, ..screen })?;
-            // What is drawn when it is seen.
+            // Parts are drawn when they are seen.
             page.evaluate("new Promise((done) => setTimeout(done, 1500))")?;
         }
         keep(folder, &format!("{name}.png"), &page.picture()?)?;

@@ -106,7 +106,7 @@ pub(super) struct Test<'a> {
     pub(super) lane: Lane,
 }
 
-/// What became of a test.
+/// The result of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Passed,

@@ -121,7 +121,7 @@ struct Failure<'a> {
     test: String,
 }
 
-/// What became of the tests.
+/// The results of the tests.
 #[derive(Default)]
 struct Tally<'a> {
     passed: usize,

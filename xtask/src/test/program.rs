@@ -42,7 +42,7 @@ pub(super) fn build(suite: Suite) -> Result<Vec<Program>> {
         Suite::Kernels => false,
         of => suite == Suite::All || of == suite,
     });
-    // What is quick and basic fails first.
+    // Quick and basic tests fail first.
     programs.sort_by_key(|program| (program.suite() as u8, program.title()));
     Ok(programs)
 }
@@ -70,7 +70,7 @@ fn build_targets(targets: &[String]) -> Result<Vec<Program>> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// What cargo is to build for a suite.
+/// The arguments of cargo for a suite.
 fn targets(suite: Suite) -> Result<Vec<String>> {
     let metadata = cargo().args(["metadata", "--no-deps", "--format-version=1"]).output();
     let metadata: serde_json::Value =

@@ -24,13 +24,13 @@ const FRESH: Duration = Duration::from_secs(12 * 3600);
 /// Where packages come from.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: String,
     options: Vec<String>,
 }
 
 impl Source {
-    /// What apt is configured with.
+    /// The configuration of apt.
     pub fn configured() -> Self {
         Self { name: "the configured sources".into(), options: common() }
     }

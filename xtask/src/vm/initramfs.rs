@@ -1,4 +1,4 @@
-//! What the guest begins with: busybox, the modules for its own devices, and two scripts.
+//! The guest's first root: busybox, the modules for its own devices, and two scripts.
 //!
 //! `guest/init` mounts this machine's root under a scratch layer; `guest/run`, in that root, runs the
 //! script and prints its exit code.

@@ -41,7 +41,7 @@ pub struct Arguments {
     /// It has an Intel e1000, too, joined with a virtio NIC
     #[arg(long)]
     e1000: bool,
-    /// What it runs as root
+    /// The script to run as root
     #[arg(required = true, last = true)]
     command: Vec<String>,
 }

@@ -13,7 +13,7 @@ const AIM: f64 = 0.6;
 /// Packets of which the instructions are compared.
 const KINDS: [&str; 3] = ["one flow", "65,536 flows", "a new flow each"];
 
-/// What is known of both.
+/// The measurements of both.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct Hooks {
     instructions: Option<Instructions>,
