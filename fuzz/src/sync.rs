@@ -49,12 +49,12 @@ pub fn run(bytes: &[u8]) {
             let _ = seal::open(&KEY, &SessionId([1; 16]), &mut datagram);
         }
         _ => {
-            let mut desk = Desk::new();
+            let mut harness = Harness::new();
             for _ in 0..OPERATIONS {
-                if input.is_empty() || desk.ended {
+                if input.is_empty() || harness.ended {
                     break;
                 }
-                desk.act(&mut input);
+                harness.act(&mut input);
             }
         }
     }
@@ -139,7 +139,7 @@ fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
 }
 
 /// A session, and its peer, which has the key and sends the messages of the input.
-struct Desk {
+struct Harness {
     session: Session,
     own: SessionId,
     at: SocketAddr,
@@ -156,7 +156,7 @@ struct Desk {
     ended: bool,
 }
 
-impl Desk {
+impl Harness {
     fn new() -> Self {
         let now = Instant::now();
         let at: SocketAddr = (Ipv4Addr::new(10, 0, 0, 2), 3780).into();
@@ -170,7 +170,7 @@ impl Desk {
             timeout: Duration::from_secs(1),
         };
         let own = SessionId([1; 16]);
-        let mut desk = Self {
+        let mut harness = Self {
             session: Session::new(&config, own, now),
             own,
             at,
@@ -184,8 +184,8 @@ impl Desk {
             has_joined: false,
             ended: false,
         };
-        desk.does(Event::Tell(Facts::default()));
-        desk
+        harness.does(Event::Tell(Facts::default()));
+        harness
     }
 
     fn act(&mut self, input: &mut Input<'_>) {

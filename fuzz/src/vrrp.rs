@@ -30,12 +30,12 @@ const AT_ONCE: usize = 8;
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let router = router(&mut input);
-    let mut desk = Desk::new(&router);
+    let mut harness = Harness::new(&router);
     for _ in 0..OPERATIONS {
         if input.is_empty() {
             break;
         }
-        desk.act(&mut input);
+        harness.act(&mut input);
     }
 }
 
@@ -113,7 +113,7 @@ fn peer(family: Family, number: u8) -> IpAddr {
 }
 
 /// A router, its neighbour, and the time.
-struct Desk {
+struct Harness {
     router: Router,
     own: Codec,
     neighbour: Codec,
@@ -125,7 +125,7 @@ struct Desk {
     state: State,
 }
 
-impl Desk {
+impl Harness {
     fn new(router: &Router) -> Self {
         let now = Instant::now();
         let mut machine = VirtualRouter::new(Settings::from(router), now);
@@ -143,7 +143,7 @@ impl Desk {
         };
         let mut out = Vec::new();
         machine.set_standing(standing.clone(), now, &mut out);
-        let mut desk = Self {
+        let mut harness = Self {
             own: Codec::new(router),
             neighbour: Codec::new(router),
             router: router.clone(),
@@ -153,8 +153,8 @@ impl Desk {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             state: State::Initialize,
         };
-        desk.check(&out);
-        desk
+        harness.check(&out);
+        harness
     }
 
     fn family(&self) -> Family {

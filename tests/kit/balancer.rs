@@ -339,7 +339,7 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn status(&self) -> Result<Status> {
-        serde_json::from_str(&self.ask("/v1/status")?).context("/v1/status")
+        serde_json::from_str(&self.get("/v1/status")?).context("/v1/status")
     }
 
     /// The output of `lbctl vrrp status`, from `lbd`'s socket.
@@ -348,7 +348,7 @@ impl Balancer {
     ///
     /// If `lbd` does not answer.
     pub fn poll_pair(&self) -> Result<Pair> {
-        serde_json::from_str(&self.ask("/v1/vrrp")?).context("/v1/vrrp")
+        serde_json::from_str(&self.get("/v1/vrrp")?).context("/v1/vrrp")
     }
 
     /// A client's flows in a table (`pin`, `tracked`) that neither side has ended: port and backend.
@@ -375,14 +375,14 @@ impl Balancer {
     ///
     /// If it does not answer.
     pub fn metrics(&self) -> Result<String> {
-        self.ask("/metrics")
+        self.get("/metrics")
     }
 
-    fn ask(&self, path: &str) -> Result<String> {
+    fn get(&self, path: &str) -> Result<String> {
         let mut stream = UnixStream::connect(self.socket()).context("connect to lbd")?;
         stream.set_read_timeout(Some(SOON)).context("read timeout")?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: lbd\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).context("ask lbd")?;
+        stream.write_all(request.as_bytes()).context("send to lbd")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).context("read lbd's answer")?;
         let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a head")?;

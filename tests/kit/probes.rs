@@ -168,7 +168,7 @@ struct Prober {
 struct Pending {
     at: Instant,
     stream: TcpStream,
-    asked: bool,
+    requested: bool,
     received: Vec<u8>,
 }
 
@@ -230,7 +230,7 @@ impl Prober {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         self.epoll.add(&stream, EpollEvent::new(flags, number)).context("watch a socket")?;
         self.pending
-            .insert(number, Pending { at: now, stream, asked: false, received: Vec::new() });
+            .insert(number, Pending { at: now, stream, requested: false, received: Vec::new() });
         self.order.push_back(number);
         Ok(())
     }
@@ -297,9 +297,9 @@ impl Pending {
         if let Some(err) = self.stream.take_error()? {
             return Err(err);
         }
-        if !self.asked {
+        if !self.requested {
             match self.stream.write_all(b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n") {
-                Ok(()) => self.asked = true,
+                Ok(()) => self.requested = true,
                 // Not connected yet.
                 Err(err) if waits(&err) => return Ok(false),
                 Err(err) => return Err(err),

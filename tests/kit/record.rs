@@ -53,7 +53,7 @@ pub struct Machine {
 }
 
 /// The source of a program's version.
-enum Ask {
+enum VersionSource {
     /// The program itself, by this word.
     Itself(&'static str),
     /// Debian's package of the same name.
@@ -61,22 +61,22 @@ enum Ask {
 }
 
 /// Programs with a known source of their version.
-const VERSIONS: &[(&str, Ask)] = &[
-    ("chromium", Ask::Itself("--version")),
-    ("curl", Ask::Itself("--version")),
-    ("haproxy", Ask::Itself("-v")),
-    ("iperf3", Ask::Itself("--version")),
+const VERSIONS: &[(&str, VersionSource)] = &[
+    ("chromium", VersionSource::Itself("--version")),
+    ("curl", VersionSource::Itself("--version")),
+    ("haproxy", VersionSource::Itself("-v")),
+    ("iperf3", VersionSource::Itself("--version")),
     // It looks for IPVS in the kernel before it reads its options. Where there is none, it does not print
     // its version, and modprobe prints the kernel's.
-    ("ipvsadm", Ask::Package),
-    ("keepalived", Ask::Itself("--version")),
-    ("nft", Ask::Itself("--version")),
-    ("nginx", Ask::Itself("-v")),
-    ("perf", Ask::Itself("--version")),
-    ("prometheus", Ask::Itself("--version")),
-    ("qemu-system-x86_64", Ask::Itself("--version")),
-    ("rustc", Ask::Itself("--version")),
-    ("wrk", Ask::Itself("-v")),
+    ("ipvsadm", VersionSource::Package),
+    ("keepalived", VersionSource::Itself("--version")),
+    ("nft", VersionSource::Itself("--version")),
+    ("nginx", VersionSource::Itself("-v")),
+    ("perf", VersionSource::Itself("--version")),
+    ("prometheus", VersionSource::Itself("--version")),
+    ("qemu-system-x86_64", VersionSource::Itself("--version")),
+    ("rustc", VersionSource::Itself("--version")),
+    ("wrk", VersionSource::Itself("-v")),
 ];
 
 impl Record {
@@ -182,25 +182,29 @@ pub fn versions(programs: &[&str]) -> Result<BTreeMap<String, String>> {
 
 /// The version of a program.
 fn version_of(program: &str) -> Result<String> {
-    let (_, ask) = VERSIONS
+    let (_, source) = VERSIONS
         .iter()
         .find(|(name, _)| *name == program)
-        .with_context(|| format!("how {program} is asked for its version is not known"))?;
+        .with_context(|| format!("no known source of the version of {program}"))?;
     // Debian's sbin is not in everybody's PATH.
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let (asked, words) = match ask {
-        Ask::Itself(word) => (program, vec![*word]),
-        Ask::Package => ("dpkg-query", vec!["--show", "--showformat=${Version}", program]),
+    let (executable, words) = match source {
+        VersionSource::Itself(word) => (program, vec![*word]),
+        VersionSource::Package => {
+            ("dpkg-query", vec!["--show", "--showformat=${Version}", program])
+        }
     };
-    let mut command = Command::new(asked);
+    let mut command = Command::new(executable);
     let output = command
         .args(words)
         .env("PATH", path)
         .output()
-        .with_context(|| format!("ask {asked} for the version of {program}"))?;
+        .with_context(|| format!("run {executable} for the version of {program}"))?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
-    number(&text).map(str::to_owned).with_context(|| format!("no version in the output of {asked}"))
+    number(&text)
+        .map(str::to_owned)
+        .with_context(|| format!("no version in the output of {executable}"))
 }
 
 /// The first word that looks like a version: `nginx version: nginx/1.22.1` has 1.22.1. A package's epoch,

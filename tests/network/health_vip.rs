@@ -38,7 +38,7 @@ const SOON: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// The prober, on the balancer.
-struct Asker {
+struct Prober {
     network: Network,
     hops: BTreeMap<Want, NextHop>,
 }
@@ -46,16 +46,16 @@ struct Asker {
 /// The result of a probe: `None` is silence.
 type Answer<T> = Option<Result<T, Error>>;
 
-impl Asker {
+impl Prober {
     /// Runs `work` on the balancer, in one thread.
     fn run<T: Send>(lab: &Lab, work: impl AsyncFnOnce(&Self) -> Result<T> + Send) -> Result<T> {
         lab.balancer.namespace.enter(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let asker = Self { network: Network::new(), hops: hops(lab).await? };
-                asker.network.set_vips(vips());
-                first(&asker.network, &asker.way(lab, Way::DsrV4, 0)).await?;
-                work(&asker).await
+                let prober = Self { network: Network::new(), hops: hops(lab).await? };
+                prober.network.set_vips(vips());
+                first(&prober.network, &prober.way(lab, Way::DsrV4, 0)).await?;
+                work(&prober).await
             })
         })?
     }
@@ -95,7 +95,7 @@ impl Asker {
 /// The result of the first handshake. On a busy machine it takes a while until the node's addresses are
 /// known, and no probe waits for that.
 async fn first(network: &Network, way: &vip::Way) -> Result<Answer<()>> {
-    let asked = timeout(2 * SOON, async {
+    let attempt = timeout(2 * SOON, async {
         loop {
             let answer = timeout(SILENCE, network.handshake(way, 80)).await.ok();
             let Some(Err(Error::Local(text))) = &answer else { return answer };
@@ -104,7 +104,7 @@ async fn first(network: &Network, way: &vip::Way) -> Result<Answer<()>> {
             }
         }
     });
-    asked.await.context("the node's addresses stay unknown")
+    attempt.await.context("the node's addresses stay unknown")
 }
 
 async fn request(stream: &mut Stream, path: &str) -> Result<()> {
@@ -214,12 +214,12 @@ fn handshake_works_on_every_way_and_the_kernel_notices_nothing() -> Result<()> {
         if !holds_the_vips {
             become_backup(&lab.balancer)?;
         }
-        Asker::run(&lab, async |asker| {
+        Prober::run(&lab, async |prober| {
             for way in Way::ALL {
                 for web in 0..lab.webs.len() {
-                    let to = asker.way(&lab, way, web);
+                    let to = prober.way(&lab, way, web);
                     for _ in 0..10 {
-                        let shaken = asker.handshake(&to).await;
+                        let shaken = prober.handshake(&to).await;
                         shaken.with_context(|| format!("{way:?}, VIPs here: {holds_the_vips}"))?;
                     }
                 }
@@ -241,21 +241,21 @@ fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
     decapsulate(&lab)?;
     lab.webs[0].nginx.kill()?;
     let before = resets(&lab.balancer)?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            let (dead, alive) = (asker.way(&lab, way, 0), asker.way(&lab, way, 1));
-            assert_eq!(asker.handshake(&dead).await, Err(Error::Refused), "{way:?}");
-            assert_eq!(asker.handshake(&alive).await, Ok(()), "{way:?}");
-            let refused = timeout(SOON, asker.network.connect(&dead, 80)).await?;
+            let (dead, alive) = (prober.way(&lab, way, 0), prober.way(&lab, way, 1));
+            assert_eq!(prober.handshake(&dead).await, Err(Error::Refused), "{way:?}");
+            assert_eq!(prober.handshake(&alive).await, Ok(()), "{way:?}");
+            let refused = timeout(SOON, prober.network.connect(&dead, 80)).await?;
             assert_eq!(refused.err(), Some(Error::Refused), "{way:?}");
         }
         Ok(())
     })?;
     let web = &mut lab.webs[0];
     web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            assert_eq!(asker.handshake(&asker.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.handshake(&prober.way(&lab, way, 0)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })?;
@@ -272,10 +272,10 @@ fn backend_without_the_vip_is_silent() -> Result<()> {
     decapsulate(&lab)?;
     let lines: String = vips().iter().map(|vip| format!("addr del {vip} dev lo\n")).collect();
     lab.webs[0].host.namespace.ip(&lines)?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            assert_eq!(asker.brief(&asker.way(&lab, way, 0)).await, None, "{way:?}");
-            assert_eq!(asker.handshake(&asker.way(&lab, way, 1)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.brief(&prober.way(&lab, way, 0)).await, None, "{way:?}");
+            assert_eq!(prober.handshake(&prober.way(&lab, way, 1)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })
@@ -289,13 +289,13 @@ fn backend_without_the_tunnel_is_silent_until_it_has_one() -> Result<()> {
     let lab = Lab::new(&Options::default())?;
     let tunnels = Way::ALL.into_iter().filter(|way| way.overhead() > 0);
     let tunnels: Vec<_> = tunnels.collect();
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for &way in &tunnels {
-            assert_eq!(asker.brief(&asker.way(&lab, way, 0)).await, None, "{way:?}");
+            assert_eq!(prober.brief(&prober.way(&lab, way, 0)).await, None, "{way:?}");
         }
         decapsulate(&lab)?;
         for &way in &tunnels {
-            assert_eq!(asker.handshake(&asker.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.handshake(&prober.way(&lab, way, 0)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })
@@ -314,16 +314,16 @@ fn stream_brings_nginxs_page_and_a_long_body() -> Result<()> {
         if !holds_the_vips {
             become_backup(&lab.balancer)?;
         }
-        Asker::run(&lab, async |asker| {
+        Prober::run(&lab, async |prober| {
             for way in Way::ALL {
                 for (web, host) in lab.webs.iter().enumerate() {
-                    let page = timeout(SOON, asker.get(&asker.way(&lab, way, web), "/")).await;
+                    let page = timeout(SOON, prober.get(&prober.way(&lab, way, web), "/")).await;
                     let page = page.with_context(|| format!("{way:?}"))??;
                     let text = String::from_utf8_lossy(&page);
                     assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{way:?}: {text}");
                     assert!(text.ends_with(&format!("\r\n\r\n{}\n", host.host.name)), "{text}");
                 }
-                let long = timeout(6 * SOON, asker.get(&asker.way(&lab, way, 0), "/big")).await;
+                let long = timeout(6 * SOON, prober.get(&prober.way(&lab, way, 0), "/big")).await;
                 let long = long.with_context(|| format!("{way:?}, the long body"))??;
                 assert!(long.ends_with(&big), "{way:?}: {} bytes", long.len());
             }
@@ -342,9 +342,9 @@ fn halves_of_a_stream_can_be_in_two_tasks() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     let body: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for way in [Way::DsrV4, Way::DsrV6] {
-            let stream = asker.network.connect(&asker.way(&lab, way, 2), 80).await?;
+            let stream = prober.network.connect(&prober.way(&lab, way, 2), 80).await?;
             let (mut reader, mut writer) = tokio::io::split(stream);
             let mut tasks = JoinSet::new();
             let body = body.clone();
@@ -374,8 +374,8 @@ fn stream_takes_no_more_than_its_window_while_nobody_reads() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     let web = &lab.webs[0].host.namespace;
-    Asker::run(&lab, async |asker| {
-        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+    Prober::run(&lab, async |prober| {
+        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big").await?;
         let mut first = [0; 1];
         stream.read_exact(&mut first).await?;
@@ -385,7 +385,7 @@ fn stream_takes_no_more_than_its_window_while_nobody_reads() -> Result<()> {
         timeout(6 * SOON, stream.read_to_end(&mut rest)).await??;
         assert!(rest.ends_with(&nginx::big()));
         // One that is dropped in the midst of it is reset.
-        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big").await?;
         stream.read_exact(&mut first).await?;
         assert_eq!(connections(web, ESTABLISHED)?, 1);
@@ -401,8 +401,8 @@ fn end_of_what_is_written_reaches_the_server() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    Asker::run(&lab, async |asker| {
-        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+    Prober::run(&lab, async |prober| {
+        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
         // nginx ends a connection without a request.
@@ -421,8 +421,8 @@ fn server_that_dies_resets_the_stream() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    Asker::run(&lab, async |asker| {
-        let mut stream = asker.network.connect(&asker.way(&lab, Way::DsrV4, 0), 80).await?;
+    Prober::run(&lab, async |prober| {
+        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big?rate=10k").await?;
         stream.read_exact(&mut [0; 1]).await?;
         // Unread data of an nginx that dies makes a reset of the end.
@@ -451,29 +451,29 @@ fn datagram_is_answered_and_a_closed_port_refuses() -> Result<()> {
         }
         for way in Way::ALL {
             let _echo = Echo::start(&lab, way.vip(), 5353)?;
-            Asker::run(&lab, async |asker| {
+            Prober::run(&lab, async |prober| {
                 for (web, host) in lab.webs.iter().enumerate() {
-                    let to = asker.way(&lab, way, web);
+                    let to = prober.way(&lab, way, web);
                     for question in [&b"even"[..], b"odd", b""] {
-                        let answer = asker.network.exchange(&to, 5353, question);
+                        let answer = prober.network.exchange(&to, 5353, question);
                         let answer = timeout(SOON, answer).await;
                         let answer = answer.with_context(|| format!("{way:?}"))??;
                         let expected = [host.host.name.as_bytes(), b" ", question].concat();
                         assert_eq!(answer, expected, "{way:?}");
                     }
-                    let refused = timeout(SOON, asker.network.exchange(&to, 5354, b"?")).await;
+                    let refused = timeout(SOON, prober.network.exchange(&to, 5354, b"?")).await;
                     let refused = refused.with_context(|| format!("{way:?}, closed port"))?;
                     assert_eq!(refused, Err(Error::Refused), "{way:?}");
                 }
-                let to = asker.way(&lab, way, 0);
+                let to = prober.way(&lab, way, 0);
                 // The answer is five bytes longer, and comes without a tunnel.
                 let link = 1500 - if way.vip().is_ipv4() { 28 } else { 48 };
                 let largest = link - way.overhead();
                 let long = &payload[..largest.min(link - 5)];
-                let answer = timeout(SOON, asker.network.exchange(&to, 5353, long)).await;
+                let answer = timeout(SOON, prober.network.exchange(&to, 5353, long)).await;
                 let answer = answer.with_context(|| format!("{way:?}, the longest"))??;
                 assert_eq!(&answer[5..], long, "{way:?}");
-                let longer = asker.network.exchange(&to, 5353, &payload[..=largest]).await;
+                let longer = prober.network.exchange(&to, 5353, &payload[..=largest]).await;
                 assert!(matches!(longer, Err(Error::Local(_))), "{way:?}: {longer:?}");
                 Ok(())
             })?;
@@ -489,13 +489,13 @@ fn questions_that_nobody_answers_leave_nothing_behind() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     lab.webs[0].host.namespace.ip("addr del 10.0.0.100 dev lo")?;
-    Asker::run(&lab, async |asker| {
-        let silent = asker.way(&lab, Way::DsrV4, 0);
+    Prober::run(&lab, async |prober| {
+        let silent = prober.way(&lab, Way::DsrV4, 0);
         // More than there are ports, so that one that is lost would be missed.
         for _ in 0..25 {
             let mut questions = JoinSet::new();
             for _ in 0..200 {
-                let (network, way) = (asker.network.clone(), silent.clone());
+                let (network, way) = (prober.network.clone(), silent.clone());
                 questions.spawn(async move {
                     let wait = Duration::from_millis(20);
                     timeout(wait, network.handshake(&way, 80)).await
@@ -508,7 +508,7 @@ fn questions_that_nobody_answers_leave_nothing_behind() -> Result<()> {
                 }
             }
         }
-        asker.handshake(&asker.way(&lab, Way::DsrV4, 1)).await?;
+        prober.handshake(&prober.way(&lab, Way::DsrV4, 1)).await?;
         Ok(())
     })
 }
@@ -522,8 +522,8 @@ fn question_that_is_given_up_is_taken_back() -> Result<()> {
     let web = &lab.webs[0].host;
     // The backend does not know whom to answer to: its SYN-ACK waits.
     web.namespace.ip("neigh replace 10.0.0.5 lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n")?;
-    Asker::run(&lab, async |asker| {
-        let to = asker.way(&lab, Way::DsrV4, 0);
+    Prober::run(&lab, async |prober| {
+        let to = prober.way(&lab, Way::DsrV4, 0);
         let half_open = || async {
             while connections(&web.namespace, SYN_RECEIVED)? != 1 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -531,12 +531,12 @@ fn question_that_is_given_up_is_taken_back() -> Result<()> {
             anyhow::Ok(())
         };
         tokio::select! {
-            answer = asker.network.handshake(&to, 80) => bail!("{answer:?} without a way back"),
+            answer = prober.network.handshake(&to, 80) => bail!("{answer:?} without a way back"),
             waited = timeout(SOON, half_open()) => waited.context("the SYN did not come")??,
         }
         all_closed(&lab)?;
         tokio::select! {
-            stream = asker.network.connect(&to, 80) => bail!("{stream:?} without a way back"),
+            stream = prober.network.connect(&to, 80) => bail!("{stream:?} without a way back"),
             waited = timeout(SOON, half_open()) => waited.context("the SYN did not come")??,
         }
         Ok(())
@@ -550,16 +550,16 @@ fn node_without_an_address_says_so() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         lab.balancer.namespace.ip("addr del 10.0.0.5/24 dev eth0")?;
         let network = Network::new();
         network.set_vips(vips());
-        let to = asker.way(&lab, Way::DsrV4, 0);
+        let to = prober.way(&lab, Way::DsrV4, 0);
         let none = first(&network, &to).await?;
         let text = "this node has no IPv4 address of its own on eth0 to check from; use via = \
                     \"backend\"";
         assert_eq!(none, Some(Err(Error::Local(text.into()))));
-        assert_eq!(network.handshake(&asker.way(&lab, Way::DsrV6, 0), 80).await, Ok(()));
+        assert_eq!(network.handshake(&prober.way(&lab, Way::DsrV6, 0), 80).await, Ok(()));
         // Another one is found when there is one.
         lab.balancer.namespace.ip("addr add 10.0.0.6/24 dev eth0")?;
         let found = timeout(SOON, async {
@@ -577,16 +577,16 @@ fn only_vips_that_are_known_can_be_asked() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    Asker::run(&lab, async |asker| {
-        let (v4, v6) = (asker.way(&lab, Way::DsrV4, 0), asker.way(&lab, Way::DsrV6, 0));
-        asker.handshake(&v4).await?;
-        asker.network.set_vips(BTreeSet::from([v6.vip]));
-        let unknown = asker.network.handshake(&v4, 80).await;
+    Prober::run(&lab, async |prober| {
+        let (v4, v6) = (prober.way(&lab, Way::DsrV4, 0), prober.way(&lab, Way::DsrV6, 0));
+        prober.handshake(&v4).await?;
+        prober.network.set_vips(BTreeSet::from([v6.vip]));
+        let unknown = prober.network.handshake(&v4, 80).await;
         let text = "10.0.0.100 is none of the VIPs that are known";
         assert_eq!(unknown, Err(Error::Local(text.into())));
-        asker.handshake(&v6).await?;
-        asker.network.set_vips(vips());
-        asker.handshake(&v4).await?;
+        prober.handshake(&v6).await?;
+        prober.network.set_vips(vips());
+        prober.handshake(&v4).await?;
         Ok(())
     })
 }
@@ -597,7 +597,7 @@ fn without_the_capability_it_says_so() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         const NOBODY: libc::uid_t = 65_534;
         // SAFETY: the call touches no memory. Past the C library it changes this thread only, which
         // ends with the test.
@@ -605,7 +605,7 @@ fn without_the_capability_it_says_so() -> Result<()> {
         ensure!(gave_up == 0, "become nobody");
         let network = Network::new();
         network.set_vips(vips());
-        let refused = network.handshake(&asker.way(&lab, Way::DsrV4, 0), 80).await;
+        let refused = network.handshake(&prober.way(&lab, Way::DsrV4, 0), 80).await;
         let Err(Error::Local(text)) = refused else { bail!("{refused:?}") };
         assert!(text.contains("CAP_NET_RAW"), "{text}");
         Ok(())
@@ -618,12 +618,12 @@ fn checks_pass_the_data_plane_at_work() -> Result<()> {
         return Ok(());
     }
     let (lab, balancer) = balanced(&Options::default(), &Way::ALL, "")?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         for way in Way::ALL {
             for (web, host) in lab.webs.iter().enumerate() {
-                let to = asker.way(&lab, way, web);
-                asker.handshake(&to).await.with_context(|| format!("{way:?}"))?;
-                let page = timeout(SOON, asker.get(&to, "/")).await??;
+                let to = prober.way(&lab, way, web);
+                prober.handshake(&to).await.with_context(|| format!("{way:?}"))?;
+                let page = timeout(SOON, prober.get(&to, "/")).await??;
                 assert!(String::from_utf8_lossy(&page).ends_with(&format!("{}\n", host.host.name)));
             }
         }
@@ -642,11 +642,11 @@ fn thousands_of_questions_at_a_time_are_answered() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     let before = resets(&lab.balancer)?;
-    Asker::run(&lab, async |asker| {
+    Prober::run(&lab, async |prober| {
         let mut questions = JoinSet::new();
         for n in 0..3_000 {
             let way = [Way::DsrV4, Way::DsrV6][n % 2];
-            let (network, way) = (asker.network.clone(), asker.way(&lab, way, n % 3));
+            let (network, way) = (prober.network.clone(), prober.way(&lab, way, n % 3));
             questions.spawn(async move { timeout(4 * SOON, network.handshake(&way, 80)).await });
         }
         while let Some(answer) = questions.join_next().await {

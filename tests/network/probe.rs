@@ -64,7 +64,7 @@ fn question(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -
 }
 
 /// Sends probes from the balancer's namespace.
-fn ask(lab: &Lab, question: &Question) -> Result<Outcome> {
+fn send_probe(lab: &Lab, question: &Question) -> Result<Outcome> {
     let started = Instant::now();
     let outcome = lab.balancer.namespace.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -81,7 +81,7 @@ fn ask(lab: &Lab, question: &Question) -> Result<Outcome> {
 
 fn ask_vip(lab: &Lab, way: Way, kind: Kind, port: u16) -> Result<Outcome> {
     let path = path(lab, way)?;
-    ask(lab, &question(kind, path.backend, path.vip, port, Route::Vip(path.clone())))
+    send_probe(lab, &question(kind, path.backend, path.vip, port, Route::Vip(path.clone())))
 }
 
 fn kinds() -> [Kind; 2] {
@@ -104,7 +104,7 @@ fn nginx_is_asked_through_the_vip_and_at_its_own_address() -> Result<()> {
             assert_eq!(ask_vip(&lab, way, kind.clone(), 80)?, Outcome::Up, "{way:?} {kind:?}");
             let at = way.backend(&lab.webs[0]);
             let own = question(kind.clone(), at, way.vip(), 80, Route::Backend);
-            assert_eq!(ask(&lab, &own)?, Outcome::Up, "{way:?} {kind:?}");
+            assert_eq!(send_probe(&lab, &own)?, Outcome::Up, "{way:?} {kind:?}");
         }
     }
     let wrong = Http { status: vec![204..=204], ..Http::default() };
@@ -159,8 +159,8 @@ fn a_host_that_is_cut_off_is_silent_for_the_vip_as_at_its_own_address() -> Resul
     assert_eq!(ask_vip(&lab, way, Kind::Tcp, 80)?, Outcome::Up);
     let path = path(&lab, way)?;
     lab.cut(&lab.webs[0].host.name)?;
-    let asked = question(Kind::Tcp, path.backend, path.vip, 80, Route::Vip(path.clone()));
-    let reason = failure(ask(&lab, &asked)?, Failure::Silence)?;
+    let probe = question(Kind::Tcp, path.backend, path.vip, 80, Route::Vip(path.clone()));
+    let reason = failure(send_probe(&lab, &probe)?, Failure::Silence)?;
     assert_eq!(
         reason,
         format!("no answer within 2s, for {} as at {} itself", path.vip, path.backend)
@@ -185,9 +185,9 @@ fn a_host_that_drops_the_packets_of_a_port_is_alive_by_whatever_else_it_answers(
         for way in WAYS {
             let path = path(&lab, way)?;
             for route in [Route::Vip(path.clone()), Route::Backend] {
-                let mut asked = question(Kind::Tcp, path.backend, path.vip, 80, route);
-                asked.timeout = Duration::from_millis(600);
-                let reason = failure(ask(&lab, &asked)?, how)?;
+                let mut probe = question(Kind::Tcp, path.backend, path.vip, 80, route);
+                probe.timeout = Duration::from_millis(600);
+                let reason = failure(send_probe(&lab, &probe)?, how)?;
                 assert!(reason.ends_with(sign), "{packets:?}: {reason}");
             }
         }
@@ -213,7 +213,7 @@ fn a_port_that_the_hosts_firewall_rejects_is_an_answer() -> Result<()> {
         assert_eq!(refused, "connection refused");
         // The kernel has the same error for IPv4 as for a host without an ARP reply.
         let own = question(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
-        let reason = failure(ask(&lab, &own)?, Failure::Wrong)?;
+        let reason = failure(send_probe(&lab, &own)?, Failure::Wrong)?;
         let output = ["its host is alive", "administratively prohibited"];
         assert!(output.iter().any(|words| reason.contains(words)), "{reason}");
     }
@@ -229,11 +229,15 @@ fn what_the_network_says_is_told_from_what_this_node_lacks() -> Result<()> {
     node.ip(&format!("route add unreachable {unreachable}/32"))?;
     node.ip(&format!("route add throw {no_route}/32"))?;
     for kind in [Kind::Tcp, Kind::Http(Http::default()), Kind::Udp(Udp::default())] {
-        let asked = question(kind.clone(), unreachable.into(), vip, 80, Route::Backend);
-        assert_eq!(failure(ask(&lab, &asked)?, Failure::Silence)?, "host unreachable", "{kind:?}");
-        let asked = question(kind.clone(), no_route.into(), vip, 80, Route::Backend);
+        let probe = question(kind.clone(), unreachable.into(), vip, 80, Route::Backend);
+        assert_eq!(
+            failure(send_probe(&lab, &probe)?, Failure::Silence)?,
+            "host unreachable",
+            "{kind:?}"
+        );
+        let probe = question(kind.clone(), no_route.into(), vip, 80, Route::Backend);
         let reason = String::from("network is unreachable");
-        assert_eq!(ask(&lab, &asked)?, Outcome::Unknown { reason }, "{kind:?}");
+        assert_eq!(send_probe(&lab, &probe)?, Outcome::Unknown { reason }, "{kind:?}");
     }
     Ok(())
 }

@@ -116,9 +116,9 @@ async fn serve(incoming: Incoming, name: String) -> Result<()> {
     }
     let connection = incoming.await?;
     while let Ok((mut send, mut receive)) = connection.accept_bi().await {
-        let asked = receive.read_to_end(64 << 10).await?;
+        let payload = receive.read_to_end(64 << 10).await?;
         send.write_all(name.as_bytes()).await?;
-        send.write_all(&asked).await?;
+        send.write_all(&payload).await?;
         send.finish()?;
     }
     Ok(())
@@ -204,7 +204,7 @@ async fn connection(
     let connection = timeout(LIMIT, connecting).await.context("handshake")?.context("handshake")?;
     let (there, mut host) = (Instant::now(), None);
     for n in 0..requests {
-        let answer = timeout(LIMIT, ask(&connection, n)).await;
+        let answer = timeout(LIMIT, request(&connection, n)).await;
         let answer = answer.with_context(|| format!("request {n}"))?;
         let answer = answer.with_context(|| format!("request {n}, on {host:?}"))?;
         ensure!(host.get_or_insert(answer.clone()) == &answer, "on {host:?}, then on {answer}");
@@ -216,14 +216,14 @@ async fn connection(
 }
 
 /// Which host answers.
-async fn ask(connection: &quinn::Connection, n: u64) -> Result<String> {
-    let asked = vec![b'0' + (n % 10) as u8; 4_000];
+async fn request(connection: &quinn::Connection, n: u64) -> Result<String> {
+    let payload = vec![b'0' + (n % 10) as u8; 4_000];
     let (mut send, mut receive) = connection.open_bi().await?;
-    send.write_all(&asked).await?;
+    send.write_all(&payload).await?;
     send.finish()?;
     let mut answer = receive.read_to_end(64 << 10).await?;
-    ensure!(answer.ends_with(&asked), "another answer: {} bytes", answer.len());
-    answer.truncate(answer.len() - asked.len());
+    ensure!(answer.ends_with(&payload), "another answer: {} bytes", answer.len());
+    answer.truncate(answer.len() - payload.len());
     Ok(String::from_utf8(answer)?)
 }
 

@@ -198,7 +198,7 @@ impl Client {
         let target: SocketAddr = WAYS[self.service].target();
         let mut connection = Connection::open_here_by(target, PATIENCE, &mut life.port)?;
         life.connected = Some(self.now());
-        self.ask(&mut connection, life)?;
+        self.get_page(&mut connection, life)?;
         let secs = Duration::from_secs;
         match kind {
             Kind::Download => self.download(&mut connection, life),
@@ -207,14 +207,14 @@ impl Client {
                 let pause = self.random.between(secs(0), Duration::from_millis(900));
                 while self.now() < until && !self.stopped() {
                     thread::sleep(pause.max(Duration::from_millis(80)));
-                    self.ask(&mut connection, life)?;
+                    self.get_page(&mut connection, life)?;
                 }
                 Ok(())
             }
             Kind::Pass => {
                 for _ in 0..self.random.below(4) {
                     thread::sleep(self.random.between(Duration::ZERO, Duration::from_millis(30)));
-                    self.ask(&mut connection, life)?;
+                    self.get_page(&mut connection, life)?;
                 }
                 Ok(())
             }
@@ -222,7 +222,7 @@ impl Client {
     }
 
     /// Requests a page, which names its host.
-    fn ask(&self, connection: &mut Connection, life: &mut Life) -> Result<()> {
+    fn get_page(&self, connection: &mut Connection, life: &mut Life) -> Result<()> {
         let page = connection.get("/")?;
         let (status, text, length) = (page.status, page.text(), page.body.len());
         let host = page.backend()?;

@@ -284,19 +284,19 @@ impl Run {
     fn violation(&mut self, at: Duration, kind: &str, what: String) {
         let violation = Violation { at_seconds: at.as_secs_f64(), kind: kind.to_owned(), what };
         if self.report.violations.len() < MOST {
-            let story = self.story(at, &violation);
-            eprintln!("{}{story}", clear());
+            let excerpt = self.excerpt(at, &violation);
+            eprintln!("{}{excerpt}", clear());
             let file = self.arguments.folder.join(VIOLATIONS);
             let file = fs::File::options().create(true).append(true).open(file);
             // It is in the report as well.
-            let _ = file.and_then(|mut file| file.write_all(story.as_bytes()));
+            let _ = file.and_then(|mut file| file.write_all(excerpt.as_bytes()));
         }
         self.report.violations.push(violation);
     }
 
     /// The operations and the nodes' logs around a moment.
-    fn story(&self, at: Duration, violation: &Violation) -> String {
-        let mut story = format!(
+    fn excerpt(&self, at: Duration, violation: &Violation) -> String {
+        let mut excerpt = format!(
             "VIOLATION at {:.3} s, {}: {}\n  replay: --seed {}\n",
             violation.at_seconds, violation.kind, violation.what, self.arguments.seed
         );
@@ -328,9 +328,9 @@ impl Run {
         }
         lines.sort();
         for (when, line) in lines {
-            let _ = writeln!(story, "  {:>9.3} s {line}", when.as_secs_f64());
+            let _ = writeln!(excerpt, "  {:>9.3} s {line}", when.as_secs_f64());
         }
-        story
+        excerpt
     }
 
     /// Prints the progress.

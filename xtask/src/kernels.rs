@@ -120,10 +120,10 @@ struct Tested {
 }
 
 /// Runs the script on a kernel; its output is shown when it is done, if others run beside it.
-fn on(asked: &str, script: &str, is_beside_others: bool) -> Tested {
+fn on(requested: &str, script: &str, is_beside_others: bool) -> Tested {
     let start = Instant::now();
-    let mut name = format!("Linux {asked}");
-    let result = Kernel::obtain(asked).and_then(|kernel| {
+    let mut name = format!("Linux {requested}");
+    let result = Kernel::obtain(requested).and_then(|kernel| {
         name = format!("Linux {}", kernel.release);
         let machine = Machine {
             kernel: &kernel,

@@ -76,7 +76,7 @@ fn select(only: &[String]) -> Result<Vec<(&'static System, Fault)>> {
     let chosen = |name: &str| only.iter().any(|word| name.starts_with(word.as_str()));
     let (any_system, any_fault) = (!names().any(chosen), !faults().any(chosen));
     let cells = Fault::ALL.iter().flat_map(|&fault| {
-        let systems = systems::ALL.iter().filter(move |system| system.is_asked(fault));
+        let systems = systems::ALL.iter().filter(move |system| system.is_measured(fault));
         systems.map(move |system| (system, fault))
     });
     let wanted = |(system, fault): &(&System, Fault)| {

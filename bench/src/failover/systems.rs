@@ -106,7 +106,7 @@ impl System {
     }
 
     /// Whether this fault is measured of it.
-    pub fn is_asked(&self, fault: Fault) -> bool {
+    pub fn is_measured(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
     }
 

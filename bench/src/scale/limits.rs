@@ -23,7 +23,7 @@ const TOO_MANY_FOR_IDS: u32 = 70_000;
 /// # Errors
 ///
 /// If `lbd` does not start.
-pub fn ask(bench: &mut Bench) -> Result<Vec<Limit>> {
+pub fn exceed(bench: &mut Bench) -> Result<Vec<Limit>> {
     let Limits { services: most, backends, .. } = Limits::default();
     let most_services = u16::try_from(most)?;
     bench.configure(most_services, EACH)?;

@@ -47,7 +47,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut bench = daemon::Bench::new()?;
     let daemon = bench.measure(arguments.starts).context("starts of lbd")?;
-    let limits = limits::ask(&mut bench).context("limits")?;
+    let limits = limits::exceed(&mut bench).context("limits")?;
     drop(bench);
     let measured = packets::measure(arguments.rounds, arguments.packets).context("packets")?;
     // The last: from here on, this thread is on one CPU.

@@ -77,16 +77,17 @@ fn measure(
 ) -> Result<()> {
     let testbeds = systems.iter().map(|&system| Testbed::new(system, interval));
     let mut testbeds: Vec<Testbed> = testbeds.collect::<Result<_>>()?;
-    let asked = |fault| testbeds.iter().filter(|testbed| testbed.system.is_asked(fault)).count();
-    let cells: usize = faults.iter().map(|&fault| asked(fault)).sum();
+    let is_measured =
+        |fault| testbeds.iter().filter(|testbed| testbed.system.is_measured(fault)).count();
+    let cells: usize = faults.iter().map(|&fault| is_measured(fault)).sum();
     let mut progress = Progress::new(cells * trials as usize);
     for &fault in faults {
         let first = report.cells.len();
-        let asked = |testbed: &&mut Testbed| testbed.system.is_asked(fault);
-        let cells = testbeds.iter_mut().filter(asked);
+        let is_measured = |testbed: &&mut Testbed| testbed.system.is_measured(fault);
+        let cells = testbeds.iter_mut().filter(is_measured);
         report.cells.extend(cells.map(|testbed| Cell::new(testbed.system, interval, fault)));
         for n in 0..trials {
-            for (cell, testbed) in testbeds.iter_mut().filter(asked).enumerate() {
+            for (cell, testbed) in testbeds.iter_mut().filter(is_measured).enumerate() {
                 let name = format!("{}, {}, trial {}", testbed.system.name(), fault.name(), n + 1);
                 let name = format!("{interval:?}, {name} of {trials}");
                 progress.begin(&name);

@@ -47,8 +47,11 @@ fn steps(lbd: &Running) -> Vec<Deed> {
     })
 }
 
-async fn asked(lbd: &Running) {
-    deed(lbd, "the peer is asked", |deed| matches!(deed, Deed::Ask(..)).then_some(())).await;
+async fn requested(lbd: &Running) {
+    deed(lbd, "the request is sent to the peer", |deed| {
+        matches!(deed, Deed::Ask(..)).then_some(())
+    })
+    .await;
 }
 
 /// The peer takes over, and its advertisement is received.
@@ -77,7 +80,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     );
     assert_eq!(steps(&lbd), []);
     let failover = begin(&place, "vrrp failover main");
-    asked(&lbd).await;
+    requested(&lbd).await;
     assert_eq!(
         steps(&lbd),
         [
@@ -120,7 +123,7 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     assert_eq!(steps(&lbd), [], "its priority is no higher");
     higher.routers.get_mut(&key).expect("it is there").priority = 151;
     lbd.script.says(lb_sync::Report::Facts(PEER, higher.clone()));
-    asked(&lbd).await;
+    requested(&lbd).await;
     assert_eq!(
         steps(&lbd),
         [
@@ -149,7 +152,7 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     let router = higher.routers.get_mut(&key).expect("it is there");
     (router.priority, router.wants) = (200, true);
     lbd.script.says(lb_sync::Report::Facts(PEER, higher));
-    asked(&lbd).await;
+    requested(&lbd).await;
     lbd.script.says(lb_sync::Report::Answer(PEER, Err("it drains".into())));
     lbd.script.yielded(&main(&place), Err("no advertisement was received"));
     eventually("it is reported", async || handovers(&lbd).await.len() == 1).await;
@@ -225,7 +228,7 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover main");
-    asked(&lbd).await;
+    requested(&lbd).await;
     takes_over(&lbd, &place);
     assert_eq!(failover.await.expect("no panic").code, Some(0));
     lbd.script.deeds.take();
@@ -252,7 +255,7 @@ async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes()
     assert!(refused.err.contains(lost) && refused.err.contains("--yes"), "{refused:?}");
     assert_eq!(steps(&lbd), []);
     let failover = begin(&place, "vrrp failover main --yes");
-    asked(&lbd).await;
+    requested(&lbd).await;
     takes_over(&lbd, &place);
     assert_eq!(failover.await.expect("no panic").code, Some(0));
     assert!(handovers(&lbd).await.iter().any(|message| message == lost));
@@ -264,7 +267,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover --all");
-    asked(&lbd).await;
+    requested(&lbd).await;
     lbd.script.says(lb_sync::Report::Answer(PEER, Err("it is draining itself".into())));
     // Messages after the answer are received.
     let leaves = lb_sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
@@ -294,7 +297,7 @@ async fn a_peer_that_goes_while_it_is_asked_is_told_of() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover main");
-    asked(&lbd).await;
+    requested(&lbd).await;
     lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
     let lost = |event: &lb_api::event::Event| event.news.kind == Kind::PeerLost;
     eventually("it is gone", async || events(&lbd.client).await.iter().any(lost)).await;
@@ -393,9 +396,9 @@ async fn a_node_that_drains_hands_over_first_and_does_not_come_back() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let drain = begin(&place, "node drain");
-    asked(&lbd).await;
+    requested(&lbd).await;
     let draining = || lbd.script.deeds.facts().is_some_and(|facts| facts.draining);
-    assert!(!draining(), "the peer is asked, and does not preempt by itself");
+    assert!(!draining(), "the request is sent to the peer, and does not preempt by itself");
     takes_over(&lbd, &place);
     let ran = drain.await.expect("no panic");
     assert!(
@@ -428,7 +431,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
     lbd.script.hold_end();
     let key = main(&place).key;
     lbd.signals.send(Signal::Stop).await.expect("it runs");
-    asked(&lbd).await;
+    requested(&lbd).await;
     // It answers until the end.
     let _: Status = lbd.client.get("/v1/status").await.expect("it answers");
     takes_over(&lbd, &place);
@@ -510,7 +513,7 @@ async fn routers_of_a_group_go_together() {
     .await;
     lbd.script.deeds.take();
     let failover = begin(&place, "vrrp failover six");
-    asked(&lbd).await;
+    requested(&lbd).await;
     let keys: Vec<_> = routers.iter().map(|router| router.key).collect();
     assert_eq!(
         steps(&lbd)[1..],

@@ -80,7 +80,7 @@ impl System {
     }
 
     /// Whether this fault can come to it.
-    pub fn is_asked(self, fault: Fault) -> bool {
+    pub fn is_measured(self, fault: Fault) -> bool {
         fault != Fault::HandedOver || self == Self::Lb
     }
 }

@@ -118,7 +118,7 @@ fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
     balancer.launch()?;
     balancer.wait_usable()?;
     let node = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
-    let ask = |from, to, path: &str, host: &str| {
+    let get_by_host = |from, to, path: &str, host: &str| {
         request(
             from,
             to,
@@ -130,19 +130,22 @@ fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
     for (from, to) in [inside, outside] {
         for host in ["127.0.0.1:9105", "[::1]:9105", "localhost", "LB.example.com.:80", &node] {
             for path in ["/", "/v1/status", "/metrics"] {
-                let answer = ask(from, to, path, host)?;
+                let answer = get_by_host(from, to, path, host)?;
                 ensure!(answer.status == 200, "{to}{path} as {host}: {answer:?}");
             }
         }
         for path in ["/", "/v1/status", "/v1/samples", "/v1/events"] {
-            let answer = ask(from, to, path, "site.test:9105")?;
+            let answer = get_by_host(from, to, path, "site.test:9105")?;
             ensure!(answer.status == 421, "{to}{path}: {answer:?}");
             ensure!(answer.body.contains("allowed_hosts"), "the remedy is named: {answer:?}");
-            ensure!(ask(from, to, path, "")?.status == 400, "{to}{path} without a host");
+            ensure!(get_by_host(from, to, path, "")?.status == 400, "{to}{path} without a host");
         }
-        ensure!(ask(from, to, "/healthz", "site.test")?.status == 200, "probes are answered");
+        ensure!(
+            get_by_host(from, to, "/healthz", "site.test")?.status == 200,
+            "probes are answered"
+        );
     }
-    let metrics = |(from, to)| ask(from, to, "/metrics", "scraped.test:9105");
+    let metrics = |(from, to)| get_by_host(from, to, "/metrics", "scraped.test:9105");
     ensure!(metrics(inside)?.status == 421, "nobody scrapes loopback by a name of DNS");
     ensure!(metrics(outside)?.status == 200, "scrapers go by names");
 
@@ -151,11 +154,14 @@ fn a_site_whose_name_resolves_to_the_node_reads_nothing() -> Result<()> {
     fs::write(balancer.config(), text)?;
     balancer.lbctl(&["config", "reload"])?;
     wait::until(PATIENCE, "the name is taken", || {
-        let answer = ask(inside.0, inside.1, "/v1/status", "site.test")?;
+        let answer = get_by_host(inside.0, inside.1, "/v1/status", "site.test")?;
         ensure!(answer.status == 200, "{answer:?}");
         Ok(())
     })?;
-    ensure!(ask(inside.0, inside.1, "/", "lb.example.com")?.status == 421, "the old one is not");
+    ensure!(
+        get_by_host(inside.0, inside.1, "/", "lb.example.com")?.status == 421,
+        "the old one is not"
+    );
     Ok(())
 }
 

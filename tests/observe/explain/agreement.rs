@@ -5,7 +5,7 @@ use kit::{balancer::Balancer, can_run, lab::Lab};
 use lb_inspect::explain::{Explained, Flags, Outcome, Packet};
 use lb_model::desired::Protocol;
 
-use super::testbed::{ask, dump, made, meet, program, testbed, unhex};
+use super::testbed::{dump, explain, made, meet, program, testbed, unhex};
 
 /// Flows of each service at each moment.
 const FLOWS: u32 = 60;
@@ -26,7 +26,7 @@ fn packets(first: u32, flags: Flags) -> Vec<Packet> {
 
 /// Requests explanations, then runs the program on the same packets, which writes what it has to.
 fn agree(lab: &Lab, balancer: &Balancer, packets: Vec<Packet>) -> Result<Vec<Explained>> {
-    let explained = ask(balancer, packets, false)?;
+    let explained = explain(balancer, packets, false)?;
     let program = program(lab)?;
     for one in &explained {
         let (action, left) = meet(lab, &program, &unhex(&one.frame)?)?;
@@ -52,7 +52,7 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     ensure!(how_many(&steady, |one| one.outcome == Outcome::Forwarded) == 4 * FLOWS as usize);
     agree(&lab, &balancer, packets(0, Flags::ACK)).context("steady, ACK")?;
     // A tracked flow goes on by its entry.
-    let known = ask(&balancer, vec![made(Protocol::Udp, 0, 54, Flags::ACK)], false)?;
+    let known = explain(&balancer, vec![made(Protocol::Udp, 0, 54, Flags::ACK)], false)?;
     ensure!(known[0].steps.iter().any(|step| step.about == "tracked flow"), "{known:#?}");
 
     // In flux: a backend drains in all services, and another one is worth less.
@@ -107,14 +107,14 @@ fn to_verify_an_explanation_changes_no_byte_of_any_map() -> Result<()> {
     balancer.lbctl(&["backend", "drain", "web", "10.0.0.11"])?;
     balancer.lbctl(&["backend", "drain", "tunnel", "10.0.0.12"])?;
     agree(&lab, &balancer, packets(0, Flags::SYN))?;
-    let mut asked = packets(0, Flags::ACK);
-    asked.extend(packets(500, Flags::SYN));
+    let mut frames = packets(0, Flags::ACK);
+    frames.extend(packets(500, Flags::SYN));
     // The daemon writes as well: suspected backends, since these SYNs get no answer, and counters of the
     // probes that it sends through the program. What an explanation wrote would be there each time.
     let mut changed = Vec::new();
     for _ in 0..5 {
         let before = dump(&balancer)?;
-        let explained = ask(&balancer, asked.clone(), true)?;
+        let explained = explain(&balancer, frames.clone(), true)?;
         for one in &explained {
             let verified = one.verified.as_ref().context("it was asked for")?;
             ensure!(verified.agrees, "{one:#?}");

@@ -21,7 +21,7 @@ use lb_inspect::{
 };
 use lb_model::desired::Protocol;
 
-use super::testbed::{VIP, ask, attached, made, testbed, testbed_at};
+use super::testbed::{VIP, attached, explain, made, testbed, testbed_at};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -199,7 +199,7 @@ fn packets_of_tc_are_captured_and_explained_as_xdp_s() -> Result<()> {
     let left = frames(&file, "frame.interface_name == \"eth0 after\"")?;
     whole(&lab, &came, &left)?;
     let packets = (0..20).map(|n| made(Protocol::Tcp, n, 80, Flags::SYN)).collect();
-    let explained = ask(&balancer, packets, true)?;
+    let explained = explain(&balancer, packets, true)?;
     let agrees = |one: &Explained| one.verified.as_ref().is_some_and(|verified| verified.agrees);
     ensure!(explained.len() == 20 && explained.iter().all(agrees), "{explained:#?}");
     get(&lab)

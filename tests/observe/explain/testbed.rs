@@ -69,7 +69,7 @@ pub fn made(protocol: Protocol, number: u32, port: u16, flags: Flags) -> Packet 
 }
 
 /// Sends an explanation request to the daemon.
-pub fn ask(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Vec<Explained>> {
+pub fn explain(balancer: &Balancer, packets: Vec<Packet>, verify: bool) -> Result<Vec<Explained>> {
     let questions =
         Questions { packets, interface: None, cpu: 0, any_mac: false, again: false, verify };
     let body = serde_json::to_string(&questions)?;

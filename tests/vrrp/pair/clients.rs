@@ -118,7 +118,7 @@ impl Clients {
     }
 
     /// The last operations, and how long ago each was.
-    fn story(&self) -> String {
+    fn recent(&self) -> String {
         let operations = self.operations.borrow();
         let last = &operations[operations.len().saturating_sub(8)..];
         let listed =
@@ -134,7 +134,7 @@ impl Clients {
         for (way, load, _, downloads) in &self.ways {
             let report = load.report();
             let (name, broken) = (way.name(), self.broken(&report));
-            ensure!(broken.is_empty(), "{name}: {broken:?}; {}", self.story());
+            ensure!(broken.is_empty(), "{name}: {broken:?}; {}", self.recent());
             let ended = downloads.as_ref().map_or(0, Downloads::ended);
             ensure!(ended == 0, "{}: {ended} downloads have ended", way.name());
         }
@@ -145,7 +145,7 @@ impl Clients {
     /// every request one.
     pub fn finish(mut self) -> Result<()> {
         let ways = std::mem::take(&mut self.ways);
-        let (mut whole, begun, story) = (0, Instant::now(), self.story());
+        let (mut whole, begun, recent) = (0, Instant::now(), self.recent());
         for (way, load, arrivals, downloads) in ways {
             let name = way.name();
             for download in downloads.map(Downloads::end).transpose()?.unwrap_or_default() {
@@ -157,7 +157,7 @@ impl Clients {
                 whole += 1;
             }
             let broken = self.broken(&load.finish());
-            ensure!(broken.is_empty(), "{name}: {broken:?}; {story}");
+            ensure!(broken.is_empty(), "{name}: {broken:?}; {recent}");
             let arrivals = arrivals.finish()?;
             let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
             let (number, of) = (failed.len(), arrivals.len());

@@ -23,7 +23,7 @@ use crate::signals;
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The faults of the Active node, and the first node's return.
-const STORY: [Operation; 4] =
+const SEQUENCE: [Operation; 4] =
     [Operation::Kill, Operation::PowerOff, Operation::Stop, Operation::HandOver];
 
 /// Lets it all happen.
@@ -41,7 +41,7 @@ pub fn run(mut show: Show) -> Result<()> {
     print!("{}", view::header(false));
     println!("{}", show.look());
     let mut outages = Vec::new();
-    for operation in STORY {
+    for operation in SEQUENCE {
         let active = operations::active(&show.ha_pair).context("no node is Active")?;
         let _ = show.probes.tally();
         let start = Instant::now();

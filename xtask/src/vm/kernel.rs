@@ -41,20 +41,20 @@ fn suites(series: &str) -> &'static [&'static str] {
 }
 
 impl Kernel {
-    /// The kernel of `asked`: a series (`6.12`), `newest`, or a folder of an unpacked package.
+    /// The kernel of `requested`: a series (`6.12`), `newest`, or a folder of an unpacked package.
     ///
     /// # Errors
     ///
     /// If there is none, or it can't be downloaded.
-    pub fn obtain(asked: &str) -> Result<Self> {
-        if asked.contains('/') {
-            return Self::in_folder(Path::new(asked));
+    pub fn obtain(requested: &str) -> Result<Self> {
+        if requested.contains('/') {
+            return Self::in_folder(Path::new(requested));
         }
-        let is_series = asked.split('.').count() == 2
-            && asked.split('.').all(|part| part.parse::<u16>().is_ok());
+        let is_series = requested.split('.').count() == 2
+            && requested.split('.').all(|part| part.parse::<u16>().is_ok());
         ensure!(
-            is_series || asked == NEWEST,
-            "`{asked}` is no kernel; name a series (6.12), `{NEWEST}`, or the folder of an unpacked \
+            is_series || requested == NEWEST,
+            "`{requested}` is no kernel; name a series (6.12), `{NEWEST}`, or the folder of an unpacked \
              kernel package"
         );
         let kernels = cache().join("kernels");
@@ -62,17 +62,17 @@ impl Kernel {
         let lock = cache().join("lock");
         let lock = File::create(&lock).with_context(|| lock.display().to_string())?;
         lock.lock().context("wait for another run that fetches kernels")?;
-        let known = kernels.join(asked);
+        let known = kernels.join(requested);
         if is_fresh(&known) {
             return Self::in_folder(&known);
         }
-        match fetch(asked, &kernels) {
+        match fetch(requested, &kernels) {
             Ok(folder) => {
                 remember(&known, &folder)?;
                 Self::in_folder(&folder)
             }
             Err(error) if known.exists() => {
-                eprintln!("xtask: {error:#}; Linux {asked} as it was fetched before will do");
+                eprintln!("xtask: {error:#}; Linux {requested} as it was fetched before will do");
                 Self::in_folder(&known)
             }
             Err(error) => Err(error),
@@ -102,11 +102,12 @@ impl Kernel {
 }
 
 /// Downloads and unpacks the newest kernel of a series; its folder.
-fn fetch(asked: &str, kernels: &Path) -> Result<PathBuf> {
-    let series = (asked != NEWEST).then_some(asked);
+fn fetch(requested: &str, kernels: &Path) -> Result<PathBuf> {
+    let series = (requested != NEWEST).then_some(requested);
     let mut tried = Vec::new();
     let sources = series.map(|_| Ok(Source::configured())).into_iter();
-    let sources = sources.chain(suites(asked).iter().map(|suite| Source::suite(suite, &cache())));
+    let sources =
+        sources.chain(suites(requested).iter().map(|suite| Source::suite(suite, &cache())));
     for source in sources {
         let source = match source {
             Ok(source) => source,
@@ -133,7 +134,7 @@ fn fetch(asked: &str, kernels: &Path) -> Result<PathBuf> {
             Err(error) => tried.push(format!("{error:#}")),
         }
     }
-    bail!("no kernel {asked}: {}", tried.join("; "))
+    bail!("no kernel {requested}: {}", tried.join("; "))
 }
 
 fn unpack(source: &Source, version: &str, aside: &Path, folder: &Path) -> Result<()> {
@@ -203,8 +204,8 @@ mod tests {
 
     #[test]
     fn what_is_no_kernel_is_refused_before_anything_is_asked() {
-        for asked in ["6", "6.12.1", "six", "6.x", ""] {
-            let error = Kernel::obtain(asked).expect_err(asked);
+        for requested in ["6", "6.12.1", "six", "6.x", ""] {
+            let error = Kernel::obtain(requested).expect_err(requested);
             assert!(error.to_string().contains("name a series"), "{error:#}");
         }
     }
