@@ -244,7 +244,7 @@ fn icmp_errors_of(kind: ReplyKind, rate: u32) -> Result<()> {
     let nanos = steady_nanos(MARGIN);
     let state = generate::state(&mut random, (nanos / 1_000_000_000) as u32);
     twins.install(&state)?;
-    // The frame is looked for in tables of its own: what others leave there the program does not have.
+    // The frame is looked for in tables of its own: the program does not have others' entries there.
     let mut search = Twins::load_limited(objects::BALANCER, PINS, RATE)?;
     search.install(&state)?;
     search.model.nanos.set(nanos);
@@ -294,7 +294,7 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
         if model.run(&frame, INGRESS).0 != Action::Tx || frame[12..14] != [8, 0] {
             continue;
         }
-        // The same headers with 8,000 bytes more: what the first buffer does not hold.
+        // The same headers with 8,000 bytes more: the first buffer does not hold them.
         let mut long = frame.clone();
         let len = u16::from_be_bytes([frame[16], frame[17]]);
         if usize::from(len) + 14 != frame.len() {
@@ -349,7 +349,7 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
         twins.install(&generate::state(&mut random, now))?;
         for number in 0..1_500 {
             let frame = generate::frame(&mut random);
-            // Headers that go on beyond what is brought into the first buffer pass as truncated.
+            // Headers that go on beyond the first buffer pass as truncated.
             if frame.len() <= ethernet::LEN || headers_end(&frame) > 200 {
                 continue;
             }

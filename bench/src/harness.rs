@@ -72,7 +72,7 @@ pub enum Program {
     Captures,
 }
 
-/// Whether a ring is in flux, and with what history.
+/// Whether a ring is in flux, and its history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flux {
     /// The steady state.
@@ -291,7 +291,7 @@ impl Harness {
     /// Sends so many frames of the plan to its interface; nanoseconds of one, with all that becomes of
     /// it on this CPU.
     ///
-    /// From the first batch's begin to the last one's, so that what the call does before and after is
+    /// From the first batch's begin to the last one's, so that the call's work before and after is
     /// not in it: for some of that it waits.
     pub fn generate(&mut self, plan: &mut Plan, packets: u32) -> Result<f64> {
         ensure!(

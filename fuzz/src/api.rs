@@ -1,8 +1,8 @@
-//! The API: what comes in by a connection, as any bytes, to the routes of `lbd` with a daemon over
+//! The API: the bytes of a connection, any of them, to the routes of `lbd` with a daemon over
 //! maps in memory.
 //!
-//! Nothing panics, nothing is answered with 500 but what maps in memory can't do, the daemon answers
-//! afterwards, and what it has kept can be read again. Nothing leaves the process but files in a
+//! Nothing panics, no answer is 500 but to requests that maps in memory can't serve, the daemon answers
+//! afterwards, and its state file can be read again. Nothing leaves the process but files in a
 //! folder of its own.
 
 use std::{
@@ -90,7 +90,7 @@ vrid = 51
 addresses = ["10.0.0.100"]
 "#;
 
-/// Takes what comes in by a connection.
+/// Takes the bytes of a connection.
 pub fn run(bytes: &[u8]) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().build().expect("a runtime");
@@ -123,7 +123,7 @@ async fn serve(folder: &Path, bytes: Vec<u8>) {
     }
 }
 
-/// The answer, without what would come later.
+/// The answer, without later data.
 async fn answer(router: Router, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let what = format!("{} {}", request.method(), request.uri());
     let Ok(answer) = TowerToHyperService::new(router).call(request).await;

@@ -1,4 +1,4 @@
-//! An input as small values: what is not there any more is zero, so that every input means
+//! An input as small values: after its end, values are zero, so that every input means
 //! something.
 
 /// The rest of an input.

@@ -27,7 +27,7 @@ thread_local! {
 ///
 /// # Panics
 ///
-/// If there is none, or what it needs is not there.
+/// If there is none, or its requirements are not there.
 #[must_use]
 pub fn target(name: &str) -> Target {
     match name {

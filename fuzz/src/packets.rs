@@ -1,8 +1,8 @@
 //! Packets: the core on the host against the programs in the kernel for XDP and tc, verdict by verdict and byte by
 //! byte, and the tables that both have written.
 //!
-//! An input is a state of the tables and what happens then, apart by [`APART`]: frames, as they are
-//! or made by a few bytes and changed in places; and what `lbd` writes into the tables.
+//! An input is a state of the tables and operations, apart by [`APART`]: frames, as they are
+//! or made by a few bytes and changed in places; and `lbd`'s writes into the tables.
 
 use std::{mem, time::Duration};
 

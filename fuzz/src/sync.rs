@@ -1,6 +1,6 @@
 //! Sync: any bytes as messages, and a session with a peer that has the key and sends anything.
 //!
-//! The first byte of an input chooses. What is read is written and read again; a session panics
+//! The first byte of an input chooses. A message that is read is written and read again; a session panics
 //! at nothing, reports a peer only between that it has joined and that it is lost, and sends nothing
 //! that its peer can't open and read.
 

@@ -1,6 +1,6 @@
 //! VRRP: messages as bytes, and a virtual router that receives them.
 //!
-//! An input is a router's configuration and what happens to it. Messages are those of a neighbour,
+//! An input is a router's configuration and its events. Messages are those of a neighbour,
 //! whole or changed, or any bytes.
 
 use std::{

@@ -29,7 +29,7 @@ fn web(policy: Policy) -> Desired {
     desired
 }
 
-/// Sets what is seen, and reconciles.
+/// Sets the view of the backends, and reconciles.
 fn see(engine: &mut Engine<Fake>, now: Now, view: &[(&str, Seen)]) -> Outcome {
     let view: View = view.iter().map(|(to, seen)| (target(to), *seen)).collect();
     engine.set_view(view);

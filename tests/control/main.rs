@@ -529,7 +529,7 @@ fn pins_end_when_idle_and_the_marks_of_slots_after_them() {
     edit(&mut engine, "10.0.0.11", Admin::Draining { deadline: None });
     engine.reconcile(at(1_000)).unwrap();
     engine.data_plane().ring(0).unwrap()[0].touch_pinned(abi::stamp(1_000));
-    // A FIN or an RST may be forged: what has sent one is kept like the others.
+    // A FIN or an RST may be forged: a flow with one is kept like the others.
     let closing = flow_flags::ESTABLISHED | flow_flags::CLOSING;
     let pins = [(1, 0, 75), (2, closing, IDLE), (3, flow_flags::ESTABLISHED, IDLE)];
     for (port, flags, ..) in pins {
@@ -658,7 +658,7 @@ fn other_balancers_are_known_while_a_backend_is_on_this_node() {
     engine.reconcile(at(103)).unwrap();
     assert_eq!(peers(&engine).len(), 2);
 
-    // Drained or down, the backend is there for what others forward.
+    // Drained or down, the backend is there for packets that others forward.
     edit(&mut engine, "10.0.0.5", Admin::Down);
     engine.reconcile(at(104)).unwrap();
     assert_eq!(peers(&engine).len(), 2);

@@ -30,7 +30,7 @@ const REFUSES: Seen = Seen {
     refuses: true,
 };
 
-/// A node whose backend [`DEAD`] has gone down, and what comes to it.
+/// A node whose backend [`DEAD`] has gone down, and its packets.
 struct Node {
     engine: Engine<Fake>,
     now: u32,

@@ -95,7 +95,7 @@ fn the_container_is_built_of_what_is_there() -> Result<()> {
         ensure!(copied, "{member} is not copied");
     }
     let mut command = list(&text, "ENTRYPOINT ")?;
-    // Process 1 gets what a killed script leaves behind, and lbd reaps only what it has started itself.
+    // Process 1 gets the orphans of a killed script, and lbd reaps only what it has started itself.
     let (init, program) = command.split_at(2);
     assert_eq!(init, ["/usr/bin/tini", "--"]);
     let installed = text.lines().filter(|line| line.contains("apt-get install"));

@@ -195,7 +195,7 @@ fn systemd_takes_the_units() -> Result<()> {
         [("lbd.service", "lbd.service"), ("lb-decap@.service", "lb-decap@eth0.service")]
     {
         let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(unit);
-        // It looks for what the unit starts.
+        // It looks for the unit's program.
         let binaries = balancer::binaries()?.display().to_string();
         let text = fs::read_to_string(text)?.replace("/usr/local/sbin", &binaries);
         fs::create_dir(&folder)?;

@@ -26,7 +26,7 @@ const WAY: Way = Way::DsrV4;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(100);
-/// For this long, changes are given time to break what they can.
+/// For this long, changes are given time to break connections.
 const A_WHILE: Duration = Duration::from_secs(2);
 const REQUESTS: usize = 30;
 const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
@@ -131,7 +131,7 @@ fn connections_live(lab: &Lab, balancer: &mut Balancer, bond: &str) -> Result<()
             Ok(())
         })?;
         wait::until(PATIENCE, "requests are answered again", || all_answer(lab))?;
-        // TCP sends again what was lost meanwhile.
+        // TCP retransmits segments that were lost meanwhile.
         thread::sleep(A_WHILE);
         let (since, before) = (Instant::now(), forwarded(balancer)?);
         thread::sleep(A_WHILE);
@@ -212,7 +212,7 @@ fn connections_by_a_vlan_on_a_bond_are_served_by_tc_and_live_when_a_port_goes_do
     connections_live(&lab, &mut balancer, "bond0")
 }
 
-/// The program is below the VLAN, so that the tag is in the metadata of what comes, and has to be on what leaves.
+/// The program is below the VLAN, so that the tag is in the metadata of received frames, and has to be on sent ones.
 #[test]
 fn connections_of_a_vlan_are_served_by_tc_on_the_bond_below_it() -> Result<()> {
     is_disposable()?;

@@ -2,7 +2,7 @@
 //!
 //! **Never run this on a host's own kernel.** Linux 6.9 and later have panicked over merged packets in generic mode: they
 //! copy them for a program with frags by `skb_pp_cow_data`, with a wrong truesize. The balancer's program for that mode
-//! has no frags, which is what is tested here; where it fails, the kernel goes down, with everything on it.
+//! has no frags, which is tested here; where it fails, the kernel goes down, with everything on it.
 
 use std::{
     fs,
@@ -88,7 +88,7 @@ fn has_frags(pin: &Path) -> Result<bool> {
 }
 
 /// Turns the merging of packets on their way from the client to the balancer on or off: by TSO, with which packets of
-/// 64 KiB cross the veth pairs whole, and by GRO, which puts together what came in pieces.
+/// 64 KiB cross the veth pairs whole, and by GRO, which merges segments.
 fn merge(lab: &Lab, tso: bool, gro: bool) -> Result<()> {
     let word = |on| if on { "on" } else { "off" };
     let (tso, port) = (word(tso), &lab.balancer.name);
@@ -131,7 +131,7 @@ fn packets_that_are_merged_before_generic_xdp_are_dropped_and_counted_and_the_ke
         merge(&lab, tso, gro)?;
         let before = too_big(&balancer)?;
         for _ in 0..3 {
-            // TCP sends again what was too big; by single packets, it may come through.
+            // TCP retransmits segments that were too big; by single packets, it may come through.
             let end = upload(&lab, STALLED);
             println!("an upload with {what}: {end:?}");
             let dropped = too_big(&balancer)? - before;

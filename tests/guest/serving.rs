@@ -19,7 +19,7 @@ use super::{
     tunnels::take_tunnels,
 };
 
-/// Between advertisements: what is missed must be the other node and not a moment on the CPU.
+/// Between advertisements: a missed one must mean the other node and not a moment on the CPU.
 const INTERVAL: Duration = Duration::from_millis(500);
 const SETTINGS: &str = "idle_timeout = \"10s\"\nring_slots = 1021";
 
@@ -57,7 +57,7 @@ fn nodes_that_serve_on_vlans_upon_bonds_send_nothing_to_and_fro_and_break_no_dow
     serving::no_download_breaks(&mut ha_pair)
 }
 
-/// The program is below the VLAN, so that the tag is in the metadata of what comes from the other node.
+/// The program is below the VLAN, so that the tag is in the metadata of frames from the other node.
 #[test]
 fn nodes_that_serve_on_bonds_below_vlans_send_nothing_to_and_fro() -> Result<()> {
     is_disposable()?;

@@ -125,7 +125,7 @@ struct End<'a> {
     addresses: String,
 }
 
-/// Joins two hosts by WireGuard, whose interface has this name on both. What is in the addresses of an end goes there.
+/// Joins two hosts by WireGuard, whose interface has this name on both. Packets for the addresses of an end go there.
 fn wireguard(lab: &Lab, name: &str, ends: &[End<'_>; 2]) -> Result<()> {
     let keys = ends.each_ref().map(|end| -> Result<_> {
         let file = lab.folder().join(format!("{name}-{}", end.host.name));

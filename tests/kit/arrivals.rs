@@ -44,7 +44,7 @@ pub struct Arrivals {
 pub struct Arrival {
     /// When it began.
     pub at: Instant,
-    /// How much later than planned that was: what this machine was busy with.
+    /// How much later than planned that was: the load of this machine.
     pub late: Duration,
     /// How long it took, however it ended.
     pub took: Duration,

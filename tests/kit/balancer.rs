@@ -293,12 +293,12 @@ impl Balancer {
     ///
     /// # Errors
     ///
-    /// If it does not; the error has what it wrote.
+    /// If it does not; the error has its output.
     pub fn check(&mut self) -> Result<()> {
         self.process.as_mut().context("lbd does not run")?.check()
     }
 
-    /// Runs `lbctl` with these arguments; what it printed.
+    /// Runs `lbctl` with these arguments; returns its output.
     ///
     /// # Errors
     ///

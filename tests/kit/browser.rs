@@ -1,4 +1,4 @@
-//! Chromium without a window, in a namespace: what an operator's browser makes of the dashboard.
+//! Chromium without a window, in a namespace: the dashboard in an operator's browser.
 //!
 //! It is driven by the DevTools protocol over a pair of pipes (`--remote-debugging-pipe`), messages of
 //! JSON that end with a zero byte: no port, no driver beside it.
@@ -74,7 +74,7 @@ pub struct Page<'a> {
 }
 
 impl Browser {
-    /// Starts Chromium in a namespace. What it keeps is in `folder`, which it makes.
+    /// Starts Chromium in a namespace. Its profile is in `folder`, which it makes.
     ///
     /// # Errors
     ///
@@ -217,7 +217,7 @@ impl Page<'_> {
         Ok(result["result"]["value"].clone())
     }
 
-    /// Waits until an expression is what is expected.
+    /// Waits until an expression has the expected value.
     ///
     /// # Errors
     ///
@@ -249,7 +249,7 @@ impl Page<'_> {
         self.call("Input.dispatchKeyEvent", &up).map(drop)
     }
 
-    /// A picture (PNG) of what is on the screen.
+    /// A picture (PNG) of the screen.
     ///
     /// # Errors
     ///

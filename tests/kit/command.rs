@@ -26,11 +26,11 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     program.to_str().and_then(find).map_or_else(|| Command::new(program), Command::new)
 }
 
-/// Runs a command to its end; what it wrote to its standard output.
+/// Runs a command to its end; returns its standard output.
 ///
 /// # Errors
 ///
-/// If it does not start or ends with a failure; the error has what it wrote.
+/// If it does not start or ends with a failure; the error has its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command, "")?;
     if !output.status.success() {
@@ -43,7 +43,7 @@ pub fn run(command: &mut Command) -> Result<String> {
 ///
 /// # Errors
 ///
-/// If it does not start or ends with a failure; the error has what it wrote.
+/// If it does not start or ends with a failure; the error has its output.
 pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
     let output = output(command, input)?;
     if !output.status.success() {
@@ -54,7 +54,7 @@ pub fn run_with_input(command: &mut Command, input: &str) -> Result<String> {
 
 /// Runs a command to its end, however that is, with `input` on its standard input.
 ///
-/// It is in a process group of its own, so that a Ctrl-C does not cut it short: what cleans up must
+/// It is in a process group of its own, so that a Ctrl-C does not cut it short: clean-up must
 /// end its work.
 ///
 /// # Errors

@@ -51,7 +51,7 @@ pub struct Download {
     pub at: Instant,
     /// When the last piece came.
     pub last: Instant,
-    /// Whether all of it came, and if not, what happened.
+    /// Whether all of it came, and if not, the error.
     pub end: Result<(), String>,
 }
 
@@ -134,7 +134,7 @@ impl Downloads {
         self.running.iter().filter(|(_, thread)| thread.is_finished()).count()
     }
 
-    /// Waits for the end of all. What became of them.
+    /// Waits for the end of all. Returns the results.
     ///
     /// # Errors
     ///

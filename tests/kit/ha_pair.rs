@@ -45,7 +45,7 @@ pub struct HaPair {
 /// The nodes' priorities.
 pub const PRIORITIES: [u8; 2] = [150, 100];
 
-/// How long the nodes may take for what they do in an instant, or in a few intervals.
+/// How long the nodes may take for a change that takes an instant, or a few intervals.
 const SOON: Duration = Duration::from_secs(15);
 
 impl Plan {

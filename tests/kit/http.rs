@@ -111,7 +111,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If the connection breaks, or what comes is not HTTP.
+    /// If the connection breaks, or the answer is not HTTP.
     pub fn get(&mut self, path: &str) -> Result<Response> {
         self.send(&format!("GET {path} HTTP/1.1\r\nHost: vip\r\n\r\n"), &[])?;
         self.receive()
@@ -131,12 +131,12 @@ impl Connection {
         self.receive()
     }
 
-    /// Sends a GET for as much of a page as `body` is long, and compares what comes with it, piece by
+    /// Sends a GET for as much of a page as `body` is long, and compares the answer with it, piece by
     /// piece, calling `go_on` after each; returns the host's name.
     ///
     /// # Errors
     ///
-    /// If the connection breaks, or what comes is something else.
+    /// If the connection breaks, or the answer differs.
     pub fn get_expecting(
         &mut self,
         path: &str,

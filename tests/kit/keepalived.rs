@@ -269,7 +269,7 @@ impl Keepalived {
     ///
     /// # Errors
     ///
-    /// If it does not; the error has what it wrote.
+    /// If it does not; the error has its output.
     pub fn check(&mut self) -> Result<()> {
         self.process.as_mut().context("keepalived does not run")?.check()
     }

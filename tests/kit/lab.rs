@@ -11,7 +11,7 @@
 //!
 //! The balancer has the VIPs on its interface, so that it answers for them on the wire; the nodes of
 //! a pair have none until they take them. A folder under [`ROOT`] holds the lab's files and the record
-//! by which [`sweep`] finds what is left of it.
+//! by which [`sweep`] finds its leftovers.
 //!
 //! On veth, XDP_TX needs NAPI on the other end, which an XDP program there enables. Checksums must be complete, so
 //! the lab turns transmit offloads off.
@@ -627,7 +627,7 @@ fn remove_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Where what belongs to a lab is pinned.
+/// The folder of a lab's pins.
 fn pins(lab: &str) -> PathBuf {
     Path::new(BPFFS).join(lab)
 }

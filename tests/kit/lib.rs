@@ -2,7 +2,7 @@
 //! them, real nginx, the balancer under test, and the load on it.
 //!
 //! [`lab::Lab`] is the network of `cargo xtask run` and of the network tests; everything that it is
-//! made of cleans up after itself when dropped. What a run left behind that was killed is found by
+//! made of cleans up after itself when dropped. Leftovers of a killed run are found by
 //! [`lab::sweep`].
 
 pub mod arrivals;
@@ -45,7 +45,7 @@ pub mod wait;
 pub mod ways;
 pub mod xdp;
 
-/// Whether what the tests in namespaces need is there: root, and the programs of [`PROGRAMS`].
+/// Whether the requirements of tests in namespaces are there: root, and the programs of [`PROGRAMS`].
 ///
 /// Where it is not, prints the reason and returns false; in CI (`CI=true`) a test that can't run has failed.
 ///

@@ -65,7 +65,7 @@ pub struct Broken {
     pub opened: Instant,
     /// When it broke.
     pub at: Instant,
-    /// What happened.
+    /// The error.
     pub what: String,
 }
 
@@ -127,7 +127,7 @@ impl Load {
         thread::sleep(time);
     }
 
-    /// Ends the load: every connection finishes its request. What became of it.
+    /// Ends the load: every connection finishes its request. Returns the result.
     #[must_use]
     pub fn finish(mut self) -> Report {
         self.stop();
@@ -160,7 +160,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// If not; the error has the first of what broke.
+    /// If not; the error has the first failure.
     pub fn check(&self) -> Result<()> {
         let (broken, total) = (self.broken.len(), self.connections);
         let first: Vec<_> = self.broken.iter().take(5).collect();

@@ -43,7 +43,7 @@ pub fn bpffs() -> Result<()> {
     Ok(())
 }
 
-/// Of two that find a mount missing, the second would hide what the first has made.
+/// Of two that find a mount missing, the second would hide the first one's.
 fn lock() -> Result<File> {
     let lock = File::create("/run/lb-lab.lock").context("create the lock of labs")?;
     lock.lock().context("wait for the lock of labs")?;

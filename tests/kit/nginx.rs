@@ -36,7 +36,7 @@ pub const BIG_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Nginx {
     process: Option<Process>,
-    /// Those that got the signal to [quit](Self::quit), and what they have left.
+    /// Those that got the signal to [quit](Self::quit), and their remaining processes.
     quitting: Vec<Process>,
     host: String,
     folder: PathBuf,

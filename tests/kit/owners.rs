@@ -64,7 +64,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Ends the watch; what it has seen.
+    /// Ends the watch; returns its samples.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! A lab with two balancers: the wires that they have more than others, and what befalls them.
+//! A lab with two balancers: their additional wires, and faults of them.
 //!
 //! ```text
 //!          ┌── br0 ── client, web hosts                10.0.0.0/24   fd00::/64
@@ -125,7 +125,7 @@ impl Lab {
     /// If nft refuses.
     pub fn heal(&self, wire: Wire) -> Result<()> {
         let table = wire.table();
-        // To delete what is not there is an error; to make what is there is none.
+        // To delete a missing object is an error; to make an existing one is none.
         self.nft(&format!("add table bridge {table}\ndelete table bridge {table}\n"))
     }
 

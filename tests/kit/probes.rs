@@ -123,7 +123,7 @@ impl Probes {
         seen
     }
 
-    /// Makes no more, and waits for those that are on their way. What became of them.
+    /// Makes no more, and waits for those that are on their way. Returns the results.
     ///
     /// # Errors
     ///
@@ -292,7 +292,7 @@ fn open(target: SocketAddr) -> io::Result<TcpStream> {
 }
 
 impl Pending {
-    /// Does what can be done now; whether the answer is there.
+    /// Makes progress without waiting; whether the answer is there.
     fn go_on(&mut self) -> io::Result<bool> {
         if let Some(err) = self.stream.take_error()? {
             return Err(err);

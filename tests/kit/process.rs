@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{command, namespace::Namespace, wait};
 
-/// A running program; what it writes goes to a file.
+/// A running program; its output goes to a file.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -32,7 +32,7 @@ pub enum Orphan {
 }
 
 impl Process {
-    /// Starts `program` with `args` in the namespace; what it writes is appended to `log`.
+    /// Starts `program` with `args` in the namespace; its output is appended to `log`.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// If it has ended; the error has what it wrote.
+    /// If it has ended; the error has its output.
     pub fn check(&mut self) -> Result<()> {
         let status = self.child.try_wait().context("ask for a process's end")?;
         if let Some(status) = status {
@@ -115,7 +115,7 @@ impl Process {
         })
     }
 
-    /// Kills it and what it has started (SIGKILL), and waits for its end.
+    /// Kills its process group (SIGKILL), and waits for its end.
     ///
     /// # Errors
     ///

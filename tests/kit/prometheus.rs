@@ -108,7 +108,7 @@ pub fn fetch(from: &Namespace, url: &str, args: &[&str]) -> Result<String> {
     Ok(body)
 }
 
-/// Runs `promtool` in a folder; what it wrote, if it is content.
+/// Runs `promtool` in a folder; returns its output, if it succeeds.
 ///
 /// # Errors
 ///

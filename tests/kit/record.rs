@@ -1,4 +1,4 @@
-//! Records of measurements: what was measured, on what machine, with which versions.
+//! Records of measurements: results, machine, versions.
 //!
 //! A measuring command with `--save` keeps its results in `docs/results/NAME.json`, and the documents are
 //! written of all that is there. A record names neither a person nor a place.
@@ -28,9 +28,9 @@ pub struct Record {
     /// The commit that the tree was at when it ended, with a `+` behind it if the tree had changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
-    /// On what.
+    /// The machine.
     pub machine: Machine,
-    /// Versions of what took part, by name.
+    /// Versions of the programs, by name.
     pub versions: BTreeMap<String, String>,
     /// The results of the command as JSON.
     pub results: Value,

@@ -24,7 +24,7 @@ pub const WAYS: [Way; 2] = [Way::DsrV4, Way::DsrV6];
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(200);
-/// For this long, changes are given time to break what they can.
+/// For this long, changes are given time to break connections.
 const A_WHILE: Duration = Duration::from_secs(2);
 
 /// The nodes with `attach` on both, beside so many web hosts. `lbd` is not started.
@@ -72,7 +72,7 @@ pub fn answering(ha_pair: &HaPair, way: Way) -> Result<BTreeSet<String>> {
     Ok(hosts)
 }
 
-/// Each node thinks that the other one alone serves, and what the Active one forwards is delivered there. Then all
+/// Each node thinks that the other one alone serves, and the Active one's packets are delivered there. Then all
 /// hosts serve again.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Lookups in what `lbd` answers ([`lb_api::status`]) that fail with the name of what is missing.
+//! Lookups in the status of `lbd` ([`lb_api::status`]) that fail with the missing name.
 
 use std::net::{IpAddr, SocketAddr};
 

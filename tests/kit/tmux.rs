@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{balancer::Balancer, command, namespace::Namespace, wait};
 
-/// How long a program may take to draw what is awaited.
+/// How long a program may take to draw the awaited text.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A terminal in which a shell runs. When dropped, the server ends, and all that runs in it.
@@ -37,7 +37,7 @@ impl Terminal {
         terminal.tmux(&["set-option", "-g", "window-size", "manual"])?;
         terminal.resize(width, height)?;
         terminal.wait_for("$")?;
-        // A prompt is there before this, too: what is typed next must not be what the shell clears.
+        // A prompt is there before this, too: the shell must not clear the next input.
         let define = format!("lbctl() {{ {} \"$@\"; }}; clear; echo ready", line.join(" "));
         terminal.types(&define)?;
         terminal.wait_until("the shell is ready", |screen| screen.trim() == "ready\n$")?;
@@ -50,7 +50,7 @@ impl Terminal {
 
     fn command(&self) -> Command {
         let mut tmux = self.namespace.command("tmux");
-        // The names of keys and what is drawn are UTF-8, whatever the caller's locale.
+        // The names of keys and the screen are UTF-8, whatever the caller's locale.
         tmux.args(["-u", "-f", "/dev/null", "-S"]).arg(&self.socket);
         tmux.env("LC_ALL", "C.UTF-8").env("SHELL", "/bin/sh").env_remove("TMUX");
         tmux.env_remove("NO_COLOR");
@@ -94,7 +94,7 @@ impl Terminal {
         self.tmux(&["capture-pane", "-e", "-p"])
     }
 
-    /// Whether a program has the whole screen, and what was there before is kept aside.
+    /// Whether a program has the whole screen, and the former screen is kept aside.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ pub fn picture_of_top(
     terminal.wait_for("services (")?;
     terminal.press(&["Enter"])?;
     terminal.wait_for("backends of")?;
-    // Rates take time to be seen: this is what is shown, and nothing that is waited for.
+    // Rates take time to be seen: this is shown, and not waited for.
     std::thread::sleep(after);
     terminal.coloured()
 }

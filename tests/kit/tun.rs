@@ -104,7 +104,7 @@ impl Tun {
 /// The fate of a packet on its way over a [`Cable`].
 pub type Change = fn(Vec<u8>) -> Vec<u8>;
 
-/// Joins two interfaces of one layer, as a tunnel would: what leaves by one comes in by the other.
+/// Joins two interfaces of one layer, as a tunnel would: packets that leave by one come in by the other.
 #[derive(Debug)]
 pub struct Cable {
     ends: Arc<AtomicBool>,

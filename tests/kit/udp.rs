@@ -1,4 +1,4 @@
-//! UDP through the balancer: hosts that echo, and a probe that counts what does not come back.
+//! UDP through the balancer: hosts that echo, and a probe that counts losses.
 
 use std::{
     collections::BTreeMap,
@@ -151,7 +151,7 @@ impl Probe {
         Ok(Self { stop, thread })
     }
 
-    /// Ends it and waits for the last answers. What became of the packets.
+    /// Ends it and waits for the last answers. Returns the results.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The project's own commands, as a person types them: what they leave behind is nothing.
+//! The project's own commands, as a user types them: they leave nothing behind.
 
 use std::{
     fs,

@@ -147,7 +147,7 @@ fn an_interface_without_native_xdp_gets_tc_and_one_with_it_xdp() {
     assert_eq!(modes, [("va".into(), "native".into()), ("br0".into(), "tc".into())]);
     assert_eq!((program_on("br0"), tc_programs("br0").len()), (None, 1));
     drop(xdp);
-    // XDP alone is refused there, and what runs goes on.
+    // XDP alone is refused there, and the running program stays.
     testbed.settings.hooks.attach = Attach::Xdp;
     let refused = format!("{:#}", Xdp::open(&testbed.settings).unwrap_err());
     assert!(refused.contains("br0") && refused.contains("attach = \"auto\""), "{refused}");

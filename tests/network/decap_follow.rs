@@ -123,7 +123,7 @@ fn a_vip_is_unwrapped_from_when_it_comes_onto_the_loopback_until_it_goes() -> Re
     ensure!(run.stop()?.success(), "SIGTERM is no failure");
     assert_eq!(shown(&host)?.followed, Followed::default());
     ensure!(is_unwrapped(&host, [10, 0, 0, 101])?, "a stop of the unit interrupts nothing");
-    // No process follows meanwhile; the next start, as after an upgrade, takes what has changed.
+    // No process follows meanwhile; the next start, as after an upgrade, takes the changes.
     host.host.ip("addr add 10.0.0.102/32 dev lo");
     let _run = Run::start(&host, &[])?;
     lists_are(&host, &["10.0.0.2"], &["10.0.0.101", "10.0.0.102", "fd00::100"])?;

@@ -322,7 +322,7 @@ fn a_stranger_s_tunnelled_packet_reaches_neither_the_vip_nor_what_is_behind_a_ho
     internal.ip("addr add 10.9.0.2/24 dev eth0");
     internal.ip("route add default via 10.9.0.1");
     host.peer.ip("addr add 10.0.0.1/24 dev eth0");
-    // Checksums in hardware are not done for what is sent as it is.
+    // Checksums in hardware are not done for raw packets.
     host.host.enter(|| {
         for (name, value) in
             [("ip_forward", "1"), ("conf/all/rp_filter", "0"), ("conf/eth0/rp_filter", "0")]
@@ -339,7 +339,7 @@ fn a_stranger_s_tunnelled_packet_reaches_neither_the_vip_nor_what_is_behind_a_ho
     let send = |outer, inner| host.peer.enter(|| send_tunnelled(outer, inner));
     let long = Duration::from_secs(10);
 
-    // All that the host takes of its own accord is what is for its VIP and comes from a balancer.
+    // The host takes packets for its VIP from a balancer, and no others.
     host.host.enter(|| attach("eth0", &options(), &host.pins)).expect("attach");
     send(BALANCER, VIP);
     assert!(received(&vip, long), "the balancer's packet did not come");

@@ -21,7 +21,7 @@ const WAY: Way = Way::DsrV4;
 /// the test's waits longer.
 const IDLE: Duration = Duration::from_secs(6);
 const SETTINGS: &str = "idle_timeout = \"6s\"";
-/// How long what takes a few idle timeouts may take on a busy machine.
+/// How long a few idle timeouts may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The nodes end before the hosts do.
@@ -133,7 +133,7 @@ fn no_connection_breaks_when_a_router_hashes_anew_after_changes_and_a_crash() ->
     loads.push(nodes.load()?);
     run(&loads, IDLE, "by all")?;
 
-    // A node crashes; what the program forwards lives on, and the router finds out later.
+    // A node crashes; forwarded flows live on, and the router finds out later.
     nodes.nodes[2].kill()?;
     run(&loads, IDLE / 3, "by all, one of which has crashed")?;
     nodes.route(&[0, 1])?;

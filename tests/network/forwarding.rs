@@ -82,7 +82,7 @@ fn http_by_ipip_of_ipv4_in_ipv6() -> Result<()> {
     http_reaches_all_web_hosts(Way::IpipV4InV6)
 }
 
-/// Answers every connection with what it sends, as long as the test runs.
+/// Echoes every connection, as long as the test runs.
 fn echo(lab: &Lab, address: SocketAddr) -> Result<()> {
     let listener = lab.balancer.namespace.enter(|| TcpListener::bind(address))?;
     let listener = listener.with_context(|| format!("listen on {address}"))?;

@@ -1,4 +1,4 @@
-//! The lab itself, without a balancer: what the network tests take for granted.
+//! The lab itself, without a balancer: the requirements of the network tests.
 
 use std::{
     collections::BTreeSet,

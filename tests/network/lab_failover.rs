@@ -1,5 +1,5 @@
 //! The lab's pair under keepalived, without a balancer: the effects of faults of a node or a wire on the holder of an address,
-//! and what the kit's watches and probes see of it.
+//! and the samples of the kit's watches and probes.
 
 use std::{
     net::SocketAddr,
@@ -83,7 +83,7 @@ fn a_failover_of_keepalived_is_seen_by_the_watch_and_by_the_probes() -> Result<(
         let owners = watch.finish()?;
         let end = Instant::now();
         let answers = probes.finish()?;
-        // Three intervals and the skew, less what has gone by of the first; and no more.
+        // Three intervals and the skew, less the elapsed part of the first; and no more.
         let outage = answers.outage(cut, end);
         assert!(outage > testbed.interval * 2 && outage < testbed.interval * 5, "{outage:?}");
         assert_eq!(owners.at(cut), [0]);

@@ -139,7 +139,7 @@ fn a_backend_on_a_node_without_the_vip_is_down_though_others_answer_for_it() -> 
 }
 
 /// A container with nginx on the balancer's node: behind a bridge with addresses of its own, the VIP on its loopback, the
-/// node its gateway. Returns its addresses with what runs it.
+/// node its gateway. Returns its addresses with its process.
 fn contained(lab: &Lab) -> Result<(Namespace, Nginx, [IpAddr; 2])> {
     let (node, container) = (&lab.balancer.namespace, Namespace::new("container")?);
     node.ip(&format!(

@@ -28,7 +28,7 @@ fn learned(host: &Host, from: Option<&str>, to: &str) -> Result<Option<u64>> {
     Ok(shown[0]["metrics"][0]["mtu"].as_u64())
 }
 
-/// Makes the router's way to the client narrow: what is too big is answered by the router with an
+/// Makes the router's way to the client narrow: the router answers a packet that is too big with an
 /// error to the VIP, which the balancer gets.
 fn narrow(lab: &Lab) -> Result<()> {
     let router = lab.router.as_ref().context("a lab with a router")?;

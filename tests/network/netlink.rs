@@ -79,7 +79,7 @@ impl Watched {
         self.neighbourhood.borrow().hops.get(&want).cloned()
     }
 
-    /// Waits until `want` is resolved to what `is` accepts.
+    /// Waits until `want` is resolved to a value that `is` accepts.
     async fn resolved_as(&mut self, want: Want, is: impl Fn(&NextHop) -> bool) -> NextHop {
         self.until(want, |resolution| match resolution {
             Resolution::Resolved(hop) if is(hop) => Some(hop.clone()),
@@ -326,7 +326,7 @@ fn neighbour_that_never_answers_is_unreachable_until_it_does() {
             let reason = watched.unreachable(backend).await;
             assert_eq!(reason, format!("neighbour {address} on eth0 does not answer"));
         }
-        // It is resolved again meanwhile, and stays what it is.
+        // It is resolved again meanwhile, and stays the same.
         let quiet = Instant::now() + Duration::from_secs(5);
         while let Ok(changed) =
             tokio::time::timeout_at(quiet, watched.neighbourhood.changed()).await
@@ -627,7 +627,7 @@ fn lost_events_are_made_up_for() {
                 .map(|(high, low)| format!("route {verb} blackhole 10.200.{high}.{low}\n"))
                 .collect()
         };
-        // The flood after one that was noticed falls upon what that has left in the socket.
+        // The flood after one that was noticed meets its rest in the socket.
         let mut least = Least::default();
         for (mac, verb) in [(0x90, "add"), (0x91, "del"), (0x92_u8, "add")] {
             let neighbour =

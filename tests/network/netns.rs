@@ -29,7 +29,7 @@ impl Netns {
         namespace
     }
 
-    /// Runs `ip` in it; what it wrote.
+    /// Runs `ip` in it; returns its output.
     pub fn ip(&self, arguments: &str) -> String {
         let mut all = vec!["-n", &self.name];
         all.extend(arguments.split_whitespace());

@@ -74,7 +74,7 @@ fn send_probe(lab: &Lab, question: &Question) -> Result<Outcome> {
             anyhow::Ok(probe::ask(question, &network, &tls::Cache::new()).await)
         })
     })??;
-    // A loaded machine may stop this process for a while; what is wrong takes for ever.
+    // A loaded machine may stop this process for a while; an error takes for ever.
     assert!(started.elapsed() < TIMEOUT + Duration::from_secs(5), "{:?}", started.elapsed());
     Ok(outcome)
 }

@@ -182,7 +182,7 @@ fn a_drain_ends_by_estimate_soon_after_its_connections_and_moves_none() -> Resul
     assert!(output.status.success(), "{text}");
     assert!(text.contains("estimated: safe to stop unless a client is silent"), "{text}");
     assert!(took + Duration::from_secs(2) >= QUIET, "packets came until {took:?} before");
-    // Finished connections don't count as live, and what is silent is where it was.
+    // Finished connections don't count as live, and silent flows are where they were.
     let drained = service(&balancer, way)?.backend(backend)?.clone();
     assert!(drained.base_slots > 0 && drained.pins_closing > 0, "{drained:?}");
     assert_eq!(drained.pins, drained.pins_closing, "{drained:?}");

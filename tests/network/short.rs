@@ -27,11 +27,11 @@ use crate::{egress, mtu};
 const WAYS: [Way; 2] = [Way::DsrV4, Way::IpipV6];
 /// A virtual machine without help of the processor is slow.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Between advertisements: what is missed must be the other node and not a moment on the CPU.
+/// Between advertisements: a missed one must mean the other node and not a moment on the CPU.
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How long downloads would take if nothing ended them.
 const LONG: Duration = Duration::from_secs(100);
-/// For this long, changes are given time to break what they can.
+/// For this long, changes are given time to break connections.
 const A_WHILE: Duration = Duration::from_secs(2);
 
 fn options() -> Result<Options> {
@@ -154,7 +154,7 @@ fn a_failover_breaks_nothing(ha_pair: &HaPair) -> Result<()> {
         let answers = spread(&ha_pair.lab, way, 10)?;
         ensure!(answers.values().sum::<usize>() == 10, "{answers:?}");
     }
-    // TCP sends again what was lost meanwhile, at growing intervals.
+    // TCP retransmits segments that were lost meanwhile, at growing intervals.
     thread::sleep(INTERVAL * 3);
     let since = Instant::now();
     thread::sleep(A_WHILE);

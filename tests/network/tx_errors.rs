@@ -38,7 +38,7 @@ fn counts_of_an_interface_that_is_gone_are_taken_out_of_the_map_and_no_others() 
         return Ok(());
     }
     let (node, host) = (Namespace::new("node")?, Namespace::new("host")?);
-    // Nothing comes but what the test sends.
+    // Only the test's packets come.
     host.sysctl(&[("ipv6/conf/all/disable_ipv6", "1"), ("ipv6/conf/default/disable_ipv6", "1")])?;
     for (number, name) in [(1, "eth0"), (2, "eth1")] {
         node.ip(&format!(

@@ -13,7 +13,7 @@ use kit::{
     router::Router,
 };
 
-/// Long enough for what should take a second or two, on a busy machine.
+/// Long enough for a change that should take a second or two, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 const ADDRESS: &str = "http://127.0.0.1:9105/";
@@ -70,7 +70,7 @@ fn web(lab: &Lab) -> Vec<Service> {
 /// How the connection stands.
 const LINK: &str = "document.querySelector('#link').dataset.link";
 
-/// JavaScript for the text of what is in the row of a backend.
+/// JavaScript for the text of an element in the row of a backend.
 fn of_backend(service: &str, address: &str, what: &str) -> String {
     format!(
         "[...document.querySelectorAll('details[data-service={service:?}] tbody')]\
@@ -271,7 +271,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
         ensure!(page.evaluate(overflow)? == 0, "{width} px: {sticks_out} sticks out");
     }
 
-    // The palette is what the browser prefers, or what is chosen, which is kept.
+    // The palette is the browser's preference, or the user's choice, which is kept.
     let colour = "getComputedStyle(document.documentElement).backgroundColor";
     page.look(DESK)?;
     let light = page.evaluate(colour)?;
@@ -290,7 +290,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     choose("auto")?;
     page.wait(SOON, colour, dark)?;
 
-    // Words are readable on what is behind them, in both palettes (WCAG 2.2, 1.4.3).
+    // Text is readable on its background, in both palettes (WCAG 2.2, 1.4.3).
     for dark in [false, true] {
         page.look(Screen { dark, ..DESK })?;
         let least = page.evaluate(CONTRAST)?;
@@ -300,7 +300,7 @@ fn the_page_fits_a_phone_and_is_dark_for_who_prefers_that() -> Result<()> {
     check(&page)
 }
 
-/// The least contrast of a text and what it is on, with its class and text.
+/// The least contrast of a text and its background, with its class and text.
 const CONTRAST: &str = r"(() => {
   const parse = (text) => text.match(/[\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
@@ -330,7 +330,7 @@ fn a_keyboard_and_a_screen_reader_find_everything() -> Result<()> {
     let stage = Stage::new(web)?;
     let page = open(&stage.browser, DESK)?;
     page.wait(SOON, &of_backend("web6", "fd00::11", ".badge b"), "up")?;
-    // The filter, by its key; what does not match is gone.
+    // The filter, by its key; other rows are gone.
     page.press("/")?;
     page.wait(SOON, "document.activeElement.id", "filter")?;
     for key in "web6".chars() {

@@ -65,7 +65,7 @@ fn hosts() -> Result<(Namespace, Namespace)> {
     Ok((one, other))
 }
 
-/// A folder for pins, which goes with what is in it.
+/// A folder for pins, which is removed with its content.
 struct Pins(PathBuf);
 
 impl Pins {
@@ -76,7 +76,7 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
-        // Whether there are any is what the test is about.
+        // The test is about whether there are any.
         let _ = Command::new("rm").args(["-rf"]).arg(&self.0).status();
     }
 }

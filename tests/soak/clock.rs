@@ -1,4 +1,4 @@
-//! The time of a run: what has gone by since its start.
+//! The time of a run since its start.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +16,7 @@ impl Clock {
         Self { start: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// What has gone by.
+    /// The time since the start.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.start.elapsed()

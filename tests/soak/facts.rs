@@ -82,7 +82,7 @@ impl Reader {
         Self { clock, names, logs }
     }
 
-    /// Reads on; what is alarming in what is new.
+    /// Reads on; returns alarming lines among the new ones.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Reader {
         Ok(alarms)
     }
 
-    /// Takes a line in; what is alarming about it.
+    /// Takes a line in; returns the alarm in it.
     fn take(&mut self, node: usize, line: &str, facts: &mut Facts) -> Option<String> {
         let alarm = || Some(format!("lb{} logs: {}", node + 1, line.trim_end()));
         let Ok(event) = serde_json::from_str::<Event>(line) else {

@@ -1,6 +1,6 @@
 //! The operations with their order, times and parameters: a function of the seed alone.
 //!
-//! [`Plan`] keeps its own account of what it has done: drained backends, cut cables. It never
+//! [`Plan`] keeps its own account of its operations: drained backends, cut cables. It never
 //! learns how the operations went, so that a seed gives the same ones on any machine. Times are those
 //! of the plan; the run may be late, and is then as late with all that follows.
 
@@ -103,7 +103,7 @@ pub enum Op {
 pub struct Step {
     /// When, from the beginning.
     pub at: Duration,
-    /// What.
+    /// The operation.
     pub op: Op,
 }
 
@@ -280,7 +280,7 @@ impl Plan {
         if self.node_busy > self.now {
             return None;
         }
-        // Nothing of what ends an `lbd` lasts beyond its epoch.
+        // No operation that ends an `lbd` lasts beyond its epoch.
         let other = 1 - self.spared(self.now);
         let ends_in_time = epoch(self.now + millis(6_000)) == epoch(self.now);
         let any = self.random.below(2);

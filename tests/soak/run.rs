@@ -83,7 +83,7 @@ struct Run {
 ///
 /// # Errors
 ///
-/// If it can't be set up. What must not have been is in the report.
+/// If it can't be set up. Violations are in the report.
 pub fn run(arguments: Arguments) -> Result<Report> {
     let clock = Clock::start();
     fs::create_dir_all(&arguments.folder)
@@ -117,7 +117,7 @@ pub fn run(arguments: Arguments) -> Result<Report> {
 }
 
 impl Run {
-    /// Carries the plan out for as long as it is to last, then restores what was done.
+    /// Carries the plan out for as long as it is to last, then restores everything.
     fn steps(&mut self, clients: &Clients) -> Result<()> {
         let mut plan = Plan::new(self.arguments.seed);
         let begun = self.clock.now();
@@ -209,7 +209,7 @@ impl Run {
         Ok(())
     }
 
-    /// Judges what has ended long enough ago; without a time, everything.
+    /// Judges connections that have ended long enough ago; without a time, everything.
     fn judge(&mut self, now: Option<Duration>) -> Result<()> {
         for alarm in self.reader.read(&mut self.facts)? {
             self.violation(self.clock.now(), "alarm", alarm);

@@ -351,7 +351,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// Whether something is wrong with the nodes, by what was done and not yet found whole again.
+    /// Whether something is wrong with the nodes, by operations that are not yet found whole again.
     #[must_use]
     pub fn is_troubled(&self) -> bool {
         self.log.troubles.last().is_some_and(|trouble| trouble.span.until == Duration::MAX)
@@ -373,7 +373,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// How much is left of what was done, on both nodes: slots in flux, pins, and backends that take no
+    /// How much is left of the operations, on both nodes: slots in flux, pins, and backends that take no
     /// new flows.
     ///
     /// # Errors

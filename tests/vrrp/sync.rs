@@ -109,7 +109,7 @@ impl Node {
         Self { link, reports, pins, complete, history }
     }
 
-    /// Does what a daemon does with reports.
+    /// Handles reports as a daemon does.
     fn live(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {

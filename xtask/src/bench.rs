@@ -272,7 +272,7 @@ fn measure(
         command.args(value.into_iter().flat_map(|value| [option.to_owned(), value]));
     }
     eprintln!("bench: measuring; {time}");
-    // It puts away what it made before it ends.
+    // It removes its objects before it ends.
     signals::catch();
     cargo::run(&mut root::as_root(command, "measuring in the kernel")?)?;
     if saving.save {

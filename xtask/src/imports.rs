@@ -161,7 +161,7 @@ impl Crate {
     /// That of a package's folder.
     fn read(folder: &Path) -> Result<Self> {
         let name = folder.file_name().context("a folder")?.to_string_lossy().replace('-', "_");
-        // The folders of crates below the user side have their names without what all begin with.
+        // The folders of crates below the user side have their names without the common prefix.
         let is_part = folder.parent().is_some_and(|parent| parent.ends_with("crates"));
         let name = if is_part { format!("lb_{name}") } else { name };
         let mut this = Self { name, modules: BTreeMap::new() };
@@ -179,7 +179,7 @@ impl Crate {
         Ok(this)
     }
 
-    /// Takes in what is written in a module; its children that have files of their own.
+    /// Reads the code of a module; returns its children that have files of their own.
     fn scan(&mut self, tokens: TokenStream, file: &Path, names: Names) -> Vec<Names> {
         let mut module = Module { file: file.to_owned(), ..Module::default() };
         let (mut inline, mut files) = (Vec::new(), Vec::new());
@@ -316,7 +316,7 @@ fn after_item(tokens: &[TokenTree]) -> &[TokenTree] {
     &tokens[end.map_or(tokens.len(), |end| end + 1)..]
 }
 
-/// The names at the beginning that `::` joins, and what is behind them.
+/// The names at the beginning that `::` joins, and the rest.
 fn path(tokens: &[TokenTree]) -> (Names, &[TokenTree]) {
     let (mut names, mut rest) = (Names::new(), tokens);
     while let [TokenTree::Ident(name), behind @ ..] = rest {

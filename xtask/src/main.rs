@@ -54,7 +54,7 @@ enum Command {
     },
     /// Check the formatting, and clippy on the host and on the BPF target
     Check,
-    /// Look for inputs that break what reads them: frames, messages, requests, files
+    /// Look for inputs that break their readers: frames, messages, requests, files
     Fuzz(fuzz::Arguments),
     /// Build the Debian package
     Package(package::Arguments),

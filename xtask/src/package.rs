@@ -1,6 +1,6 @@
-//! `cargo xtask package`: the Debian package, of the programs and of what `deploy/` holds.
+//! `cargo xtask package`: the Debian package, of the programs and of the files in `deploy/`.
 //!
-//! `dpkg-deb` packs a folder; what goes into it is the list below. The same folder and the same time
+//! `dpkg-deb` packs a folder; its content is the list below. The same folder and the same time
 //! (`SOURCE_DATE_EPOCH`) make the same package.
 //!
 //! `lb-documents` writes man pages and completions from the command grammars, so they are never out of date. `lbd`
@@ -348,7 +348,7 @@ fn libc_of(symbols: &str) -> (u32, u32) {
     versions.max().unwrap_or((2, 0))
 }
 
-/// The build id, by what `readelf -n` prints.
+/// The build id, by the output of `readelf -n`.
 fn build_id(notes: &str) -> Option<String> {
     let id = notes.lines().find_map(|line| line.trim().strip_prefix("Build ID:"))?.trim();
     (id.len() > 2).then(|| id.to_owned())

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 /// Variables that sudo would drop and the tests read.
 const KEPT: [&str; 5] = ["CI", "LB_BIN_DIR", "RUST_BACKTRACE", "RUST_LOG", "UPDATE_GOLDEN"];
 
-/// Makes of `command` one that runs as root; `what` it is for.
+/// Makes of `command` one that runs as root; `what` names its purpose.
 ///
 /// # Errors
 ///

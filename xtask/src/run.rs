@@ -25,7 +25,7 @@ pub struct Arguments {
     /// Send 1,000 requests in the lab, print the hosts that answered, and end
     #[arg(long, conflicts_with = "config")]
     pub smoke: bool,
-    /// Two balancers, and what the clients notice when one dies; with --smoke, it does by itself
+    /// Two balancers, and the clients' errors when one dies; with --smoke, it does by itself
     #[arg(long, conflicts_with = "config")]
     pub pair: bool,
     /// Where the balancer's program runs in the lab
@@ -84,7 +84,7 @@ pub fn services(lab: &Lab) -> [Service; 2] {
     ]
 }
 
-/// The terminal's other screen, so that the view leaves nothing in what is scrolled back to.
+/// The terminal's other screen, so that the view leaves nothing in the scrollback.
 struct Screen;
 
 impl Screen {
@@ -101,7 +101,7 @@ impl Drop for Screen {
     }
 }
 
-/// Shows what the balancer does until a signal comes.
+/// Shows the balancer's status until a signal comes.
 fn watch(lab: &Lab, mut balancer: Balancer) -> Result<()> {
     let terminal = io::stdout().is_terminal();
     let names = view::names(lab);

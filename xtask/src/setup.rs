@@ -93,7 +93,7 @@ pub fn these(wanted: &[(&str, &str)]) -> Result<()> {
     Ok(())
 }
 
-/// The typeface of the pictures. They can be made without it: the page takes what the machine has.
+/// The typeface of the pictures. They can be made without it: the page takes the machine's fonts.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ pub fn typeface() -> Result<()> {
     }
 }
 
-/// Installs packages of Debian for what is missing.
+/// Installs packages of Debian for missing programs.
 fn install(packages: &[&str], missing: &str) -> Result<()> {
     let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
     let apt = kit::command::find("apt-get");

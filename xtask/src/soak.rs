@@ -19,7 +19,7 @@ pub struct Arguments {
     /// How long operations are carried out, in minutes
     #[arg(long, default_value_t = 3.0)]
     minutes: f64,
-    /// Replays a run: what the operations are a function of [default: the time of day]
+    /// Replays a run: the seed of the operations [default: the time of day]
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if *plan {
         return cargo::run(&mut command);
     }
-    // It puts away what it made before it ends.
+    // It removes its objects before it ends.
     signals::catch();
     let results = folder.join("lb-soak-results.json");
     if saving.save {

@@ -1,4 +1,4 @@
-//! One flood in one lab: what became of the connections beside it.
+//! One flood in one lab: the results of the connections beside it.
 
 use std::{
     thread,
@@ -46,7 +46,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// In which time the daemon counts the pins again.
 const COUNTED: Duration = Duration::from_millis(2_500);
 
-/// A flood, or what it is compared with.
+/// A flood, or its baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storm {
     /// SYNs to an address without a host: the cost for this machine of sending them.

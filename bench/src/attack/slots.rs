@@ -15,7 +15,7 @@ const FRAMES: u64 = 1_048_576;
 const AIMED: usize = 4_096;
 /// Backends of the service.
 const BACKENDS: u8 = 3;
-/// The seed of the balancer, and what an attacker takes for it.
+/// The seed of the balancer, and an attacker's guess.
 const SEED: [u8; 16] = *b"the node's seed.";
 const GUESS: [u8; 16] = *b"what it might be";
 

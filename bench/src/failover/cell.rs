@@ -1,4 +1,4 @@
-//! One system, one fault, one lab: what became of the requests and of the downloads.
+//! One system, one fault, one lab: the results of the requests and of the downloads.
 
 use std::{
     collections::BTreeMap,

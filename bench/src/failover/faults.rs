@@ -10,7 +10,7 @@ use kit::{lab::Lab, reports::failover::Fault};
 
 use super::systems::Running;
 
-/// How long nginx is away when it is restarted: what `systemctl restart nginx` takes.
+/// How long nginx is away when it is restarted: the time of `systemctl restart nginx`.
 const RESTART: Duration = Duration::from_millis(200);
 
 /// How long a host takes no connection in a rolling update, and how long the next one then waits for its
@@ -73,7 +73,7 @@ pub fn strike(fault: Fault, lab: &mut Lab, system: &Running, host: &str) -> Resu
     Ok(start)
 }
 
-/// Replaces every nginx by another one, host by host; each finishes what it has begun.
+/// Replaces every nginx by another one, host by host; each finishes its requests.
 fn roll(lab: &mut Lab) -> Result<()> {
     let orphan = lab.orphan();
     for web in &mut lab.webs {

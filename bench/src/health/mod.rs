@@ -84,7 +84,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     measured
 }
 
-/// Measures the cases of these names; what there is of it when one of them fails, too. The calling thread
+/// Measures the cases of these names; returns the results so far when one of them fails, too. The calling thread
 /// is on one CPU from then on.
 ///
 /// # Errors

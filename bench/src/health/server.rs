@@ -37,7 +37,7 @@ pub fn serve(port: u16) -> Result<()> {
         let listener = Arc::clone(&listener);
         thread::spawn(move || {
             loop {
-                // A client that is gone already has seen what it wanted to.
+                // A client that is gone has its result already.
                 if let Ok((client, _)) = listener.accept() {
                     drop(answer(client));
                 }

@@ -162,7 +162,7 @@ fn busy() -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / each as f64))
 }
 
-/// user, nice, system, irq, softirq of proc_stat(5): not idle, iowait, and what the hypervisor took.
+/// user, nice, system, irq, softirq of proc_stat(5): not idle, iowait, and the hypervisor's share.
 fn busy_ticks(stat: &str) -> Option<u64> {
     let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
     let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();

@@ -19,7 +19,7 @@ use kit::{
 
 use super::{systems::Testbed, wrk};
 
-/// The systems that are looked into: without a balancer, what another hop costs, and ours.
+/// The systems that are looked into: without a balancer, with another hop, and ours.
 pub const SYSTEMS: [System; 4] = [System::Direct, System::Router, System::Dsr, System::Ipip];
 
 /// Under which loads: connections, and whether they are kept.
@@ -118,7 +118,7 @@ fn is_idle(symbol: &str) -> bool {
     symbol.contains("safe_halt") || symbol.contains("idle") || symbol.contains("mwait")
 }
 
-/// A function's name without what compilers and loaders add: `.isra.0`, `.constprop.0`, a program's tag.
+/// A function's name without the additions of compilers and loaders: `.isra.0`, `.constprop.0`, a program's tag.
 fn plain(symbol: &str) -> &str {
     let symbol = symbol.split('.').next().unwrap_or(symbol);
     match symbol.strip_prefix("bpf_prog_").and_then(|tagged| tagged.split_once('_')) {

@@ -143,7 +143,7 @@ fn proxy(lab: &Lab, program: &str, args: &[&str]) -> Result<Process> {
 }
 
 /// HAProxy with its defaults: a thread for each CPU, buffers spliced where that pays. It ends at once if
-/// the limit of open files is below what its connections could take.
+/// the limit of open files is below the needs of its connections.
 fn haproxy(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
     let mut servers = String::new();
     for web in &lab.webs {

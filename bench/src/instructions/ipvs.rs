@@ -12,7 +12,7 @@ use kit::command::{command, run_with_input};
 use super::rig::{NODE, call, ip};
 use crate::frames::VIP_V4;
 
-/// Takes what the network stack sends.
+/// Takes the frames that the network stack sends.
 pub const OUT: &str = "out";
 /// As many backends as the balancer's services have here.
 pub const BACKENDS: u8 = 100;

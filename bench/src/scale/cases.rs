@@ -35,7 +35,7 @@ pub struct Case {
     pub sweep: Sweep,
     /// The path and the kind of packets, as text: cases of one sweep with the same are a curve.
     pub packets: &'static str,
-    /// How much there is of what varies.
+    /// The value of the variable.
     pub value: u32,
     /// How much there is of all.
     pub size: Size,

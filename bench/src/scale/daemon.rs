@@ -139,7 +139,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Writes the configuration of a size, and forgets what was kept of another.
+    /// Writes the configuration of a size, and forgets the kept state of another.
     ///
     /// # Errors
     ///

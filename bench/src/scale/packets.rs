@@ -33,7 +33,7 @@ const MORE: u32 = 65_536;
 /// Bits of the addresses of clients that come late.
 const LATE: u32 = 0x3000_0000;
 
-/// What was measured.
+/// The results.
 pub struct Measured {
     /// Programs that decide nothing.
     pub floors: Vec<Floor>,

@@ -140,7 +140,7 @@ impl Testbed {
         Ok(testbed)
     }
 
-    /// Acts on what is desired, with a next hop for every backend.
+    /// Acts on the desired state, with a next hop for every backend.
     fn meet(&mut self) -> Result<()> {
         let engine = &mut self.engine;
         engine.set_desired(self.desired.clone());

@@ -42,7 +42,7 @@ pub fn end(fault: Fault, testbed: &mut Testbed) -> Result<()> {
 pub fn aftermath(fault: Fault, interval: Duration) -> Duration {
     match fault {
         // A client that goes to the wrong node, and that gets no correction, goes on doing so until
-        // it doubts what it knows of its neighbours: 8 s if it was not sure, up to 50 if it was.
+        // it doubts its neighbour entries: 8 s if it was not sure, up to 50 if it was.
         Fault::Parted | Fault::PowerOff => Duration::from_secs(9),
         _ => interval * 2 + Duration::from_millis(300),
     }

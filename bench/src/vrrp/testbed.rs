@@ -76,7 +76,7 @@ impl Testbed {
         }
     }
 
-    /// Kills what holds a node's address.
+    /// Kills the process that holds a node's address.
     ///
     /// # Errors
     ///
@@ -182,7 +182,7 @@ impl Testbed {
     }
 
     /// Waits until all is as it is without a fault: the first node alone has the address, and the
-    /// client is answered. What the client knows of its neighbours it forgets.
+    /// client is answered. The client forgets its neighbours.
     ///
     /// # Errors
     ///

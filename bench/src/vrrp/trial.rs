@@ -1,4 +1,4 @@
-//! One fault at one testbed: what became of the probes and of the downloads.
+//! One fault at one testbed: the results of the probes and of the downloads.
 
 use std::{
     thread,
@@ -69,7 +69,7 @@ pub fn run(testbed: &mut Testbed, fault: Fault, n: u32) -> Result<Trial> {
     let (first, second) = (first.finish()?, second.finish()?);
     let broke = |downloads: &[Download]| downloads.iter().filter(|one| one.end.is_err()).count();
     if testbed.system == System::Lb {
-        // None should, so what ended one is of interest.
+        // None should, so the cause is of interest.
         for one in first.iter().chain(&second) {
             if let Err(why) = &one.end {
                 let silent = one.at.saturating_duration_since(one.last);

@@ -1,4 +1,4 @@
-//! The binaries: what they print, and how they exit.
+//! The binaries: their outputs and exit statuses.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! `lbctl config`: what differs, and that it can be saved.
+//! `lbctl config`: differences, and saving them.
 
 use std::{fs, net::IpAddr};
 

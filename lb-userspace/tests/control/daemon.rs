@@ -274,7 +274,7 @@ async fn a_start_takes_back_only_the_changes_that_do_not_fit() {
         lbd.client.send_json(Method::POST, "/v1/services/tls", &spec).await.expect("added");
     set(&lbd.client, A, AdminChange::Draining { deadline_secs: None }).await;
     lbd.stop().await;
-    // There is room for what is configured, and for the service, but not for the backend.
+    // There is room for the configuration, and for the service, but not for the backend.
     place.limits.backends = 2;
     let lbd = place.start().await;
     assert_eq!(backend(&lbd.client, A).await.admin, Admin::Draining { deadline: None });
@@ -307,7 +307,7 @@ async fn a_bad_file_changes_nothing() {
         assert!(refused.contains(expected), "{refused}");
     }
     assert_eq!(backend(&lbd.client, B).await.weight, 3);
-    // By a signal as well; what comes after it finds the daemon unchanged.
+    // By a signal as well; later requests find the daemon unchanged.
     lbd.signals.send(Signal::Reload).await.expect("it runs");
     assert_eq!(backend(&lbd.client, B).await.weight, 3);
     place.configure(&WEB.replace("weight = 3", "weight = 7"));

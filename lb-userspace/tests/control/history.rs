@@ -60,7 +60,7 @@ async fn history_follows_who_is_active() {
     assert_eq!(lbd.script.deeds.of(forgotten), [()]);
     eventually("it may preempt", async || !unsynced()).await;
     assert_eq!(lbd.script.deeds.of(wants), [], "nothing is missing");
-    // It takes over: what it has learnt is its own.
+    // It takes over: imported records are its own.
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.deeds.take();
@@ -324,7 +324,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     assert_eq!(leased_until(), Duration::ZERO, "there is no peer");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("they are leased", async || !leased_until().is_zero()).await;
-    // No other node knows what is pinned after the daemon's death.
+    // No other node knows pins that are made after the daemon's death.
     let mut longest = Duration::ZERO;
     for _ in 0..100 {
         longest = longest.max(leased_until().saturating_sub(Now::read().mono));

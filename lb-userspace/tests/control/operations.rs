@@ -300,7 +300,7 @@ async fn what_takes_a_service_away_takes_a_yes() {
         assert!(ran.err.ends_with("; pass --yes to do it all the same\n"), "{line}: {ran:?}");
         assert_eq!(ran.err.lines().count(), 1, "{line}: {ran:?}");
     }
-    // Other programs than lbctl can't do it by accident, either, and learn what it would do.
+    // Other programs than lbctl can't do it by accident, either, and get the effects that it would have.
     let refused = lbd.client.send::<Done>(Method::DELETE, "/v1/services/web", Default::default());
     let Err(Error::Refused(refused)) = refused.await else { panic!("it is refused") };
     let seen = refused.unconfirmed.expect("a plan").preview.services["web"];
@@ -503,7 +503,7 @@ async fn a_clock_that_is_set_neither_ends_a_drain_nor_prolongs_it() {
         [lbd.client.get::<Backend>(A).await.expect("it is there").base_slots].into();
     assert!(!base.contains(&0), "its flows are still its own");
     lbd.stop().await;
-    // It starts with a clock that is a year behind what it wrote.
+    // It starts with a clock that is a year behind its file.
     let file = std::fs::File::options().append(true).open(place.path("state.json")).expect("there");
     file.set_modified(SystemTime::now() + year).expect("it is ours");
     *place.skew.lock().expect("nobody panics") = Duration::ZERO;

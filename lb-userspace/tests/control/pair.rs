@@ -70,7 +70,7 @@ pub async fn facts(lbd: &Running, place: &Place, state: State) -> lb_sync::Facts
     facts
 }
 
-/// Waits for a deed, and gives what `pick` makes of it.
+/// Waits for a deed, and returns the value that `pick` makes of it.
 pub async fn deed<T: Clone>(lbd: &Running, what: &str, pick: impl Fn(&Deed) -> Option<T>) -> T {
     eventually(what, async || !lbd.script.deeds.of(&pick).is_empty()).await;
     lbd.script.deeds.of(&pick).remove(0)

@@ -37,7 +37,7 @@ fn check(result: libc::c_int) {
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
-/// Mounts, or changes what is mounted.
+/// Mounts, or changes a mount.
 fn mount(kind: &str, at: &Path, flags: libc::c_ulong, options: &str) {
     let text = |text: &[u8]| CString::new(text).expect("no zero in it");
     let (kind, at, options) =
@@ -53,7 +53,7 @@ fn small_disk(at: &Path) {
     // SAFETY: no memory is involved; only this thread moves to a namespace of its own.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS) });
     // Mounts here must not reach the namespace that it was copied from.
-    // SAFETY: the string lives, and what is not used may be null.
+    // SAFETY: the string lives, and unused arguments may be null.
     check(unsafe {
         libc::mount(
             ptr::null(),

@@ -443,7 +443,7 @@ fn a_node_that_is_gone_is_waited_for_and_then_no_more() {
     sharing.handle(Event::Stop(2)).unwrap();
     (0..600).for_each(|_| sharing.second());
     assert_eq!([0, 1].map(|node| sharing.in_flux(node)), [0; 2]);
-    // It comes after all, and what it knows is old.
+    // It comes after all, and its records are old.
     (0..200).for_each(|_| sharing.open());
     let now = at(sharing.now);
     sharing.nodes[2].restart(now);

@@ -1,4 +1,4 @@
-//! The pair that the tests are about: nodes, clients, and what may happen.
+//! The pair that the tests are about: nodes, clients, and events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -21,7 +21,7 @@ struct Section {
     from: &'static str,
     /// The heading behind it; empty: it goes on to the end.
     until: &'static str,
-    /// A line for a shell that makes what the section takes for granted.
+    /// A line for a shell that makes the section's requirements.
     before: &'static str,
 }
 
@@ -237,7 +237,7 @@ fn a_reader_makes_a_pair_of_a_node_that_serves_by_the_guides_commands_and_no_con
     active(&first)
 }
 
-/// The reader has forgotten `chgrp`: root's checks name what `lbd` of the package can't read, and the doctor's
+/// The reader has forgotten `chgrp`: root's checks name the files that `lbd` of the package can't read, and the doctor's
 /// commands mend it.
 fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     const FILES: [&str; 2] = ["/etc/lb/sync.key", "/etc/lb/seed"];

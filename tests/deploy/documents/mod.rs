@@ -1,4 +1,4 @@
-//! The documents' examples: configurations and commands are what the programs take, settings and alerts are all listed.
+//! The documents' examples: the programs take all configurations and commands, settings and alerts are all listed.
 
 mod commands;
 

@@ -18,7 +18,7 @@ use kit::{
 
 const BOOT: Duration = Duration::from_secs(60);
 
-/// The machine; when dropped, it is killed, and what was mounted for it goes with it.
+/// The machine; when dropped, it is killed, and its mounts go with it.
 pub struct Machine {
     process: Process,
     leader: u32,

@@ -26,7 +26,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// Long against anything that a start of lbd does.
 const BEAT: Duration = Duration::from_millis(500);
 /// The highest score of `systemd-analyze security`, of 100: lower is safer. A unit without anything has
-/// 96; most of what is left are the capabilities that lbd can't do without.
+/// 96; most of the rest are the capabilities that lbd can't do without.
 const EXPOSURE: u32 = 30;
 
 /// The packages' folder in that of a lab.
@@ -221,7 +221,7 @@ fn started(machine: &Machine, service: &str) -> Result<()> {
     machine.write("/etc/lb/lb.toml", &format!("interfaces = [\"eth0\"]\n{service}"))?;
     let started = machine.run("systemctl enable --now lbd");
     started.with_context(|| machine.run("journalctl -u lbd --no-pager").unwrap_or_default())?;
-    // Type=notify: what is started has written its maps.
+    // Type=notify: a started lbd has written its maps.
     machine.run("systemctl reload lbd")?;
     wait::until_true(SOON, "every backend is up", || {
         Ok(!machine.run("lbctl backend list")?.contains("unreachable"))

@@ -1,4 +1,4 @@
-//! Where the kernel calls the balancer: XDP or tc. The core decides alike; what becomes of the frame differs a little.
+//! Where the kernel calls the balancer: XDP or tc. The core decides alike; the frame's fate differs a little.
 
 use lb_common::{
     abi::Backend,
@@ -19,7 +19,7 @@ pub enum Hook {
     #[default]
     Xdp,
     /// At the ingress of the network stack. The outermost VLAN tag of a frame that leaves is in its metadata, and so
-    /// not in what a test run returns; one that arrives is in the frame, as a test run can't put it elsewhere.
+    /// not in the result of a test run; one that arrives is in the frame, as a test run can't put it elsewhere.
     Tc,
     /// The same on an interface without a link layer, of which the loaded program has a real one: see [`super::raw_ip`].
     /// Frames have an Ethernet header here all the same, which is none of the node's peers'.
@@ -37,7 +37,7 @@ impl Hook {
     }
 
     /// Whether a test run takes a frame: not one for tc that ends within its IP header (Linux 6.18), or has no room in a
-    /// page with what the kernel adds (before Linux 6.18).
+    /// page with the kernel's additions (before Linux 6.18).
     #[must_use]
     pub fn takes(self, frame: &[u8]) -> bool {
         let kind = frame.get(12..14).map(|kind| u16::from_be_bytes([kind[0], kind[1]]));

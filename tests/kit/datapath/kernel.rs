@@ -63,7 +63,7 @@ pub fn stay_on_one_cpu() -> Result<()> {
     Ok(())
 }
 
-/// A folder of pins, gone with what is in it when dropped.
+/// A folder of pins, removed with its content when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -454,7 +454,7 @@ impl Kernel {
         Ok(self.hash("FRAGMENTS")?.iter().collect::<Result<_, _>>()?)
     }
 
-    /// Sets what is unanswered on the CPU that everything runs on.
+    /// Sets the unanswered SYNs on the CPU that everything runs on.
     ///
     /// # Errors
     ///

@@ -182,7 +182,7 @@ impl Twins {
         Ok(expected)
     }
 
-    /// Compares what both have written.
+    /// Compares the writes of both.
     ///
     /// # Errors
     ///
@@ -211,7 +211,7 @@ impl Twins {
         Ok(())
     }
 
-    /// Has the core believe what the program has written, when both have not seen the same time.
+    /// Copies the program's writes to the core, when both have not seen the same time.
     ///
     /// # Errors
     ///
@@ -320,7 +320,7 @@ impl Twins {
     }
 }
 
-/// Makes a table of flows what it was; `write` sets each value that differs in the kernel, or deletes a flow.
+/// Restores a table of flows; `write` sets each value that differs in the kernel, or deletes a flow.
 fn undo<K: Copy + Eq + Hash>(
     flows: &mut HashMap<K, Rc<Flow>>,
     initial: &[(K, FlowValue)],

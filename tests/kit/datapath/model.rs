@@ -1,4 +1,4 @@
-//! The tables of the balancer as a few hash maps, and what the XDP program does with a frame, byte
+//! The tables of the balancer as a few hash maps, and the XDP program's effect on a frame, byte
 //! by byte on a `Vec`: naive on purpose.
 
 use std::{
@@ -153,7 +153,7 @@ impl Model {
         }
     }
 
-    /// Runs a frame that came in on interface `ingress`; returns what the program must do and the
+    /// Runs a frame that came in on interface `ingress`; returns the program's expected action and the
     /// frame that it must leave.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> (Action, Vec<u8>) {
         let mut out = frame.to_vec();

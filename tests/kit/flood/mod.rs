@@ -50,7 +50,7 @@ pub struct Attacker {
 /// How much to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// What.
+    /// The kind of frames.
     pub kind: Kind,
     /// For whom.
     pub aim: Aim,
@@ -67,7 +67,7 @@ pub struct Flood {
     thread: Option<JoinHandle<Result<Sent>>>,
 }
 
-/// What was sent.
+/// The frames that were sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
     /// Frames that the kernel took.
@@ -79,7 +79,7 @@ pub struct Sent {
 }
 
 impl Attacker {
-    /// Connects one to a lab, whose web hosts drop what comes from it: what is flooded is the balancer.
+    /// Connects one to a lab, whose web hosts drop its packets: the balancer is flooded.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl Attacker {
     }
 
     /// An address that the switch sends back to the port it came from, and so drops: a flood for it
-    /// costs this machine what its sender costs, and the balancer nothing.
+    /// costs this machine the sender's time, and the balancer nothing.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// What was measured.
+/// The results.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
     /// How long each interval was watched.

@@ -80,11 +80,11 @@ pub struct Cell {
     pub tracked: Kept,
     /// How often a backend was taken for dead.
     pub backends_went_down: u64,
-    /// The latest that a request was made after its time: what this machine was busy with.
+    /// The latest that a request was made after its time: the load of this machine.
     pub late_ms: f64,
 }
 
-/// Packets by what became of them.
+/// Packets by their fate.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packets {
     /// Sent to a backend.
@@ -102,7 +102,7 @@ pub struct Requests {
     pub requests: usize,
     /// How many of them failed.
     pub failed: usize,
-    /// The same by what happened.
+    /// The same by error.
     pub failures: BTreeMap<String, usize>,
     /// Median of those that did not fail.
     pub median_ms: f64,

@@ -18,7 +18,7 @@ pub struct Report {
 /// One case of packets.
 #[derive(Serialize, Deserialize)]
 pub struct PacketCase {
-    /// What was sent.
+    /// The frames that were sent.
     pub name: String,
     /// Whether it is a floor and not the balancer.
     pub is_floor: bool,
@@ -26,7 +26,7 @@ pub struct PacketCase {
     pub median_ns: f64,
     /// The same: minimum.
     pub min_ns: f64,
-    /// Less the median of `transmit`, which is what the restoring costs.
+    /// Less the median of `transmit`, which is the cost of restoring.
     pub net_median_ns: f64,
     /// The same of the minima.
     pub net_min_ns: f64,

@@ -32,7 +32,7 @@ pub struct Cell {
     pub requests: usize,
     /// Requests that failed.
     pub failed: usize,
-    /// The same by what happened.
+    /// The same by error.
     pub failures: BTreeMap<String, usize>,
     /// Failed requests that had ended before the fault; they are among `failed`.
     pub failed_before: usize,
@@ -48,7 +48,7 @@ pub struct Cell {
     pub faulted: Ended,
     /// Downloads from the other hosts.
     pub others: Ended,
-    /// The latest that a request was made after its time: what this machine was busy with.
+    /// The latest that a request was made after its time: the load of this machine.
     pub late_ms: f64,
 }
 
@@ -59,7 +59,7 @@ pub struct Ended {
     pub downloads: usize,
     /// How many broke.
     pub broken: usize,
-    /// The same by what happened.
+    /// The same by error.
     pub failures: BTreeMap<String, usize>,
     /// When the last of them broke.
     pub last_ms: Option<f64>,

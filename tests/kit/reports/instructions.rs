@@ -56,8 +56,8 @@ impl Report {
         case.map(|case| case.instructions_per_packet)
     }
 
-    /// That no packet of the balancer's costs much more than it did in `before`. What the kernel itself
-    /// costs may differ, by what the floor differs.
+    /// That no packet of the balancer's costs much more than it did in `before`. The kernel's own
+    /// cost may differ, by the floor's difference.
     ///
     /// # Errors
     ///

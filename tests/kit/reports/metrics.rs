@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Between two scrapes: `lbd` makes a new answer ten times a second at most.
 pub const PAUSE: Duration = Duration::from_millis(250);
 
-/// What was measured.
+/// The results.
 #[derive(Serialize, Deserialize)]
 pub struct Report {
     /// Backends that it exports.

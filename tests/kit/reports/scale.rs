@@ -55,7 +55,7 @@ pub struct Floor {
     pub median_ns: f64,
     /// The same: minimum.
     pub min_ns: f64,
-    /// Less the median of `transmit`, which is what the restoring costs.
+    /// Less the median of `transmit`, which is the cost of restoring.
     pub net_median_ns: f64,
     /// The same of the minima.
     pub net_min_ns: f64,
@@ -94,7 +94,7 @@ pub struct Packets {
     pub sweep: Sweep,
     /// Which packets.
     pub packets: String,
-    /// How much there is of what varies.
+    /// The value of the variable.
     pub value: u32,
     /// Nanoseconds of one run with the frame's restoring: median of the rounds.
     pub median_ns: f64,
@@ -186,7 +186,7 @@ pub struct Daemon {
     pub raised: bool,
     /// From the start of the process with nothing there, to maps as they should be.
     pub start: Times,
-    /// The same of a process that finds what a killed one has left.
+    /// The same of a process that adopts the maps of a killed one.
     pub adopt: Times,
     /// `lbctl backend disable` and `enable`, from its start to its end.
     pub lbctl: Times,
@@ -197,7 +197,7 @@ pub struct Daemon {
 /// A limit, and the error message for one more.
 #[derive(Serialize, Deserialize)]
 pub struct Limit {
-    /// Of what.
+    /// Its name.
     pub limit: String,
     /// How many there can be.
     pub value: u32,

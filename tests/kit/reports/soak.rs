@@ -15,7 +15,7 @@ pub struct Report {
     pub operations: BTreeMap<String, u64>,
     /// Connections that were begun.
     pub connections: u64,
-    /// Requests that were answered, and what came was compared.
+    /// Requests that were answered, with the compared answer.
     pub requests: u64,
     /// Long downloads that came whole.
     pub downloads: u64,

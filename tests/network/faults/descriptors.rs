@@ -14,7 +14,7 @@ use kit::{
 
 use super::{CHECK, SOON, WAY, clients, events, load, none_failed, run_for, wait_all_serve};
 
-/// Limits the descriptors of `lbd`; what the limit was.
+/// Limits the descriptors of `lbd`; returns the former limit.
 fn limit(balancer: &Balancer, most: libc::rlim_t) -> Result<libc::rlim_t> {
     let pid = i32::try_from(balancer.pid()?).context("a pid")?;
     let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

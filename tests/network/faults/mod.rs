@@ -1,4 +1,4 @@
-//! Faults of the network and of the node under real clients: what they cost, and that all is well
+//! Faults of the network and of the node under real clients: their cost, and that all is well
 //! again without a hand.
 
 use std::{
@@ -27,9 +27,9 @@ mod netlink;
 
 /// The way of the tests that need no other.
 const WAY: Way = Way::DsrV4;
-/// A check that finds out soon what is wrong.
+/// A check that finds faults soon.
 const CHECK: &str = "[service.check]\ntype = \"http\"\ninterval = \"100ms\"\ntimeout = \"500ms\"\nrise = 2\nfall = 2";
-/// Long enough for what should take a second.
+/// Long enough for a change that should take a second.
 const SOON: Duration = Duration::from_secs(10);
 /// Longer than the answer of a host to a client that has to send nothing again.
 const AT_ONCE: Duration = Duration::from_millis(500);

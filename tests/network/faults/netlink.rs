@@ -64,12 +64,12 @@ fn descriptors(balancer: &Balancer) -> Result<Vec<(i32, u64)>> {
     Ok(found)
 }
 
-/// A second handle of a socket of `lbd`: what is set on it is set on both.
+/// A second handle of a socket of `lbd`: an option that is set on it is set on both.
 fn borrow(balancer: &Balancer, socket: &Socket) -> Result<OwnedFd> {
     let sockets = descriptors(balancer)?;
     let found = sockets.iter().find(|(_, inode)| *inode == socket.inode);
     let (number, _) = found.context("the socket is closed")?;
-    // SAFETY: these calls take numbers only; what they return is checked.
+    // SAFETY: these calls take numbers only; their results are checked.
     let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, balancer.pid()?, 0) };
     ensure!(pidfd >= 0, "pidfd_open: {}", io::Error::last_os_error());
     // SAFETY: the kernel has just given this descriptor.
@@ -177,7 +177,7 @@ fn netlink_that_says_nothing_any_more_is_opened_again_without_a_restart() -> Res
     })?;
     balancer.check()?;
     ensure!(balancer.log().contains("its sockets are opened again"), "{}", balancer.log());
-    // It sees what happens again.
+    // It gets events again.
     change_mac(&lab, 2, "02:00:00:00:00:78")?;
     wait_mac(&lab, &balancer, 2, "02:00:00:00:00:78")?;
     wait_all_serve(&lab, &balancer, WAY)?;

@@ -20,7 +20,7 @@ use lb_common::{
 
 use super::v1::pinned;
 
-/// A service as bytes: what this test does not know by name is compared as well.
+/// A service as bytes: fields that this test does not know by name are compared as well.
 type Bytes = [u8; 64];
 
 /// The content of a folder's maps.
@@ -110,7 +110,7 @@ fn rings(folder: &Path) -> BTreeMap<u32, Vec<u64>> {
     ids.filter_map(ring).collect()
 }
 
-/// Adds up what has a stretch of so many elements for each CPU.
+/// Adds up values with a stretch of so many elements for each CPU.
 fn sums<const N: usize>(all: &[[u64; N]], stretch: usize) -> Vec<[u64; N]> {
     let mut sums = vec![[0; N]; stretch];
     for (at, words) in all.iter().enumerate() {

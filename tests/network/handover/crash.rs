@@ -24,7 +24,7 @@ const STEPS: [Step; 8] = [
     Step::Removed,
 ];
 
-/// Opens, and ends as by SIGKILL when so much is done: what cleans up after an error does not run.
+/// Opens, and ends as by SIGKILL when so much is done: clean-up after an error does not run.
 fn crash(testbed: &Testbed, at: Step) -> bool {
     let opened = catch_unwind(AssertUnwindSafe(|| {
         Xdp::open_by_steps(&testbed.settings, &mut |step| {

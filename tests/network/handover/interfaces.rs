@@ -118,7 +118,7 @@ fn a_program_that_somebody_takes_off_stays_off_if_that_is_configured() {
         assert_eq!(sweep(&mut engine), []);
     }
     assert!(!attached(&engine, "va") && attached(&engine, "vc"));
-    // A new start is what attaches it.
+    // A new start attaches it.
     drop(engine);
     assert!(testbed.open().interfaces().iter().all(|interface| interface.attached));
 }

@@ -66,7 +66,7 @@ impl Testbed {
         Some(testbed)
     }
 
-    /// Makes a pair of interfaces. The far end has a program, for what the near end transmits.
+    /// Makes a pair of interfaces. The far end has a program, for frames that the near end transmits.
     pub fn add_pair(&self, near: &str, far: &str) {
         ip(&["link", "add", near, "type", "veth", "peer", "name", far]);
         ip(&["link", "set", near, "up"]);

@@ -63,7 +63,7 @@ const SERVICES: [(u16, u8, u8); 4] = [
 /// Of the one service with an IPv6 VIP.
 const V6_ID: u16 = 4;
 
-/// Loads, fills and attaches it. What is returned may be dropped: program and maps are pinned.
+/// Loads, fills and attaches it. The result may be dropped: program and maps are pinned.
 pub fn start(settings: &Settings) -> Ebpf {
     start_named(settings, |interface| format!("link-{}", interface.replace('.', "_")))
 }

@@ -1,4 +1,4 @@
-//! Frames sent into an interface of the balancer, and what comes back by the far end of another.
+//! Frames sent into an interface of the balancer, and frames from the far end of another.
 
 use std::{
     io,

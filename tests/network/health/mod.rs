@@ -27,7 +27,7 @@ const SLOW: &str = "[service.check]\ntype = \"tcp\"\ninterval = \"2s\"\nrise = 2
 /// One that is as fast as they come.
 const FAST: &str = "[service.check]\ntype = \"http\"\ninterval = \"100ms\"\nrise = 2\nfall = 2";
 
-/// Long enough for what should take a second.
+/// Long enough for a change that should take a second.
 const SOON: Duration = Duration::from_secs(10);
 
 fn backend(balancer: &Balancer, way: Way, at: IpAddr) -> Result<Backend> {
@@ -99,7 +99,7 @@ fn a_killed_nginx_is_found_at_once_and_comes_back() -> Result<()> {
     let arrivals = arrivals.finish()?;
     let failed: Vec<_> = arrivals.iter().filter(|arrival| arrival.end.is_err()).collect();
     let last = failed.iter().map(|arrival| arrival.at - killed).max().unwrap_or_default();
-    // Two intervals, and what this machine is late by.
+    // Two intervals, and the delay of this machine.
     let late = arrivals.iter().map(|arrival| arrival.late).max().unwrap_or_default();
     assert!(last < Duration::from_millis(200) + late.max(Duration::from_millis(300)), "{last:?}");
     Ok(())

@@ -147,7 +147,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
     wait::until(PATIENCE, "the program is attached again", back)?;
     looks_at_packets(&lab, &balancer)?;
 
-    // The next one takes over what this one leaves.
+    // The next one takes over this one's maps and pins.
     balancer.stop()?;
     ensure!(web()?.status == 200, "it forwards on");
     let rings = pins(&balancer, "ring-")?;
@@ -175,7 +175,7 @@ fn lbd_does_everything_as_a_user_with_four_capabilities() -> Result<()> {
         ensure!(old.get("/")?.ok()?.backend()? == host_of_old, "what was open goes on at {mode}");
     }
 
-    // It can end what it has begun.
+    // It can end its own capture.
     who_may_use_the_socket(&lab, &balancer, &programs)?;
     balancer.lbctl(&["detach", "--yes"])?;
     let left = fs::read_dir(balancer.pins()).map_or(0, Iterator::count);

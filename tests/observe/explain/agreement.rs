@@ -24,7 +24,7 @@ fn packets(first: u32, flags: Flags) -> Vec<Packet> {
     all.chain([made(Protocol::Tcp, 1, 22, flags)]).collect()
 }
 
-/// Requests explanations, then runs the program on the same packets, which writes what it has to.
+/// Requests explanations, then runs the program on the same packets, which writes its entries.
 fn agree(lab: &Lab, balancer: &Balancer, packets: Vec<Packet>) -> Result<Vec<Explained>> {
     let explained = explain(balancer, packets, false)?;
     let program = program(lab)?;

@@ -76,7 +76,7 @@ impl Capture {
         Ok(Self { child, lab_program })
     }
 
-    /// Waits for its end and for the normal program; what it said.
+    /// Waits for its end and for the normal program; returns its output.
     fn end(self, lab: &Lab) -> Result<String> {
         let output = self.child.wait_with_output()?;
         let text =
@@ -250,7 +250,7 @@ fn a_flood_is_forwarded_whole_and_what_was_not_saved_is_counted() -> Result<()> 
     ensure!(limited > matched / 2, "{output}");
     let saved_frames = frames(&file, "frame.interface_name == \"eth0 before\"")?;
     ensure!(saved_frames.len() as u64 == saved, "{} frames; {output}", saved_frames.len());
-    // Wireshark's own view of what is missing.
+    // Wireshark's own view of the missing packets.
     let info = command::run(Command::new("capinfos").arg(&file))?;
     ensure!(info.contains("pcapng"), "{info}");
     Ok(())

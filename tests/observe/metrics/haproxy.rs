@@ -1,4 +1,4 @@
-//! HAProxy's own exporter, and what `lbd` exports by its names.
+//! HAProxy's own exporter, and `lbd`'s metrics by its names.
 
 use std::{collections::BTreeMap, collections::BTreeSet, fs, time::Duration};
 

@@ -20,7 +20,7 @@ fn settings(terminal: &Terminal, mark: &str) -> Result<String> {
     Ok(line.context("a line")?.trim_start_matches(mark).trim().to_owned())
 }
 
-/// The terminal is the shell's again, with what was on it.
+/// The terminal is the shell's again, with its former screen.
 fn is_given_back(terminal: &Terminal, before: &str, mark: &str) -> Result<()> {
     wait::until(PATIENCE, "the screen is given back", || {
         ensure!(!terminal.is_taken()?, "the screen is:\n{}", terminal.screen()?);

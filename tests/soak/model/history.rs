@@ -1,4 +1,4 @@
-//! The operations as the model looks at them: when what was the case.
+//! The operations as the model sees them: conditions over time.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub struct Log {
 type OfHosts = [Vec<Span>; HOSTS];
 type OfBackends = [OfHosts; WAYS.len()];
 
-/// When what was the case.
+/// Conditions over time.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     /// nginx did not listen.
@@ -159,7 +159,7 @@ impl History {
                 self.leave(backend, span);
                 if let Some(deadline) = deadline {
                     let add = |at: Duration| at.saturating_add(deadline);
-                    // The daemon looks each second for what has run out.
+                    // The daemon looks each second for expired deadlines.
                     let due = Span { from: add(from), until: add(until) };
                     self.deadlines[backend.service][backend.host]
                         .push(due.and(Duration::from_secs(2)));

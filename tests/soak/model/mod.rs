@@ -1,7 +1,7 @@
 //! The connections that may break: a pure function of the operations, the nodes' logs, and a
 //! connection's life.
 //!
-//! The operations are the causes. The nodes' logs ([`Facts`]) only narrow down what a cause
+//! The operations are the causes. The nodes' logs ([`Facts`]) only narrow down the failures that a cause
 //! may excuse, and never excuse by themselves: the host of a backend whose flows a node has moved must
 //! have been cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
 //!
@@ -43,7 +43,7 @@ pub const FOUND_OUT: Duration = Duration::from_secs(3);
 /// flux: a flush interval and the lease. A later flow is not pinned, and the node that takes over finds it.
 const EXPORT_LAG: Duration = Duration::from_millis(50);
 
-/// When a client sends its SYN again (RFC 6298, 2.1), less what clocks are apart. A backend that has been
+/// When a client sends its SYN again (RFC 6298, 2.1), less the clocks' difference. A backend that has been
 /// silent by then is left for another one, and the answers of both may race.
 const REPEATED: Duration = Duration::from_millis(900);
 
@@ -127,7 +127,7 @@ pub struct Facts {
     pub moved: Vec<Moved>,
     /// When a node became Active.
     pub takeovers: Vec<(usize, Duration)>,
-    /// When this program was late, and by how much: what the machine was busy with.
+    /// When this program was late, and by how much: the load of the machine.
     pub stalls: BTreeMap<Duration, Duration>,
 }
 

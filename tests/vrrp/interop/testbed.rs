@@ -80,7 +80,7 @@ pub enum Change {
     Left,
     /// The old owner sends nothing more: the other waits for three intervals and its skew.
     Silent,
-    /// One that was killed comes back and finds what it has left behind; it receives the owner's advertisement, lets go,
+    /// One that was killed comes back and finds its leftovers; it receives the owner's advertisement, lets go,
     /// and may take over then.
     Returned(Who),
 }

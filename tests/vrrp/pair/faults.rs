@@ -1,4 +1,4 @@
-//! Faults of one node, and what its operator does to it.
+//! Faults of one node, and its operator's actions.
 
 use std::{
     thread,
@@ -182,7 +182,7 @@ fn of_two_nodes_that_start_at_once_one_is_active() -> Result<()> {
             let seen = owners.longest(from, end);
             ensure!(seen.two <= INTERVAL * 3 + SLACK, "{seen}; {}", ha_pair.logs());
         }
-        // The next time, both find what they have left behind.
+        // The next time, both find their leftovers.
         for node in &mut ha_pair.nodes {
             node.kill()?;
         }

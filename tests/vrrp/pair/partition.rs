@@ -22,7 +22,7 @@ use super::{clients::Clients, faults::SLACK};
 
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long it may take that one of two owners is left: three intervals, and what a busy machine adds.
+/// How long it may take that one of two owners is left: three intervals, and the delay of a busy machine.
 const BOUND: Duration = Duration::from_millis(3 * 50).saturating_add(SLACK);
 
 /// The MAC address by which the client would reach a VIP.

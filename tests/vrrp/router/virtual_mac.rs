@@ -58,7 +58,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
     assert!(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
     until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))?;
     assert_eq!(neighbour(&testbed.client, VIP)?, MAC_TEXT);
-    // The switch has learnt where the address is by what comes from it.
+    // The switch has learnt where the address is by frames that come from it.
     let port = |port: &str| {
         let shown = run(testbed.switch.command("bridge").args(["fdb", "show", "dev", port]))?;
         Ok(shown.contains(MAC_TEXT))
@@ -79,7 +79,7 @@ fn virtual_mac_address_moves_with_the_address() -> Result<()> {
     until_true(SOON, "the client reaches it", || ping(&testbed.client, VIP))?;
     assert_eq!(neighbour(&testbed.client, VIP)?, MAC_TEXT);
 
-    // The device and what is on it are found again.
+    // The device and its addresses are found again.
     testbed.a.start(vec![with_priority(&router_with_mac(Family::V4), 150)])?;
     testbed.a.wait_for(State::Active)?;
     testbed.b.wait_for(State::Backup)?;

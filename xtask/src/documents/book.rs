@@ -62,7 +62,7 @@ pub fn build() -> Result<()> {
     Ok(())
 }
 
-/// The guide's table of contents, for a book that begins at the workspace, and what else is in it.
+/// The guide's table of contents, for a book that begins at the workspace, and its other chapters.
 fn contents(guide: &str) -> String {
     let mut contents = guide.replace("](", "](docs/guide/") + "\n# More\n\n";
     for (path, title) in MORE {

@@ -144,7 +144,7 @@ impl Aims {
     }
 }
 
-/// Where the time of each load goes, by function, most of what the balancer adds first.
+/// Where the time of each load goes, by function, the balancer's largest additions first.
 fn profiles(profiles: &[Profile]) -> Vec<Value> {
     let mut loads: Vec<_> =
         profiles.iter().map(|profile| (profile.connections, profile.keep_alive)).collect();

@@ -61,7 +61,7 @@ type Plots = BTreeMap<String, String>;
 /// The values of a chapter's template, from a record's results; and the plots that it shows.
 type Prepare = fn(&Json, &mut Plots) -> Result<Value>;
 
-/// A chapter: the record that it is about, which its template is named for, and what comes into that.
+/// A chapter: the record that it is about, which its template is named for, and the template's values.
 struct Chapter {
     record: &'static str,
     prepare: Prepare,
@@ -109,11 +109,11 @@ const DOCUMENTS: [Document; 2] = [
     },
 ];
 
-/// Keeps a record of what a command measured, and writes the documents.
+/// Keeps a record of a command's results, and writes the documents.
 ///
 /// # Errors
 ///
-/// If `results` is not what the command prints, or a file can't be written.
+/// If `results` is not of the command's type, or a file can't be written.
 pub fn save(name: &str, programs: &[&str], results: &str) -> Result<()> {
     let results = serde_json::from_str(results).with_context(|| format!("results of {name}"))?;
     let workspace = crate::workspace();
@@ -145,13 +145,13 @@ fn command() -> String {
     repeated(&words.join(" "))
 }
 
-/// A command, less what is not to be repeated.
+/// A command, without options that are not to be repeated.
 fn repeated(command: &str) -> String {
     let words: Vec<_> = command.split(' ').filter(|word| !NOT_REPEATED.contains(word)).collect();
     words.join(" ")
 }
 
-/// The commit of the tree, with a `+` if the tree differs from it in what is not documents. None
+/// The commit of the tree, with a `+` if the tree differs from it in other files than documents. None
 /// without git.
 fn revision(workspace: &Path) -> Option<String> {
     let git = |words: &[&str]| {

@@ -19,7 +19,7 @@ const COLOURS: [RGBColor; 6] = [
 
 /// A bar, with its name on the left and its value at its end.
 pub struct Bar {
-    /// What it shows.
+    /// Its label.
     pub name: String,
     /// How long it is.
     pub value: f64,

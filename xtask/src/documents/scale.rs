@@ -22,7 +22,7 @@ fn kinds(packets: &[Packets], sweep: Sweep) -> Vec<&str> {
     kinds
 }
 
-/// A curve for each kind of packets of a sweep. What is none of has no place on a logarithmic axis.
+/// A curve for each kind of packets of a sweep. Zero has no place on a logarithmic axis.
 fn curves(packets: &[Packets], sweep: Sweep) -> Vec<Curve> {
     let curve = |kind: &str| {
         let cases = packets.iter().filter(|case| case.sweep == sweep && case.packets == kind);

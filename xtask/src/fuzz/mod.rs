@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: inputs that break what reads them, looked for by what they reach in the code.
+//! `cargo xtask fuzz`: inputs that break their readers, looked for by the edges that they reach.
 //!
 //! The engine is libFuzzer, linked into `lb-fuzz`: it wants nothing of the toolchain but LLVM's pass
 //! that counts edges, which a stable compiler has, and finds again from a corpus in files what it
@@ -54,7 +54,7 @@ pub struct Arguments {
     /// Run this input of the one target, and nothing else
     #[arg(long, value_name = "FILE", requires = "targets")]
     replay: Option<PathBuf>,
-    /// Then put what reaches most with the fewest inputs into fuzz/corpus
+    /// Then put the fewest inputs that reach most into fuzz/corpus
     #[arg(long)]
     keep: bool,
 }
@@ -116,7 +116,7 @@ impl Target {
     }
 }
 
-/// The folder of what is built and found.
+/// The folder of the build and the findings.
 fn built() -> PathBuf {
     crate::workspace().join("target/fuzz")
 }
@@ -164,7 +164,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program, with counters in what is the project's own; its path.
+/// Builds the program, with counters in the project's own code; returns its path.
 ///
 /// Others' code is that of the ordinary build, which has most of it already.
 fn build() -> Result<PathBuf> {
@@ -250,7 +250,7 @@ fn run_one(program: &Path, target: Target, seconds: u64) -> Result<Run> {
     Ok(run)
 }
 
-/// Replaces what is kept of a target by as few inputs as reach the same.
+/// Replaces the corpus of a target by as few inputs as reach the same.
 fn keep(program: &Path, target: Target) -> Result<()> {
     let (found, corpus) = (target.found(), target.corpus());
     let chosen = built().join("kept").join(target.name());

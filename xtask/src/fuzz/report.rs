@@ -33,7 +33,7 @@ pub struct Run {
     corpus_bytes: u64,
     /// Edges between blocks of code that were reached.
     coverage_edges: u64,
-    /// The same with how often, and with what was compared.
+    /// The same with counts, and with comparisons.
     coverage_features: u64,
     /// Files with inputs that broke something.
     pub findings: Vec<String>,

@@ -1,7 +1,7 @@
 //! `cargo xtask run -- --pair`: two balancers in the lab, one of which dies.
 //!
 //! Downloads run all the time and a client sends a request every two milliseconds; the view shows each second which node
-//! is Active, and the clients' errors. What befalls the Active node is a key away; with `--smoke` it
+//! is Active, and the clients' errors. Each fault of the Active node has a key; with `--smoke` it
 //! comes by itself, and nothing may break.
 
 mod keys;

@@ -40,12 +40,12 @@ pub fn active(ha_pair: &HaPair) -> Option<usize> {
     [0, 1].into_iter().find(|&n| ha_pair.pair(n).is_ok_and(|pair| pair.is_active()))
 }
 
-/// Does it; what was done, or why it was not.
+/// Performs it; returns a description, or the reason of a failure.
 pub fn perform(ha_pair: &mut HaPair, operation: Operation) -> String {
     done(ha_pair, operation).unwrap_or_else(|err| format!("it can't be done: {err:#}"))
 }
 
-/// Does it; what was done.
+/// Performs it; returns a description.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ pub fn done(ha_pair: &mut HaPair, operation: Operation) -> Result<String> {
     })
 }
 
-/// Plugs everything in, lets everything go on, and starts what does not run.
+/// Plugs everything in, lets everything go on, and starts stopped daemons.
 fn restore(ha_pair: &mut HaPair) -> Result<String> {
     for n in [0, 1] {
         let host: &Host = ha_pair.host(n);

@@ -58,7 +58,7 @@ impl Node {
     }
 }
 
-/// The columns' names, and what to do.
+/// The columns' names, and the keys.
 pub fn header(keys: bool) -> String {
     let downloads = WAYS.len() * EACH * 3;
     let mut text = format!(

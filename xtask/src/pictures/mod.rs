@@ -95,7 +95,7 @@ fn start() -> Result<HaPair> {
     Ok(ha_pair)
 }
 
-/// Load that varies, and what befalls a pair, over so long a time.
+/// Load that varies, and faults of a pair, over so long a time.
 fn let_happen(ha_pair: &mut HaPair, time: Duration) -> Result<Vec<Load>> {
     let begin = Instant::now();
     let wait_until = |part: f64| {

@@ -24,7 +24,7 @@ pub(super) enum Lane {
     Beside,
     /// Two others: it asserts how long something takes that waits most of the time.
     Timed,
-    /// None: it asserts how much a starved machine still does, or what takes milliseconds.
+    /// None: it asserts the rate of a starved machine, or times of milliseconds.
     Alone,
 }
 
@@ -58,7 +58,7 @@ const ALONE: &[&str] = &[
     "tc::a_reload_exchanges_xdp_and_tc_and_loses_no_packet",
 ];
 
-/// Beginnings of the names of tests that use what a machine has once, and so run one after the other: the lab
+/// Beginnings of the names of tests that use a resource that a machine has once, and so run one after the other: the lab
 /// that stands, which `cargo xtask run` and `cargo xtask lab` show.
 const ONE_BY_ONE: &[&str] = &["commands::", "lab::"];
 

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every test, or one suite.
 //!
-//! Cargo builds the tests; what needs root is then run as root, so that nothing in the target
+//! Cargo builds the tests; those that need root are then run as root, so that nothing in the target
 //! folder comes to belong to root. Programs run side by side, and tests with hosts of their own ([`lanes`]).
 
 mod lanes;

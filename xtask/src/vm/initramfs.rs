@@ -70,7 +70,7 @@ fn needs_linker(elf: &[u8]) -> bool {
     (0..count).any(|n| number(table + n * size, 4) == INTERPRETER)
 }
 
-/// Copies the modules with what they need, unpacked: busybox can't read all kinds of packing.
+/// Copies the modules with their dependencies, unpacked: busybox can't read all kinds of packing.
 fn modules(kernel: &Kernel, root: &Path) -> Result<()> {
     let Kernel { release, lib, .. } = kernel;
     let base = lib.parent().context("the folder of lib")?;
@@ -127,7 +127,7 @@ fn pack(root: &Path, packed: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Names of all files, a folder before what is in it.
+/// Names of all files, a folder before its content.
 fn list(root: &Path, inside: &Path, names: &mut Vec<String>) -> Result<()> {
     names.push(inside.to_string_lossy().into_owned());
     let path = root.join(inside);

@@ -98,7 +98,7 @@ pub struct Machine<'a> {
     /// Whether it has two more: an Intel e1000, whose driver has no XDP, joined with a virtio NIC.
     pub e1000: bool,
     /// Whether its clock counts instructions: one CPU, on which an instruction takes a nanosecond and
-    /// idle time none. What it measures is the same however busy this machine is.
+    /// idle time none. Its measurements are the same however busy this machine is.
     pub counted: bool,
     /// For boot and script together.
     pub limit: Duration,
@@ -170,7 +170,7 @@ pub fn at_a_time() -> usize {
     if has_kvm() { cpus.div_ceil(2) } else { cpus }
 }
 
-/// Installs what is missing for machines.
+/// Installs missing programs for machines.
 ///
 /// # Errors
 ///

@@ -42,7 +42,7 @@ pub(super) fn run(
     fs::create_dir(&nothing).context("create a folder to share")?;
     let folder = machine.folder.unwrap_or(&nothing);
     qemu.args(arguments(machine, folder, initrd, &console, has_kvm()));
-    // It reads files of this machine that are root's alone, and what it writes is root's.
+    // It reads files of this machine that are root's alone, and its files are root's.
     let mut qemu = root::as_root(qemu, "a machine over this one's files")?;
     qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors_file);
     let to: Box<dyn Write + Send> = match output {
@@ -182,7 +182,7 @@ fn wait(child: &mut Child, limit: Duration) -> Result<bool> {
     Ok(false)
 }
 
-/// Passes on what comes, as it comes.
+/// Passes bytes on, as they come.
 fn forward(mut from: impl Read, mut to: impl Write) {
     let mut bytes = [0; 4096];
     while let Ok(length @ 1..) = from.read(&mut bytes) {

@@ -108,7 +108,7 @@ fn failed_row(cells: &[failover::Cell], fault: failover::Fault, subject: &str) -
 
 const TODAY: &str = "keepalived + HAProxy";
 
-/// Downloads broken by failovers and by what ends them, of all faults and intervals.
+/// Downloads broken by failovers and by their ends, of all faults and intervals.
 fn downloads_row(cells: &[vrrp::Cell]) -> Option<Row> {
     let count = |system| {
         let trials =

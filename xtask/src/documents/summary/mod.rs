@@ -39,7 +39,7 @@ fn row(subject: impl Into<String>, anchor: &'static str, cells: [String; 3]) -> 
     Row { subject: subject.into(), anchor, lb, beside, verdict }
 }
 
-/// How many times as much lb has as another, of what is good.
+/// The ratio of lb's value to another's, where more is better.
 fn more(lb: f64, name: &str, other: f64) -> String {
     let factor = lb / other;
     if factor < 1.0 {
@@ -58,7 +58,7 @@ fn less(lb: f64, name: &str, other: f64) -> String {
     format!("{factor:.1} times less than {name}")
 }
 
-/// How a count of what broke compares with another's.
+/// The comparison of a count of failures with another's.
 fn broken(lb: usize, name: &str, other: usize) -> String {
     match lb.cmp(&other) {
         Ordering::Less if lb == 0 => "none".into(),
