@@ -109,7 +109,7 @@ impl Node {
         self.engine.watch(now).unwrap();
         self.engine.sweep(now).unwrap();
         if self.exports {
-            self.engine.news(now).unwrap();
+            self.engine.export_changes(now).unwrap();
         }
         failed
     }
@@ -182,7 +182,7 @@ fn as_many_give_way_as_a_spent_syn_budget_needs() {
 fn older_flows_give_way_though_peers_are_told_first() {
     let mut node = Node::new(few_pins(), REFUSES, |_| {});
     node.exports = true;
-    node.engine.news(at(START)).unwrap();
+    node.engine.export_changes(at(START)).unwrap();
     gives_way(node);
 }
 

@@ -139,7 +139,7 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let follower = &mut pair.nodes[1].engine;
     let roles = [(service, Role::Follows), (other, Role::Follows)];
     follower.set_roles(roles.into(), now).unwrap();
-    let errors = follower.learn(pieces.clone(), now).unwrap();
+    let errors = follower.import(pieces.clone(), now).unwrap();
     assert_eq!(
         errors,
         [
@@ -166,8 +166,8 @@ fn pins_that_find_no_room_are_told_and_the_others_hold() {
     let now = pair.at();
     small.reconcile(now).unwrap();
     small.set_roles([(web(), Role::Follows)].into(), now).unwrap();
-    let history = pair.nodes[0].engine.history(now).unwrap();
-    let errors = small.learn(history, now).unwrap();
+    let history = pair.nodes[0].engine.export_all(now).unwrap();
+    let errors = small.import(history, now).unwrap();
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].starts_with("web: no room for all pins of the peer"), "{errors:?}");
     assert_eq!(small.data_plane().flow_count(FlowTable::Pins), 5);
@@ -200,8 +200,8 @@ fn nodes_that_share_a_service_tell_each_other_of_pins_and_who_joins_of_base_owne
         .map(|client| (client, pair.nodes[1].send(&frame(client, SYN, client.into()), now)))
         .collect();
     assert!(pair.nodes[1].pins() > before);
-    let records = pair.nodes[1].engine.news(now).unwrap();
-    assert_eq!(pair.nodes[0].engine.learn(records, now).unwrap(), Vec::<String>::new());
+    let records = pair.nodes[1].engine.export_changes(now).unwrap();
+    assert_eq!(pair.nodes[0].engine.import(records, now).unwrap(), Vec::<String>::new());
     for (client, backend) in born {
         assert_eq!(pair.nodes[0].send(&frame(client, ACK, 7), now), backend, "{client}");
     }

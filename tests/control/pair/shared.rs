@@ -132,7 +132,7 @@ impl Sharing {
         // Records that are exported after an import take another turn.
         for _ in 0..2 {
             for node in self.running() {
-                let records = self.nodes[node].engine.news(at(self.now)).unwrap();
+                let records = self.nodes[node].engine.export_changes(at(self.now)).unwrap();
                 self.learn(node, &records);
             }
         }

@@ -152,12 +152,12 @@ fn a_pin_that_can_not_be_written_costs_no_other() {
     let now = pair.at();
     let follower = &mut pair.nodes[1].engine;
     follower.data_plane_mut().fail_nth_write(1);
-    follower.learn(records.clone(), now).unwrap_err();
+    follower.import(records.clone(), now).unwrap_err();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported - 1);
-    assert_eq!(follower.take_unlearnt(), [web()].into(), "it must be sent again");
-    follower.learn(records, now).unwrap();
+    assert_eq!(follower.take_rejected(), [web()].into(), "it must be sent again");
+    follower.import(records, now).unwrap();
     assert_eq!(follower.data_plane().flow_count(FlowTable::Pins), before + exported);
-    assert_eq!(follower.take_unlearnt(), BTreeSet::new());
+    assert_eq!(follower.take_rejected(), BTreeSet::new());
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     (0..400).for_each(|_| pair.open());
     let history = pair.nodes[0].engine.export_all(now).unwrap();
     let follower = &mut pair.nodes[1].engine;
-    let errors = follower.learn(history.clone(), now).unwrap();
+    let errors = follower.import(history.clone(), now).unwrap();
     assert_eq!(errors, ["web: backend 10.0.0.16 is not known here"]);
     let refused = pinned(&history).len() - follower.data_plane().flow_count(FlowTable::Pins);
     assert!(refused > 5, "{refused}");

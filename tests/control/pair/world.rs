@@ -238,7 +238,7 @@ impl Pair {
 
     pub fn export(&mut self) -> Vec<Piece> {
         let now = self.at();
-        let records = self.active().engine.news(now).unwrap();
+        let records = self.active().engine.export_changes(now).unwrap();
         self.lease();
         records
     }
@@ -256,7 +256,7 @@ impl Pair {
                 // As it comes over the wire: in order, piece by piece, cut into small ones.
                 let rest = std::mem::take(&mut self.rest);
                 let pieces = rest.into_iter().chain(records.into_iter().flat_map(cut)).collect();
-                let number = self.active().engine.news_number();
+                let number = self.active().engine.export_number();
                 self.queue.push((number, self.now, pieces));
                 self.clients.values_mut().for_each(|client| client.known = true);
             }
