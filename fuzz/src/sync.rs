@@ -15,9 +15,9 @@ use lb_model::{
     router::{Family, RouterKey, State},
 };
 use lb_sync::{
-    Config, Facts, Key, Mark, PeerId, Piece, Report, RouterFacts,
+    Config, Facts, Key, Mark, PeerId, Record, Report, RouterFacts,
     id::SessionId,
-    piece::{Base, Flow, Pin},
+    record::{Base, Flow, Pin},
     seal::{self, Opener, Sealer},
     session::{Action, Event, Session, Target},
     wire::{
@@ -43,7 +43,7 @@ pub fn run(bytes: &[u8]) {
             let kind = input.byte();
             message(kind, input.0);
         }
-        b'n' => records(input.0),
+        b'n' => packed_records(input.0),
         b'd' => {
             let mut datagram = input.0.to_vec();
             let _ = seal::open(&KEY, &SessionId([1; 16]), &mut datagram);
@@ -75,7 +75,7 @@ fn message(kind: u8, body: &[u8]) {
         assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);
     }
     match message {
-        Message::News { parts, .. } | Message::All { parts, .. } => records(parts),
+        Message::News { parts, .. } | Message::All { parts, .. } => packed_records(parts),
         Message::Facts { half, bytes, .. } => facts_message(half, bytes),
         _ => {}
     }
@@ -93,46 +93,48 @@ fn facts_message(half: u8, bytes: &[u8]) {
 }
 
 /// The parts of a packet of records.
-fn records(parts: &[u8]) {
+fn packed_records(parts: &[u8]) {
     let Ok(parts) = unpack(parts) else { return };
-    let mut pieces = Vec::new();
-    if Assembler::default().take(parts, &mut pieces).is_err() {
+    let mut records = Vec::new();
+    if Assembler::default().take(parts, &mut records).is_err() {
         return;
     }
     let mut again = Vec::new();
     let mut assembler = Assembler::default();
-    let mut packer = Packer::new(pieces.clone(), PARTS);
+    let mut packer = Packer::new(records.clone(), PARTS);
     while !packer.is_empty() {
         let packed = packer.next_packet();
         assert!(packed.bytes.len() <= PARTS, "{} bytes", packed.bytes.len());
         assert!(packed.parts > 0, "a packet without parts, and there is more to send");
         let parts = unpack(&packed.bytes).expect("what was packed is unpacked");
-        assembler.take(parts, &mut again).expect("parts of one piece belong together");
+        assembler.take(parts, &mut again).expect("parts of one record belong together");
     }
-    assert_eq!(joined(again), joined(pieces));
+    assert_eq!(joined(again), joined(records));
 }
 
-/// Pieces as they were before they were split over packets; empty ones are left out.
-fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
-    let mut all: Vec<Piece> = Vec::new();
-    for piece in pieces {
-        match (all.last_mut(), piece) {
-            (Some(Piece::Bases { service, bases }), Piece::Bases { service: of, bases: more })
-                if *service == of =>
-            {
+/// Records as they were before they were split over packets; empty ones are left out.
+fn joined(records: Vec<Record>) -> Vec<Record> {
+    let mut all: Vec<Record> = Vec::new();
+    for record in records {
+        match (all.last_mut(), record) {
+            (
+                Some(Record::Bases { service, bases }),
+                Record::Bases { service: of, bases: more },
+            ) if *service == of => {
                 bases.extend(more);
             }
-            (Some(Piece::Pins { service, pins }), Piece::Pins { service: of, pins: more })
+            (Some(Record::Pins { service, pins }), Record::Pins { service: of, pins: more })
                 if *service == of =>
             {
                 pins.extend(more);
             }
-            (Some(Piece::Ended { service, flows }), Piece::Ended { service: of, flows: more })
-                if *service == of =>
-            {
+            (
+                Some(Record::Ended { service, flows }),
+                Record::Ended { service: of, flows: more },
+            ) if *service == of => {
                 flows.extend(more);
             }
-            (_, piece) => all.push(piece),
+            (_, record) => all.push(record),
         }
     }
     all
@@ -198,13 +200,13 @@ impl Harness {
             }
             6 => {
                 let (sequence, ahead) = (u64::from(input.byte()), u64::from(input.byte() % 4));
-                let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
+                let parts = Packer::new(any_records(input), PARTS).next_packet().bytes;
                 self.send(&Message::News { sequence, ahead, parts: &parts });
             }
             7 => {
                 let flags = input.byte();
                 let (transfer, index) = (u32::from(flags >> 4), u32::from(input.byte() % 8));
-                let parts = Packer::new(pieces(input), PARTS).next_packet().bytes;
+                let parts = Packer::new(any_records(input), PARTS).next_packet().bytes;
                 let since = u64::from(input.byte());
                 let last = flags & 1 != 0;
                 self.send(&Message::All { transfer, index, last, since, parts: &parts });
@@ -240,12 +242,12 @@ impl Harness {
             11 | 12 => self.wait(input),
             13 => {
                 let number = u64::from(input.byte());
-                let pieces = pieces(input);
-                self.does(Event::Publish(number, pieces));
+                let records = any_records(input);
+                self.does(Event::Publish(number, records));
             }
             14 => {
-                let pieces = pieces(input);
-                self.does(Event::SendAll(PEER, pieces));
+                let records = any_records(input);
+                self.does(Event::SendAll(PEER, records));
             }
             15 => match input.byte() % 5 {
                 0 => self.does(Event::WantAll(PEER)),
@@ -376,8 +378,8 @@ impl Harness {
                 assert!(self.has_joined, "it is lost, and was not there");
                 self.has_joined = false;
             }
-            Report::Pieces(_, _, mark) => {
-                assert!(self.has_joined, "pieces of a peer that is not there");
+            Report::Records(_, _, mark) => {
+                assert!(self.has_joined, "records of a peer that is not there");
                 self.marks.push(mark);
             }
             // A request to a peer that is not there fails with these.
@@ -430,9 +432,9 @@ fn flow(input: &mut Input<'_>) -> Flow {
     }
 }
 
-/// A few pieces, of up to thousands of items.
-fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
-    let mut pieces = Vec::new();
+/// A few records, of up to thousands of items.
+fn any_records(input: &mut Input<'_>) -> Vec<Record> {
+    let mut records = Vec::new();
     for _ in 0..input.byte() % 5 {
         let head = input.byte();
         let protocol = if head & 1 == 0 { Protocol::Tcp } else { Protocol::Udp };
@@ -444,8 +446,8 @@ fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
         let (first, second) = (address(input), address(input));
         let backend = |number: u32| if number.is_multiple_of(2) { first } else { second };
         let some_flow = flow(input);
-        pieces.push(match head >> 1 & 3 {
-            0 => Piece::Ring {
+        records.push(match head >> 1 & 3 {
+            0 => Record::Ring {
                 service,
                 slots: 1_009,
                 members: (0..count).map(|n| (Ipv4Addr::from(n).into(), n)).collect(),
@@ -453,7 +455,7 @@ fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
             },
             1 => {
                 let base = |slot| Base { slot, backend: (slot % 3 != 0).then(|| backend(slot)) };
-                Piece::Bases { service, bases: (0..count).map(base).collect() }
+                Record::Bases { service, bases: (0..count).map(base).collect() }
             }
             2 => {
                 let pin = |n: u32| Pin {
@@ -462,10 +464,10 @@ fn pieces(input: &mut Input<'_>) -> Vec<Piece> {
                     flags: n as u16,
                     idle: Duration::from_secs(u64::from(n)),
                 };
-                Piece::Pins { service, pins: (0..count).map(pin).collect() }
+                Record::Pins { service, pins: (0..count).map(pin).collect() }
             }
-            _ => Piece::Ended { service, flows: vec![some_flow] },
+            _ => Record::Ended { service, flows: vec![some_flow] },
         });
     }
-    pieces
+    records
 }

@@ -11,8 +11,8 @@ use kit::{is_root, namespace::Namespace, wait};
 use lb_api::peers::PeerStatus;
 use lb_model::desired::{Protocol, ServiceKey};
 use lb_sync::{
-    Config, Facts, Key, Link, PeerId, Peers as _, Piece, Report,
-    piece::{Flow, Pin},
+    Config, Facts, Key, Link, PeerId, Peers as _, Record, Report,
+    record::{Flow, Pin},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -84,11 +84,11 @@ struct Node {
     /// Pins that were received, of each peer.
     pins: Vec<Vec<Pin>>,
     complete: Vec<bool>,
-    history: Vec<Piece>,
+    history: Vec<Record>,
 }
 
 impl Node {
-    fn start(net: &Net, host: usize, v6: bool, group: Option<&str>, history: Vec<Piece>) -> Self {
+    fn start(net: &Net, host: usize, v6: bool, group: Option<&str>, history: Vec<Record>) -> Self {
         let peers = (0..net.hosts.len()).filter(|peer| *peer != host);
         let peers: Vec<_> = peers.map(|peer| listen(peer, v6)).collect();
         let config = Config {
@@ -118,10 +118,10 @@ impl Node {
                 Report::Complete(PeerId(peer), complete) => {
                     self.complete[usize::from(peer)] = complete;
                 }
-                Report::Pieces(PeerId(peer), pieces, mark) => {
+                Report::Records(PeerId(peer), records, mark) => {
                     self.link.took(PeerId(peer), mark);
-                    for piece in pieces {
-                        let Piece::Pins { pins, .. } = piece else { panic!("{piece:?}") };
+                    for record in records {
+                        let Record::Pins { pins, .. } = record else { panic!("{record:?}") };
                         self.pins[usize::from(peer)].extend(pins);
                     }
                 }
@@ -130,7 +130,7 @@ impl Node {
         }
     }
 
-    fn publish(&mut self, pins: Piece) {
+    fn publish(&mut self, pins: Record) {
         self.history.push(pins.clone());
         self.link.publish(self.history.len() as u64, vec![pins]);
     }
@@ -140,7 +140,7 @@ impl Node {
     }
 }
 
-fn pins(numbers: std::ops::Range<u32>) -> Piece {
+fn pins(numbers: std::ops::Range<u32>) -> Record {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
     let service = ServiceKey { vip, port: 443, protocol: Protocol::Tcp };
     let pin = |number| Pin {
@@ -149,7 +149,7 @@ fn pins(numbers: std::ops::Range<u32>) -> Piece {
         flags: 1,
         idle: Duration::from_secs(1),
     };
-    Piece::Pins { service, pins: numbers.map(pin).collect() }
+    Record::Pins { service, pins: numbers.map(pin).collect() }
 }
 
 /// Waits until every node is complete and knows so many pins of its first peer.

@@ -152,28 +152,50 @@ fn grouped(number: u64) -> String {
 mod tests {
     use std::time::Duration;
 
+    use lb_api::status::{Count, Interface, Standing, Totals};
+    use lb_model::desired::{Admin, Mode, Protocol, ServiceKey};
+
     use super::*;
 
     fn status(packets: u64) -> Status {
-        let json = serde_json::json!({
-            "version": "0.1.0", "uptime_secs": 3, "last_error": null,
-            "interfaces": [{"name": "eth0", "ifindex": 2, "mode": "native", "attached": true}],
-            "passed": {"not_ip": {"packets": 7, "bytes": 0}},
-            "dropped": {"no_backend": {"packets": 0, "bytes": 0}},
-            "pins": {"used": 0, "capacity": 262_144},
-            "services": {"web": {
-                "key": {"vip": "10.0.0.100", "port": 80, "protocol": "tcp"}, "mode": "dsr",
-                "ring_slots": 65_537, "slots_in_flux": 0,
-                "standing": {"up": 1, "panic": false, "on_backups": false, "ready": true},
-                "backends": {"10.0.0.11": {
-                    "weight": 1, "admin": {"state": "draining", "deadline": null}, "unusable": null,
-                    "condition": "up", "second_choices": 0, "mac": null, "id": 1, "slots": 65_537,
-                    "base_slots": 0, "pins": 0, "pins_closing": 0, "new_flows": 12,
-                    "sent": {"packets": packets, "bytes": 0},
-                }},
-            }},
-        });
-        serde_json::from_value(json).expect("it is a status")
+        let count = |packets| Count { packets, bytes: 0 };
+        let backend = Backend {
+            weight: 1,
+            admin: Admin::Draining { deadline: None },
+            id: 1,
+            slots: 65_537,
+            new_flows: 12,
+            sent: count(packets),
+            ..Backend::default()
+        };
+        let vip = IpAddr::from([10, 0, 0, 100]);
+        let service = Service {
+            key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
+            mode: Mode::Dsr,
+            udp_policy: None,
+            ring_slots: 65_537,
+            slots_in_flux: 0,
+            idle_timeout_secs: 900,
+            standing: Standing::default(),
+            totals: Totals::default(),
+            backends: [(IpAddr::from([10, 0, 0, 11]), backend)].into(),
+        };
+        let interface = Interface {
+            name: "eth0".into(),
+            ifindex: 2,
+            mode: "native".into(),
+            attached: true,
+            others: Vec::new(),
+        };
+        Status {
+            version: "0.1.0".into(),
+            uptime_secs: 3,
+            interfaces: vec![interface],
+            services: [("web".to_owned(), service)].into(),
+            passed: [("not_ip".to_owned(), count(7))].into(),
+            dropped: [("no_backend".to_owned(), count(0))].into(),
+            ..Status::default()
+        }
     }
 
     #[test]

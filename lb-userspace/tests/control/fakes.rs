@@ -24,13 +24,13 @@ use lb_model::{
     flow::{FlowRef, FlowTable},
     router::{Router, RouterKey, Routers, State},
 };
-use lb_sync::{Mark, PeerId, Peers, Piece};
+use lb_sync::{Mark, PeerId, Peers, Record};
 use lb_vrrp::{Order, Report, Transition, Vrrp};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{
     Event, Metadata, Subscriber,
     field::{Field, Visit},
-    span::{Attributes, Id, Record},
+    span::{self, Attributes, Id},
 };
 
 /// Something that the daemon has done.
@@ -38,8 +38,8 @@ use tracing::{
 pub enum Deed {
     Order(Order),
     Tell(lb_sync::Facts),
-    Publish(Vec<Piece>),
-    SendAll(PeerId, Vec<Piece>),
+    Publish(Vec<Record>),
+    SendAll(PeerId, Vec<Record>),
     WantAll(PeerId),
     Lack(PeerId, bool),
     Ask(PeerId, Vec<RouterKey>),
@@ -65,8 +65,8 @@ impl Deed {
         Self::Engine(format!("{service}: begin import"))
     }
 
-    pub fn learn(pieces: &[Piece]) -> Self {
-        Self::Engine(format!("import {pieces:?}"))
+    pub fn learn(records: &[Record]) -> Self {
+        Self::Engine(format!("import {records:?}"))
     }
 
     pub fn take_mac(mac: [u8; 6], take: bool) -> Self {
@@ -105,7 +105,7 @@ impl Subscriber for EngineLog {
         Id::from_u64(1)
     }
 
-    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record(&self, _: &Id, _: &span::Record<'_>) {}
 
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
@@ -360,11 +360,11 @@ impl Peers for Script {
         self.deeds.push(Deed::Tell(facts));
     }
 
-    fn publish(&self, number: u64, pieces: Vec<Piece>) {
+    fn publish(&self, number: u64, records: Vec<Record>) {
         if !self.slow.load(Ordering::SeqCst) {
             self.taken.store(number, Ordering::SeqCst);
         }
-        self.deeds.push(Deed::Publish(pieces));
+        self.deeds.push(Deed::Publish(records));
     }
 
     fn taken(&self) -> u64 {
@@ -375,8 +375,8 @@ impl Peers for Script {
         self.deeds.push(Deed::Took(peer, mark));
     }
 
-    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>) {
-        self.deeds.push(Deed::SendAll(peer, pieces));
+    fn send_all(&self, peer: PeerId, records: Vec<Record>) {
+        self.deeds.push(Deed::SendAll(peer, records));
     }
 
     fn want_all(&self, peer: PeerId) {

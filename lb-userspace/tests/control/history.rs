@@ -7,8 +7,8 @@ use lb_common::abi::{FlowKey, FlowValue, flow_flags};
 use lb_control::engine::Role;
 use lb_model::{entry, router::State, time::Now};
 use lb_sync::{
-    Mark, Piece,
-    piece::{Flow, Pin},
+    Mark, Record,
+    record::{Flow, Pin},
 };
 
 use crate::{
@@ -41,10 +41,10 @@ async fn history_follows_who_is_active() {
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
-    let piece = Piece::Ended { service: web, flows: Vec::new() };
+    let record = Record::Ended { service: web, flows: Vec::new() };
     // No node is active: the peer's records do not count, and are requested when it is.
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
     deed(&lbd, "all is asked for again", wants).await;
@@ -54,8 +54,11 @@ async fn history_follows_who_is_active() {
     assert!(unsynced(), "it does not preempt");
     lbd.script.deeds.take();
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece.clone()], Mark::default()));
-    assert_eq!(deed(&lbd, "it is learnt", learnt).await, Deed::learn(std::slice::from_ref(&piece)));
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
+    assert_eq!(
+        deed(&lbd, "it is learnt", learnt).await,
+        Deed::learn(std::slice::from_ref(&record))
+    );
     let forgotten = |deed: &Deed| (*deed == Deed::forget(web)).then_some(());
     assert_eq!(lbd.script.deeds.of(forgotten), [()]);
     eventually("it may preempt", async || !unsynced()).await;
@@ -64,7 +67,7 @@ async fn history_follows_who_is_active() {
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.deeds.take();
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
     deed(&lbd, "the other one gets it", sent).await;
@@ -82,19 +85,19 @@ fn pin(place: &Place, port: u16) {
 }
 
 /// Whether the pin of the client's flow from this port is among these.
-fn has_pin(pieces: &[Piece], port: u16) -> bool {
+fn has_pin(records: &[Record], port: u16) -> bool {
     let flow = Flow::Pinned(CLIENT, port);
-    pieces.iter().any(|piece| {
-        matches!(piece, Piece::Pins { pins, .. } if pins.iter().any(|pin| pin.flow == flow))
+    records.iter().any(|record| {
+        matches!(record, Record::Pins { pins, .. } if pins.iter().any(|pin| pin.flow == flow))
     })
 }
 
 /// The same pin, as a peer sends it.
-fn pins(place: &Place, port: u16) -> Piece {
+fn pins(place: &Place, port: u16) -> Record {
     let flow = Flow::Pinned(CLIENT, port);
     let backend = IpAddr::from([10, 0, 0, 11]);
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
-    Piece::Pins { service: web(place), pins: vec![pin] }
+    Record::Pins { service: web(place), pins: vec![pin] }
 }
 
 #[tokio::test]
@@ -111,7 +114,7 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     eventually("both are active", both).await;
     let publishes = |port| {
         move |deed: &Deed| match deed {
-            Deed::Publish(pieces) if has_pin(pieces, port) => Some(()),
+            Deed::Publish(records) if has_pin(records, port) => Some(()),
             _ => None,
         }
     };
@@ -146,7 +149,7 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
     let sent = |deed: &Deed| match deed {
-        Deed::SendAll(PEER, pieces) => Some(pieces.clone()),
+        Deed::SendAll(PEER, records) => Some(records.clone()),
         _ => None,
     };
     assert!(has_pin(&deed(&lbd, "it is sent", sent).await, 1));
@@ -161,8 +164,8 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     let pins = pins(&place, 1);
-    let ended = Piece::Ended { service: web(&place), flows: Vec::new() };
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![ended, pins.clone()], Mark::default()));
+    let ended = Record::Ended { service: web(&place), flows: Vec::new() };
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![ended, pins.clone()], Mark::default()));
     let learnt = |deed: &Deed| deed.learns().then(|| deed.clone());
     assert_eq!(deed(&lbd, "they are learnt", learnt).await, Deed::learn(&[pins]));
     lbd.stop().await;
@@ -180,8 +183,8 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
     for turn in 1..=16 {
         eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
         // Both wait when the daemon looks.
-        let piece = Piece::Ended { service: web(&place), flows: Vec::new() };
-        lbd.script.says(lb_sync::Report::Pieces(PEER, vec![piece], Mark::default()));
+        let record = Record::Ended { service: web(&place), flows: Vec::new() };
+        lbd.script.says(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
         lbd.script.becomes(&main, State::Active, "the other one is silent");
         eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
         assert_eq!(learnt(), turn);
@@ -253,7 +256,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     let lbd = synced_backup(&place).await;
     let unsynced = || is_unsynced(&lbd, &place);
     lbd.script.deeds.take();
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         messages(&lbd, Kind::PeerUnsynced).await,
@@ -279,8 +282,8 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let backend = IpAddr::from([10, 0, 0, 19]);
     let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
-    let pins = Piece::Pins { service: web(&place), pins: vec![pin] };
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins], Mark::default()));
+    let pins = Record::Pins { service: web(&place), pins: vec![pin] };
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins], Mark::default()));
     let refused = async || messages(&lbd, Kind::PeerRefused).await;
     eventually("it is not known", async || !refused().await.is_empty()).await;
     assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
@@ -353,7 +356,7 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     eventually("pins are leased", renewed).await;
     lbd.script.be_slow(true, 0);
     pin(&place, 4242);
-    let published = |deed: &Deed| matches!(deed, Deed::Publish(pieces) if has_pin(pieces, 4242));
+    let published = |deed: &Deed| matches!(deed, Deed::Publish(records) if has_pin(records, 4242));
     deed(&lbd, "it is exported", |deed| published(deed).then_some(())).await;
     let end = ends();
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -373,7 +376,7 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     lbd.script.hears(&main, PEER_ADDRESS);
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Pieces(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
     deed(&lbd, "it is acknowledged", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(()))
         .await;
     let order = lbd.script.deeds.of(|deed| match deed {

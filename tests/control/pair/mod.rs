@@ -22,8 +22,8 @@ use lb_model::{
     settings::Limits,
 };
 use lb_sync::{
-    Piece,
-    piece::{Flow, Pin},
+    Record,
+    record::{Flow, Pin},
 };
 use proptest::prelude::*;
 
@@ -53,8 +53,8 @@ fn news_are_told_once() {
     let established: usize = pair
         .export()
         .iter()
-        .map(|piece| match piece {
-            Piece::Pins { pins, .. } => pins.len(),
+        .map(|record| match record {
+            Record::Pins { pins, .. } => pins.len(),
             other => panic!("{other:?}"),
         })
         .sum();
@@ -124,22 +124,22 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let nobody = ip("10.0.9.9");
     let flow = Flow::Pinned(ip("192.0.2.9"), 9);
     let pins = vec![Pin { flow, backend: nobody, flags: 0, idle: Duration::ZERO }];
-    let ring = Piece::Ring { service, slots: 251, members: vec![(ip(BACKENDS[1]), 1)], digest: 1 };
-    let small = Piece::Ring { service, slots: 127, members: vec![], digest: 1 };
-    let whole = || Piece::ring_is_whole(service);
+    let ring = Record::Ring { service, slots: 251, members: vec![(ip(BACKENDS[1]), 1)], digest: 1 };
+    let small = Record::Ring { service, slots: 127, members: vec![], digest: 1 };
+    let whole = || Record::ring_is_whole(service);
     let other = ServiceKey { port: 81, ..service };
-    let pieces = vec![
-        Piece::Pins { service, pins },
+    let records = vec![
+        Record::Pins { service, pins },
         ring,
         whole(),
         small,
         whole(),
-        Piece::Ended { service: other, flows: vec![flow] },
+        Record::Ended { service: other, flows: vec![flow] },
     ];
     let follower = &mut pair.nodes[1].engine;
     let roles = [(service, Role::Follows), (other, Role::Follows)];
     follower.set_roles(roles.into(), now).unwrap();
-    let errors = follower.import(pieces.clone(), now).unwrap();
+    let errors = follower.import(records.clone(), now).unwrap();
     assert_eq!(
         errors,
         [
@@ -149,7 +149,7 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
             "web: the peer's ring is not what its backends and this node's seed make of it",
         ]
     );
-    assert_eq!(follower.import(pieces, now).unwrap(), Vec::<String>::new());
+    assert_eq!(follower.import(records, now).unwrap(), Vec::<String>::new());
     assert_eq!(follower.data_plane().dump(), before);
     pair.take_over();
     pair.send(5).unwrap();

@@ -12,7 +12,7 @@ use lb_model::{
     desired::Admin,
     seen::{Condition, Seen, Target},
 };
-use lb_sync::Piece;
+use lb_sync::Record;
 use proptest::prelude::*;
 
 use super::world::{ACK, BACKENDS, IDLE, Node, START, SYN, desired, frame, web};
@@ -117,14 +117,14 @@ impl Sharing {
         self.joined = self.now;
     }
 
-    fn learn(&mut self, from: usize, pieces: &[Piece]) {
-        for piece in pieces {
-            if let Piece::Ring { members, .. } = piece {
+    fn learn(&mut self, from: usize, records: &[Record]) {
+        for record in records {
+            if let Record::Ring { members, .. } = record {
                 self.members.insert(from, members.clone());
             }
         }
         for to in self.running().into_iter().filter(|to| *to != from) {
-            self.nodes[to].engine.import(pieces.to_vec(), at(self.now)).unwrap();
+            self.nodes[to].engine.import(records.to_vec(), at(self.now)).unwrap();
         }
     }
 

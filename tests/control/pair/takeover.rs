@@ -6,10 +6,10 @@ use lb_model::{desired::Protocol, flow::FlowRef};
 
 use super::*;
 
-/// The flows of the pins in some pieces.
-fn pinned(pieces: &[Piece]) -> Vec<Flow> {
-    let pins = pieces.iter().map(|piece| match piece {
-        Piece::Pins { pins, .. } => pins.as_slice(),
+/// The flows of the pins in some records.
+fn pinned(records: &[Record]) -> Vec<Flow> {
+    let pins = records.iter().map(|record| match record {
+        Record::Pins { pins, .. } => pins.as_slice(),
         _ => &[],
     });
     pins.flatten().map(|pin| pin.flow).collect()
@@ -35,10 +35,10 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     // Nothing else of it counts any more.
     let (service, before) = (web(), pair.nodes[1].engine.data_plane().dump());
     let members = vec![(ip(BACKENDS[1]), 1)];
-    late.push(Piece::Ring { service, slots: 251, members, digest: 1 });
-    late.push(Piece::ring_is_whole(service));
-    late.push(Piece::Bases { service, bases: Vec::new() });
-    late.push(Piece::Ended { service, flows: flows[1..].to_vec() });
+    late.push(Record::Ring { service, slots: 251, members, digest: 1 });
+    late.push(Record::ring_is_whole(service));
+    late.push(Record::Bases { service, bases: Vec::new() });
+    late.push(Record::Ended { service, flows: flows[1..].to_vec() });
     let new_active = &mut pair.nodes[1].engine;
     assert_eq!(new_active.import(late.clone(), now).unwrap(), Vec::<String>::new());
     assert_eq!(new_active.data_plane().dump(), before);
@@ -230,9 +230,9 @@ fn in_flux(node: &Node) -> (usize, usize) {
 
 /// The base owners that were exported, and that the follower has not imported.
 fn queued_bases(pair: &Pair) -> Vec<Option<IpAddr>> {
-    let pieces = pair.queue.iter().flat_map(|(_, _, pieces)| pieces);
-    let bases = pieces.map(|piece| match piece {
-        Piece::Bases { bases, .. } => bases.as_slice(),
+    let records = pair.queue.iter().flat_map(|(_, _, records)| records);
+    let bases = records.map(|record| match record {
+        Record::Bases { bases, .. } => bases.as_slice(),
         _ => &[],
     });
     bases.flatten().map(|base| base.backend).collect()

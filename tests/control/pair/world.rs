@@ -17,7 +17,7 @@ use lb_model::{
     settings::Limits,
     time::Now,
 };
-use lb_sync::Piece;
+use lb_sync::Record;
 use proptest::prelude::*;
 
 use crate::{at, edit, ip, one_service, service, set, settings};
@@ -121,13 +121,13 @@ pub struct Pair {
     /// The follower has all exported records, but for those that are sent again.
     pub synced: bool,
     /// Of a history that is sent again: the records that have not arrived yet.
-    pub rest: Vec<Piece>,
+    pub rest: Vec<Record>,
     /// The Active's daemon stands still.
     pub stopped: bool,
     /// The follower's daemon stands still: exported records wait for it.
     pub late: bool,
     /// Records that it has not imported yet: their number, and when they were exported.
-    pub queue: Vec<(u64, u32, Vec<Piece>)>,
+    pub queue: Vec<(u64, u32, Vec<Record>)>,
     /// Until when pins may be made.
     pub leased: u32,
 }
@@ -236,16 +236,16 @@ impl Pair {
         self.active().engine.lease_pins(Some(until));
     }
 
-    pub fn export(&mut self) -> Vec<Piece> {
+    pub fn export(&mut self) -> Vec<Record> {
         let now = self.at();
         let records = self.active().engine.export_changes(now).unwrap();
         self.lease();
         records
     }
 
-    pub fn learn(&mut self, pieces: Vec<Piece>) {
+    pub fn learn(&mut self, records: Vec<Record>) {
         let now = self.at();
-        assert_eq!(self.follower().engine.import(pieces, now).unwrap(), Vec::<String>::new());
+        assert_eq!(self.follower().engine.import(records, now).unwrap(), Vec::<String>::new());
     }
 
     pub fn sync(&mut self) {
@@ -253,11 +253,11 @@ impl Pair {
         for _ in 0..2 {
             let records = self.export();
             if self.synced {
-                // As it comes over the wire: in order, piece by piece, cut into small ones.
+                // As it comes over the wire: in order, record by record, cut into small ones.
                 let rest = std::mem::take(&mut self.rest);
-                let pieces = rest.into_iter().chain(records.into_iter().flat_map(cut)).collect();
+                let records = rest.into_iter().chain(records.into_iter().flat_map(cut)).collect();
                 let number = self.active().engine.export_number();
-                self.queue.push((number, self.now, pieces));
+                self.queue.push((number, self.now, records));
                 self.clients.values_mut().for_each(|client| client.known = true);
             }
             if !self.late {
@@ -268,14 +268,14 @@ impl Pair {
 
     /// The follower imports the exported records.
     pub fn take(&mut self) {
-        for (_, _, pieces) in std::mem::take(&mut self.queue) {
-            pieces.into_iter().for_each(|piece| self.learn(vec![piece]));
+        for (_, _, records) in std::mem::take(&mut self.queue) {
+            records.into_iter().for_each(|record| self.learn(vec![record]));
         }
         let number = self.active().engine.export_number();
         self.active().engine.set_acknowledged(number);
     }
 
-    /// Exports all, of which so many pieces arrive.
+    /// Exports all, of which so many records arrive.
     pub fn resync(&mut self, arrive: usize) {
         self.take();
         let now = self.at();
@@ -412,7 +412,7 @@ impl Pair {
                 self.export();
                 self.resync(usize::MAX);
             }
-            Event::HalfResync(pieces) => self.resync(pieces),
+            Event::HalfResync(records) => self.resync(records),
             Event::HandOver if self.synced => {
                 self.active().engine.hold_pins(&[web()].into()).unwrap();
                 self.sync();
@@ -452,16 +452,16 @@ impl Pair {
     }
 }
 
-/// A piece in parts, as packets have room for.
-pub fn cut(piece: Piece) -> Vec<Piece> {
-    match piece {
-        Piece::Bases { service, bases } => {
+/// A record in parts, as packets have room for.
+pub fn cut(record: Record) -> Vec<Record> {
+    match record {
+        Record::Bases { service, bases } => {
             let parts = bases.chunks(20).map(<[_]>::to_vec);
-            parts.map(|bases| Piece::Bases { service, bases }).collect()
+            parts.map(|bases| Record::Bases { service, bases }).collect()
         }
-        Piece::Pins { service, pins } => {
+        Record::Pins { service, pins } => {
             let parts = pins.chunks(5).map(<[_]>::to_vec);
-            parts.map(|pins| Piece::Pins { service, pins }).collect()
+            parts.map(|pins| Record::Pins { service, pins }).collect()
         }
         other => vec![other],
     }

@@ -5,7 +5,7 @@
 //! encrypted by a shared key: all of it when one joins, then what changes, within 10 ms. Nodes also
 //! send each other the state of their virtual routers.
 //!
-//! [`piece`] is the unit of that, in terms that do not depend on a node's own ids. The daemon gives and
+//! [`record`] is the unit of that, in terms that do not depend on a node's own ids. The daemon gives and
 //! takes it by [`Peers`] and [`Report`]. [`session`] decides what is sent when, as a pure function of
 //! (event, now); [`wire`] makes messages bytes and [`seal`] encrypts them; [`thread`] has the sockets
 //! and is what the daemon starts.
@@ -14,7 +14,7 @@
 //! daemon.
 
 pub mod id;
-pub mod piece;
+pub mod record;
 pub mod seal;
 pub mod session;
 pub mod thread;
@@ -35,7 +35,7 @@ use lb_model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::{piece::Piece, thread::Link};
+pub use self::{record::Record, thread::Link};
 
 /// Bytes of the shared key.
 pub const KEY_BYTES: usize = 32;
@@ -127,7 +127,7 @@ pub struct RouterFacts {
     pub addresses: u64,
 }
 
-/// How far a peer's history is, in [`Report::Pieces`].
+/// How far a peer's history is, in [`Report::Records`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mark(u64);
 
@@ -146,10 +146,10 @@ pub enum Report {
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
-    /// Pieces of a peer's history, in the order in which they were published, perhaps none. When they
+    /// Records of a peer's history, in the order in which they were published, perhaps none. When they
     /// are taken, the mark is for [`Peers::took`].
-    Pieces(PeerId, Vec<Piece>, Mark),
-    /// Everything that the peer had published until now was reported in [`Self::Pieces`]; or something has
+    Records(PeerId, Vec<Record>, Mark),
+    /// Everything that the peer had published until now was reported in [`Self::Records`]; or something has
     /// been missing for 30 ms, or all is about to be sent anew. False after [`Self::Joined`], unreported.
     Complete(PeerId, bool),
     /// A peer asks this node to become Active for these routers, and has sent everything before.
@@ -167,16 +167,16 @@ pub trait Peers: Send {
     fn tell(&self, facts: Facts);
     /// What has changed of this node's history, to all peers that have all that was before. The number
     /// does not fall; see [`Self::taken`].
-    fn publish(&self, number: u64, pieces: Vec<Piece>);
+    fn publish(&self, number: u64, records: Vec<Record>);
     /// The highest number of which, and of all before, every peer that gets updates has reported that its
     /// daemon has taken them; those of peers that don't are not waited for.
     fn taken(&self) -> u64;
     /// The history of a peer up to this mark was taken.
     fn took(&self, peer: PeerId, mark: Mark);
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
-    /// was published before. The pins of a piece may arrive in another order; no flow is in it twice.
-    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>);
-    /// Asks a peer for all of its history again, as one does that has none: pieces of it were not
+    /// was published before. The pins of a record may arrive in another order; no flow is in it twice.
+    fn send_all(&self, peer: PeerId, records: Vec<Record>);
+    /// Asks a peer for all of its history again, as one does that has none: records of it were not
     /// taken, since it was not known yet that they count.
     fn want_all(&self, peer: PeerId);
     /// Whether this node lacks flows of a peer although all of them have arrived: some could not be taken.

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 /// Frames that are taken at a look.
 const BATCH: usize = 4_096;
-/// Pieces that wait for a reader that is slow.
+/// Records that wait for a reader that is slow.
 const PIECES: usize = 16;
 
 #[derive(Clone)]
@@ -77,12 +77,12 @@ async fn begin(State(state): State<CaptureRoute>, bytes: Bytes) -> Result<Respon
     });
     let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
     let (writer, first) = Writer::begin(&spec, book, time::monotonic(), SystemTime::now());
-    let (to, pieces) = mpsc::channel(PIECES);
+    let (to, records) = mpsc::channel(PIECES);
     let until = Instant::now() + Duration::from_millis(spec.millis);
     tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));
-    let body = stream::unfold(pieces, |mut pieces| async move {
-        let piece = pieces.recv().await?;
-        Some((Ok::<_, Infallible>(piece), pieces))
+    let body = stream::unfold(records, |mut records| async move {
+        let record = records.recv().await?;
+        Some((Ok::<_, Infallible>(record), records))
     });
     let kind = [(header::CONTENT_TYPE, "application/x-pcapng")];
     Ok((kind, Body::from_stream(body)).into_response())

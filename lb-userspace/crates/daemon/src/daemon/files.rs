@@ -1,7 +1,7 @@
 //! What is read from the configuration's file and those that it names, and what is written to it: on a thread of its
 //! own, since a disk may take any time over it.
 //!
-//! One piece of work is done after the other, in the order in which they were asked for. What comes of each goes on
+//! One record of work is done after the other, in the order in which they were asked for. What comes of each goes on
 //! in the daemon's task.
 
 use std::{
@@ -103,7 +103,7 @@ impl<D: DataPlane> Daemon<D> {
         self.files.go_on();
     }
 
-    /// Goes on with what has come of a piece of work.
+    /// Goes on with what has come of a record of work.
     pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
         self.writing.begin_turn();

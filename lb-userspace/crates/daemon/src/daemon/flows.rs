@@ -9,7 +9,7 @@ use lb_api::event::{Kind, News};
 use lb_control::engine::LATE;
 use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
-use lb_sync::{Mark, PeerId, Piece};
+use lb_sync::{Mark, PeerId, Record};
 
 use super::{Daemon, FLUSH_INTERVAL, peers::Group};
 
@@ -26,10 +26,10 @@ impl<D: DataPlane> Daemon<D> {
         self.flush();
         let now = self.now();
         match self.engine.export_all(now) {
-            Ok(mut pieces) => {
+            Ok(mut records) => {
                 if let Some(group) = &self.group {
-                    pieces.extend(group.retained_of(self.roles.flow_sources()));
-                    group.rim.send_all(id, pieces);
+                    records.extend(group.retained_of(self.roles.flow_sources()));
+                    group.rim.send_all(id, records);
                 }
             }
             Err(error) => {
@@ -57,34 +57,34 @@ impl<D: DataPlane> Daemon<D> {
             return;
         }
         let now = self.now();
-        let mut pieces = match self.engine.export_all(now) {
-            Ok(pieces) => pieces,
+        let mut records = match self.engine.export_all(now) {
+            Ok(records) => records,
             Err(error) => return self.report_failed_export(&error),
         };
-        pieces.retain(|piece| {
-            matches!(piece, Piece::Pins { .. }) && services.contains(&piece.service())
+        records.retain(|record| {
+            matches!(record, Record::Pins { .. }) && services.contains(&record.service())
         });
         let Some(group) = &mut self.group else { return };
         if is_apart {
-            group.retained = Some((Instant::now(), pieces.clone()));
+            group.retained = Some((Instant::now(), records.clone()));
         }
-        pieces.retain(|piece| both.contains(&piece.service()));
-        if !pieces.is_empty() {
-            group.publish(pieces);
+        records.retain(|record| both.contains(&record.service()));
+        if !records.is_empty() {
+            group.publish(records);
         }
     }
 
     /// Learns what a peer tells, as far as it counts.
-    pub(super) fn learn(&mut self, id: PeerId, pieces: Vec<Piece>, mark: Mark) {
-        self.import_pieces(id, pieces);
+    pub(super) fn learn(&mut self, id: PeerId, records: Vec<Record>, mark: Mark) {
+        self.import_pieces(id, records);
         if let Some(group) = &self.group {
             group.rim.took(id, mark);
         }
     }
 
-    fn import_pieces(&mut self, id: PeerId, pieces: Vec<Piece>) {
+    fn import_pieces(&mut self, id: PeerId, records: Vec<Record>) {
         let Some(group) = &mut self.group else { return };
-        let taken = group.accepted(id, pieces, self.roles.flow_sources());
+        let taken = group.accepted(id, records, self.roles.flow_sources());
         if taken.is_empty() {
             return;
         }
@@ -144,10 +144,10 @@ impl<D: DataPlane> Daemon<D> {
         let Some(group) = &mut self.group else { return };
         self.engine.set_acknowledged(group.unacked.taken(group.rim.taken(), now.mono));
         match self.engine.export_changes(now) {
-            Ok(pieces) if pieces.is_empty() => {}
-            Ok(pieces) => {
+            Ok(records) if records.is_empty() => {}
+            Ok(records) => {
                 group.unacked.told(self.engine.export_number(), now.mono);
-                group.publish(pieces);
+                group.publish(records);
             }
             Err(error) => return self.report_failed_export(&error),
         }

@@ -103,7 +103,7 @@ impl<D: DataPlane> Daemon<D> {
                 let services = group.begins(id, self.roles.flow_sources());
                 self.engine.begin_import(&services);
             }
-            Report::Pieces(id, pieces, mark) => self.learn(id, pieces, mark),
+            Report::Records(id, records, mark) => self.learn(id, records, mark),
             Report::Complete(id, complete) => {
                 let news = group.set_complete(id, complete);
                 self.record(news);

@@ -38,7 +38,7 @@ const HEAD: Duration = Duration::from_secs(20);
 const UNREAD: [u64; 2] = [16 << 20, 64 << 20];
 /// Answers up to this size always have room.
 const SMALL: u64 = 64 << 10;
-/// An answer is handed on in pieces of this size, so that it is over when nearly all of it has left.
+/// An answer is handed on in records of this size, so that it is over when nearly all of it has left.
 const PIECE: usize = 64 << 10;
 /// Wrong credentials are logged at most this often.
 const LOGGED: Duration = Duration::from_secs(10);
@@ -344,9 +344,9 @@ mod tests {
         let mut received = Vec::new();
         while !body.is_end_stream() {
             let frame = body.frame().await.expect("there is more").expect("it is in memory");
-            let piece = frame.into_data().expect("bytes");
-            assert!(piece.len() <= PIECE);
-            received.extend(piece);
+            let record = frame.into_data().expect("bytes");
+            assert!(record.len() <= PIECE);
+            received.extend(record);
             assert_eq!(body.size_hint().exact(), Some((whole.len() - received.len()) as u64));
             assert!(limiter.enter(address(2), 1, now).is_none(), "it is being answered");
         }

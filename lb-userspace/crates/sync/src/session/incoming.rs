@@ -9,7 +9,7 @@ use lb_api::peers::PeerCounters;
 
 use super::Action;
 use crate::{
-    Mark, PeerId, Piece, Report,
+    Mark, PeerId, Record, Report,
     wire::{
         Message, RANGES, Range,
         bytes::Read,
@@ -57,7 +57,7 @@ pub(super) struct Incoming {
     /// The first one that the daemon has not taken; 0: it lacks what was before as well.
     taken: u64,
     held: BTreeMap<u64, Vec<u8>>,
-    pieces: Assembler,
+    records: Assembler,
     /// The last transfer that was begun.
     transfer: u32,
     /// The first packet of it that is missing.
@@ -87,7 +87,7 @@ impl Incoming {
             next: 0,
             taken: 0,
             held: BTreeMap::new(),
-            pieces: Assembler::default(),
+            records: Assembler::default(),
             transfer: 0,
             next_of_all: 0,
             held_of_all: BTreeMap::new(),
@@ -192,7 +192,7 @@ impl Incoming {
             return Ok(());
         }
         while let Some(parts) = self.held.remove(&self.next) {
-            report_parts(self.peer, &mut self.pieces, &parts, counters, out)?;
+            report_parts(self.peer, &mut self.records, &parts, counters, out)?;
             self.next += 1;
             mark(self.peer, self.next, out);
         }
@@ -265,7 +265,7 @@ impl Incoming {
         self.taken = 0;
         self.head = self.head.max(since);
         self.held = self.held.split_off(&self.next);
-        self.pieces = Assembler::default();
+        self.records = Assembler::default();
         self.repair_at = None;
         self.set_complete(false, out);
         out.push(Action::Report(Report::Begins(self.peer)));
@@ -377,13 +377,13 @@ fn report_parts(
     counters: &mut PeerCounters,
     out: &mut Vec<Action>,
 ) -> Read<()> {
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut records: Vec<Record> = Vec::new();
     let parts = unpack(parts)?;
     counters.pieces_received += parts.len() as u64;
-    let result = assembler.take(parts, &mut pieces);
-    if !pieces.is_empty() {
+    let result = assembler.take(parts, &mut records);
+    if !records.is_empty() {
         let (reported, _) = pieces_of(peer, out);
-        reported.append(&mut pieces);
+        reported.append(&mut records);
     }
     result
 }
@@ -393,15 +393,15 @@ fn mark(peer: PeerId, next: u64, out: &mut Vec<Action>) {
     *pieces_of(peer, out).1 = Mark(next);
 }
 
-/// The report of pieces that comes next.
-fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Piece>, &mut Mark) {
+/// The report of records that comes next.
+fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Record>, &mut Mark) {
     let goes_on =
-        matches!(out.last(), Some(Action::Report(Report::Pieces(last, ..))) if *last == peer);
+        matches!(out.last(), Some(Action::Report(Report::Records(last, ..))) if *last == peer);
     if !goes_on {
-        out.push(Action::Report(Report::Pieces(peer, Vec::new(), Mark::default())));
+        out.push(Action::Report(Report::Records(peer, Vec::new(), Mark::default())));
     }
     match out.last_mut() {
-        Some(Action::Report(Report::Pieces(_, reported, mark))) => (reported, mark),
+        Some(Action::Report(Report::Records(_, reported, mark))) => (reported, mark),
         _ => unreachable!("it was pushed above"),
     }
 }

@@ -40,7 +40,7 @@ use lb_model::router::RouterKey;
 
 use self::{facts::SentFacts, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
-    Config, Facts, Key, Mark, PeerId, Piece, Report,
+    Config, Facts, Key, Mark, PeerId, Record, Report,
     id::SessionId,
     seal::Sealer,
     wire::{self, Message, parts::Packer},
@@ -61,11 +61,11 @@ pub enum Event<'a> {
     /// See [`Peers::tell`](super::Peers::tell).
     Tell(Facts),
     /// See [`Peers::publish`](super::Peers::publish).
-    Publish(u64, Vec<Piece>),
+    Publish(u64, Vec<Record>),
     /// See [`Peers::took`](super::Peers::took).
     Took(PeerId, Mark),
     /// See [`Peers::send_all`](super::Peers::send_all).
-    SendAll(PeerId, Vec<Piece>),
+    SendAll(PeerId, Vec<Record>),
     /// [`Peers::want_all`](super::Peers::want_all).
     WantAll(PeerId),
     /// [`Peers::lack`](super::Peers::lack).
@@ -192,13 +192,13 @@ impl Session {
             Event::Tell(facts) => {
                 self.common.sent_facts.set(&facts);
             }
-            Event::Publish(number, pieces) => self.publish(number, pieces, now),
+            Event::Publish(number, records) => self.publish(number, records, now),
             Event::Took(peer, mark) => {
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
                     peer.took(mark.0, now);
                 }
             }
-            Event::SendAll(peer, pieces) => self.send_all(peer, pieces),
+            Event::SendAll(peer, records) => self.send_all(peer, records),
             Event::WantAll(peer) => {
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
                     peer.want_all(now, out);
@@ -267,14 +267,14 @@ impl Session {
         self.taken
     }
 
-    fn publish(&mut self, number: u64, pieces: Vec<Piece>, now: Instant) {
+    fn publish(&mut self, number: u64, records: Vec<Record>, now: Instant) {
         // A peer that joins later gets all of the history, which includes these.
         if !self.peers.iter().any(Peer::is_connected) {
             self.untaken.clear();
             self.taken = number;
             return;
         }
-        let mut packer = Packer::new(pieces, wire::PARTS);
+        let mut packer = Packer::new(records, wire::PARTS);
         while !packer.is_empty() {
             self.common.log.push(packer.next_packet());
         }
@@ -299,10 +299,10 @@ impl Session {
         (self.common.log.len(), self.peers.iter().map(Peer::kept).collect())
     }
 
-    fn send_all(&mut self, peer: PeerId, pieces: Vec<Piece>) {
+    fn send_all(&mut self, peer: PeerId, records: Vec<Record>) {
         if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
             self.transfers += 1;
-            peer.send_all(self.transfers, pieces, self.common.log.head);
+            peer.send_all(self.transfers, records, self.common.log.head);
         }
     }
 

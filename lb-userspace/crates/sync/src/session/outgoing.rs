@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Piece,
+    Record,
     wire::{
         self, Message, Range,
         parts::{Packed, Packer},
@@ -142,8 +142,8 @@ impl Outgoing {
     }
 
     /// Begins to send all of the history as it is after the update with number `since`.
-    pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
-        self.standing = Standing::Transferring(Box::new(Transfer::new(id, pieces, since)));
+    pub(super) fn send_all(&mut self, id: u32, records: Vec<Record>, since: u64) {
+        self.standing = Standing::Transferring(Box::new(Transfer::new(id, records, since)));
         self.since = since;
         self.cursor = since + 1;
         self.repairs.clear();
@@ -324,11 +324,11 @@ struct Sent {
 }
 
 impl Transfer {
-    fn new(id: u32, pieces: Vec<Piece>, since: u64) -> Self {
+    fn new(id: u32, records: Vec<Record>, since: u64) -> Self {
         Self {
             id,
             since,
-            packer: Packer::reordering(pieces, wire::PARTS),
+            packer: Packer::reordering(records, wire::PARTS),
             window: VecDeque::new(),
             base: 0,
             ended: false,

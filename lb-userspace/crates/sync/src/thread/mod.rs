@@ -29,7 +29,7 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Config, Facts, Mark, PeerId, Peers, Piece, Report,
+    Config, Facts, Mark, PeerId, Peers, Record, Report,
     id::SessionId,
     session::{Action, Event, Session, Target},
     wire,
@@ -119,9 +119,9 @@ impl Peers for Link {
         self.order(Event::Tell(facts));
     }
 
-    fn publish(&self, number: u64, pieces: Vec<Piece>) {
-        if !pieces.is_empty() {
-            self.order(Event::Publish(number, pieces));
+    fn publish(&self, number: u64, records: Vec<Record>) {
+        if !records.is_empty() {
+            self.order(Event::Publish(number, records));
         }
     }
 
@@ -133,8 +133,8 @@ impl Peers for Link {
         self.order(Event::Took(peer, mark));
     }
 
-    fn send_all(&self, peer: PeerId, pieces: Vec<Piece>) {
-        self.order(Event::SendAll(peer, pieces));
+    fn send_all(&self, peer: PeerId, records: Vec<Record>) {
+        self.order(Event::SendAll(peer, records));
     }
 
     fn want_all(&self, peer: PeerId) {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::{
     Key,
-    piece::{Flow, Pin},
+    record::{Flow, Pin},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,8 +95,8 @@ fn pin(number: u32) -> Pin {
     }
 }
 
-fn pins(numbers: std::ops::Range<u32>) -> Piece {
-    Piece::Pins { service: service(), pins: numbers.map(pin).collect() }
+fn pins(numbers: std::ops::Range<u32>) -> Record {
+    Record::Pins { service: service(), pins: numbers.map(pin).collect() }
 }
 
 /// The CPU time of this process.
@@ -108,11 +108,11 @@ fn cpu() -> Duration {
 const PEER: PeerId = PeerId(0);
 
 /// Two nodes that have joined and are complete, with this history of the first.
-fn joined([one, other]: [SocketAddr; 2], history: Vec<Piece>) -> (Node, Node) {
+fn joined([one, other]: [SocketAddr; 2], history: Vec<Record>) -> (Node, Node) {
     joined_as([config(one, other), config(other, one)], history)
 }
 
-fn joined_as(configs: [Config; 2], history: Vec<Piece>) -> (Node, Node) {
+fn joined_as(configs: [Config; 2], history: Vec<Record>) -> (Node, Node) {
     let [mut active, mut backup] = configs.map(Node::start);
     for node in [&active, &backup] {
         node.link.tell(Facts::default());
@@ -126,23 +126,23 @@ fn joined_as(configs: [Config; 2], history: Vec<Piece>) -> (Node, Node) {
     (active, backup)
 }
 
-/// All pieces that were reported.
-fn reported(node: &Node) -> Vec<Piece> {
+/// All records that were reported.
+fn reported(node: &Node) -> Vec<Record> {
     let mut all = Vec::new();
     for report in &node.seen {
-        if let Report::Pieces(_, pieces, _) = report {
-            all.extend(pieces.iter().cloned());
+        if let Report::Records(_, records, _) = report {
+            all.extend(records.iter().cloned());
         }
     }
     all
 }
 
-fn pins_of(pieces: &[Piece]) -> Vec<Pin> {
-    let of = |piece: &Piece| match piece {
-        Piece::Pins { pins, .. } => pins.clone(),
+fn pins_of(records: &[Record]) -> Vec<Pin> {
+    let of = |record: &Record| match record {
+        Record::Pins { pins, .. } => pins.clone(),
         _ => Vec::new(),
     };
-    pieces.iter().flat_map(of).collect()
+    records.iter().flat_map(of).collect()
 }
 
 #[test]
@@ -214,12 +214,12 @@ fn what_is_published_arrives_almost_as_soon_as_a_datagram() {
         while !arrived {
             let report = async { tokio::time::timeout(PATIENCE, backup.reports.recv()).await };
             let report = runtime.block_on(report).expect("it comes").expect("the link runs");
-            arrived = matches!(report, Report::Pieces(..));
+            arrived = matches!(report, Report::Records(..));
             backup.seen.push(report);
         }
         least = least.min(start.elapsed());
     }
-    println!("publish to pieces {least:?}, a datagram and its answer {floor:?}");
+    println!("publish to records {least:?}, a datagram and its answer {floor:?}");
     assert!(least < 8 * floor, "{least:?}, where a datagram and its answer take {floor:?}");
     assert_eq!(pins_of(&reported(&backup)), (0..TIMES).map(pin).collect::<Vec<_>>());
 }

@@ -56,7 +56,7 @@ pub const DATAGRAM: usize = 1200;
 /// Most bytes of a message.
 pub const BODY: usize = DATAGRAM - size_of::<Header>() - TAG_BYTES;
 
-/// Most bytes of parts of pieces in a message: what remains beside its other fields.
+/// Most bytes of parts of records in a message: what remains beside its other fields.
 pub const PARTS: usize = BODY - 24;
 
 /// Most bytes of a fragment in [`Message::Facts`].
@@ -464,8 +464,8 @@ fn ranges(reader: &mut Reader<'_>) -> Read<Vec<Range>> {
 pub fn decode(kind: u8, body: &[u8]) -> Read<()> {
     match Message::decode(kind, body)? {
         Message::News { parts, .. } | Message::All { parts, .. } => {
-            let mut pieces = Vec::new();
-            parts::Assembler::default().take(parts::unpack(parts)?, &mut pieces)
+            let mut records = Vec::new();
+            parts::Assembler::default().take(parts::unpack(parts)?, &mut records)
         }
         Message::Facts { half, bytes, .. } => {
             facts::decode(half, bytes, &mut super::Facts::default())

@@ -17,8 +17,8 @@ use lb_model::{
     time::Now,
 };
 use lb_sync::{
-    Piece,
-    piece::{Base, Flow, Pin},
+    Record,
+    record::{Base, Flow, Pin},
 };
 use tracing::trace;
 
@@ -78,14 +78,14 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// A map can't be written. All that could be taken was; the next reconciliation writes the rings,
     /// and [`Self::take_rejected`] has the services that lack other records.
-    pub fn import(&mut self, pieces: Vec<Piece>, now: Now) -> Result<Vec<String>> {
-        trace!("import {pieces:?}");
+    pub fn import(&mut self, records: Vec<Record>, now: Now) -> Result<Vec<String>> {
+        trace!("import {records:?}");
         let mut report = ImportReport::default();
         let mut ids = BTreeMap::new();
-        for piece in pieces {
-            let key = piece.service();
+        for record in records {
+            let key = record.service();
             let is_own = self.history.role(&key) == Role::Own;
-            if is_own && !matches!(piece, Piece::Pins { .. }) {
+            if is_own && !matches!(record, Record::Pins { .. }) {
                 continue;
             }
             let service = self.applied.services.get(&key).copied();
@@ -99,21 +99,21 @@ impl<D: DataPlane> Engine<D> {
             let ids = Arc::clone(
                 ids.entry(service.id).or_insert_with(|| Arc::new(self.backend_ids(service.id))),
             );
-            match piece {
+            match record {
                 // A service that is shared has the members by `Sharers`.
-                Piece::Ring { slots: 0, .. } => {}
-                Piece::Ring { slots, members, digest, .. } => {
+                Record::Ring { slots: 0, .. } => {}
+                Record::Ring { slots, members, digest, .. } => {
                     self.import_ring(key, PeerRing::new(slots, members, digest), &ids, &mut report);
                 }
-                Piece::Bases { bases, .. } => {
+                Record::Bases { bases, .. } => {
                     self.history.sharing.receive(&key, &bases, service.slots, now.mono_secs());
                     self.import_bases(key, &bases, &ids, &mut report);
                 }
-                Piece::Pins { pins, .. } => {
+                Record::Pins { pins, .. } => {
                     let done = self.import_pins(key, &service, &pins, &ids, now, &mut report);
                     report.miss(key, done);
                 }
-                Piece::Ended { flows, .. } => {
+                Record::Ended { flows, .. } => {
                     self.import_ends(key, &service, &flows, now, &mut report);
                 }
             }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::abi::Owners;
 use lb_model::maglev::{self, Member};
-use lb_sync::piece::{Base, digest};
+use lb_sync::record::{Base, digest};
 
 /// A peer's ring: slots, members and base owners.
 #[derive(Clone, Debug, Default, PartialEq)]

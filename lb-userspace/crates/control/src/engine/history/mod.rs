@@ -66,7 +66,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
 use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
-use lb_sync::{Piece, piece::Flow};
+use lb_sync::{Record, record::Flow};
 use tracing::debug;
 
 pub(super) use self::{learn::Followed, tell::off_ring};
@@ -261,22 +261,22 @@ impl<D: DataPlane> Engine<D> {
     /// Keeps this node's ring as if a peer had exported it: changes in the health of backends from then on,
     /// seen perhaps without a link, end none of its flows.
     fn follow_own_ring(&mut self, key: ServiceKey, now: Now) -> Result<()> {
-        let mut pieces = Vec::new();
-        self.export_ring(&key, &RingDelta::Whole, now, &mut pieces)?;
+        let mut records = Vec::new();
+        self.export_ring(&key, &RingDelta::Whole, now, &mut records)?;
         let mut ring = None;
-        for piece in pieces {
-            match piece {
-                Piece::Ring { slots, members, digest, .. } => {
+        for record in records {
+            match record {
+                Record::Ring { slots, members, digest, .. } => {
                     ring = PeerRing::new(slots, members, digest);
                 }
-                Piece::Bases { bases, .. } => {
+                Record::Bases { bases, .. } => {
                     if let Some(ring) = &mut ring {
                         bases.iter().for_each(|base| {
                             ring.set_base(base);
                         });
                     }
                 }
-                Piece::Pins { .. } | Piece::Ended { .. } => {}
+                Record::Pins { .. } | Record::Ended { .. } => {}
             }
         }
         let mirror = Mirror { ring, ..Mirror::default() };

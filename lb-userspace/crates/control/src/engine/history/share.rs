@@ -4,10 +4,10 @@
 //! changes, and a packet that is not pinned then goes to that node's owner of the slot. So the nodes must
 //! agree about each slot's base owner for as long as a flow of it lives on any of them:
 //!
-//! - Each node exports its slots in flux that have received packets without a pin ([`Piece::Bases`]), a
+//! - Each node exports its slots in flux that have received packets without a pin ([`Record::Bases`]), a
 //!   slot once in [`period`]. A slot is quiet when none has come here for the idle timeout, and no node
 //!   has reported any for that and [`grace`].
-//! - Each node exports the members that get new flows there ([`Piece::members`]). While a slot's new flows go
+//! - Each node exports the members that get new flows there ([`Record::members`]). While a slot's new flows go
 //!   elsewhere on another node it stays in flux: there it may be in none, and its flows are pinned nowhere.
 //! - Nodes see a slot quiet at different moments, [`grace`] apart at most. So it first becomes its own base
 //!   owner, for twice as long: new flows are pinned still, and exported, and a flow without a pin goes where it
@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 
 use lb_datapath::Change;
 use lb_model::ring;
-use lb_sync::piece::Base;
+use lb_sync::record::Base;
 
 use super::{
     flux::{Flux, Wait},

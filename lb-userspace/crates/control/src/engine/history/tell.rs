@@ -12,8 +12,8 @@ use lb_model::{
     time::Now,
 };
 use lb_sync::{
-    Piece,
-    piece::{Base, Pin, digest},
+    Record,
+    record::{Base, Pin, digest},
 };
 
 use super::{RingDelta, Role, Settling, to_flow};
@@ -34,7 +34,7 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// A map can't be read; the next call exports the changes.
-    pub fn export_changes(&mut self, now: Now) -> Result<Vec<Piece>> {
+    pub fn export_changes(&mut self, now: Now) -> Result<Vec<Record>> {
         self.record_changes(now);
         let Self { data_plane, history, .. } = self;
         let pending = &mut history.pending;
@@ -54,20 +54,20 @@ impl<D: DataPlane> Engine<D> {
             return Ok(Vec::new());
         }
         let keys = self.exported_services();
-        let mut pieces = Vec::new();
+        let mut records = Vec::new();
         let mut exported_rings = Vec::new();
         for (key, delta) in &self.history.pending.rings {
             let is_exported = match self.history.role(key) {
                 Role::Own => false,
                 Role::Follows => true,
-                Role::Shared => self.export_members(key, &mut pieces),
+                Role::Shared => self.export_members(key, &mut records),
             };
-            if is_exported || self.export_ring(key, delta, now, &mut pieces)? {
+            if is_exported || self.export_ring(key, delta, now, &mut records)? {
                 exported_rings.push(*key);
             }
         }
         for (key, slots) in self.history.sharing.take_in_use() {
-            self.export_ring(&key, &RingDelta::of(slots), now, &mut pieces)?;
+            self.export_ring(&key, &RingDelta::of(slots), now, &mut records)?;
         }
         let mut pins = Pins::new();
         if let Some(since) = self.history.pending.missed_since {
@@ -81,7 +81,7 @@ impl<D: DataPlane> Engine<D> {
                 pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
             }
         }
-        pieces.extend(pins.into_iter().map(|(service, pins)| Piece::Pins { service, pins }));
+        records.extend(pins.into_iter().map(|(service, pins)| Record::Pins { service, pins }));
 
         let pending = &mut self.history.pending;
         let mut ended = BTreeMap::<_, Vec<_>>::new();
@@ -89,8 +89,8 @@ impl<D: DataPlane> Engine<D> {
             ended.entry(service).or_default().push(flow);
         }
         // A flow that has ended may have begun again, so its end comes first.
-        let ended = ended.into_iter().map(|(service, flows)| Piece::Ended { service, flows });
-        pieces.splice(0..0, ended);
+        let ended = ended.into_iter().map(|(service, flows)| Record::Ended { service, flows });
+        records.splice(0..0, ended);
         pending.noted.clear();
         pending.flows.clear();
         pending.missed_since = None;
@@ -98,7 +98,7 @@ impl<D: DataPlane> Engine<D> {
         for key in exported_rings {
             pending.rings.remove(&key);
         }
-        Ok(pieces)
+        Ok(records)
     }
 
     /// The number of the last export.
@@ -273,7 +273,7 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// A map can't be read.
-    pub fn export_all(&mut self, now: Now) -> Result<Vec<Piece>> {
+    pub fn export_all(&mut self, now: Now) -> Result<Vec<Record>> {
         self.record_changes(now);
         let keys = self.exported_services();
         let mut flows = Pins::new();
@@ -298,15 +298,15 @@ impl<D: DataPlane> Engine<D> {
                 }
             }
         }
-        let mut pieces = Vec::new();
+        let mut records = Vec::new();
         for service in keys.into_values() {
-            self.export_ring(&service, &RingDelta::Whole, now, &mut pieces)?;
+            self.export_ring(&service, &RingDelta::Whole, now, &mut records)?;
             if let Some(pins) = flows.remove(&service) {
-                pieces.push(Piece::Pins { service, pins });
+                records.push(Record::Pins { service, pins });
             }
-            pieces.push(Piece::all_is_told(service));
+            records.push(Record::all_is_told(service));
         }
-        Ok(pieces)
+        Ok(records)
     }
 
     /// Exports a service's ring; false if the ring is not known: a write has failed. Slots that are their
@@ -316,7 +316,7 @@ impl<D: DataPlane> Engine<D> {
         key: &ServiceKey,
         delta: &RingDelta,
         now: Now,
-        pieces: &mut Vec<Piece>,
+        records: &mut Vec<Record>,
     ) -> Result<bool> {
         let Some(service) = self.applied.services.get(key) else { return Ok(true) };
         let Some(ring) = self.applied.rings.get(&service.id) else { return Ok(true) };
@@ -338,7 +338,7 @@ impl<D: DataPlane> Engine<D> {
             let there =
                 changed.into_iter().filter_map(|slot| Some((slot, slots.get(slot as usize)?)));
             let bases: Vec<_> = there.map(base).collect();
-            pieces.push(Piece::Bases { service, bases });
+            records.push(Record::Bases { service, bases });
             return Ok(true);
         }
         let in_flux = (0..).zip(slots.iter()).filter(|(_, slot)| slot.owners().base != 0);
@@ -346,26 +346,26 @@ impl<D: DataPlane> Engine<D> {
         let bases: Vec<_> = bases.collect();
         let no_owner = std::net::IpAddr::from([0; 4]);
         let currents = slots.iter().map(|slot| address(slot.owners().current).unwrap_or(no_owner));
-        pieces.push(Piece::Ring {
+        records.push(Record::Ring {
             service,
             slots: target.slots,
             members: target.members.iter().map(|(m, _)| (m.address, m.weight)).collect(),
             digest: digest(currents),
         });
         if !bases.is_empty() {
-            pieces.push(Piece::Bases { service, bases });
+            records.push(Record::Bases { service, bases });
         }
-        pieces.push(Piece::ring_is_whole(service));
+        records.push(Record::ring_is_whole(service));
         Ok(true)
     }
 
     /// Exports the members of a service's ring; false if they are not known: a write has failed.
-    fn export_members(&self, key: &ServiceKey, pieces: &mut Vec<Piece>) -> bool {
+    fn export_members(&self, key: &ServiceKey, records: &mut Vec<Record>) -> bool {
         let Some(service) = self.applied.services.get(key) else { return true };
         let Some(ring) = self.applied.rings.get(&service.id) else { return true };
         let Some(target) = &ring.target else { return false };
         let members = target.members.iter().map(|(m, _)| (m.address, m.weight)).collect();
-        pieces.push(Piece::members(*key, members));
+        records.push(Record::members(*key, members));
         true
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::abi::FlowKey;
 use lb_model::{desired::ServiceKey, flow::FlowRef};
-use lb_sync::piece::Flow;
+use lb_sync::record::Flow;
 
 /// Ended flows that are kept for the next export; peers get any beyond that by their next full history.
 const MOST_ENDED: usize = 262_144;

@@ -1,7 +1,7 @@
 //! The peers: what this node sends them, and what it knows of them by what they send.
 //!
 //! A node follows the history of the peer that is Active. When it is learnt that a peer is Active
-//! after pieces of its history have come, these were not taken, and all of it is asked for again. So
+//! after records of its history have come, these were not taken, and all of it is asked for again. So
 //! it matters in no way in which order the two arrive.
 
 mod known;
@@ -21,7 +21,7 @@ use lb_model::{
     desired::{Desired, ServiceKey},
     router::{Router, RouterKey, State},
 };
-use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Piece};
+use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Record};
 
 use self::sharers::Attendance;
 use super::{
@@ -56,7 +56,7 @@ pub(super) struct Group {
     /// Peers that are to be told everything, which has not worked yet.
     pub(super) pending_full_sync: BTreeSet<PeerId>,
     /// What was pinned here when services ceased to be this node's own and a peer was not there.
-    pub(super) retained: Option<(Instant, Vec<Piece>)>,
+    pub(super) retained: Option<(Instant, Vec<Record>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
     /// News that are on their way.
@@ -140,8 +140,8 @@ impl Group {
     }
 
     /// Tells all peers.
-    pub(super) fn publish(&self, pieces: Vec<Piece>) {
-        self.rim.publish(self.unacked.last(), pieces);
+    pub(super) fn publish(&self, records: Vec<Record>) {
+        self.rim.publish(self.unacked.last(), records);
     }
 
     /// Whether anybody is there.
@@ -176,15 +176,15 @@ impl Group {
     pub(super) fn retained_of(
         &self,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
-    ) -> Vec<Piece> {
+    ) -> Vec<Record> {
         let fresh = self.retained.as_ref().filter(|(at, _)| at.elapsed() < RETAINED_FOR);
-        let others = |piece: &&Piece| {
+        let others = |record: &&Record| {
             matches!(
-                flow_sources.get(&piece.service()),
+                flow_sources.get(&record.service()),
                 Some(FlowStateSource::Peers(_) | FlowStateSource::Kept)
             )
         };
-        fresh.into_iter().flat_map(|(_, pieces)| pieces).filter(others).cloned().collect()
+        fresh.into_iter().flat_map(|(_, records)| records).filter(others).cloned().collect()
     }
 
     /// Another desired state is in force: its fingerprint is part of this node's facts.
@@ -403,10 +403,10 @@ impl Group {
     pub(super) fn accepted(
         &mut self,
         id: PeerId,
-        pieces: Vec<Piece>,
+        records: Vec<Record>,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
-    ) -> Vec<Piece> {
-        self.take_members(id, &pieces);
+    ) -> Vec<Record> {
+        self.take_members(id, &records);
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
         let counted = counted(flow_sources, id, &peer.mismatch);
         let alike = |key: &ServiceKey| {
@@ -414,15 +414,16 @@ impl Group {
         };
         // A peer that sends pins of a service is Active for it, or was until now: beside this node, or before it. Their
         // flows were there; those that are not pinned here are taken.
-        let late = |piece: &Piece| {
-            matches!(piece, Piece::Pins { .. })
-                && flow_sources.get(&piece.service()) == Some(&FlowStateSource::Own)
-                && alike(&piece.service())
+        let late = |record: &Record| {
+            matches!(record, Record::Pins { .. })
+                && flow_sources.get(&record.service()) == Some(&FlowStateSource::Own)
+                && alike(&record.service())
         };
-        let (taken, left): (Vec<_>, Vec<_>) =
-            pieces.into_iter().partition(|piece| counted.contains(&piece.service()) || late(piece));
-        for piece in left {
-            peer.followed.remove(&piece.service());
+        let (taken, left): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|record| counted.contains(&record.service()) || late(record));
+        for record in left {
+            peer.followed.remove(&record.service());
         }
         taken
     }
@@ -480,7 +481,7 @@ impl Group {
     }
 }
 
-/// The services whose pieces count when this peer tells them.
+/// The services whose records count when this peer tells them.
 pub(super) fn counted(
     flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     peer: PeerId,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use lb_control::engine::Sharers;
-use lb_sync::{PeerId, Piece};
+use lb_sync::{PeerId, Record};
 
 use super::Group;
 
@@ -19,10 +19,10 @@ pub(super) struct Attendance {
 
 impl Group {
     /// A peer tells who gets the new flows of services there.
-    pub(super) fn take_members(&mut self, id: PeerId, pieces: &[Piece]) {
+    pub(super) fn take_members(&mut self, id: PeerId, records: &[Record]) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        for piece in pieces {
-            if let Piece::Ring { service, members, .. } = piece {
+        for record in records {
+            if let Record::Ring { service, members, .. } = record {
                 peer.members.insert(*service, members.clone());
             }
         }

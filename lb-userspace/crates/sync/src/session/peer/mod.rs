@@ -17,7 +17,7 @@ use super::{
     trust::Trust,
 };
 use crate::{
-    PeerId, Piece, Report,
+    PeerId, Record, Report,
     id::SessionId,
     seal::{Opener, Refused},
     wire::{Header, Message, bytes::Malformed},
@@ -343,9 +343,9 @@ impl Peer {
         result
     }
 
-    pub(super) fn send_all(&mut self, id: u32, pieces: Vec<Piece>, since: u64) {
+    pub(super) fn send_all(&mut self, id: u32, records: Vec<Record>, since: u64) {
         if let Some(trust) = &mut self.trust {
-            trust.outgoing.send_all(id, pieces, since);
+            trust.outgoing.send_all(id, records, since);
             self.counters.full_syncs += 1;
         }
     }

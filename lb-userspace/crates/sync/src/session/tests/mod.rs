@@ -13,8 +13,8 @@ use proptest::prelude::*;
 
 use self::simulation::{Links, World};
 use crate::{
-    Piece,
-    piece::{Base, Flow, Pin},
+    Record,
+    record::{Base, Flow, Pin},
 };
 
 fn service() -> ServiceKey {
@@ -30,23 +30,23 @@ fn pin(number: u32, to: u32) -> Pin {
     Pin { flow, backend: backend(to), flags: 1, idle: Duration::from_secs(u64::from(number % 60)) }
 }
 
-fn pins(numbers: Range<u32>, to: u32) -> Piece {
-    Piece::Pins { service: service(), pins: numbers.map(|number| pin(number, to)).collect() }
+fn pins(numbers: Range<u32>, to: u32) -> Record {
+    Record::Pins { service: service(), pins: numbers.map(|number| pin(number, to)).collect() }
 }
 
-fn ring(members: u32, digest: u64) -> Piece {
+fn ring(members: u32, digest: u64) -> Record {
     let members = (0..members).map(|number| (backend(number), 1000)).collect();
-    Piece::Ring { service: service(), slots: 65_537, members, digest }
+    Record::Ring { service: service(), slots: 65_537, members, digest }
 }
 
-fn bases(slots: Range<u32>, to: u32) -> Piece {
+fn bases(slots: Range<u32>, to: u32) -> Record {
     let base = |slot| Base { slot, backend: (slot % 5 != 0).then(|| backend(to)) };
-    Piece::Bases { service: service(), bases: slots.map(base).collect() }
+    Record::Bases { service: service(), bases: slots.map(base).collect() }
 }
 
-fn ended(numbers: Range<u32>) -> Piece {
+fn ended(numbers: Range<u32>) -> Record {
     let flows = numbers.map(|number| pin(number, 0).flow).collect();
-    Piece::Ended { service: service(), flows }
+    Record::Ended { service: service(), flows }
 }
 
 fn router(number: u8) -> RouterKey {

@@ -12,9 +12,9 @@ use lb_api::peers::PeerStatus;
 
 use super::router;
 use crate::{
-    Config, Facts, Key, PeerId, Piece, Report,
+    Config, Facts, Key, PeerId, Record, Report,
     id::SessionId,
-    piece::{Base, Flow, Pin},
+    record::{Base, Flow, Pin},
     session::{Action, Event, Session, Target, outgoing::LOG},
     wire::DATAGRAM,
 };
@@ -34,34 +34,34 @@ impl Links {
 /// What history amounts to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    ring: Option<Piece>,
+    ring: Option<Record>,
     bases: BTreeMap<u32, Option<IpAddr>>,
     pins: BTreeMap<Flow, Pin>,
 }
 
 impl Model {
-    pub fn take(&mut self, piece: &Piece) {
-        match piece {
-            Piece::Ring { .. } => {
-                self.ring = Some(piece.clone());
+    pub fn take(&mut self, record: &Record) {
+        match record {
+            Record::Ring { .. } => {
+                self.ring = Some(record.clone());
                 self.bases.clear();
             }
-            Piece::Bases { bases, .. } => {
+            Record::Bases { bases, .. } => {
                 self.bases.extend(bases.iter().map(|base| (base.slot, base.backend)));
             }
-            Piece::Pins { pins, .. } => self.pins.extend(pins.iter().map(|pin| (pin.flow, *pin))),
-            Piece::Ended { flows, .. } => self.pins.retain(|flow, _| !flows.contains(flow)),
+            Record::Pins { pins, .. } => self.pins.extend(pins.iter().map(|pin| (pin.flow, *pin))),
+            Record::Ended { flows, .. } => self.pins.retain(|flow, _| !flows.contains(flow)),
         }
     }
 
-    fn pieces(&self) -> Vec<Piece> {
+    fn records(&self) -> Vec<Record> {
         let service = super::service();
         let bases =
             self.bases.iter().map(|(slot, backend)| Base { slot: *slot, backend: *backend });
-        let bases = Piece::Bases { service, bases: bases.collect() };
-        let pins = Piece::Pins { service, pins: self.pins.values().copied().collect() };
+        let bases = Record::Bases { service, bases: bases.collect() };
+        let pins = Record::Pins { service, pins: self.pins.values().copied().collect() };
         let all = self.ring.clone().into_iter().chain([bases, pins]);
-        all.filter(|piece| !is_empty(piece)).collect()
+        all.filter(|record| !is_empty(record)).collect()
     }
 
     /// The last publication that has arrived whole.
@@ -71,7 +71,7 @@ impl Model {
 
     fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        if let Some(Piece::Ring { digest, members, .. }) = &self.ring {
+        if let Some(Record::Ring { digest, members, .. }) = &self.ring {
             (digest, members).hash(&mut hasher);
         }
         self.bases.hash(&mut hasher);
@@ -85,18 +85,18 @@ impl Model {
 const MARKER: Flow = Flow::Connection([0xff; 8]);
 
 /// What ends a publication.
-fn marker(version: usize) -> Piece {
+fn marker(version: usize) -> Record {
     let idle = Duration::from_secs(version as u64);
     let pin = Pin { flow: MARKER, backend: super::backend(0), flags: 0, idle };
-    Piece::Pins { service: super::service(), pins: vec![pin] }
+    Record::Pins { service: super::service(), pins: vec![pin] }
 }
 
-fn is_empty(piece: &Piece) -> bool {
-    match piece {
-        Piece::Ring { .. } => false,
-        Piece::Bases { bases, .. } => bases.is_empty(),
-        Piece::Pins { pins, .. } => pins.is_empty(),
-        Piece::Ended { flows, .. } => flows.is_empty(),
+fn is_empty(record: &Record) -> bool {
+    match record {
+        Record::Ring { .. } => false,
+        Record::Bases { bases, .. } => bases.is_empty(),
+        Record::Pins { pins, .. } => pins.is_empty(),
+        Record::Ended { flows, .. } => flows.is_empty(),
     }
 }
 
@@ -287,18 +287,18 @@ impl World {
                 *known = Known::default();
             }
             Report::WantsAll(peer) => {
-                let pieces = node.model.pieces();
-                self.handle(at, Event::SendAll(peer, pieces));
+                let records = node.model.records();
+                self.handle(at, Event::SendAll(peer, records));
             }
             Report::Begins(peer) => {
                 let known = node.known.get_mut(&peer).expect("it has joined");
                 assert!(known.joined && !known.complete);
                 known.model = Model::default();
             }
-            Report::Pieces(peer, pieces, mark) => {
+            Report::Records(peer, records, mark) => {
                 let known = node.known.get_mut(&peer).expect("it has joined");
                 assert!(known.joined);
-                pieces.iter().for_each(|piece| known.model.take(piece));
+                records.iter().for_each(|record| known.model.take(record));
                 if !self.slow {
                     self.handle(at, Event::Took(peer, mark));
                 }
@@ -349,14 +349,14 @@ impl World {
         self.handle(node, Event::Tell(facts));
     }
 
-    pub fn publish(&mut self, at: usize, mut pieces: Vec<Piece>) {
+    pub fn publish(&mut self, at: usize, mut records: Vec<Record>) {
         let node = &mut self.nodes[at];
-        pieces.push(marker(node.version + 1));
-        pieces.iter().for_each(|piece| node.model.take(piece));
+        records.push(marker(node.version + 1));
+        records.iter().for_each(|record| node.model.take(record));
         node.version += 1;
         node.versions.insert(node.model.digest(), node.version);
         let number = node.version as u64;
-        self.handle(at, Event::Publish(number, pieces));
+        self.handle(at, Event::Publish(number, records));
     }
 
     /// The number of the last publication that all have taken.

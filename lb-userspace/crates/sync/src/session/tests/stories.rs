@@ -30,7 +30,7 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
         Report::Facts(PEER, Facts::default()),
         Report::WantsAll(PEER),
         Report::Begins(PEER),
-        Report::Pieces(PEER, Vec::new(), Mark(1)),
+        Report::Records(PEER, Vec::new(), Mark(1)),
         Report::Complete(PEER, true),
     ];
     for node in 0..2 {
@@ -68,7 +68,7 @@ fn news_that_nothing_follows_are_repaired_when_they_are_lost() {
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(30));
     let reports = world.reports(1);
-    assert!(matches!(&reports[..], [Report::Pieces(PEER, ..)]), "{reports:?}");
+    assert!(matches!(&reports[..], [Report::Records(PEER, ..)]), "{reports:?}");
     assert_eq!(world.status(0)[0].counters.retransmissions, 1);
 }
 
@@ -79,7 +79,7 @@ fn news_are_taken_when_the_peers_daemon_says_so() {
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(150));
     let reports = world.reports(1);
-    let Some(Report::Pieces(PEER, _, mark)) = reports.first() else { panic!("{reports:?}") };
+    let Some(Report::Records(PEER, _, mark)) = reports.first() else { panic!("{reports:?}") };
     assert_eq!(world.taken(0), 0, "they have arrived, and nothing more");
     world.handle(1, Event::Took(PEER, *mark));
     world.run(millis(7));
@@ -122,7 +122,10 @@ fn what_is_missing_for_long_makes_the_history_incomplete() {
     world.run(millis(400));
     let reports = world.reports(1);
     let complete = Report::Complete(PEER, true);
-    assert!(matches!(&reports[..], [Report::Pieces(..), last] if *last == complete), "{reports:?}");
+    assert!(
+        matches!(&reports[..], [Report::Records(..), last] if *last == complete),
+        "{reports:?}"
+    );
 }
 
 #[test]
@@ -169,7 +172,10 @@ fn a_takeover_waits_for_what_was_published_before() {
     let reports = world.reports(1);
     let is_take_over = |report: &Report| matches!(report, Report::TakeOver(..));
     let at = reports.iter().position(is_take_over).expect("it is reported");
-    assert!(reports[..at].iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
+    assert!(
+        reports[..at].iter().any(|report| matches!(report, Report::Records(..))),
+        "{reports:?}"
+    );
     assert_eq!(world.reports(0), [Report::Answer(PEER, Ok(()))]);
 }
 
@@ -185,7 +191,7 @@ fn a_takeover_that_was_withdrawn_is_told_to_nobody() {
     world.withdraw(0, 1);
     world.run(millis(2_000));
     let reports = world.reports(1);
-    assert!(reports.iter().any(|report| matches!(report, Report::Pieces(..))), "{reports:?}");
+    assert!(reports.iter().any(|report| matches!(report, Report::Records(..))), "{reports:?}");
     assert!(!reports.iter().any(|report| matches!(report, Report::TakeOver(..))), "{reports:?}");
     assert_eq!(world.reports(0), []);
     // The next one is another one.
@@ -247,7 +253,7 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.run(millis(1_100));
     let reports = world.reports(1);
     assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::Begins(PEER)]);
-    assert!(matches!(&reports[2..], [Report::Pieces(..), Report::Complete(PEER, true)]));
+    assert!(matches!(&reports[2..], [Report::Records(..), Report::Complete(PEER, true)]));
     // While it is on its way, it comes once more after that.
     world.publish(0, vec![ring(500, 3), pins(0..5_000, 1)]);
     world.run(millis(50));
@@ -335,8 +341,9 @@ fn what_a_peer_has_said_before_it_gave_this_node_up_is_not_taken_for_all() {
     assert_eq!(reports.first(), Some(&Report::Lost(PEER, why.into())), "{reports:?}");
     let is = |wanted: fn(&Report) -> bool| reports.iter().position(wanted);
     let joined = is(|report| matches!(report, Report::Joined(_))).expect("it is there again");
-    let pieces = is(|report| matches!(report, Report::Pieces(..))).expect("it reports everything");
-    assert!(joined < pieces, "{reports:?}");
+    let records =
+        is(|report| matches!(report, Report::Records(..))).expect("it reports everything");
+    assert!(joined < records, "{reports:?}");
     world.settle();
 }
 

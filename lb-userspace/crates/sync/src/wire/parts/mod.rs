@@ -1,4 +1,4 @@
-//! Pieces of history as packets: as many as fit, a large piece in several parts.
+//! Records of history as packets: as many as fit, a large record in several parts.
 //!
 //! ```text
 //! +-----------+--------------------------+------------------------------------+
@@ -20,7 +20,7 @@ use std::{
 use lb_model::desired::ServiceKey;
 
 use super::bytes::{Malformed, Read, Reader, Writer};
-use crate::piece::{Base, Flow, Piece, Pin};
+use crate::record::{Base, Flow, Pin, Record};
 
 /// Most members of a ring: backends have ids of 16 bits.
 pub const MEMBERS: u32 = 1 << 16;
@@ -47,13 +47,13 @@ const FLAGS: u8 = 3 << FLAGS_SHIFT;
 /// In the byte before a pin: its flags follow in two bytes.
 const WIDE_FLAGS: u8 = 1 << 5;
 
-/// What of a piece is in one packet.
+/// What of a record is in one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// A whole piece, or an independent part of it.
-    Whole(Piece),
+    /// A whole record, or an independent part of it.
+    Whole(Record),
     /// A ring that has more members than are in this packet, and how many in all.
-    Begun(Piece, u32),
+    Begun(Record, u32),
     /// More members of the ring that was begun.
     Members(Vec<(IpAddr, u32)>),
 }
@@ -67,15 +67,15 @@ pub struct Packed {
     pub parts: u32,
 }
 
-/// Turns pieces into packets, one at a time.
+/// Turns records into packets, one at a time.
 #[derive(Debug)]
 pub struct Packer {
-    pieces: VecDeque<Piece>,
-    /// Items of the first piece that were packed; none: it was not begun.
+    records: VecDeque<Record>,
+    /// Items of the first record that were packed; none: it was not begun.
     begun: Option<usize>,
     limit: usize,
     places: HashMap<IpAddr, u8>,
-    /// Pins of the first piece up to this one are in the order in which they are packed; none: they
+    /// Pins of the first record up to this one are in the order in which they are packed; none: they
     /// are packed as they come.
     sorted: Option<usize>,
 }
@@ -89,23 +89,23 @@ const PACKET: usize = 512;
 impl Packer {
     /// Packets have at most `limit` bytes, at least 128.
     #[must_use]
-    pub fn new(pieces: Vec<Piece>, limit: usize) -> Self {
-        let (pieces, places) = (pieces.into(), HashMap::new());
-        Self { pieces, begun: None, limit: limit.max(128), places, sorted: None }
+    pub fn new(records: Vec<Record>, limit: usize) -> Self {
+        let (records, places) = (records.into(), HashMap::new());
+        Self { records, begun: None, limit: limit.max(128), places, sorted: None }
     }
 
-    /// The same, but the pins of a piece may be packed in another order, by which they take less
+    /// The same, but the pins of a record may be packed in another order, by which they take less
     /// room: no flow is there twice.
     #[must_use]
-    pub fn reordering(pieces: Vec<Piece>, limit: usize) -> Self {
-        Self { sorted: Some(0), ..Self::new(pieces, limit) }
+    pub fn reordering(records: Vec<Record>, limit: usize) -> Self {
+        Self { sorted: Some(0), ..Self::new(records, limit) }
     }
 
     /// Puts pins to the same backend together, from the first one that was not packed on.
     fn sort(&mut self) {
         let Some(sorted) = &mut self.sorted else { return };
         let from = self.begun.unwrap_or(0);
-        if let Some(Piece::Pins { pins, .. }) = self.pieces.front_mut()
+        if let Some(Record::Pins { pins, .. }) = self.records.front_mut()
             && from + PACKET > *sorted
             && *sorted < pins.len()
         {
@@ -117,7 +117,7 @@ impl Packer {
     /// Whether all was packed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.records.is_empty()
     }
 
     /// The next packet; without parts when there is nothing left.
@@ -132,15 +132,15 @@ impl Packer {
             item: Vec::new(),
             parts: 0,
         };
-        while let Some(piece) = self.pieces.front() {
-            match packet.piece(piece, self.begun) {
+        while let Some(record) = self.records.front() {
+            match packet.record(record, self.begun) {
                 Taken::Nothing => break,
                 Taken::Until(at) => {
                     self.begun = Some(at);
                     break;
                 }
                 Taken::All => {
-                    self.pieces.pop_front();
+                    self.records.pop_front();
                     self.begun = None;
                     self.sorted = self.sorted.map(|_| 0);
                 }
@@ -153,7 +153,7 @@ impl Packer {
     }
 }
 
-/// How much of a piece found room.
+/// How much of a record found room.
 enum Taken {
     Nothing,
     /// Items up to this one.
@@ -174,12 +174,12 @@ struct Packet<'a> {
 }
 
 impl Packet<'_> {
-    /// Packs items of a piece from `begun` on; none: the piece from its start.
-    fn piece(&mut self, piece: &Piece, begun: Option<usize>) -> Taken {
+    /// Packs items of a record from `begun` on; none: the record from its start.
+    fn record(&mut self, record: &Record, begun: Option<usize>) -> Taken {
         let start = self.body.len();
         let from = begun.unwrap_or(0);
-        let items = match piece {
-            Piece::Ring { slots, members, digest, service } => {
+        let items = match record {
+            Record::Ring { slots, members, digest, service } => {
                 if begun.is_none() {
                     self.body.put(&[RING]);
                     self.body.put_service(service);
@@ -191,15 +191,15 @@ impl Packet<'_> {
                 }
                 members.len()
             }
-            Piece::Bases { service, bases } => self.head(BASES, service, bases.len()),
-            Piece::Pins { service, pins } => self.head(PINS, service, pins.len()),
-            Piece::Ended { service, flows } => self.head(ENDED, service, flows.len()),
+            Record::Bases { service, bases } => self.head(BASES, service, bases.len()),
+            Record::Pins { service, pins } => self.head(PINS, service, pins.len()),
+            Record::Ended { service, flows } => self.head(ENDED, service, flows.len()),
         };
         let count = self.body.len();
         self.body.put(&[0, 0]);
         let mut at = from;
         let mut slot = 0;
-        while at < items && at - from < usize::from(u16::MAX) && self.push(piece, at, &mut slot) {
+        while at < items && at - from < usize::from(u16::MAX) && self.push(record, at, &mut slot) {
             at += 1;
         }
         let full = self.addresses.len() + self.body.len() > self.limit;
@@ -219,15 +219,15 @@ impl Packet<'_> {
     }
 
     /// Packs one item, if there is room; `slot` is that of the one before.
-    fn push(&mut self, piece: &Piece, at: usize, slot: &mut u32) -> bool {
+    fn push(&mut self, record: &Record, at: usize, slot: &mut u32) -> bool {
         self.item.clear();
-        match piece {
-            Piece::Ring { members, .. } => {
+        match record {
+            Record::Ring { members, .. } => {
                 let (member, weight) = members[at];
                 self.item.put_varint(u64::from(weight));
                 self.push_item(Some(member))
             }
-            Piece::Bases { bases, .. } => {
+            Record::Bases { bases, .. } => {
                 let base = bases[at];
                 let step = i64::from(base.slot) - i64::from(*slot);
                 // Small steps in either direction are small numbers.
@@ -236,7 +236,7 @@ impl Packet<'_> {
                 *slot = base.slot;
                 packed
             }
-            Piece::Pins { pins, .. } => {
+            Record::Pins { pins, .. } => {
                 let pin = pins[at];
                 put_flow(&mut self.item, &pin.flow);
                 let fits = pin.flags <= u16::from(FLAGS >> FLAGS_SHIFT);
@@ -249,7 +249,7 @@ impl Packet<'_> {
                 self.item.put_varint(pin.idle.as_secs().min(u64::from(u32::MAX)));
                 self.push_item(Some(pin.backend))
             }
-            Piece::Ended { flows, .. } => {
+            Record::Ended { flows, .. } => {
                 put_flow(&mut self.item, &flows[at]);
                 let room = self.addresses.len() + self.body.len() + self.item.len() <= self.limit;
                 if room {
@@ -335,14 +335,14 @@ fn part(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Part> {
         return items(reader, 2, |reader| member(reader, addresses)).map(Part::Members);
     }
     let service = reader.service()?;
-    let piece = match kind {
+    let record = match kind {
         RING => {
             let slots = reader.varint32()?;
             let digest = reader.u64()?;
             let total = reader.varint32()?;
             let members = items(reader, 2, |reader| member(reader, addresses))?;
             let held = members.len();
-            let ring = Piece::Ring { service, slots, members, digest };
+            let ring = Record::Ring { service, slots, members, digest };
             return match held.cmp(&(total as usize)) {
                 std::cmp::Ordering::Equal => Ok(Part::Whole(ring)),
                 std::cmp::Ordering::Less if total <= MEMBERS => Ok(Part::Begun(ring, total)),
@@ -352,9 +352,9 @@ fn part(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Part> {
         BASES => {
             let mut slot = 0;
             let bases = items(reader, 2, |reader| base(reader, addresses, &mut slot))?;
-            Piece::Bases { service, bases }
+            Record::Bases { service, bases }
         }
-        PINS => Piece::Pins { service, pins: items(reader, 9, |reader| pin(reader, addresses))? },
+        PINS => Record::Pins { service, pins: items(reader, 9, |reader| pin(reader, addresses))? },
         ENDED => {
             let flows = items(reader, 7, |reader| {
                 let head = reader.u8()?;
@@ -363,11 +363,11 @@ fn part(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Part> {
                 }
                 flow(reader, head)
             })?;
-            Piece::Ended { service, flows }
+            Record::Ended { service, flows }
         }
         _ => return Err(Malformed("a part is of an unknown kind")),
     };
-    Ok(Part::Whole(piece))
+    Ok(Part::Whole(record))
 }
 
 const UNKNOWN_FLOW: Malformed = Malformed("a flow is of an unknown kind");
@@ -438,26 +438,26 @@ fn pin(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Pin> {
     Ok(Pin { flow, backend: backend(reader, addresses)?, flags, idle })
 }
 
-/// Makes pieces of parts, in the order in which they were packed.
+/// Makes records of parts, in the order in which they were packed.
 #[derive(Debug, Default)]
 pub struct Assembler {
     /// A ring that lacks members, and how many it is to have.
-    ring: Option<(Piece, u32)>,
+    ring: Option<(Record, u32)>,
 }
 
 impl Assembler {
-    /// Takes the parts of the next packet; the pieces that are whole are appended to `out`.
+    /// Takes the parts of the next packet; the records that are whole are appended to `out`.
     ///
     /// # Errors
     ///
     /// The parts do not belong together.
-    pub fn take(&mut self, parts: Vec<Part>, out: &mut Vec<Piece>) -> Read<()> {
+    pub fn take(&mut self, parts: Vec<Part>, out: &mut Vec<Record>) -> Read<()> {
         for part in parts {
             match (part, self.ring.take()) {
-                (Part::Whole(piece), None) => out.push(piece),
-                (Part::Begun(piece, total), None) => self.ring = Some((piece, total)),
+                (Part::Whole(record), None) => out.push(record),
+                (Part::Begun(record, total), None) => self.ring = Some((record, total)),
                 (Part::Members(mut more), Some((mut ring, total))) => {
-                    let Piece::Ring { members, .. } = &mut ring else { continue };
+                    let Record::Ring { members, .. } = &mut ring else { continue };
                     members.append(&mut more);
                     let held = members.len();
                     match held.cmp(&(total as usize)) {

@@ -26,24 +26,24 @@ fn base() -> impl Strategy<Value = Base> {
     (any::<u32>(), any::<Option<IpAddr>>()).prop_map(|(slot, backend)| Base { slot, backend })
 }
 
-fn piece() -> impl Strategy<Value = Piece> {
+fn record() -> impl Strategy<Value = Record> {
     let ring =
         (service_key(), any::<u32>(), vec(any::<(IpAddr, u32)>(), 0..400), any::<u64>()).prop_map(
-            |(service, slots, members, digest)| Piece::Ring { service, slots, members, digest },
+            |(service, slots, members, digest)| Record::Ring { service, slots, members, digest },
         );
     prop_oneof![
         ring,
         (service_key(), vec(base(), 0..300))
-            .prop_map(|(service, bases)| Piece::Bases { service, bases }),
+            .prop_map(|(service, bases)| Record::Bases { service, bases }),
         (service_key(), vec(pin(), 0..300))
-            .prop_map(|(service, pins)| Piece::Pins { service, pins }),
+            .prop_map(|(service, pins)| Record::Pins { service, pins }),
         (service_key(), vec(flow(), 0..300))
-            .prop_map(|(service, flows)| Piece::Ended { service, flows }),
+            .prop_map(|(service, flows)| Record::Ended { service, flows }),
     ]
 }
 
-fn packed(pieces: &[Piece], limit: usize) -> Vec<Packed> {
-    let mut packer = Packer::new(pieces.to_vec(), limit);
+fn packed(records: &[Record], limit: usize) -> Vec<Packed> {
+    let mut packer = Packer::new(records.to_vec(), limit);
     let mut packets = Vec::new();
     while !packer.is_empty() {
         packets.push(packer.next_packet());
@@ -52,48 +52,48 @@ fn packed(pieces: &[Piece], limit: usize) -> Vec<Packed> {
     packets
 }
 
-fn read(packets: &[Packed]) -> Vec<Piece> {
-    let (mut assembler, mut pieces) = (Assembler::default(), Vec::new());
+fn read(packets: &[Packed]) -> Vec<Record> {
+    let (mut assembler, mut records) = (Assembler::default(), Vec::new());
     for packet in packets {
         let parts = unpack(&packet.bytes).expect("it was packed so");
         assert_eq!(parts.len(), packet.parts as usize);
-        assembler.take(parts, &mut pieces).expect("they belong together");
+        assembler.take(parts, &mut records).expect("they belong together");
     }
-    pieces
+    records
 }
 
 /// Puts together what was sent in parts.
-fn joined(pieces: Vec<Piece>, like: &[Piece]) -> Vec<Piece> {
-    let mut pieces = pieces.into_iter().peekable();
+fn joined(records: Vec<Record>, like: &[Record]) -> Vec<Record> {
+    let mut records = records.into_iter().peekable();
     let mut whole = Vec::new();
     for like in like {
-        let mut piece = pieces.next().expect("there is another");
-        while len(&piece) < len(like) {
-            match (&mut piece, pieces.next().expect("there is more of it")) {
-                (Piece::Bases { bases, .. }, Piece::Bases { bases: mut more, .. }) => {
+        let mut record = records.next().expect("there is another");
+        while len(&record) < len(like) {
+            match (&mut record, records.next().expect("there is more of it")) {
+                (Record::Bases { bases, .. }, Record::Bases { bases: mut more, .. }) => {
                     bases.append(&mut more);
                 }
-                (Piece::Pins { pins, .. }, Piece::Pins { pins: mut more, .. }) => {
+                (Record::Pins { pins, .. }, Record::Pins { pins: mut more, .. }) => {
                     pins.append(&mut more);
                 }
-                (Piece::Ended { flows, .. }, Piece::Ended { flows: mut more, .. }) => {
+                (Record::Ended { flows, .. }, Record::Ended { flows: mut more, .. }) => {
                     flows.append(&mut more);
                 }
-                (piece, more) => panic!("{piece:?} is followed by {more:?}"),
+                (record, more) => panic!("{record:?} is followed by {more:?}"),
             }
         }
-        whole.push(piece);
+        whole.push(record);
     }
-    assert_eq!(pieces.next(), None);
+    assert_eq!(records.next(), None);
     whole
 }
 
-fn len(piece: &Piece) -> usize {
-    match piece {
-        Piece::Ring { members, .. } => members.len(),
-        Piece::Bases { bases, .. } => bases.len(),
-        Piece::Pins { pins, .. } => pins.len(),
-        Piece::Ended { flows, .. } => flows.len(),
+fn len(record: &Record) -> usize {
+    match record {
+        Record::Ring { members, .. } => members.len(),
+        Record::Bases { bases, .. } => bases.len(),
+        Record::Pins { pins, .. } => pins.len(),
+        Record::Ended { flows, .. } => flows.len(),
     }
 }
 
@@ -102,11 +102,11 @@ proptest! {
 
     #[test]
     fn pieces_come_back_as_they_were(
-        pieces in vec(piece(), 0..6), limit in prop_oneof![Just(PARTS), 128_usize..400],
+        records in vec(record(), 0..6), limit in prop_oneof![Just(PARTS), 128_usize..400],
     ) {
-        let packets = packed(&pieces, limit);
+        let packets = packed(&records, limit);
         prop_assert!(packets.iter().all(|packet| packet.bytes.len() <= limit));
-        prop_assert_eq!(joined(read(&packets), &pieces), pieces);
+        prop_assert_eq!(joined(read(&packets), &records), records);
     }
 
     #[test]
@@ -119,11 +119,11 @@ proptest! {
     /// Bytes that are nearly parts reach further than any bytes.
     #[test]
     fn damaged_pieces_are_unpacked_without_panic(
-        pieces in vec(piece(), 1..4),
+        records in vec(record(), 1..4),
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
         let mut assembler = Assembler::default();
-        for mut packet in packed(&pieces, PARTS) {
+        for mut packet in packed(&records, PARTS) {
             for (at, byte) in &damage {
                 let at = at.index(packet.bytes.len());
                 packet.bytes[at] = *byte;
@@ -154,7 +154,7 @@ fn a_pin_of_ipv4_takes_nine_or_ten_bytes() {
         idle: Duration::from_secs(u64::from(number % 900)),
     };
     let pins = (0..10_000).map(pin).collect();
-    let packets = packed(&[Piece::Pins { service: service(), pins }], PARTS);
+    let packets = packed(&[Record::Pins { service: service(), pins }], PARTS);
     let bytes: usize = packets.iter().map(|packet| packet.bytes.len()).sum();
     assert!((90_000..101_000).contains(&bytes), "{bytes}");
 }
@@ -173,7 +173,7 @@ fn a_ring_of_more_members_than_there_are_ids_is_refused() {
 #[test]
 fn a_ring_that_lacks_members_is_not_told() {
     let members = (0..500).map(|i| (std::net::Ipv4Addr::from(i).into(), 1000)).collect();
-    let ring = Piece::Ring { service: service(), slots: 65_537, members, digest: 5 };
+    let ring = Record::Ring { service: service(), slots: 65_537, members, digest: 5 };
     let packets = packed(&[ring], PARTS);
     assert!(packets.len() > 1);
     assert_eq!(read(&packets[..packets.len() - 1]), []);

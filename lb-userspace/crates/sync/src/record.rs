@@ -10,8 +10,8 @@ use lb_model::desired::ServiceKey;
 
 /// A part of a service's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// The service's ring, as it is for new flows; earlier pieces about its slots are void. The
+pub enum Record {
+    /// The service's ring, as it is for new flows; earlier records about its slots are void. The
     /// base owners of all slots that have one follow, and then [`Self::ring_is_whole`]: until that
     /// comes, the earlier ones hold.
     Ring {
@@ -82,28 +82,28 @@ pub struct Pin {
     pub idle: Duration,
 }
 
-/// The flow that stands for [`Piece::ring_is_whole`]: no client has this address.
+/// The flow that stands for [`Record::ring_is_whole`]: no client has this address.
 const RING_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
-/// The flow that stands for [`Piece::all_is_told`].
+/// The flow that stands for [`Record::all_is_told`].
 const ALL_IS_TOLD: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
 
 impl Flow {
-    /// Whether it stands for [`Piece::ring_is_whole`].
+    /// Whether it stands for [`Record::ring_is_whole`].
     #[must_use]
     pub fn ends_a_ring(&self) -> bool {
         *self == RING_IS_WHOLE
     }
 
-    /// Whether it stands for [`Piece::all_is_told`].
+    /// Whether it stands for [`Record::all_is_told`].
     #[must_use]
     pub fn ends_a_history(&self) -> bool {
         *self == ALL_IS_TOLD
     }
 }
 
-impl Piece {
+impl Record {
     /// The owners of the new flows of a service that several nodes serve: a ring of no slots, which changes
-    /// nothing of earlier pieces.
+    /// nothing of earlier records.
     #[must_use]
     pub fn members(service: ServiceKey, members: Vec<(IpAddr, u32)>) -> Self {
         Self::Ring { service, slots: 0, members, digest: 0 }
