@@ -293,7 +293,7 @@ pub(super) fn send_tunnelled(outer: [u8; 4], inner: [u8; 4]) {
     to.sin_addr.s_addr = u32::from_ne_bytes([10, 0, 0, 2]);
     let size = size_of_val(&to) as libc::socklen_t;
     let (data, to) = (packet.as_ptr().cast(), (&raw const to).cast());
-    // SAFETY: both pointers are to as many bytes as is said.
+    // SAFETY: both pointers are to as many bytes as is passed.
     let sent = unsafe { libc::sendto(socket, data, packet.len(), 0, to, size) };
     assert_eq!(sent, packet.len() as isize, "{}", std::io::Error::last_os_error());
     // SAFETY: the descriptor is this function's own.

@@ -158,7 +158,7 @@ impl Console {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(vm::cache().join(format!("console-{}-{n}", std::process::id())))
+        Self(vm::cache().join(format!("said-{}-{n}", std::process::id())))
     }
 
     fn text(&self) -> String {

@@ -100,7 +100,7 @@ impl Attacker {
         let mac = ATTACKER.map(|byte| format!("{byte:02x}")).join(":");
         namespace.ip(&format!("link set {INTERFACE} address {mac}\nlink set {INTERFACE} up"))?;
         // Before fragments are put together.
-        let table = "table ip flood {\nchain input {\ntype filter hook prerouting priority -500\n\
+        let table = "table ip flood {\nchain prerouting {\ntype filter hook prerouting priority -500\n\
                     ip saddr 198.18.0.0/15 drop\n}\n}\n";
         for web in &lab.webs {
             let mut nft = web.host.namespace.command("nft");
