@@ -1,4 +1,4 @@
-//! A peer's ring, as it was received: the owners of its slots there. A pure value; [`super::learn`] writes
+//! A peer's ring, as it was received: the owners of its slots there. A pure value; [`super::import`] writes
 //! this node's maps from it.
 
 use std::{collections::HashMap, net::IpAddr};

@@ -2,7 +2,7 @@
 //!
 //! Nodes compute equal rings, so they differ only in the older owners of slots in flux, and in the pinned
 //! flows. For each service one node's history counts ([`Role`]). That node *exports* it
-//! ([`tell`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`learn`]):
+//! ([`export`]); the others keep it as a *mirror* ([`mirror`]) and make their rings of it ([`import`]):
 //! each slot is [`lb_model::ring::step`] from the peer's slot to the owner that this node's own view chooses.
 //! So a difference of views is a change like any other, and when this node takes over, its maps are
 //! right already.
@@ -39,7 +39,7 @@
 //! - Settling: a quiet slot is exported as settled and becomes its own base owner, so that a flow without a pin
 //!   goes where a peer that has the export sends it. The slot settles when each peer has imported that, and no pin
 //!   is left in it. If one is late, the slot gets its base owner again, which is exported, before the lease ends.
-//!   Few slots are exported at a time, and more while peers and the daemon are quick ([`telling`]).
+//!   Few slots are exported at a time, and more while peers and the daemon are quick ([`pending_export`]).
 //! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
 //!   the oldest export that a peer has not imported. Past that, and while pins are held for a handover, SYNs go to
 //!   the base owner and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
@@ -48,13 +48,13 @@
 //! `tests/control/pair/mod.rs` runs two engines, and three that share, over the core through thousands of random
 //! changes, losses, restarts and failovers.
 
+mod export;
 mod flux;
-mod learn;
+mod import;
 mod mirror;
+mod pending_export;
 mod share;
 mod survey;
-mod tell;
-mod telling;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -69,15 +69,15 @@ use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
 use lb_sync::{Record, record::Flow};
 use tracing::debug;
 
-pub(super) use self::{learn::Followed, tell::off_ring};
+pub(super) use self::{export::off_ring, import::Followed};
 use self::{
     mirror::{PeerOwners, PeerRing},
+    pending_export::{PendingExport, RingDelta, Settling, Window},
     share::Sharing,
-    telling::{PendingExport, RingDelta, Settling, Window},
 };
 pub use self::{
+    pending_export::LATE,
     share::{Members, Sharers},
-    telling::LATE,
 };
 use super::Engine;
 use crate::reconcile;

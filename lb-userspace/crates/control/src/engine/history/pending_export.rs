@@ -1,5 +1,5 @@
 //! The changes since the last export: a list that the engine adds to while it writes, and that
-//! [`super::tell`] empties.
+//! [`super::export`] empties.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
