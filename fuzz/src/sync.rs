@@ -75,7 +75,7 @@ fn message(kind: u8, body: &[u8]) {
         assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);
     }
     match message {
-        Message::News { parts, .. } | Message::All { parts, .. } => packed_records(parts),
+        Message::Changes { parts, .. } | Message::All { parts, .. } => packed_records(parts),
         Message::Facts { half, bytes, .. } => facts_message(half, bytes),
         _ => {}
     }
@@ -201,7 +201,7 @@ impl Harness {
             6 => {
                 let (sequence, ahead) = (u64::from(input.byte()), u64::from(input.byte() % 4));
                 let parts = Packer::new(any_records(input), PARTS).next_packet().bytes;
-                self.send(&Message::News { sequence, ahead, parts: &parts });
+                self.send(&Message::Changes { sequence, ahead, parts: &parts });
             }
             7 => {
                 let flags = input.byte();
@@ -360,7 +360,7 @@ impl Harness {
         };
         // A half of facts, or a ring, may be in several.
         match Message::decode(header.kind, body).expect("it is a message") {
-            Message::News { parts, .. } | Message::All { parts, .. } => {
+            Message::Changes { parts, .. } | Message::All { parts, .. } => {
                 unpack(parts).expect("each part can be read");
             }
             Message::Hello(hello) => self.challenge = hello.challenge,

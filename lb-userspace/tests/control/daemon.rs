@@ -282,8 +282,8 @@ async fn a_start_takes_back_only_the_changes_that_do_not_fit() {
     assert_eq!(services.keys().collect::<Vec<_>>(), ["tls", "web"]);
     assert_eq!(services["web"].backends.len(), 2);
     let seen = events(&lbd.client).await;
-    let conflicts = seen.iter().filter(|event| event.news.kind == Kind::ConfigConflict);
-    let conflicts: Vec<_> = conflicts.map(|event| event.news.message.as_str()).collect();
+    let conflicts = seen.iter().filter(|event| event.body.kind == Kind::ConfigConflict);
+    let conflicts: Vec<_> = conflicts.map(|event| event.body.message.as_str()).collect();
     assert_eq!(
         conflicts,
         [

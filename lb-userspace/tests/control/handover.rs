@@ -64,8 +64,8 @@ fn takes_over(lbd: &Running, place: &Place) {
 
 async fn handovers(lbd: &Running) -> Vec<String> {
     let events = events(&lbd.client).await.into_iter();
-    let of = events.filter(|event| event.news.kind == Kind::VrrpHandover);
-    of.map(|event| event.news.message).collect()
+    let of = events.filter(|event| event.body.kind == Kind::VrrpHandover);
+    of.map(|event| event.body.message).collect()
 }
 
 #[tokio::test]
@@ -299,7 +299,7 @@ async fn a_peer_that_goes_while_it_is_asked_is_told_of() {
     let failover = begin(&place, "vrrp failover main");
     requested(&lbd).await;
     lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
-    let lost = |event: &lb_api::event::Event| event.news.kind == Kind::PeerLost;
+    let lost = |event: &lb_api::event::Event| event.body.kind == Kind::PeerLost;
     eventually("it is gone", async || events(&lbd.client).await.iter().any(lost)).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
     let ran = failover.await.expect("no panic");
@@ -370,7 +370,7 @@ async fn this_node_takes_over_only_what_it_can_serve() {
         assert_eq!(answers(&lbd), [expected.map_err(str::to_owned)]);
     };
     ask(Err("main does not take part there yet")).await;
-    let is = async |kind| events(&lbd.client).await.iter().any(|event| event.news.kind == kind);
+    let is = async |kind| events(&lbd.client).await.iter().any(|event| event.body.kind == kind);
     lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
     eventually("it is in fault", async || is(Kind::VrrpFault).await).await;
     ask(Err("main is in fault there")).await;

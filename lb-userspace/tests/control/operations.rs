@@ -45,7 +45,7 @@ fn weight(weight: usize) -> BackendChange {
 }
 
 fn kinds(events: &[Event]) -> Vec<Kind> {
-    events.iter().map(|event| event.news.kind).collect()
+    events.iter().map(|event| event.body.kind).collect()
 }
 
 #[tokio::test]
@@ -350,7 +350,7 @@ async fn every_change_is_one_event_with_its_cause() {
     eventually("the last one", async || events(&lbd.client).await.len() >= expected.len()).await;
     let seen = events(&lbd.client).await;
     assert_eq!(kinds(&seen), expected);
-    assert!(seen.iter().all(|event| !event.news.cause.is_empty()), "{seen:?}");
+    assert!(seen.iter().all(|event| !event.body.cause.is_empty()), "{seen:?}");
     assert!(seen.windows(2).all(|pair| pair[0].seq + 1 == pair[1].seq), "{seen:?}");
     let counts = status(&lbd).await.events;
     assert_eq!((counts["backend_added"], counts["config_refused"]), (1, 1));
@@ -380,7 +380,7 @@ async fn who_follows_events_sees_a_restart_and_what_comes_after_it() {
     std::thread::spawn(move || {
         while let Some(Ok(line)) = lines.next() {
             let event: Event = serde_json::from_str(&line).expect(&line);
-            let _ = to.send(event.news.kind);
+            let _ = to.send(event.body.kind);
         }
     });
     let mut next = async || {

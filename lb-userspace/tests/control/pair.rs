@@ -87,7 +87,7 @@ pub fn role(lbd: &Running, place: &Place) -> Option<Role> {
 /// The messages of the events of a kind.
 pub async fn messages(lbd: &Running, kind: Kind) -> Vec<String> {
     let events = events(&lbd.client).await.into_iter();
-    events.filter(|event| event.news.kind == kind).map(|event| event.news.message).collect()
+    events.filter(|event| event.body.kind == kind).map(|event| event.body.message).collect()
 }
 
 #[tokio::test]

@@ -50,8 +50,8 @@ async fn services(lbd: &Running) -> Vec<String> {
 
 async fn conflicts(lbd: &Running) -> Vec<String> {
     let all = events(&lbd.client).await.into_iter();
-    let conflicts = all.filter(|event| event.news.kind == Kind::ConfigConflict);
-    conflicts.map(|event| event.news.message).collect()
+    let conflicts = all.filter(|event| event.body.kind == Kind::ConfigConflict);
+    conflicts.map(|event| event.body.message).collect()
 }
 
 #[tokio::test]

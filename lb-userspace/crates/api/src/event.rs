@@ -19,12 +19,12 @@ pub struct Event {
     pub at: SystemTime,
     /// Its content.
     #[serde(flatten)]
-    pub news: News,
+    pub body: EventBody,
 }
 
 /// The content of an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct News {
+pub struct EventBody {
     /// Its kind.
     pub kind: Kind,
     /// The service that it is of.
@@ -39,7 +39,7 @@ pub struct News {
     pub cause: String,
 }
 
-impl News {
+impl EventBody {
     /// Something that has happened to the node.
     #[must_use]
     pub fn new(kind: Kind, message: impl Into<String>, cause: impl Into<String>) -> Self {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Result;
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     status::{Node, Totals},
 };
 use lb_config::{Config, Text, http};
@@ -106,7 +106,7 @@ impl Store {
     /// # Errors
     ///
     /// The file can't be read, or not be set aside.
-    pub fn load(&mut self, wall: SystemTime) -> Result<(Vec<News>, Option<Jump>)> {
+    pub fn load(&mut self, wall: SystemTime) -> Result<(Vec<EventBody>, Option<Jump>)> {
         let path = self.config.state_file.clone();
         let written_at = fs::metadata(&path).and_then(|meta| meta.modified());
         let state = match state_file::load(&path)? {
@@ -118,7 +118,7 @@ impl Store {
                     path.display(),
                     to.display()
                 );
-                return Ok((vec![News::new(Kind::StateFileSetAside, message, reason)], None));
+                return Ok((vec![EventBody::new(Kind::StateFileSetAside, message, reason)], None));
             }
             Loaded::State(state) => state,
         };
@@ -129,7 +129,7 @@ impl Store {
         Ok((events, jump.filter(|jump| matches!(jump, Jump::Back(_)))))
     }
 
-    fn resume(&mut self, path: &Path, state: &State, wall: SystemTime) -> Result<Vec<News>> {
+    fn resume(&mut self, path: &Path, state: &State, wall: SystemTime) -> Result<Vec<EventBody>> {
         let runtime = state.overrides.apply(&state.configured);
         let configured = &self.config.desired;
         let mut merged = merge(&state.configured, configured, &runtime, wall, &self.config.unsaid);
@@ -141,7 +141,11 @@ impl Store {
                 path.display(),
                 to.display()
             );
-            return Ok(vec![News::new(Kind::StateFileSetAside, message, violation.to_string())]);
+            return Ok(vec![EventBody::new(
+                Kind::StateFileSetAside,
+                message,
+                violation.to_string(),
+            )]);
         }
         self.set_desired(merged.desired);
         Ok(merged.conflicts.iter().map(overruled).collect())
@@ -214,7 +218,7 @@ impl Store {
     }
 
     /// Moves the deadlines of drains by a jump of the time of day; the event, and whether there are any.
-    pub fn shift_deadlines(&mut self, jump: Jump) -> (News, bool) {
+    pub fn shift_deadlines(&mut self, jump: Jump) -> (EventBody, bool) {
         let mut desired = self.desired.clone();
         let shifted = jump.shift(&mut desired);
         let (by, way) = match jump {
@@ -227,7 +231,7 @@ impl Store {
         if shifted > 0 {
             self.set_desired(desired);
         }
-        (News::new(Kind::ClockJumped, message, "the clock was set"), shifted > 0)
+        (EventBody::new(Kind::ClockJumped, message, "the clock was set"), shifted > 0)
     }
 
     /// Has the state file written, with these sums of removed backends.
@@ -248,15 +252,15 @@ impl Store {
 
     /// Looks how the last write of the state file went; the event if that has changed. One that takes too long counts as
     /// failed.
-    pub fn look_at_writer(&mut self, now: Instant) -> Option<News> {
+    pub fn look_at_writer(&mut self, now: Instant) -> Option<EventBody> {
         let Outcome { error, .. } = self.writer.outcome(now)?;
         let event = match (&error, &self.write_error) {
-            (Some(error), before) if before.as_ref() != Some(error) => Some(News::new(
+            (Some(error), before) if before.as_ref() != Some(error) => Some(EventBody::new(
                 Kind::StateFileFailing,
                 "changes are not kept over a restart of lbd; trying again each second",
                 error.as_str(),
             )),
-            (None, Some(error)) => Some(News::new(
+            (None, Some(error)) => Some(EventBody::new(
                 Kind::StateFileWritten,
                 "changes are kept again",
                 format!("it did not work before: {error}"),
@@ -269,12 +273,12 @@ impl Store {
 }
 
 /// The event of a change by `lbctl` that the configuration overrules.
-pub fn overruled(conflict: &Conflict) -> News {
+pub fn overruled(conflict: &Conflict) -> EventBody {
     let cause = match conflict.ending {
         Ending::Misfit(_) => "it can't be in force beside the configuration",
         _ => "it was changed in the configuration later than by lbctl",
     };
-    let event = News::new(Kind::ConfigConflict, conflict.to_string(), cause);
+    let event = EventBody::new(Kind::ConfigConflict, conflict.to_string(), cause);
     let (service, backend) = (Some(conflict.service.clone()), conflict.backend);
-    News { service, backend, ..event }
+    EventBody { service, backend, ..event }
 }

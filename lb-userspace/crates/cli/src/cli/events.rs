@@ -69,7 +69,7 @@ impl EventsArgs {
         (wanted[skipped..].to_vec(), forgotten)
     }
 
-    fn wants(&self, Event { news: entry, .. }: &Event) -> bool {
+    fn wants(&self, Event { body: entry, .. }: &Event) -> bool {
         self.kind.is_none_or(|kind| entry.kind == kind)
             && self.backend.is_none_or(|backend| entry.backend == Some(backend))
             && self.service.as_ref().is_none_or(|service| entry.service.as_ref() == Some(service))
@@ -133,7 +133,7 @@ fn show(event: &Event, output: Output) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn text(Event { at, news: entry, .. }: &Event) -> String {
+fn text(Event { at, body: entry, .. }: &Event) -> String {
     let kind = entry.kind.name();
     format!("{}  {kind:<20}  {} ({})", rfc3339::format(*at), entry.message, entry.cause)
 }
@@ -145,7 +145,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use lb_api::event::News;
+    use lb_api::event::EventBody;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -163,7 +163,7 @@ mod tests {
         let event = |at| Event {
             seq: at,
             at: SystemTime::UNIX_EPOCH + Duration::from_secs(at),
-            news: News::new(Kind::BackendDown, "it is down", "no answer"),
+            body: EventBody::new(Kind::BackendDown, "it is down", "no answer"),
         };
         Page { events: seconds.map(event).collect(), ..Page::default() }
     }
@@ -200,8 +200,9 @@ mod tests {
 
     #[test]
     fn an_event_is_a_line_with_its_cause() {
-        let news = News::new(Kind::BackendDown, "backend A of web can't be reached", "no answer");
-        let event = Event { seq: 1, at: SystemTime::UNIX_EPOCH, news };
+        let body =
+            EventBody::new(Kind::BackendDown, "backend A of web can't be reached", "no answer");
+        let event = Event { seq: 1, at: SystemTime::UNIX_EPOCH, body };
         assert_eq!(
             text(&event),
             "1970-01-01T00:00:00.000Z  backend_down          backend A of web can't be reached (no answer)"

@@ -11,14 +11,14 @@ use lb_model::{
 };
 use lb_observe::events::changes;
 
-use super::{Daemon, Tell, guard, newly_starved};
+use super::{Daemon, Reply, guard, newly_starved};
 
 /// A change that someone waits for.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) edit: Edit,
     pub(super) terms: Terms,
-    pub(super) tell: Tell<Done>,
+    pub(super) reply: Reply<Done>,
 }
 
 impl<D: DataPlane> Daemon<D> {
@@ -51,15 +51,15 @@ impl<D: DataPlane> Daemon<D> {
             }
             kept = enacted.ok();
         }
-        let tells = asked.into_iter().map(|asked| asked.tell);
-        let waiting: Vec<_> = tells.zip(answers).collect();
-        let answer = |waiting: Vec<(Tell<Done>, Result<Done, Refusal>)>, note: Option<String>| {
-            for (tell, mut answer) in waiting {
+        let replies = asked.into_iter().map(|asked| asked.reply);
+        let waiting: Vec<_> = replies.zip(answers).collect();
+        let answer = |waiting: Vec<(Reply<Done>, Result<Done, Refusal>)>, note: Option<String>| {
+            for (reply, mut answer) in waiting {
                 if let Ok(done) = &mut answer {
                     done.notes.extend(note.clone());
                 }
                 // Who asked may be gone.
-                let _ = tell.send(answer);
+                let _ = reply.send(answer);
             }
         };
         match kept {
@@ -89,8 +89,8 @@ impl<D: DataPlane> Daemon<D> {
         let preview = self.engine.preview(desired, self.now());
         let preview =
             preview.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))?;
-        let news = changes::between(self.store.desired(), desired, "");
-        Ok(Plan { changes: news.into_iter().map(|news| news.message).collect(), preview })
+        let events = changes::between(self.store.desired(), desired, "");
+        Ok(Plan { changes: events.into_iter().map(|event| event.message).collect(), preview })
     }
 
     fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {

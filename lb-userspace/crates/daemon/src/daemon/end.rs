@@ -19,7 +19,7 @@ use lb_model::{
 use lb_vrrp::{Order, notify::LIMIT_AT_END};
 
 use super::{
-    Daemon, Ended, Tell,
+    Daemon, Ended, Reply,
     failover::{Asker, Unit},
     handover::Way,
 };
@@ -31,22 +31,22 @@ const PATIENCE: Duration = Duration::from_millis(5_500).saturating_add(LIMIT_AT_
 /// An end that has begun.
 pub(super) struct Leaving {
     /// Who has asked for the end of forwarding; none: the daemon alone ends.
-    tell: Option<Tell<Done>>,
+    reply: Option<Reply<Done>>,
     /// Until when the virtual routers may take; none: they are still handed over.
     until: Option<Instant>,
 }
 
 impl<D: DataPlane> Daemon<D> {
     /// Begins the end.
-    pub(super) fn leave(&mut self, tell: Option<Tell<Done>>) {
+    pub(super) fn leave(&mut self, reply: Option<Reply<Done>>) {
         if self.leaving.is_some() {
-            if let Some(tell) = tell {
+            if let Some(reply) = reply {
                 let refusal = Refusal::new(RefusalKind::Stopping, "lbd is stopping");
-                let _ = tell.send(Err(refusal));
+                let _ = reply.send(Err(refusal));
             }
             return;
         }
-        self.leaving = Some(Leaving { tell, until: None });
+        self.leaving = Some(Leaving { reply, until: None });
         if !self.routers().is_empty() {
             self.effects.notifier.stopping("the virtual routers end");
         }
@@ -76,7 +76,7 @@ impl<D: DataPlane> Daemon<D> {
         if leaving.until.is_some() {
             return;
         }
-        let release = leaving.tell.is_some();
+        let release = leaving.reply.is_some();
         leaving.until = Some(Instant::now() + PATIENCE);
         match self.routers().is_empty() {
             true => self.vrrp.stopped = true,
@@ -100,8 +100,8 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Ends.
     pub(super) fn end(mut self) -> Result<Ended> {
-        match self.leaving.take().and_then(|leaving| leaving.tell) {
-            Some(tell) => self.detach(tell),
+        match self.leaving.take().and_then(|leaving| leaving.reply) {
+            Some(reply) => self.detach(reply),
             None => Ok(Ended::Stopped),
         }
     }
@@ -166,12 +166,12 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    pub(super) fn detach(self, tell: Tell<Done>) -> Result<Ended> {
+    pub(super) fn detach(self, reply: Reply<Done>) -> Result<Ended> {
         // As long as the engine holds the links, the program stays.
         drop(self.engine);
         let removed = (self.effects.detach)().context("detach");
         // Who asked may be gone.
-        drop(tell.send(match &removed {
+        drop(reply.send(match &removed {
             Ok(removed) => Ok(Done {
                 message: "detached; nothing is forwarded any more".into(),
                 notes: removed.clone(),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     requests::{Done, Failover, Terms},
 };
 use lb_datapath::DataPlane;
@@ -28,7 +28,7 @@ use lb_sync::PeerId;
 use lb_vrrp::{Order, Yield};
 
 use super::{
-    Daemon, Tell,
+    Daemon, Reply,
     handover::{Ending, Handover, Way},
 };
 
@@ -41,9 +41,9 @@ const GIVE_WAY_AGAIN: Duration = Duration::from_secs(10);
 /// Who waits for a handover.
 pub(super) enum Asker {
     /// `lbctl vrrp failover`.
-    Operator(Tell<Done>),
+    Operator(Reply<Done>),
     /// `lbctl node drain`, with what is to be answered beside what comes of it.
-    Drain(Tell<Done>, Done),
+    Drain(Reply<Done>, Done),
     /// The end of the daemon.
     End,
     /// A peer with a higher priority.
@@ -103,14 +103,14 @@ pub(super) type Unit = (BTreeSet<RouterKey>, Way);
 
 impl<D: DataPlane> Daemon<D> {
     /// Hands virtual routers over, and answers when they are with another node.
-    pub(super) fn failover(&mut self, which: &Failover, terms: Terms, tell: Tell<Done>) {
+    pub(super) fn failover(&mut self, which: &Failover, terms: Terms, reply: Reply<Done>) {
         let units = match self.plan_failover(which) {
             Ok(units) => units,
-            Err(refusal) => return drop(tell.send(Err(refusal))),
+            Err(refusal) => return drop(reply.send(Err(refusal))),
         };
         let lost = self.lost_by(&units);
         if !terms.dry_run && (terms.yes || lost.is_empty()) {
-            return self.hand_over(units, Asker::Operator(tell));
+            return self.hand_over(units, Asker::Operator(reply));
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
         let message = format!("{} handed over", self.names(keys));
@@ -118,7 +118,7 @@ impl<D: DataPlane> Daemon<D> {
         let changes = changes.chain(lost.iter().cloned()).collect();
         let plan = Plan { changes, ..Plan::default() };
         // Who asked may be gone.
-        let _ = tell.send(match terms.dry_run {
+        let _ = reply.send(match terms.dry_run {
             false => Err(Refusal::unconfirmed(lost.join("; "), plan)),
             true => {
                 let yes = (!lost.is_empty()).then(|| "it takes --yes".to_owned());
@@ -254,7 +254,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         self.flush_if_connected();
         for lost in self.lost_by(&units) {
-            self.tell(News::new(Kind::VrrpHandover, lost, asker.name()));
+            self.record_event(EventBody::new(Kind::VrrpHandover, lost, asker.name()));
         }
         for (keys, way) in &units {
             let how = match way {
@@ -379,7 +379,7 @@ impl<D: DataPlane> Daemon<D> {
                 Ok(text) => format!("{name} is handed over: {text}"),
                 Err(text) => format!("{name} is not handed over, and stays: {text}"),
             };
-            self.tell(News::new(Kind::VrrpHandover, text, asker.name()));
+            self.record_event(EventBody::new(Kind::VrrpHandover, text, asker.name()));
         }
         // One that is with another node gets no new flows here, and is not pinned before it is back.
         let stay = endings.iter().filter(|ending| ending.outcome.is_err());
@@ -404,13 +404,13 @@ impl<D: DataPlane> Daemon<D> {
         };
         let Some(group) = &self.group else { return };
         let (peer_name, names) = (group.name(peer), self.names(routers.iter().copied()));
-        let news = match &answer {
-            Ok(()) => News::new(
+        let event = match &answer {
+            Ok(()) => EventBody::new(
                 Kind::VrrpHandover,
                 format!("this node takes {names} over from {peer_name}"),
                 format!("{peer_name} has asked for it"),
             ),
-            Err(why) => News::new(
+            Err(why) => EventBody::new(
                 Kind::VrrpHandover,
                 format!("this node does not take {names} over from {peer_name}"),
                 why.as_str(),
@@ -426,7 +426,7 @@ impl<D: DataPlane> Daemon<D> {
             }
         }
         group.rim.answer(peer, answer);
-        self.tell(news);
+        self.record_event(event);
     }
 
     /// Why this node can't take a router over.
@@ -465,21 +465,22 @@ fn answer(endings: &[Ending], asker: Asker) {
     let told = gone.iter().map(|(_, text)| text.clone());
     // Who asked may be gone.
     match asker {
-        Asker::Operator(tell) if stay.is_empty() => {
+        Asker::Operator(reply) if stay.is_empty() => {
             let names: Vec<_> = gone.iter().map(|(name, _)| *name).collect();
             let message = format!("{} handed over", names.join(", "));
-            let _ = tell.send(Ok(Done { message, notes: told.collect(), plan: None }));
+            let _ = reply.send(Ok(Done { message, notes: told.collect(), plan: None }));
         }
-        Asker::Operator(tell) => {
+        Asker::Operator(reply) => {
             let all: Vec<_> = stay.into_iter().chain(told).collect();
             let refusal = Refusal::new(RefusalKind::Failed, all.join("; "));
-            let _ = tell.send(Err(
-                refusal.hint("nothing was interrupted; see 'lbctl vrrp status' on both nodes")
-            ));
+            let _ =
+                reply
+                    .send(Err(refusal
+                        .hint("nothing was interrupted; see 'lbctl vrrp status' on both nodes")));
         }
-        Asker::Drain(tell, mut done) => {
+        Asker::Drain(reply, mut done) => {
             done.notes.splice(0..0, told.chain(stay));
-            let _ = tell.send(Ok(done));
+            let _ = reply.send(Ok(done));
         }
         Asker::End | Asker::Higher(_) => {}
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_control::engine::LATE;
 use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
@@ -90,8 +90,8 @@ impl<D: DataPlane> Daemon<D> {
         }
         match self.engine.import(taken, self.now()) {
             Ok(reasons) => {
-                let news = self.group.as_mut().map(|group| group.rejected(id, reasons));
-                self.record(news.into_iter().flatten());
+                let events = self.group.as_mut().map(|group| group.rejected(id, reasons));
+                self.record(events.into_iter().flatten());
             }
             Err(error) => self.report_failed_export(&error),
         }
@@ -122,8 +122,8 @@ impl<D: DataPlane> Daemon<D> {
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         let name = self.group.as_ref().map(|group| group.name(id)).unwrap_or_default();
         let message =
-            format!("flows of {} that {name} tells of are missing here", names.join(", "));
-        self.tell(News::new(Kind::PeerUnsynced, message, cause));
+            format!("flows of {} that {name} replies of are missing here", names.join(", "));
+        self.record_event(EventBody::new(Kind::PeerUnsynced, message, cause));
     }
 
     /// Tells those peers everything to whom it could not be told.

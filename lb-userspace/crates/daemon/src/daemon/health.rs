@@ -8,7 +8,7 @@ use std::{
 
 use lb_api::{
     check_status::{CheckStatus, Load},
-    event::{Kind, News},
+    event::{EventBody, Kind},
     status::{Standing, Status},
 };
 use lb_health::{
@@ -180,7 +180,12 @@ impl Health {
     }
 
     /// Takes a report in at `now`; what there is to tell of it.
-    pub(super) fn take(&mut self, report: Report, desired: &Desired, now: Instant) -> Vec<News> {
+    pub(super) fn take(
+        &mut self,
+        report: Report,
+        desired: &Desired,
+        now: Instant,
+    ) -> Vec<EventBody> {
         let Report { target, seen, change } = report;
         let Some(name) = name_of(desired, target.service) else { return Vec::new() };
         if !self.known.contains(&target) {
@@ -188,17 +193,17 @@ impl Health {
         }
         let before = self.view.get(&target).copied().unwrap_or_default();
         self.see(target, seen);
-        let mut news = Vec::new();
-        let mut tell = |kind, what: &str, cause: &str| {
+        let mut events = Vec::new();
+        let mut reply = |kind, what: &str, cause: &str| {
             let message = format!("{name} {} {what}", target.backend);
-            news.push(News::new(kind, message, cause).of_backend(name, target.backend));
+            events.push(EventBody::new(kind, message, cause).of_backend(name, target.backend));
         };
         // A suspicion that the next answer clears is counted and not told.
         if seen.doubted
             && !before.doubted
             && let Some(cause) = self.suspected.entry(target).or_default().again(now)
         {
-            tell(Kind::BackendSuspect, "is suspected to be silent", &cause);
+            reply(Kind::BackendSuspect, "is suspected to be silent", &cause);
         }
         if before.suspect
             && !seen.suspect
@@ -207,33 +212,33 @@ impl Health {
             && seen.condition == Condition::Up
         {
             let cause = "neither its check nor its clients' packets find it silent";
-            tell(Kind::BackendAnswers, "is suspected no more", cause);
+            reply(Kind::BackendAnswers, "is suspected no more", cause);
         }
         if let Some(change) = change {
             match change.to {
-                Condition::Up => tell(Kind::BackendUp, "is up", &change.cause),
-                Condition::SoftDown => tell(
+                Condition::Up => reply(Kind::BackendUp, "is up", &change.cause),
+                Condition::SoftDown => reply(
                     Kind::BackendDown,
                     "is down: no new flows, it keeps the ones it has",
                     &change.cause,
                 ),
                 Condition::HardDown => {
-                    tell(Kind::BackendDown, "is down: its flows move", &change.cause);
+                    reply(Kind::BackendDown, "is down: its flows move", &change.cause);
                 }
             }
         }
         match (before.held, seen.held) {
-            (false, true) => tell(
+            (false, true) => reply(
                 Kind::BackendHeld,
                 "is up and gets no new flows yet",
                 "it went down too often of late",
             ),
             (true, false) if seen.condition == Condition::Up => {
-                tell(Kind::BackendUp, "gets new flows again", "it has stayed up");
+                reply(Kind::BackendUp, "gets new flows again", "it has stayed up");
             }
             _ => {}
         }
-        news
+        events
     }
 
     /// Takes over how the services stand; what there is to tell of it.
@@ -241,8 +246,8 @@ impl Health {
         &mut self,
         standings: &BTreeMap<ServiceKey, Standing>,
         desired: &Desired,
-    ) -> Vec<News> {
-        let mut news = Vec::new();
+    ) -> Vec<EventBody> {
+        let mut events = Vec::new();
         for (key, now) in standings {
             let Some(name) = name_of(desired, *key) else { continue };
             let before = self.standings.get(key).copied();
@@ -250,30 +255,30 @@ impl Health {
                 0 => "no backend may take new flows".to_owned(),
                 enabled => format!("{} of {} up", now.up, counted(enabled, "backend")),
             };
-            let mut tell = |kind, what: &str| {
+            let mut reply = |kind, what: &str| {
                 let message = format!("service {name} {what}");
-                news.push(News::new(kind, message, up.clone()).of_service(name));
+                events.push(EventBody::new(kind, message, up.clone()).of_service(name));
             };
             // A service that begins as it should is no news.
             match (before.is_none_or(|before| before.ready), now.ready) {
-                (true, false) => tell(Kind::ServiceNotReady, "is not ready"),
-                (false, true) => tell(Kind::ServiceReady, "is ready"),
+                (true, false) => reply(Kind::ServiceNotReady, "is not ready"),
+                (false, true) => reply(Kind::ServiceReady, "is ready"),
                 _ => {}
             }
             match (before.is_some_and(|before| before.panic), now.panic) {
                 (false, true) => {
-                    tell(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
+                    reply(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
                 }
-                (true, false) => tell(Kind::ServicePanicOver, "is in panic no more"),
+                (true, false) => reply(Kind::ServicePanicOver, "is in panic no more"),
                 _ => {}
             }
         }
         self.standings.clone_from(standings);
-        news
+        events
     }
 
     /// Adds what is known of the checks.
-    pub(super) fn tell(&self, status: &mut Status) {
+    pub(super) fn reply(&self, status: &mut Status) {
         status.checks = self.checks.load();
         let mut checks = self.checks.status();
         for service in status.services.values_mut() {
@@ -350,11 +355,11 @@ mod tests {
             for (suspect, doubted) in [(true, false), (true, true), (false, false)] {
                 let seen = Seen { suspect, doubted, ..Seen::default() };
                 let report = Report { target: target(backend), seen, change: None };
-                for news in health.take(report, &desired, now) {
-                    assert_eq!(news.backend, Some(backend));
-                    match news.kind {
+                for event in health.take(report, &desired, now) {
+                    assert_eq!(event.backend, Some(backend));
+                    match event.kind {
                         Kind::BackendSuspect => {
-                            causes.entry(backend).or_insert_with(Vec::new).push(news.cause);
+                            causes.entry(backend).or_insert_with(Vec::new).push(events.cause);
                         }
                         kind => {
                             assert_eq!(kind, Kind::BackendAnswers);

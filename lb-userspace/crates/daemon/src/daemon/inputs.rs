@@ -24,8 +24,8 @@ const FIRST_HOPS: Duration = Duration::from_secs(1);
 impl<D: DataPlane> Daemon<D> {
     /// Hears of the neighbourhood.
     pub(super) fn on_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
-        let news = self.reach.follow(self.store.desired(), &neighbourhood);
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+        let events = self.reach.follow(self.store.desired(), &neighbourhood);
+        self.record(events);
         self.health.on_neighbourhood(neighbourhood.clone());
         self.engine.set_neighbourhood(neighbourhood);
         // Other balancers are wanted as soon as a backend is on this node.
@@ -48,8 +48,8 @@ impl<D: DataPlane> Daemon<D> {
         let now = Instant::now();
         for report in reports {
             self.doubt_way(&report);
-            let news = self.health.take(report, self.store.desired(), now);
-            news.into_iter().for_each(|news| self.effects.events.record(news));
+            let events = self.health.take(report, self.store.desired(), now);
+            self.record(events);
             self.writing.set_due();
         }
         if self.writing.is_due() {

@@ -40,7 +40,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_config::Config;
 use lb_control::engine::Engine;
 use lb_datapath::DataPlane;
@@ -88,7 +88,7 @@ const START: Duration = Duration::from_secs(30);
 const BATCH: usize = 4_096;
 
 /// Where an answer goes.
-type Tell<T> = oneshot::Sender<Result<T, Refusal>>;
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// What the operator asks for by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,8 +240,8 @@ impl<D: DataPlane> Daemon<D> {
         let limits = engine.data_plane().limits();
         let mut store =
             Store::new(file, config, limits).context("start the thread of the state file")?;
-        let (news, jump) = store.load(clocks.wall)?;
-        news.into_iter().for_each(|news| effects.events.record(news));
+        let (events, jump) = store.load(clocks.wall)?;
+        events.into_iter().for_each(|event| effects.events.record(event));
         engine.set_retired(store.written_sums().clone());
         let mut daemon = Self {
             engine,
@@ -316,7 +316,7 @@ impl<D: DataPlane> Daemon<D> {
             Err(error) => ("lbd ends; forwarding goes on", format!("{error:#}")),
         };
         notifier.stopping(message);
-        events.record(News::new(Kind::Stopping, message, cause));
+        events.record(EventBody::new(Kind::Stopping, message, cause));
         events.close();
         ended
     }
@@ -483,13 +483,13 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Puts a desired state in force and has it kept.
     fn enact(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
-        let news = changes::between(self.store.desired(), &desired, cause);
+        let events = changes::between(self.store.desired(), &desired, cause);
         for name in newly_starved(self.store.desired(), &desired) {
             tracing::warn!("no backend of {name} takes new flows");
         }
         self.take(desired);
         let kept = self.keep();
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.record(events);
         self.engine.set_desired(self.store.desired().clone());
         self.want();
         self.check_health();

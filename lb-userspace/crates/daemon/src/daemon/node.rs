@@ -3,19 +3,19 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     requests::{Done, NodeChange, Terms},
     status::Node,
 };
 use lb_datapath::DataPlane;
 use lb_model::{plan::Plan, units::rfc3339};
 
-use super::{Daemon, Tell, failover::Asker, roles::holders};
+use super::{Daemon, Reply, failover::Asker, roles::holders};
 
 impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
     /// answers when that is over.
-    pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, tell: Tell<Done>) {
+    pub(super) fn change_node(&mut self, change: NodeChange, terms: Terms, reply: Reply<Done>) {
         let (message, mut notes) = match (change.draining, self.store.node().draining_since) {
             (true, Some(since)) => {
                 (format!("this node is draining since {}", rfc3339::format(since)), self.advice())
@@ -34,7 +34,7 @@ impl<D: DataPlane> Daemon<D> {
             }
             let plan = Some(Plan { changes, ..Plan::default() });
             // Who asked may be gone, here and below.
-            let _ = tell.send(Ok(Done { message, notes, plan }));
+            let _ = reply.send(Ok(Done { message, notes, plan }));
             return;
         }
         let mut kept = None;
@@ -48,7 +48,7 @@ impl<D: DataPlane> Daemon<D> {
                 ),
                 false => (Kind::NodeEnabled, "this node is enabled"),
             };
-            self.effects.events.record(News::new(kind, message, "lbctl"));
+            self.effects.events.record(EventBody::new(kind, message, "lbctl"));
             kept = Some(self.keep());
         }
         let active = self.active_routers();
@@ -59,13 +59,13 @@ impl<D: DataPlane> Daemon<D> {
         let begins = change.draining && !active.is_empty() && !self.handovers.is_under_way();
         if begins {
             // An event says so if it can't be kept.
-            self.hand_over(self.units(&active), Asker::Drain(tell, done));
+            self.hand_over(self.units(&active), Asker::Drain(reply, done));
         } else {
             tokio::spawn(async move {
                 if let Some(kept) = kept {
                     done.notes.extend(kept.note().await);
                 }
-                let _ = tell.send(Ok(done));
+                let _ = reply.send(Ok(done));
             });
         }
         self.settle();
@@ -78,7 +78,7 @@ impl<D: DataPlane> Daemon<D> {
             self.store.desired().services.values().map(|s| s.key.vip).collect();
         let vips: BTreeSet<IpAddr> =
             vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
-        let wait = "'lbctl node drain --wait' tells when no packet comes any more";
+        let wait = "'lbctl node drain --wait' replies when no packet comes any more";
         let Some(first) = vips.first() else {
             return if held.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
         };

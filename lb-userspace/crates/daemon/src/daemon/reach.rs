@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_model::{
     desired::{Desired, Mode, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
@@ -23,7 +23,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Hears of the neighbourhood; what has changed by it. A neighbour that is asked again is as it
     /// was until it has answered.
-    pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<News> {
+    pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<EventBody> {
         let before = std::mem::take(&mut self.lost);
         let narrow_before = std::mem::take(&mut self.narrow);
         let mut found = Vec::new();
@@ -33,7 +33,7 @@ impl Reach {
                 let was_lost = before.contains(&backend);
                 let told = |kind, what: &str, cause: &str| {
                     let message = format!("backend {address} of {name} {what}");
-                    News::new(kind, message, cause).of_backend(name, address)
+                    EventBody::new(kind, message, cause).of_backend(name, address)
                 };
                 let is_lost = match known.hops.get(&Want { address, mode: service.mode }) {
                     Some(Resolution::Unreachable { reason }) => {
@@ -124,7 +124,7 @@ mod tests {
             let hops = [(Want { address: A, mode: Mode::Dsr }, resolution.clone())].into();
             let known = Neighbourhood { hops, ..Neighbourhood::default() };
             let told = reach.follow(&desired, &known);
-            let told: Vec<_> = told.into_iter().map(|news| (news.kind, news.cause)).collect();
+            let told: Vec<_> = told.into_iter().map(|event| (event.kind, event.cause)).collect();
             assert_eq!(told, Vec::from_iter(expected), "{resolution:?}");
         }
     }
@@ -155,7 +155,7 @@ mod tests {
             let path_mtus = mtu.map(|mtu| (A, mtu)).into_iter().collect();
             let known = Neighbourhood { path_mtus, ..Neighbourhood::default() };
             let found = reach.follow(&desired, &known);
-            let told: Vec<_> = found.iter().map(|news| (news.kind, &*news.message)).collect();
+            let told: Vec<_> = found.iter().map(|event| (event.kind, &*event.message)).collect();
             let expected = expected.map(|message| (Kind::BackendPathMtu, message));
             assert_eq!(told, Vec::from_iter(expected), "{mtu:?}");
         }

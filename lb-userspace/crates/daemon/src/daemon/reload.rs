@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     requests::{Done, Reloaded},
 };
 use lb_config::Config;
@@ -39,12 +39,12 @@ impl<D: DataPlane> Daemon<D> {
             Ok((config, merged)) => self.commit_reload(config, merged, who),
             Err(refusal) => {
                 let refusal = refusal.hint("nothing was changed");
-                let news = News::new(
+                let event = EventBody::new(
                     Kind::ConfigRefused,
                     "configuration not reloaded",
                     refusal.to_string(),
                 );
-                self.effects.events.record(news);
+                self.record_event(event);
                 Err(refusal)
             }
         };
@@ -123,12 +123,12 @@ impl<D: DataPlane> Daemon<D> {
         (self.effects.doors)(self.store.config().http.as_ref());
         logs::configure(&self.store.config().log);
         let conflicts = merged.conflicts.iter().map(overruled);
-        conflicts.for_each(|news| self.effects.events.record(news));
+        conflicts.for_each(|event| self.effects.events.record(event));
         if !routers.is_empty() {
             self.configure_routers();
         }
         let kept = self.enact(merged.desired, "configuration reloaded");
-        self.effects.events.record(News::new(Kind::ConfigReloaded, message.as_str(), who));
+        self.effects.events.record(EventBody::new(Kind::ConfigReloaded, message.as_str(), who));
         for change in routers.iter().chain(&tables) {
             tracing::info!("{change}");
         }
@@ -183,8 +183,8 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Records an event if the writes of the state file begin or cease to fail.
     pub(super) fn look_at_state_file(&mut self) {
-        let news = self.store.look_at_writer(Instant::now());
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+        let events = self.store.look_at_writer(Instant::now());
+        self.record(events);
     }
 }
 

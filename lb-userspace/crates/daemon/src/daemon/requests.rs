@@ -32,10 +32,10 @@ impl<D: DataPlane> Daemon<D> {
         let mut edits = Vec::new();
         for request in waiting.drain(..) {
             match request {
-                Request::Edit(edit, terms, tell) if !terms.dry_run => {
-                    edits.push(Asked { edit, terms, tell });
+                Request::Edit(edit, terms, reply) if !terms.dry_run => {
+                    edits.push(Asked { edit, terms, reply });
                 }
-                Request::Status(tell) => drop(tell.send(self.status())),
+                Request::Status(reply) => drop(reply.send(self.status())),
                 // What comes after a change sees it.
                 other => {
                     self.edits(std::mem::take(&mut edits));
@@ -53,48 +53,48 @@ impl<D: DataPlane> Daemon<D> {
     fn answer(&mut self, request: Request) {
         // Who asked may be gone by the time of an answer.
         match request {
-            Request::Status(tell) => drop(tell.send(self.status())),
-            Request::Edit(edit, _, tell) => drop(tell.send(self.try_edit(&edit))),
-            Request::Node(change, terms, tell) => self.change_node(change, terms, tell),
-            Request::Pair(tell) => {
+            Request::Status(reply) => drop(reply.send(self.status())),
+            Request::Edit(edit, _, reply) => drop(reply.send(self.try_edit(&edit))),
+            Request::Node(change, terms, reply) => self.change_node(change, terms, reply),
+            Request::Pair(reply) => {
                 let (routers, peers) = (self.status_of_routers(), self.status_of_peers());
-                drop(tell.send(Ok(Pair { routers, peers })));
+                drop(reply.send(Ok(Pair { routers, peers })));
             }
-            Request::Failover(which, terms, tell) => self.failover(&which, terms, tell),
-            Request::Reload(Terms { dry_run: true, .. }, tell) => {
-                self.with_config(|daemon, read| drop(tell.send(daemon.try_reload(read))));
+            Request::Failover(which, terms, reply) => self.failover(&which, terms, reply),
+            Request::Reload(Terms { dry_run: true, .. }, reply) => {
+                self.with_config(|daemon, read| drop(reply.send(daemon.try_reload(read))));
             }
-            Request::Reload(_, tell) => {
+            Request::Reload(_, reply) => {
                 self.with_config(|daemon, read| match daemon.reload_for(read, "lbctl") {
-                    Err(refusal) => drop(tell.send(Err(refusal))),
+                    Err(refusal) => drop(reply.send(Err(refusal))),
                     Ok((mut reloaded, kept)) => {
                         tokio::spawn(async move {
                             reloaded.done.notes.extend(kept.note().await);
-                            let _ = tell.send(Ok(reloaded));
+                            let _ = reply.send(Ok(reloaded));
                         });
                     }
                 });
             }
-            Request::ConfigDiff(tell) => {
-                self.with_config(|daemon, read| drop(tell.send(Ok(daemon.config_diff(read)))));
+            Request::ConfigDiff(reply) => {
+                self.with_config(|daemon, read| drop(reply.send(Ok(daemon.config_diff(read)))));
             }
-            Request::ConfigShow(tell) => self.show_config(tell),
+            Request::ConfigShow(reply) => self.show_config(reply),
             Request::ConfigSave { dry_run, reply } => self.save_config(dry_run, reply),
-            Request::PrepareCapture(spec, tell) => drop(tell.send(self.prepare_capture(&spec))),
-            Request::BeginCapture(capturer, tell) => {
+            Request::PrepareCapture(spec, reply) => drop(reply.send(self.prepare_capture(&spec))),
+            Request::BeginCapture(capturer, reply) => {
                 let begun = self.engine.begin_capture(*capturer);
-                if let Err(Ok(_)) = tell.send(begun.map_err(conflict)) {
+                if let Err(Ok(_)) = reply.send(begun.map_err(conflict)) {
                     // Nobody waits for it any more.
                     let _ = self.end_capture();
                 }
             }
-            Request::EndCapture(tell) => {
-                drop(tell.send(self.end_capture()));
+            Request::EndCapture(reply) => {
+                drop(reply.send(self.end_capture()));
             }
-            Request::Explain(questions, tell) => drop(tell.send(self.explain(&questions))),
-            Request::Detach(terms, tell) => match self.try_detach(terms) {
-                None => self.leave(Some(tell)),
-                Some(answer) => drop(tell.send(answer)),
+            Request::Explain(questions, reply) => drop(reply.send(self.explain(&questions))),
+            Request::Detach(terms, reply) => match self.try_detach(terms) {
+                None => self.leave(Some(reply)),
+                Some(answer) => drop(reply.send(answer)),
             },
         }
     }
@@ -129,7 +129,7 @@ impl<D: DataPlane> Daemon<D> {
         status.node = self.store.node();
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
-        self.health.tell(&mut status);
+        self.health.reply(&mut status);
         if let Some(egress) = &self.egress {
             egress.report(&mut status);
         }

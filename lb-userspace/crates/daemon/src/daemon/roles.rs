@@ -181,7 +181,7 @@ impl RoleInputs<'_> {
 pub(super) struct Known {
     /// Where its advertisements come from.
     pub(super) source: Option<IpAddr>,
-    pub(super) tells: SyncStatus,
+    pub(super) replies: SyncStatus,
 }
 
 /// Whether a peer is Active for a router, and what of its flows is known.
@@ -200,12 +200,12 @@ pub(super) enum SyncStatus {
 /// is: then there is no time to ask again. It keeps a router from nothing while nobody is heard.
 pub(super) fn is_unsynced(heard: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
     let lacks = |known: &Known| {
-        matches!(known.tells, SyncStatus::Nothing | SyncStatus::Active { all: false })
+        matches!(known.replies, SyncStatus::Nothing | SyncStatus::Active { all: false })
     };
     if known.iter().any(lacks) {
         return true;
     }
-    let has = |known: &Known| matches!(known.tells, SyncStatus::Active { all: true });
+    let has = |known: &Known| matches!(known.replies, SyncStatus::Active { all: true });
     match heard {
         None => !known.iter().any(has),
         Some(heard) => match known.iter().find(|known| known.source == Some(heard)) {
@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn nobody_preempts_without_the_flows_of_the_active_node() {
-        let known = |peer, tells| Known { source: Some(address(peer)), tells };
+        let known = |peer, replies| Known { source: Some(address(peer)), replies };
         let (all, part) = (SyncStatus::Active { all: true }, SyncStatus::Active { all: false });
         let incompatible = Some(IpAddr::from([10, 0, 0, 99]));
         let (a, b) = (Some(address(A)), Some(address(B)));

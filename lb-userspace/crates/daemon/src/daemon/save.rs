@@ -16,7 +16,7 @@ use lb_model::{
     units::counted,
 };
 
-use super::{Daemon, Tell, vrrp::changes};
+use super::{Daemon, Reply, vrrp::changes};
 use crate::state_file::writer::Kept;
 
 /// How many differences a refusal tells.
@@ -50,7 +50,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// What is in force, as a file would say it.
-    pub(super) fn show_config(&mut self, tell: Tell<Shown>) {
+    pub(super) fn show_config(&mut self, reply: Reply<Shown>) {
         let writable = Writable::of(&self.store.config().desired, self.store.desired());
         let (loaded, at_start) =
             (self.store.config().text.clone(), self.store.config().text_at_start.clone());
@@ -60,20 +60,20 @@ impl<D: DataPlane> Daemon<D> {
             let shown =
                 shown.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")));
             // Who asked may be gone.
-            let _ = tell.send(shown);
+            let _ = reply.send(shown);
         });
     }
 
     /// Writes what is in force into the configuration's file, as far as that can say it.
-    pub(super) fn save_config(&mut self, dry_run: bool, tell: Tell<Saved>) {
+    pub(super) fn save_config(&mut self, dry_run: bool, reply: Reply<Saved>) {
         let file = self.store.file().to_owned();
         self.on_disk(
             move || read(&file),
             move |daemon, read| match read
                 .and_then(|(text, on_disk)| daemon.unless_edited(&on_disk).map(|()| text))
             {
-                Err(refusal) => drop(tell.send(Err(refusal))),
-                Ok(text) => daemon.fold_config(text, dry_run, tell),
+                Err(refusal) => drop(reply.send(Err(refusal))),
+                Ok(text) => daemon.fold_config(text, dry_run, reply),
             },
         );
     }
@@ -93,20 +93,20 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Has what is in force folded into the file's text, and written unless it is only to be told.
-    fn fold_config(&mut self, text: String, dry_run: bool, tell: Tell<Saved>) {
+    fn fold_config(&mut self, text: String, dry_run: bool, reply: Reply<Saved>) {
         let writable = Writable::of(&self.store.config().desired, self.store.desired());
         let differences = diff(&self.store.config().desired, &writable.desired);
         let file = self.store.file().to_owned();
         let write = move || write(&file, &text, &writable, dry_run).map(|done| (done, writable));
         self.next_on_disk(write, move |daemon, written| match written {
-            Err(refusal) => drop(tell.send(Err(refusal))),
+            Err(refusal) => drop(reply.send(Err(refusal))),
             Ok((written, writable)) => {
                 let (mut saved, kept) = daemon.saved(written, writable, differences, dry_run);
                 tokio::spawn(async move {
                     if let Some(kept) = kept {
                         saved.done.notes.extend(kept.note().await);
                     }
-                    let _ = tell.send(Ok(saved));
+                    let _ = reply.send(Ok(saved));
                 });
             }
         });

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, router::RouterKey};
 use lb_sync::Report;
@@ -29,8 +29,8 @@ impl<D: DataPlane> Daemon<D> {
             let draining = self.store.node().draining_since.is_some();
             let status = self.vrrp.rim.status();
             group.send_facts(routers, &self.vrrp.states, status, draining);
-            let news = group.compare(self.store.desired(), routers, Instant::now());
-            self.record(news);
+            let events = group.compare(self.store.desired(), routers, Instant::now());
+            self.record(events);
         }
         self.assign_roles();
         self.update_routers();
@@ -85,16 +85,16 @@ impl<D: DataPlane> Daemon<D> {
         let Some(group) = &mut self.group else { return };
         match report {
             Report::Joined(id) => {
-                let news = group.joined(id);
-                self.record(news);
+                let events = group.joined(id);
+                self.record(events);
             }
             Report::Lost(id, why) => {
-                let news = group.lost(id, why);
+                let event = group.lost(id, why);
                 if !group.is_connected() {
                     // No other node knows this node's flows, so none can be missed.
                     self.engine.lease_pins(None);
                 }
-                self.tell(news);
+                self.record_event(event);
                 self.answered(id, &Err("it is gone".into()));
             }
             Report::Facts(id, facts) => group.take_facts(id, facts),
@@ -105,14 +105,14 @@ impl<D: DataPlane> Daemon<D> {
             }
             Report::Records(id, records, mark) => self.learn(id, records, mark),
             Report::Complete(id, complete) => {
-                let news = group.set_complete(id, complete);
-                self.record(news);
+                let events = group.set_complete(id, complete);
+                self.record(events);
             }
             Report::TakeOver(id, routers) => self.take_over(id, &routers),
             Report::Answer(id, answer) => self.answered(id, &answer),
             Report::Unreadable(id, why) => {
                 let message = format!("what comes from {} can't be taken", group.name(id));
-                self.tell(News::new(Kind::PeerRefused, message, why));
+                self.record_event(EventBody::new(Kind::PeerRefused, message, why));
             }
         }
     }
@@ -123,13 +123,13 @@ impl<D: DataPlane> Daemon<D> {
         let long = group.both_active_for_long(&self.vrrp.states, now);
         let long = long.into_iter().map(|(key, id)| (key, group.name(id)));
         for (key, peer) in long.collect::<Vec<_>>() {
-            self.tell(News::new(
+            self.record_event(EventBody::new(
                 Kind::VrrpTwoActive,
                 format!(
                     "{} is active here and on {peer}: both hold its addresses",
                     self.router_name(key)
                 ),
-                "advertisements don't arrive, where what peers tell each other does",
+                "advertisements don't arrive, where what peers reply each other does",
             ));
         }
     }
@@ -150,7 +150,7 @@ impl<D: DataPlane> Daemon<D> {
             .map_or_else(Vec::new, |group| group.status(self.roles.flow_sources(), name_of))
     }
 
-    pub(super) fn record(&self, news: impl IntoIterator<Item = News>) {
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+    pub(super) fn record(&self, events: impl IntoIterator<Item = EventBody>) {
+        events.into_iter().for_each(|event| self.record_event(event));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, time::Instant};
 
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
 use lb_datapath::DataPlane;
 
@@ -15,7 +15,7 @@ impl<D: DataPlane> Daemon<D> {
         self.look_at_clocks();
         self.send_pending_full_syncs();
         let found = self.egress.as_ref().map(|egress| egress.take_events());
-        found.into_iter().flatten().for_each(|news| self.effects.events.record(news));
+        found.into_iter().flatten().for_each(|event| self.effects.events.record(event));
         self.look_at_sharers();
         self.look_at_balancers();
         let failed = match self.engine.sweep(self.now()) {
@@ -76,8 +76,8 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     pub(super) fn follow_clock(&mut self, jump: Jump) {
-        let (news, any) = self.store.shift_deadlines(jump);
-        self.effects.events.record(news);
+        let (event, any) = self.store.shift_deadlines(jump);
+        self.record_event(event);
         if any {
             self.keep();
         }
@@ -94,7 +94,7 @@ impl<D: DataPlane> Daemon<D> {
                     (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
                 }
             };
-            self.effects.events.record(News::new(kind, message, text));
+            self.effects.events.record(EventBody::new(kind, message, text));
         }
     }
 

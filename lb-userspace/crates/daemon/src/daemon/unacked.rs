@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// News that peers have not taken yet.
+/// EventBody that peers have not taken yet.
 ///
 /// As long as there are some from longer ago than the lease, no pin is made, and no slot settles before
 /// peers know. So what dies with a node is what it has done within that time, however late peers are. A
@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 #[derive(Debug, Default)]
 pub(super) struct Unacked {
     /// Their numbers, and when they were told, on CLOCK_MONOTONIC.
-    news: VecDeque<(u64, Duration)>,
+    exports: VecDeque<(u64, Duration)>,
     last: u64,
     taken: u64,
 }
@@ -19,10 +19,10 @@ impl Unacked {
     /// How long peers are waited for.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    /// News with this number are told.
+    /// EventBody with this number are told.
     pub(super) fn told(&mut self, number: u64, now: Duration) {
         self.last = number;
-        self.news.push_back((number, now));
+        self.exports.push_back((number, now));
     }
 
     /// Peers have taken all up to a number; the last one that they are not waited for any more.
@@ -30,7 +30,7 @@ impl Unacked {
         let over = |(number, told): &mut (u64, Duration)| {
             *number <= taken || now.saturating_sub(*told) > Self::PATIENCE
         };
-        while let Some((number, _)) = self.news.pop_front_if(over) {
+        while let Some((number, _)) = self.exports.pop_front_if(over) {
             self.taken = number;
         }
         self.taken
@@ -38,7 +38,7 @@ impl Unacked {
 
     /// When the first of them were told.
     pub(super) fn since(&self) -> Option<Duration> {
-        self.news.front().map(|(_, told)| *told)
+        self.exports.front().map(|(_, told)| *told)
     }
 
     /// The number of the last ones.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     routers::RouterStatus,
 };
 use lb_datapath::DataPlane;
@@ -152,7 +152,7 @@ impl Virtual {
 }
 
 /// The event of a transition of a router that has these addresses.
-fn event_of_transition(transition: Transition, addresses: &str) -> News {
+fn event_of_transition(transition: Transition, addresses: &str) -> EventBody {
     let Transition { router, from, to, cause, .. } = transition;
     let (kind, message) = match to {
         State::Active => {
@@ -168,11 +168,11 @@ fn event_of_transition(transition: Transition, addresses: &str) -> News {
         State::Active => format!("{message}, and was active"),
         _ => message,
     };
-    News::new(kind, message, cause)
+    EventBody::new(kind, message, cause)
 }
 
 /// The event of a notice of the virtual routers.
-fn event_of_notice(notice: Notice) -> News {
+fn event_of_notice(notice: Notice) -> EventBody {
     let kind = match notice.kind {
         NoticeKind::TwoActive => Kind::VrrpTwoActive,
         NoticeKind::Mismatch => Kind::VrrpMismatch,
@@ -186,7 +186,7 @@ fn event_of_notice(notice: Notice) -> News {
         "" => notice.message,
         router => format!("{router}: {}", notice.message),
     };
-    News::new(kind, message, notice.cause)
+    EventBody::new(kind, message, notice.cause)
 }
 
 impl<D: DataPlane> Daemon<D> {
@@ -259,7 +259,7 @@ impl<D: DataPlane> Daemon<D> {
         if let Err(error) = self.engine.take_mac(mac, take) {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             let message = format!("frames to {mac} can't be taken");
-            self.tell(News::new(Kind::VrrpTrouble, message, format!("{error:#}")));
+            self.record_event(EventBody::new(Kind::VrrpTrouble, message, format!("{error:#}")));
         }
     }
 
@@ -328,7 +328,7 @@ impl<D: DataPlane> Daemon<D> {
                 let _ = done.0.try_send(());
             }
             Report::Transition(transition) => self.follow(transition),
-            Report::Notice(notice) => self.tell(event_of_notice(notice)),
+            Report::Notice(notice) => self.record_event(event_of_notice(notice)),
             Report::Yielded { router, by } => self.yielded(router, by),
             Report::Stopped => self.vrrp.stopped = true,
         }
@@ -341,13 +341,13 @@ impl<D: DataPlane> Daemon<D> {
             let all: Vec<_> = router.addresses.iter().map(|vip| vip.address.to_string()).collect();
             all.join(", ")
         });
-        self.tell(event_of_transition(transition, &addresses));
+        self.record_event(event_of_transition(transition, &addresses));
         self.moved(key, to);
         self.effects.notifier.status(&self.ready_line());
     }
 
-    pub(super) fn tell(&self, news: News) {
-        self.effects.events.record(news);
+    pub(super) fn record_event(&self, event: EventBody) {
+        self.effects.events.record(event);
     }
 
     /// How the routers stand, with what the peers say.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     status::Writes,
 };
 use lb_control::engine::Outcome;
@@ -104,8 +104,8 @@ impl<D: DataPlane> Daemon<D> {
         let done = self.engine.reconcile(self.now());
         let error = self.writing.take(done, begun.elapsed());
         self.on_new_backends();
-        let news = self.health.stand(self.engine.standings(), self.store.desired());
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+        let events = self.health.stand(self.engine.standings(), self.store.desired());
+        self.record(events);
         if self.engine.retired() != self.store.written_sums() {
             self.keep();
         }
@@ -114,20 +114,20 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Remembers how the last write of maps went; an event if that has changed.
     pub(super) fn note(&mut self, error: Option<String>) {
-        let news = match (&error, self.writing.error()) {
+        let events = match (&error, self.writing.error()) {
             (Some(error), before) if before != Some(error) => {
                 self.effects.notifier.status(&format!("the maps can't be written: {error}"));
                 let message = "the maps can't be written; trying again each second";
-                Some(News::new(Kind::MapsFailing, message, error.as_str()))
+                Some(EventBody::new(Kind::MapsFailing, message, error.as_str()))
             }
             (None, Some(error)) => {
                 self.effects.notifier.status(&self.ready_line());
                 let cause = format!("it did not work before: {error}");
-                Some(News::new(Kind::MapsWritten, "the maps are written again", cause))
+                Some(EventBody::new(Kind::MapsWritten, "the maps are written again", cause))
             }
             _ => None,
         };
-        news.into_iter().for_each(|news| self.effects.events.record(news));
+        self.record(events);
         self.writing.error = error;
     }
 
@@ -139,7 +139,7 @@ impl<D: DataPlane> Daemon<D> {
         let Some(ready) = self.ready.take() else { return };
         let line = self.ready_line();
         self.effects.notifier.ready(&line);
-        self.effects.events.record(News::new(Kind::Started, line, "lbd was started"));
+        self.effects.events.record(EventBody::new(Kind::Started, line, "lbd was started"));
         // Nobody may be waiting.
         let _ = ready.send(());
     }

@@ -34,7 +34,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream};
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     status::{EgressStatus, Status},
 };
 use lb_datapath::{LiveProgram, Served, TxError, TxErrors};
@@ -126,7 +126,7 @@ pub trait Check: Send {
     /// Replaces the exits that are checked.
     fn watch(&self, plan: Plan);
     /// The events since the last call.
-    fn take_events(&self) -> Vec<News>;
+    fn take_events(&self) -> Vec<EventBody>;
     /// Adds the verdicts of the exits to the status.
     fn report(&self, status: &mut Status);
 }
@@ -143,7 +143,7 @@ pub struct Checker {
 struct Shared {
     verdicts: BTreeMap<Exit, Verdict>,
     memory: Memory,
-    events: Vec<News>,
+    events: Vec<EventBody>,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -193,7 +193,7 @@ impl Check for Checker {
         });
     }
 
-    fn take_events(&self) -> Vec<News> {
+    fn take_events(&self) -> Vec<EventBody> {
         std::mem::take(&mut lock(&self.shared).events)
     }
 
@@ -379,15 +379,15 @@ fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
     own.or(native.first()).copied().ok_or("no interface has the program in its driver")
 }
 
-fn event(exit: &Exit, lost: bool, verdict: &Verdict) -> News {
+fn event(exit: &Exit, lost: bool, verdict: &Verdict) -> EventBody {
     let (interface, mac) = (&exit.interface, exit.mac_text());
     if lost {
         let fault = EgressStatus::LOST;
         let message = format!("{fault}: what the program sends to {mac} by {interface} is lost");
-        News::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
+        EventBody::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
     } else {
         let message = format!("what the program sends to {mac} by {interface} arrives");
-        News::new(Kind::EgressForwarding, message, "a probe by the program was answered")
+        EventBody::new(Kind::EgressForwarding, message, "a probe by the program was answered")
     }
 }
 

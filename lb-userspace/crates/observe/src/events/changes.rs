@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
-use lb_api::event::{Kind, News};
+use lb_api::event::{EventBody, Kind};
 use lb_model::{
     desired::{Admin, Backend, Desired},
     units::rfc3339,
@@ -10,26 +10,27 @@ use lb_model::{
 
 /// The events between two desired states.
 #[must_use]
-pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<News> {
+pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<EventBody> {
     let mut found = Vec::new();
     for name in before.services.keys().filter(|name| !after.services.contains_key(*name)) {
-        let removed = News::new(Kind::ServiceRemoved, format!("service {name} removed"), cause);
+        let removed =
+            EventBody::new(Kind::ServiceRemoved, format!("service {name} removed"), cause);
         found.push(removed.of_service(name));
     }
     for (name, service) in &after.services {
         let Some(old) = before.services.get(name) else {
             let message = format!("service {name} added: {} by {}", service.key, service.mode);
-            found.push(News::new(Kind::ServiceAdded, message, cause).of_service(name));
+            found.push(EventBody::new(Kind::ServiceAdded, message, cause).of_service(name));
             continue;
         };
         if !old.is_same_but_for_backends(service) {
             let message = format!("service {name} changed");
-            found.push(News::new(Kind::ServiceChanged, message, cause).of_service(name));
+            found.push(EventBody::new(Kind::ServiceChanged, message, cause).of_service(name));
         }
         let changes = of_backends(&old.backends, &service.backends);
         found.extend(changes.into_iter().map(|(kind, address, message)| {
             let message = format!("backend {address} of {name} {message}");
-            News::new(kind, message, cause).of_backend(name, address)
+            EventBody::new(kind, message, cause).of_backend(name, address)
         }));
     }
     found

@@ -13,7 +13,7 @@ use std::{
     time::SystemTime,
 };
 
-use lb_api::event::{Event, KEPT, Kind, News, Page};
+use lb_api::event::{Event, EventBody, KEPT, Kind, Page};
 use tokio::sync::watch;
 
 /// Events that are given at once.
@@ -62,7 +62,7 @@ impl Events {
     }
 
     /// Records an event: logs it once, counts it, keeps it.
-    pub fn record(&self, entry: News) {
+    pub fn record(&self, entry: EventBody) {
         log(&entry);
         let mut history = self.history();
         history.last += 1;
@@ -70,7 +70,7 @@ impl Events {
         if history.kept.len() == history.room {
             history.kept.pop_front();
         }
-        let event = Event { seq: history.last, at: SystemTime::now(), news: entry };
+        let event = Event { seq: history.last, at: SystemTime::now(), body: entry };
         history.kept.push_back(event);
         let last = history.last;
         drop(history);
@@ -109,7 +109,7 @@ impl Events {
     pub fn of_backend(&self, service: &str, backend: IpAddr, limit: usize) -> Vec<Event> {
         let history = self.history();
         let its = history.kept.iter().rev().filter(|event| {
-            event.news.backend == Some(backend) && event.news.service.as_deref() == Some(service)
+            event.body.backend == Some(backend) && event.body.service.as_deref() == Some(service)
         });
         its.take(limit).cloned().collect()
     }
@@ -168,8 +168,8 @@ impl Follower {
     }
 }
 
-fn log(entry: &News) {
-    let News { kind, service, backend, message, cause } = entry;
+fn log(entry: &EventBody) {
+    let EventBody { kind, service, backend, message, cause } = entry;
     let backend = backend.map(tracing::field::display);
     // The level of a log line is a constant of its place.
     macro_rules! at {
@@ -200,12 +200,12 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_millis(millis)
     }
 
-    fn entry(message: &str) -> News {
-        News::new(Kind::BackendUp, message, "a test")
+    fn entry(message: &str) -> EventBody {
+        EventBody::new(Kind::BackendUp, message, "a test")
     }
 
     fn messages(page: &Page) -> Vec<&str> {
-        page.events.iter().map(|event| event.news.message.as_str()).collect()
+        page.events.iter().map(|event| event.body.message.as_str()).collect()
     }
 
     #[test]
@@ -254,7 +254,7 @@ mod tests {
         let event = Event {
             seq: 7,
             at: at(1_500),
-            news: entry("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
+            body: entry("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
         };
         let json = serde_json::to_string(&event).expect("it is JSON");
         assert_eq!(
@@ -276,7 +276,7 @@ mod tests {
             events.record(entry(message).of_backend(service, backend));
         }
         let found = |limit| events.of_backend("web", one, limit).into_iter();
-        let found = |limit| found(limit).map(|event| event.news.message).collect::<Vec<_>>();
+        let found = |limit| found(limit).map(|event| event.body.message).collect::<Vec<_>>();
         assert_eq!((found(9), found(1)), (vec!["d".into(), "a".into()], vec!["d".into()]));
     }
 

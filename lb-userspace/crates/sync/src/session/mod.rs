@@ -6,7 +6,7 @@
 //! each session that is trusted. A peer that sends nothing for the timeout is lost, and so is one that
 //! reports that it had lost this node: both begin anew.
 //!
-//! **Updates** ([`Message::News`]) have sequence numbers. They are kept in a log of 4,096 packets, the same for all
+//! **Updates** ([`Message::Changes`]) have sequence numbers. They are kept in a log of 4,096 packets, the same for all
 //! peers; a peer that sees a gap requests the missing ones. A peer that misses some that are no more in the log, or could not
 //! be sent them in time, gets all of the history again.
 //!
@@ -367,7 +367,7 @@ impl Session {
         self.group_cursor = sequence + 1;
         let Some(packet) = self.common.log.get(sequence) else { return false };
         let ahead = self.common.log.head - sequence;
-        let message = Message::News { sequence, ahead, parts: &packet.bytes };
+        let message = Message::Changes { sequence, ahead, parts: &packet.bytes };
         let parts = u64::from(packet.parts);
         let datagram = self.common.sealer.seal(message.kind(), None, |body| message.encode(body));
         self.common.pace.take(datagram.len());

@@ -190,7 +190,7 @@ pub enum Message<'a> {
         bytes: &'a [u8],
     },
     /// What has changed of the node's history; see [`parts`].
-    News {
+    Changes {
         /// The sequence number, from 1 on.
         sequence: u64,
         /// How many more were published when this was sent.
@@ -270,7 +270,7 @@ impl<'a> Message<'a> {
         match self {
             Self::Hello(_) => Self::HELLO,
             Self::Facts { .. } => Self::FACTS,
-            Self::News { .. } => Self::NEWS,
+            Self::Changes { .. } => Self::NEWS,
             Self::All { .. } => Self::ALL,
             Self::Ack { .. } => Self::ACK,
             Self::Nack { .. } => Self::NACK,
@@ -292,7 +292,7 @@ impl<'a> Message<'a> {
                 body.put_varint(u64::from(index.1));
                 body.put(bytes);
             }
-            Self::News { sequence, ahead, parts } => {
+            Self::Changes { sequence, ahead, parts } => {
                 body.put_varint(*sequence);
                 body.put_varint(*ahead);
                 body.put(parts);
@@ -349,7 +349,7 @@ impl<'a> Message<'a> {
                 }
                 Self::Facts { half, generation, index, bytes: reader.rest() }
             }
-            Self::NEWS => Self::News {
+            Self::NEWS => Self::Changes {
                 sequence: reader.varint()?,
                 ahead: reader.varint()?,
                 parts: reader.rest(),
@@ -463,7 +463,7 @@ fn ranges(reader: &mut Reader<'_>) -> Read<Vec<Range>> {
 /// The bytes are no such message.
 pub fn decode(kind: u8, body: &[u8]) -> Read<()> {
     match Message::decode(kind, body)? {
-        Message::News { parts, .. } | Message::All { parts, .. } => {
+        Message::Changes { parts, .. } | Message::All { parts, .. } => {
             let mut records = Vec::new();
             parts::Assembler::default().take(parts::unpack(parts)?, &mut records)
         }

@@ -105,7 +105,7 @@ proptest! {
         parts in vec(any::<u8>(), 0..=PARTS),
         (sequence, ahead, transfer, index, last, since) in any::<(u64, u64, u32, u32, bool, u64)>(),
     ) {
-        round_trip(&Message::News { sequence, ahead, parts: &parts });
+        round_trip(&Message::Changes { sequence, ahead, parts: &parts });
         round_trip(&Message::All { transfer, index, last, since, parts: &parts });
     }
 

@@ -42,7 +42,7 @@ impl Group {
         router: RouterKey,
         services: &BTreeSet<ServiceKey>,
     ) -> bool {
-        self.known_of(router, services).any(|known| match known.tells {
+        self.known_of(router, services).any(|known| match known.replies {
             SyncStatus::Nothing => true,
             SyncStatus::Active { all } => !all,
             SyncStatus::NotActive => false,
@@ -109,12 +109,12 @@ impl Group {
             let incompatible = peer.mismatch.whole.is_some();
             let all = incompatible
                 || (peer.complete && compatible.all(|key| peer.followed.contains(key)));
-            let tells = match (&peer.facts, facts.map(|facts| facts.state)) {
+            let replies = match (&peer.facts, facts.map(|facts| facts.state)) {
                 (None, _) => SyncStatus::Nothing,
                 (_, Some(State::Active)) => SyncStatus::Active { all },
                 _ => SyncStatus::NotActive,
             };
-            Known { source: facts.and_then(|facts| facts.source), tells }
+            Known { source: facts.and_then(|facts| facts.source), replies }
         })
     }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     routers::RouterStatus,
 };
 use lb_control::engine::Members;
@@ -59,7 +59,7 @@ pub(super) struct Group {
     pub(super) retained: Option<(Instant, Vec<Record>)>,
     /// Since when this node and a peer are both Active, and whether that was told.
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
-    /// News that are on their way.
+    /// EventBody that are on their way.
     pub(super) unacked: Unacked,
     attendance: Attendance,
     /// Whether reports of the sessions wait: what is known of the peers was so once.
@@ -220,9 +220,9 @@ impl Group {
         desired: &Desired,
         routers: &[Router],
         now: Instant,
-    ) -> Vec<News> {
+    ) -> Vec<EventBody> {
         let Some(own) = &self.told else { return Vec::new() };
-        let mut news = Vec::new();
+        let mut events = Vec::new();
         let mut changed = Vec::new();
         for (id, peer) in &mut self.peers {
             let Some(theirs) = &peer.facts else { continue };
@@ -239,7 +239,7 @@ impl Group {
             for (kind, text) in mismatch.told() {
                 if !before.contains(text) {
                     let cause = "the nodes are configured otherwise";
-                    news.push(News::new(kind, format!("{name}: {text}"), cause));
+                    events.push(EventBody::new(kind, format!("{name}: {text}"), cause));
                 }
             }
             // What was not taken meanwhile is missing.
@@ -249,11 +249,15 @@ impl Group {
             }
             if mismatch == Mismatch::default() {
                 let message = format!("{name} is configured like this node again");
-                news.push(News::new(Kind::PeerJoined, message, "its configuration, or this one's"));
+                events.push(EventBody::new(
+                    Kind::PeerJoined,
+                    message,
+                    "its configuration, or this one's",
+                ));
             }
             peer.mismatch = mismatch;
         }
-        news
+        events
     }
 
     /// Requests all records of peers that are followed and of which some were not taken.
@@ -284,24 +288,23 @@ impl Group {
     }
 
     /// A peer is connected.
-    pub(super) fn joined(&mut self, id: PeerId) -> Vec<News> {
+    pub(super) fn joined(&mut self, id: PeerId) -> Vec<EventBody> {
         // It sends all records by itself.
         self.peers.insert(id, Peer { wanted: true, ..Peer::default() });
         let message = format!("peer {} is there", self.name(id));
-        let mut news = vec![News::new(Kind::PeerJoined, message, "it answers")];
-        news.extend(
-            self.same_name(id)
-                .map(|text| News::new(Kind::VrrpMismatch, text, "both nodes have this host name")),
-        );
-        news
+        let mut events = vec![EventBody::new(Kind::PeerJoined, message, "it answers")];
+        events.extend(self.same_name(id).map(|text| {
+            EventBody::new(Kind::VrrpMismatch, text, "both nodes have this host name")
+        }));
+        events
     }
 
     /// A peer is connected no more.
-    pub(super) fn lost(&mut self, id: PeerId, why: String) -> News {
+    pub(super) fn lost(&mut self, id: PeerId, why: String) -> EventBody {
         self.peers.remove(&id);
         self.pending_full_sync.remove(&id);
         self.both_active.retain(|(_, peer), _| *peer != id);
-        News::new(Kind::PeerLost, format!("peer {} is gone", self.name(id)), why)
+        EventBody::new(Kind::PeerLost, format!("peer {} is gone", self.name(id)), why)
     }
 
     /// A peer begins to send all of its records; the services whose flows are its own.
@@ -319,7 +322,7 @@ impl Group {
     }
 
     /// All records of a peer have come, or some were lost; the event, if that is new.
-    pub(super) fn set_complete(&mut self, id: PeerId, complete: bool) -> Option<News> {
+    pub(super) fn set_complete(&mut self, id: PeerId, complete: bool) -> Option<EventBody> {
         let peer = self.peers.get_mut(&id)?;
         let before = std::mem::replace(&mut peer.complete, complete && !peer.wanted);
         let after = peer.complete;
@@ -328,12 +331,12 @@ impl Group {
         }
         let name = self.name(id);
         Some(match after {
-            true => News::new(
+            true => EventBody::new(
                 Kind::PeerSynced,
-                format!("all flows that {name} tells of are known here"),
+                format!("all flows that {name} replies of are known here"),
                 "all of its history has come",
             ),
-            false => News::new(
+            false => EventBody::new(
                 Kind::PeerUnsynced,
                 format!("flows of {name} are missing here; it is asked for them"),
                 "something was lost on the way",
@@ -464,20 +467,24 @@ impl Group {
     }
 
     /// Records of a peer were rejected for these reasons; the events of those that are new.
-    pub(super) fn rejected(&mut self, id: PeerId, reasons: Vec<String>) -> Vec<News> {
+    pub(super) fn rejected(&mut self, id: PeerId, reasons: Vec<String>) -> Vec<EventBody> {
         if reasons.is_empty() {
             return Vec::new();
         }
         let name = self.name(id);
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
-        let mut news = Vec::new();
+        let mut events = Vec::new();
         for text in reasons {
             if peer.rejected_reasons.len() < TOLD && peer.rejected_reasons.insert(text.clone()) {
                 let message = format!("{name}: {text}");
-                news.push(News::new(Kind::PeerRefused, message, "its flows can't be taken over"));
+                events.push(EventBody::new(
+                    Kind::PeerRefused,
+                    message,
+                    "its flows can't be taken over",
+                ));
             }
         }
-        news
+        events
     }
 }
 

@@ -122,7 +122,7 @@ fn happened(page: &Page) -> Bytes {
     if page.missed > 0 {
         let _ = write!(text, "event: missed\ndata: {}\n\n", page.missed);
     }
-    let level = |event: &Event| match event.news.kind.level() {
+    let level = |event: &Event| match event.body.kind.level() {
         tracing::Level::ERROR => "error",
         tracing::Level::WARN => "warning",
         _ => "note",

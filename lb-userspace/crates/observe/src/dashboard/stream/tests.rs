@@ -6,7 +6,7 @@ use std::{
 use axum::body::BodyDataStream;
 use futures_util::StreamExt as _;
 use lb_api::{
-    event::{Kind, News},
+    event::{EventBody, Kind},
     status::Status,
 };
 use serde_json::json;
@@ -108,7 +108,7 @@ async fn events_come_as_they_happen_with_their_level() {
     let (streams, _daemon) = streams();
     let entry = |message: &str| {
         let backend = IpAddr::from([10, 0, 0, 11]);
-        News::new(Kind::BackendDown, message, "why").of_backend("<b>web</b>", backend)
+        EventBody::new(Kind::BackendDown, message, "why").of_backend("<b>web</b>", backend)
     };
     streams.events.record(entry("before"));
     let mut stream = begin(&streams).await;

@@ -295,7 +295,7 @@ impl Peer {
                     }
                 })
             }
-            Message::News { sequence, ahead, parts } => {
+            Message::Changes { sequence, ahead, parts } => {
                 let head = sequence.saturating_add(ahead);
                 trust.incoming.update(sequence, head, parts, now, &mut self.counters, out)
             }
@@ -396,7 +396,7 @@ impl Peer {
         let (datagram, parts, again) = match next {
             Next::Update(sequence, packet, again) => {
                 let ahead = log.head - sequence;
-                let message = Message::News { sequence, ahead, parts: &packet.bytes };
+                let message = Message::Changes { sequence, ahead, parts: &packet.bytes };
                 let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));
                 (datagram, packet.parts, again)
             }
