@@ -1,7 +1,7 @@
 //! What is read from the configuration's file and those that it names, and what is written to it: on a thread of its
 //! own, since a disk may take any time over it.
 //!
-//! One record of work is done after the other, in the order in which they were asked for. What comes of each goes on
+//! One piece of work is done after the other, in the order in which they were asked for. What comes of each goes on
 //! in the daemon's task.
 
 use std::{

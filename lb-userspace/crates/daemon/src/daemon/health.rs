@@ -359,7 +359,7 @@ mod tests {
                     assert_eq!(event.backend, Some(backend));
                     match event.kind {
                         Kind::BackendSuspect => {
-                            causes.entry(backend).or_insert_with(Vec::new).push(events.cause);
+                            causes.entry(backend).or_insert_with(Vec::new).push(event.cause);
                         }
                         kind => {
                             assert_eq!(kind, Kind::BackendAnswers);

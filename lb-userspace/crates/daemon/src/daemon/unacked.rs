@@ -9,7 +9,7 @@ use std::{collections::VecDeque, time::Duration};
 /// peer that stays behind for long is not waited for: then drains would never end.
 #[derive(Debug, Default)]
 pub(super) struct Unacked {
-    /// Their numbers, and when they were told, on CLOCK_MONOTONIC.
+    /// Their numbers, and when they were sent, on CLOCK_MONOTONIC.
     exports: VecDeque<(u64, Duration)>,
     last: u64,
     taken: u64,
@@ -19,7 +19,7 @@ impl Unacked {
     /// How long peers are waited for.
     const PATIENCE: Duration = Duration::from_secs(2);
 
-    /// EventBody with this number are told.
+    /// An export with this number was sent.
     pub(super) fn told(&mut self, number: u64, now: Duration) {
         self.last = number;
         self.exports.push_back((number, now));
@@ -36,7 +36,7 @@ impl Unacked {
         self.taken
     }
 
-    /// When the first of them were told.
+    /// When the first of them was sent.
     pub(super) fn since(&self) -> Option<Duration> {
         self.exports.front().map(|(_, told)| *told)
     }
