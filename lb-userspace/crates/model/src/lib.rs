@@ -1,6 +1,6 @@
 //! The desired state of the balancer, and the vocabulary of the parts that plan, write and read its maps.
 //!
-//! - The desired state: [`desired`], with [`policy`] and [`check`]; how it travels ([`spec`]), how it is changed
+//! - The desired state: [`desired`], with [`policy`] and [`check`]; how it is changed
 //!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a
 //!   change would do ([`plan`]) and why it is not done ([`refusal`]).
 //! - Virtual routers and their states: [`router`].

@@ -103,7 +103,7 @@ impl<D: DataPlane> Daemon<D> {
         self.files.go_on();
     }
 
-    /// Goes on with what has come of a record of work.
+    /// Goes on with what has come of a piece of work.
     pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
         self.writing.begin_turn();

@@ -38,7 +38,7 @@ const HEAD: Duration = Duration::from_secs(20);
 const UNREAD: [u64; 2] = [16 << 20, 64 << 20];
 /// Answers up to this size always have room.
 const SMALL: u64 = 64 << 10;
-/// An answer is handed on in records of this size, so that it is over when nearly all of it has left.
+/// An answer is handed on in pieces of this size, so that it is over when nearly all of it has left.
 const PIECE: usize = 64 << 10;
 /// Wrong credentials are logged at most this often.
 const LOGGED: Duration = Duration::from_secs(10);
