@@ -185,7 +185,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
         vrrp: Box::new(Neighbour { vrrp: vrrp_to, routers: Mutex::default() }),
         peers: None,
         listeners: Default::default(),
-        doors: Box::new(|_| {}),
+        set_http: Box::new(|_| {}),
         events: events.clone(),
         notifier: Notifier::default(),
     };

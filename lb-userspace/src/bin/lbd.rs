@@ -206,7 +206,7 @@ async fn serve(
         vrrp: Box::new(routers),
         peers: connection.transpose()?,
         listeners: http.listeners(),
-        doors: Box::new(move |config| http.set(config)),
+        set_http: Box::new(move |config| http.set(config)),
         events: events.clone(),
         notifier: Notifier::from_env(),
     };

@@ -158,7 +158,7 @@ impl Place {
             },
             vrrp: Box::new(script.clone()),
             peers: connection,
-            doors: Box::new(|_| {}),
+            set_http: Box::new(|_| {}),
             listeners: Default::default(),
             events: events.clone(),
             notifier: Notifier::default(),

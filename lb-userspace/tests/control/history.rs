@@ -260,7 +260,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         messages(&lbd, Kind::PeerUnsynced).await,
-        ["flows of web that lb2 tells of are missing here"]
+        ["flows of web that lb2 has are missing here"]
     );
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
     let lacks = |deed: &Deed| matches!(deed, Deed::Lack(PEER, true)).then_some(());
@@ -295,7 +295,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         messages(&lbd, Kind::PeerUnsynced).await,
-        ["flows of web that lb2 tells of are missing here"]
+        ["flows of web that lb2 has are missing here"]
     );
     lbd.script.is_synced(PEER);
     eventually("it may again", async || !unsynced()).await;

@@ -1,4 +1,4 @@
-//! The other balancers: what they forward to a backend on this node is delivered here ([`lb_common::deliver`]).
+//! The other balancers: packets that they forward to a backend on this node are delivered here ([`lb_common::deliver`]).
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -6,14 +6,14 @@ use super::Daemon;
 use lb_datapath::DataPlane;
 
 impl<D: DataPlane> Daemon<D> {
-    /// Tells the engine which other balancers are known: the peers of the flow sync, of virtual routers by unicast, and
-    /// who was heard to be Active.
+    /// Sets the other balancers that are known in the engine: the peers of the flow sync, of virtual routers by unicast,
+    /// and the nodes that advertise a virtual router.
     pub(super) fn look_at_balancers(&mut self) {
         let synced =
             self.store.config().sync.iter().flat_map(|sync| &sync.peers).map(|peer| peer.ip());
         let unicast = self.routers().iter().flat_map(|router| router.peers.iter().copied());
-        let heard = self.vrrp.heard().into_values();
-        let mut found: BTreeSet<IpAddr> = synced.chain(unicast).chain(heard).collect();
+        let advertisers = self.vrrp.advertisers().into_values();
+        let mut found: BTreeSet<IpAddr> = synced.chain(unicast).chain(advertisers).collect();
         // A link-local address has no route without its interface; such a node has others.
         found.retain(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()));
         if found != self.balancers {
@@ -24,7 +24,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Tells the resolver which next hops are wanted, if it does not know.
+    /// Sends the wanted next hops to the resolver, if they have changed.
     pub(super) fn want(&mut self) {
         let wants = self.engine.wants();
         if self.wanted.as_ref() != Some(&wants) {

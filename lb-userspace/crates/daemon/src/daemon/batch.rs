@@ -15,7 +15,7 @@ use super::{Daemon, Reply, guard, newly_starved};
 
 /// A change that someone waits for.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct EditRequest {
     pub(super) edit: Edit,
     pub(super) terms: Terms,
     pub(super) reply: Reply<Done>,
@@ -24,41 +24,43 @@ pub(super) struct Asked {
 impl<D: DataPlane> Daemon<D> {
     /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
     /// and answers.
-    pub(super) fn edits(&mut self, asked: Vec<Asked>) {
-        if asked.is_empty() {
+    pub(super) fn edits(&mut self, requests: Vec<EditRequest>) {
+        if requests.is_empty() {
             return;
         }
         let mut draft = self.store.desired().clone();
-        let mut answers: Vec<_> = asked.iter().map(|asked| self.make(asked, &mut draft)).collect();
+        let mut answers: Vec<_> =
+            requests.iter().map(|request| self.make(request, &mut draft)).collect();
         if self.check(self.store.config(), &draft).is_err() {
             // One of them makes no sense: each is looked at by itself.
             draft = self.store.desired().clone();
-            answers = asked.iter().map(|asked| self.make_and_check(asked, &mut draft)).collect();
+            answers =
+                requests.iter().map(|request| self.make_and_check(request, &mut draft)).collect();
         }
         let mut kept = None;
         if answers.iter().any(Result::is_ok) {
             let starved = newly_starved(self.store.desired(), &draft);
             let enacted = self.enact(draft, "lbctl");
-            for (answer, asked) in answers.iter_mut().zip(&asked) {
+            for (answer, request) in answers.iter_mut().zip(&requests) {
                 let Ok(done) = answer else { continue };
                 if let Err(refusal) = &enacted {
                     *answer = Err(refusal.clone());
                     continue;
                 }
-                let of = asked.edit.service();
+                let of = request.edit.service();
                 done.notes
                     .extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
             }
             kept = enacted.ok();
         }
-        let replies = asked.into_iter().map(|asked| asked.reply);
+        let replies = requests.into_iter().map(|request| request.reply);
         let waiting: Vec<_> = replies.zip(answers).collect();
         let answer = |waiting: Vec<(Reply<Done>, Result<Done, Refusal>)>, note: Option<String>| {
             for (reply, mut answer) in waiting {
                 if let Ok(done) = &mut answer {
                     done.notes.extend(note.clone());
                 }
-                // Who asked may be gone.
+                // The client may be gone.
                 let _ = reply.send(answer);
             }
         };
@@ -71,7 +73,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// What a change would do; nothing is changed.
+    /// The plan of a change; nothing is changed.
     pub(super) fn try_edit(&self, edit: &Edit) -> Result<Done, Refusal> {
         let mut draft = self.store.desired().clone();
         let loss = self.loss(edit, &draft);
@@ -84,7 +86,7 @@ impl<D: DataPlane> Daemon<D> {
         Ok(Done { message, notes, plan })
     }
 
-    /// What another desired state would change.
+    /// The changes by another desired state.
     pub(super) fn plan(&self, desired: &Desired) -> Result<Plan, Refusal> {
         let preview = self.engine.preview(desired, self.now());
         let preview =
@@ -105,7 +107,7 @@ impl<D: DataPlane> Daemon<D> {
 
     fn make(
         &self,
-        Asked { edit, terms, .. }: &Asked,
+        EditRequest { edit, terms, .. }: &EditRequest,
         draft: &mut Desired,
     ) -> Result<Done, Refusal> {
         if !terms.yes
@@ -119,9 +121,9 @@ impl<D: DataPlane> Daemon<D> {
         Ok(Done { message, ..Done::default() })
     }
 
-    fn make_and_check(&self, asked: &Asked, draft: &mut Desired) -> Result<Done, Refusal> {
+    fn make_and_check(&self, request: &EditRequest, draft: &mut Desired) -> Result<Done, Refusal> {
         let before = draft.clone();
-        let made = self.make(asked, draft);
+        let made = self.make(request, draft);
         let made = made.and_then(|done| self.check(self.store.config(), draft).map(|()| done));
         if made.is_err() {
             *draft = before;

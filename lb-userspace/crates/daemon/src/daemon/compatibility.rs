@@ -1,5 +1,5 @@
-//! In what two nodes must be alike, as keyed hashes: they tell each other, and nobody else, whether
-//! they differ, and not what of it.
+//! The settings in which two nodes must be equal, as keyed hashes: the nodes, and no other host, see whether
+//! they differ, and not in which values.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use lb_model::{
 use lb_sync::{Facts, Fingerprint, Key, Likeness, RouterFacts};
 use ring::hmac;
 
-/// How long services may have other backends on two nodes before that is told.
+/// How long services may have other backends on two nodes before lbd reports it.
 const LASTING: Duration = Duration::from_secs(10);
 
 /// Makes keyed hashes.
@@ -26,7 +26,7 @@ impl Hasher {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &key.0))
     }
 
-    /// A hash of some parts; `of` says what they are, so that no two kinds of things are alike.
+    /// A hash of some parts; `of` names their kind, so that no two kinds have equal hashes.
     fn hash<'p>(&self, of: &str, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
         let mut context = hmac::Context::with_key(&self.0);
         context.update(b"lb compatibility ");
@@ -41,7 +41,7 @@ impl Hasher {
         u64::from_be_bytes(bytes)
     }
 
-    /// Of what makes rings equal.
+    /// The hashes of the settings that make rings equal.
     pub(super) fn fingerprint(&self, seed: &[u8; 16], desired: &Desired) -> Fingerprint {
         let services = desired.services.values();
         Fingerprint {
@@ -75,7 +75,7 @@ impl Hasher {
         }
     }
 
-    /// How a virtual router of this node stands, and what its advertisements are like.
+    /// The facts of a virtual router of this node: its state, and hashes of its advertisements' settings.
     pub(super) fn router(
         &self,
         router: &Router,
@@ -102,7 +102,7 @@ impl Hasher {
         }
     }
 
-    /// Of what must be equal for advertisements to be taken.
+    /// The hash of the settings that must be equal for advertisements to be taken.
     fn advertisements(&self, router: &Router) -> u64 {
         // Version 3 learns the interval of the Active router.
         let (version, interval) = match router.version {
@@ -125,31 +125,31 @@ fn octets(address: &IpAddr) -> Vec<u8> {
     }
 }
 
-/// In what a peer is unlike this node.
+/// The differences of a peer from this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Mismatch {
-    /// Why nothing of it can be taken.
+    /// Why none of its records can be taken.
     pub(super) whole: Option<String>,
     /// Services whose flows can't be taken, and why.
     pub(super) services: BTreeMap<ServiceKey, String>,
-    /// Services that have other backends there, or other weights or states of them, in words. Flows on
+    /// Services that have other backends there, or other weights or states of them, as texts. Flows on
     /// backends that one node does not have can't be taken.
     pub(super) backends: BTreeMap<ServiceKey, String>,
     /// Routers whose advertisements can't be taken by this node, with the peer's source of them, and
-    /// in words.
+    /// a text.
     pub(super) unreachable: BTreeMap<lb_model::router::RouterKey, (Option<IpAddr>, String)>,
-    /// Routers that advertise other addresses, in words.
+    /// Routers that advertise other addresses, as texts.
     pub(super) addresses: BTreeMap<lb_model::router::RouterKey, String>,
 }
 
 impl Mismatch {
-    /// Everything, in words.
+    /// The texts of all.
     pub(super) fn problems(&self) -> impl Iterator<Item = &str> {
-        self.told().map(|(_, text)| text)
+        self.by_kind().map(|(_, text)| text)
     }
 
-    /// Everything, in words, with the kind of event that each is.
-    pub(super) fn told(&self) -> impl Iterator<Item = (Kind, &str)> {
+    /// The texts of all, with the kind of the event of each.
+    pub(super) fn by_kind(&self) -> impl Iterator<Item = (Kind, &str)> {
         let flows = self.whole.iter().chain(self.services.values());
         let routers =
             self.unreachable.values().map(|(_, text)| text).chain(self.addresses.values());
@@ -165,7 +165,7 @@ impl Mismatch {
 pub(super) struct MismatchTimer(BTreeMap<ServiceKey, Instant>);
 
 impl MismatchTimer {
-    /// Leaves those that have been apart for long: whoever changes both nodes needs a moment, and a
+    /// Leaves those that have differed for long: a change of both nodes needs a moment, and a
     /// backend that leaves does so when its last flow on that node has ended.
     pub(super) fn lasting(&mut self, mismatched: &mut BTreeMap<ServiceKey, String>, now: Instant) {
         self.0.retain(|key, _| mismatched.contains_key(key));
@@ -176,7 +176,7 @@ impl MismatchTimer {
     }
 }
 
-/// Compares what this node says of itself with what a peer says.
+/// Compares this node's facts with those of a peer.
 pub(super) fn compare(
     own: &Facts,
     theirs: &Facts,
@@ -271,7 +271,7 @@ mod tests {
         backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
     "#;
 
-    /// What a node of this configuration says of itself.
+    /// The facts of a node of this configuration.
     fn facts(config: &Config, key: u8, seed: u8) -> Facts {
         let hasher = Hasher::new(&Key([key; 32]));
         let routers = config.routers.routers.iter();
@@ -284,7 +284,7 @@ mod tests {
         }
     }
 
-    /// What a node finds of a peer whose configuration has `to` where its own has `from`.
+    /// The problems that a node finds of a peer whose configuration has `to` where its own has `from`.
     fn found(from: &str, to: &str) -> Vec<String> {
         let parse = |text: &str| Config::parse(text).unwrap_or_else(|p| panic!("{p:?}"));
         assert!(NODE.contains(from), "{from}");
@@ -390,15 +390,15 @@ mod tests {
             BTreeMap::new()
         );
         let (mut timer, start) = (MismatchTimer::default(), Instant::now());
-        let told = |timer: &mut MismatchTimer, mut mismatch: BTreeMap<_, _>, after| {
+        let lasting = |timer: &mut MismatchTimer, mut mismatch: BTreeMap<_, _>, after| {
             timer.lasting(&mut mismatch, start + after);
             mismatch.len()
         };
-        assert_eq!(told(&mut timer, mismatch(), Duration::ZERO), 0);
-        assert_eq!(told(&mut timer, mismatch(), LASTING - Duration::from_millis(1)), 0);
-        assert_eq!(told(&mut timer, mismatch(), LASTING), 1);
-        assert_eq!(told(&mut timer, BTreeMap::new(), LASTING), 0);
-        assert_eq!(told(&mut timer, mismatch(), LASTING), 0, "it begins anew");
+        assert_eq!(lasting(&mut timer, mismatch(), Duration::ZERO), 0);
+        assert_eq!(lasting(&mut timer, mismatch(), LASTING - Duration::from_millis(1)), 0);
+        assert_eq!(lasting(&mut timer, mismatch(), LASTING), 1);
+        assert_eq!(lasting(&mut timer, BTreeMap::new(), LASTING), 0);
+        assert_eq!(lasting(&mut timer, mismatch(), LASTING), 0, "it begins anew");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use lb_vrrp::{Order, notify::LIMIT_AT_END};
 
 use super::{
     Daemon, Ended, Reply,
-    failover::{Asker, Unit},
+    failover::{Initiator, Unit},
     handover::Way,
 };
 
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(5_500).saturating_add(LIMIT_AT_
 
 /// An end that has begun.
 pub(super) struct Leaving {
-    /// Who has asked for the end of forwarding; none: the daemon alone ends.
+    /// Where the answer to a request to end forwarding goes; none: the daemon alone ends.
     reply: Option<Reply<Done>>,
     /// Until when the virtual routers may take; none: they are still handed over.
     until: Option<Instant>,
@@ -56,16 +56,16 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Hands over what another node can take with all flows, and goes on.
+    /// Hands over the routers that another node can take with all flows, and goes on.
     pub(super) fn hand_all_over(&mut self) {
         let mut units = self.units(&self.active_routers());
-        // Who is only told hears it from the routers' own end.
-        units.retain(|(_, way)| matches!(way, Way::Asked(..)));
+        // Routers that are given up by an advertisement send it when they end.
+        units.retain(|(_, way)| matches!(way, Way::Requested(..)));
         match units.is_empty() {
             true => self.go_on_leaving(),
             false => {
                 self.effects.notifier.status("the addresses are handed over to another node");
-                self.hand_over(units, Asker::End);
+                self.hand_over(units, Initiator::End);
             }
         }
     }
@@ -82,7 +82,7 @@ impl<D: DataPlane> Daemon<D> {
             true => self.vrrp.stopped = true,
             false => {
                 self.flush_if_connected();
-                self.vrrp.rim.order(Order::Stop { release });
+                self.vrrp.driver.order(Order::Stop { release });
             }
         }
     }
@@ -106,7 +106,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Why nothing is detached, or what that would do; none: it is to be done.
+    /// Why nothing is detached, or the plan of it; none: it is to be done.
     pub(super) fn try_detach(&self, terms: Terms) -> Option<Result<Done, Refusal>> {
         if terms.yes && !terms.dry_run {
             return None;
@@ -138,10 +138,10 @@ impl<D: DataPlane> Daemon<D> {
     /// Services whose packets another node gets when this one ends: those of routers that are handed
     /// over to a peer, or that another node is Active for.
     fn services_elsewhere(&self, units: &[Unit]) -> BTreeSet<String> {
-        let asked = units.iter().filter(|(_, way)| matches!(way, Way::Asked(..)));
-        let handed_over = asked.flat_map(|(keys, _)| keys.iter().copied());
+        let requested = units.iter().filter(|(_, way)| matches!(way, Way::Requested(..)));
+        let handed_over = requested.flat_map(|(keys, _)| keys.iter().copied());
         let active = self.active_routers();
-        let others = self.vrrp.heard().into_keys().filter(|key| !active.contains(key));
+        let others = self.vrrp.advertisers().into_keys().filter(|key| !active.contains(key));
         let keys = self.services_of(handed_over.chain(others));
         let services = self.store.desired().services.iter();
         services.filter(|(_, one)| keys.contains(&one.key)).map(|(name, _)| name.clone()).collect()
@@ -170,7 +170,7 @@ impl<D: DataPlane> Daemon<D> {
         // As long as the engine holds the links, the program stays.
         drop(self.engine);
         let removed = (self.effects.detach)().context("detach");
-        // Who asked may be gone.
+        // The client may be gone.
         drop(reply.send(match &removed {
             Ok(removed) => Ok(Done {
                 message: "detached; nothing is forwarded any more".into(),

@@ -1,9 +1,9 @@
-//! Handovers that this node begins or takes part in. [`super::handover`] is what is waited for.
+//! Handovers that this node begins or takes part in. [`super::handover`] holds the outcomes that are waited for.
 //!
-//! So that no flow is lost, in this order: no flow is pinned any more; the last news go out; the
-//! virtual routers are told that a peer was asked, so that they don't assert themselves against it;
-//! the peer is asked. It answers when it has all flows, and becomes Active; this node hears that, and
-//! takes its addresses off.
+//! So that no flow is lost, lbd does this in this order: it stops pinning flows; it exports the last
+//! records; it orders the virtual routers to yield, so that they don't assert themselves against the peer;
+//! it sends the peer the request. The peer answers when it has all flows, and becomes Active; this node
+//! receives its advertisement, and takes its addresses off.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,14 +35,14 @@ use super::{
 /// How long a packet can be on its way through the program, with much to spare.
 const UNDERWAY: Duration = Duration::from_millis(1);
 
-/// When a peer that has not taken over what it waits for is asked again.
+/// When the request to a peer that has not taken over the routers that it waits for is repeated.
 const GIVE_WAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// Who waits for a handover.
-pub(super) enum Asker {
+/// The cause of a handover, with the reply that waits for its end.
+pub(super) enum Initiator {
     /// `lbctl vrrp failover`.
     Operator(Reply<Done>),
-    /// `lbctl node drain`, with what is to be answered beside what comes of it.
+    /// `lbctl node drain`, with the answer to which the outcomes are added.
     Drain(Reply<Done>, Done),
     /// The end of the daemon.
     End,
@@ -50,7 +50,7 @@ pub(super) enum Asker {
     Higher(String),
 }
 
-impl Asker {
+impl Initiator {
     fn name(&self) -> &str {
         match self {
             Self::Operator(_) => "lbctl vrrp failover",
@@ -61,10 +61,10 @@ impl Asker {
     }
 }
 
-/// The handover that is under way, and what earlier ones have left.
+/// The handover that is under way, and the pins and times of earlier ones.
 #[derive(Default)]
 pub(super) struct Handovers {
-    current: Option<(Handover, Asker)>,
+    current: Option<(Handover, Initiator)>,
     /// When routers were handed over, or should have been, to a peer with a higher priority.
     gave_way: BTreeMap<RouterKey, Instant>,
     /// The services of which no flow is pinned, since they are handed over.
@@ -86,12 +86,12 @@ impl Handovers {
     }
 
     /// Takes the handover that is over, with the outcomes of its routers.
-    fn take_ended(&mut self, now: Instant) -> Option<(Vec<Ending>, Asker)> {
+    fn take_ended(&mut self, now: Instant) -> Option<(Vec<Ending>, Initiator)> {
         let endings = self.current()?.ended(now)?;
         Some((endings, self.current.take()?.1))
     }
 
-    /// Of the routers that peers want, those that may be handed over now: a peer is asked again after a while only.
+    /// Leaves the wanted routers that may be handed over now: a request to a peer is repeated after a while only.
     fn may_give_way(&mut self, wanted: &mut BTreeMap<RouterKey, (PeerId, u8)>, now: Instant) {
         self.gave_way.retain(|key, _| wanted.contains_key(key));
         wanted.retain(|key, _| self.gave_way.get(key).is_none_or(|at| *at + GIVE_WAY_AGAIN <= now));
@@ -110,14 +110,14 @@ impl<D: DataPlane> Daemon<D> {
         };
         let lost = self.lost_by(&units);
         if !terms.dry_run && (terms.yes || lost.is_empty()) {
-            return self.hand_over(units, Asker::Operator(reply));
+            return self.hand_over(units, Initiator::Operator(reply));
         }
         let keys: Vec<_> = units.iter().flat_map(|(keys, _)| keys).copied().collect();
         let message = format!("{} handed over", self.names(keys));
         let changes = units.iter().map(|unit| self.destination(unit));
         let changes = changes.chain(lost.iter().cloned()).collect();
         let plan = Plan { changes, ..Plan::default() };
-        // Who asked may be gone.
+        // The client may be gone.
         let _ = reply.send(match terms.dry_run {
             false => Err(Refusal::unconfirmed(lost.join("; "), plan)),
             true => {
@@ -127,21 +127,21 @@ impl<D: DataPlane> Daemon<D> {
         });
     }
 
-    /// Where routers that are handed over go, in words.
+    /// The text of the destination of routers that are handed over.
     pub(super) fn destination(&self, unit: &Unit) -> String {
         let (keys, way) = unit;
         let names = self.names(keys.iter().copied());
         let follows = |id| self.group.as_ref().is_some_and(|group| group.follows(id));
         match way {
-            Way::Asked(id, peer) if !follows(*id) => {
+            Way::Requested(id, peer) if !follows(*id) => {
                 format!("{names} goes to {peer}, when it has all flows")
             }
-            Way::Asked(_, peer) if self.lost_by([unit]).is_empty() => {
+            Way::Requested(_, peer) if self.lost_by([unit]).is_empty() => {
                 format!("{names} goes to {peer}, which has all flows")
             }
-            Way::Asked(_, peer) => format!("{names} goes to {peer}"),
-            Way::Told => format!(
-                "{names} is given up by an advertisement, to whoever hears it; no peer is \
+            Way::Requested(_, peer) => format!("{names} goes to {peer}"),
+            Way::Advertised => format!(
+                "{names} is given up by an advertisement, to any node that receives it; no peer is \
                  there that could have all flows, so some may break"
             ),
         }
@@ -187,7 +187,7 @@ impl<D: DataPlane> Daemon<D> {
         all.filter(|key| self.vrrp.state(*key) == State::Active).collect()
     }
 
-    /// The routers with those of their groups, as they go together, and who takes each.
+    /// The routers with those of their groups, as they go together, and the way of each.
     pub(super) fn units(&self, keys: &BTreeSet<RouterKey>) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
         for key in keys {
@@ -199,18 +199,19 @@ impl<D: DataPlane> Daemon<D> {
             let services = self.services_of(unit.iter().copied());
             let successor =
                 group.and_then(|group| Some((group, group.successor(&unit, &services)?)));
-            let way = successor.map_or(Way::Told, |(group, id)| Way::Asked(id, group.name(id)));
+            let way =
+                successor.map_or(Way::Advertised, |(group, id)| Way::Requested(id, group.name(id)));
             units.push((unit, way));
         }
         units
     }
 
-    /// What breaks when these go to who takes them, in words.
+    /// The texts of the flows that break when these are handed over.
     pub(super) fn lost_by<'u>(&self, units: impl IntoIterator<Item = &'u Unit>) -> Vec<String> {
         let Some(group) = &self.group else { return Vec::new() };
         let mut all = Vec::new();
         for (keys, way) in units {
-            let Way::Asked(id, peer) = way else { continue };
+            let Way::Requested(id, peer) = way else { continue };
             let services = self.services_of(keys.iter().copied());
             let lost = group.refused_by(*id, &services);
             let named = self.store.desired().services.iter();
@@ -241,30 +242,31 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Begins a handover.
-    pub(super) fn hand_over(&mut self, units: Vec<Unit>, asker: Asker) {
-        let asked = units.iter().filter(|(_, way)| matches!(way, Way::Asked(..)));
-        let asked: BTreeSet<RouterKey> = asked.flat_map(|(keys, _)| keys).copied().collect();
-        if !asked.is_empty() {
-            let services = self.services_of(asked);
+    pub(super) fn hand_over(&mut self, units: Vec<Unit>, initiator: Initiator) {
+        let requested = units.iter().filter(|(_, way)| matches!(way, Way::Requested(..)));
+        let requested: BTreeSet<RouterKey> =
+            requested.flat_map(|(keys, _)| keys).copied().collect();
+        if !requested.is_empty() {
+            let services = self.services_of(requested);
             self.hold(services);
         }
-        // Flows of UDP services are told when they are walked by, which is each second.
+        // Flows of UDP services are exported when a sweep finds them, which is each second.
         if let Err(error) = self.engine.survey(self.now()) {
             self.report_failed_export(&error);
         }
         self.flush_if_connected();
         for lost in self.lost_by(&units) {
-            self.record_event(EventBody::new(Kind::VrrpHandover, lost, asker.name()));
+            self.record_event(EventBody::new(Kind::VrrpHandover, lost, initiator.name()));
         }
         for (keys, way) in &units {
             let how = match way {
-                Way::Asked(..) if matches!(asker, Asker::Higher(_)) => Yield::Outranked,
-                Way::Asked(..) => Yield::Asked,
-                Way::Told => Yield::Told,
+                Way::Requested(..) if matches!(initiator, Initiator::Higher(_)) => Yield::Outranked,
+                Way::Requested(..) => Yield::Asked,
+                Way::Advertised => Yield::Told,
             };
             // The others of its group go along.
             if let Some(first) = keys.first() {
-                self.vrrp.rim.order(Order::Yield(*first, how));
+                self.vrrp.driver.order(Order::Yield(*first, how));
             }
         }
         let routers = units.into_iter().flat_map(|(keys, way)| {
@@ -273,15 +275,15 @@ impl<D: DataPlane> Daemon<D> {
         let routers = routers.map(|(key, way)| (key, self.router_name(key), way));
         let handover = Handover::new(routers.collect::<Vec<_>>(), Instant::now());
         if let Some(group) = &self.group {
-            for (peer, keys) in handover.asked() {
-                group.rim.ask_to_take_over(peer, keys.into_iter().collect());
+            for (peer, keys) in handover.requests() {
+                group.sessions.ask_to_take_over(peer, keys.into_iter().collect());
             }
         }
-        self.handovers.current = Some((handover, asker));
+        self.handovers.current = Some((handover, initiator));
         self.look_at_handover();
     }
 
-    /// Hands over what a peer with a higher priority waits for, so that it takes over when it has all
+    /// Hands over the routers that a peer with a higher priority waits for, so that it takes over when it has all
     /// flows: if it preempted, those would be lost that have begun in the last moment.
     pub(super) fn give_way(&mut self, now: Instant) {
         if self.handovers.is_under_way() || self.leaving.is_some() {
@@ -294,19 +296,19 @@ impl<D: DataPlane> Daemon<D> {
         if wanted.is_empty() {
             return;
         }
-        for status in self.vrrp.rim.status() {
+        for status in self.vrrp.driver.status() {
             wanted.retain(|key, (_, theirs)| *key != status.key || *theirs > status.priority);
         }
         let (keys, peers): (BTreeSet<_>, BTreeSet<_>) =
             wanted.into_iter().map(|(key, (peer, _))| (key, peer)).unzip();
         let mut units = self.units(&keys);
-        units.retain(|(_, way)| matches!(way, Way::Asked(peer, _) if peers.contains(peer)));
-        let Some((_, Way::Asked(_, peer))) = units.first() else { return };
+        units.retain(|(_, way)| matches!(way, Way::Requested(peer, _) if peers.contains(peer)));
+        let Some((_, Way::Requested(_, peer))) = units.first() else { return };
         let why = format!("{peer} has the higher priority");
         self.handovers
             .gave_way
             .extend(units.iter().flat_map(|(keys, _)| keys).map(|key| (*key, now)));
-        self.hand_over(units, Asker::Higher(why));
+        self.hand_over(units, Initiator::Higher(why));
     }
 
     /// Has no flow of these services pinned.
@@ -345,7 +347,7 @@ impl<D: DataPlane> Daemon<D> {
         self.look_at_handover();
     }
 
-    /// Flows of services that no router holds any more are pinned again: nobody would say so later.
+    /// Flows of services that no router holds any more are pinned again: no later event would release them.
     pub(super) fn release_stray_pins(&mut self) {
         let theirs = self.services_of(self.routers().iter().map(|router| router.key));
         self.hold(self.handovers.held.intersection(&theirs).copied().collect());
@@ -367,25 +369,25 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Ends the handover when it is over.
     pub(super) fn look_at_handover(&mut self) {
-        let Some((endings, asker)) = self.handovers.take_ended(Instant::now()) else { return };
-        // Who is still busy with the question must not take over when it is forgotten here.
+        let Some((endings, initiator)) = self.handovers.take_ended(Instant::now()) else { return };
+        // A peer that still works on the request must not take over when this node has dropped it.
         let stay = endings.iter().filter(|ending| ending.outcome.is_err());
-        let asked: BTreeSet<PeerId> = stay.filter_map(|ending| ending.asked).collect();
+        let peers: BTreeSet<PeerId> = stay.filter_map(|ending| ending.peer).collect();
         if let Some(group) = &self.group {
-            asked.into_iter().for_each(|peer| group.rim.withdraw(peer));
+            peers.into_iter().for_each(|peer| group.sessions.withdraw(peer));
         }
         for Ending { name, outcome, .. } in &endings {
             let text = match outcome {
                 Ok(text) => format!("{name} is handed over: {text}"),
                 Err(text) => format!("{name} is not handed over, and stays: {text}"),
             };
-            self.record_event(EventBody::new(Kind::VrrpHandover, text, asker.name()));
+            self.record_event(EventBody::new(Kind::VrrpHandover, text, initiator.name()));
         }
         // One that is with another node gets no new flows here, and is not pinned before it is back.
         let stay = endings.iter().filter(|ending| ending.outcome.is_err());
         self.release_pins(stay.map(|ending| ending.router).collect::<Vec<_>>());
-        let ends = matches!(asker, Asker::End);
-        answer(&endings, asker);
+        let ends = matches!(initiator, Initiator::End);
+        answer(&endings, initiator);
         self.settle();
         if ends {
             self.go_on_leaving();
@@ -394,7 +396,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// A peer asks this node to be Active.
+    /// A peer requests this node to be Active.
     pub(super) fn take_over(&mut self, peer: PeerId, routers: &[RouterKey]) {
         let refusals = routers.iter().filter_map(|key| self.why_not(*key).err());
         let refusals: BTreeMap<String, ()> = refusals.map(|why| (why, ())).collect();
@@ -408,7 +410,7 @@ impl<D: DataPlane> Daemon<D> {
             Ok(()) => EventBody::new(
                 Kind::VrrpHandover,
                 format!("this node takes {names} over from {peer_name}"),
-                format!("{peer_name} has asked for it"),
+                format!("{peer_name} has requested it"),
             ),
             Err(why) => EventBody::new(
                 Kind::VrrpHandover,
@@ -420,12 +422,12 @@ impl<D: DataPlane> Daemon<D> {
             let mut taken = BTreeSet::new();
             for key in routers {
                 if !taken.contains(key) {
-                    self.vrrp.rim.order(Order::Take(*key));
+                    self.vrrp.driver.order(Order::Take(*key));
                     taken.extend(self.with_mates(*key));
                 }
             }
         }
-        group.rim.answer(peer, answer);
+        group.sessions.answer(peer, answer);
         self.record_event(event);
     }
 
@@ -452,8 +454,8 @@ impl<D: DataPlane> Daemon<D> {
     }
 }
 
-/// Tells who has asked for a handover what has come of it.
-fn answer(endings: &[Ending], asker: Asker) {
+/// Sends the outcome of a handover to the client that has requested it.
+fn answer(endings: &[Ending], initiator: Initiator) {
     let mut gone = Vec::new();
     let mut stay = Vec::new();
     for Ending { name, outcome, .. } in endings {
@@ -462,26 +464,26 @@ fn answer(endings: &[Ending], asker: Asker) {
             Err(text) => stay.push(format!("{name} stays here: {text}")),
         }
     }
-    let told = gone.iter().map(|(_, text)| text.clone());
-    // Who asked may be gone.
-    match asker {
-        Asker::Operator(reply) if stay.is_empty() => {
+    let notes = gone.iter().map(|(_, text)| text.clone());
+    // The client may be gone.
+    match initiator {
+        Initiator::Operator(reply) if stay.is_empty() => {
             let names: Vec<_> = gone.iter().map(|(name, _)| *name).collect();
             let message = format!("{} handed over", names.join(", "));
-            let _ = reply.send(Ok(Done { message, notes: told.collect(), plan: None }));
+            let _ = reply.send(Ok(Done { message, notes: notes.collect(), plan: None }));
         }
-        Asker::Operator(reply) => {
-            let all: Vec<_> = stay.into_iter().chain(told).collect();
+        Initiator::Operator(reply) => {
+            let all: Vec<_> = stay.into_iter().chain(notes).collect();
             let refusal = Refusal::new(RefusalKind::Failed, all.join("; "));
             let _ =
                 reply
                     .send(Err(refusal
                         .hint("nothing was interrupted; see 'lbctl vrrp status' on both nodes")));
         }
-        Asker::Drain(reply, mut done) => {
-            done.notes.splice(0..0, told.chain(stay));
+        Initiator::Drain(reply, mut done) => {
+            done.notes.splice(0..0, notes.chain(stay));
             let _ = reply.send(Ok(done));
         }
-        Asker::End | Asker::Higher(_) => {}
+        Initiator::End | Initiator::Higher(_) => {}
     }
 }

@@ -1,8 +1,8 @@
-//! What is read from the configuration's file and those that it names, and what is written to it: on a thread of its
+//! Reads of the configuration's file and those that it names, and writes to it: on a thread of its
 //! own, since a disk may take any time over it.
 //!
-//! One piece of work is done after the other, in the order in which they were asked for. What comes of each goes on
-//! in the daemon's task.
+//! One piece of work is done after the other, in the order of the requests. The daemon's task goes on
+//! with each result.
 
 use std::{
     collections::VecDeque,
@@ -18,9 +18,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::Daemon;
 
-/// What the thread does.
+/// The work of the thread.
 type Work<D> = Box<dyn FnOnce() -> Effect<D> + Send>;
-/// What the daemon's task does with what comes of it.
+/// The work of the daemon's task with its result.
 type Effect<D> = Box<dyn FnOnce(&mut Daemon<D>) + Send>;
 
 /// Where work is handed over to the thread.
@@ -56,7 +56,7 @@ impl<D: DataPlane> Files<D> {
         !self.is_busy
     }
 
-    /// What comes of the work that ends next; none: the thread has ended.
+    /// The result of the work that ends next; none: the thread has ended.
     pub(super) async fn done(&mut self) -> Option<Effect<D>> {
         self.done.recv().await
     }
@@ -74,7 +74,7 @@ impl<D: DataPlane> Files<D> {
 }
 
 impl<D: DataPlane> Daemon<D> {
-    /// Has the configuration's file read, and goes on with what was found.
+    /// Has the configuration's file read, and goes on with the result.
     pub(super) fn with_config(
         &mut self,
         effect: impl FnOnce(&mut Self, Result<Config, Error>) + Send + 'static,
@@ -83,7 +83,7 @@ impl<D: DataPlane> Daemon<D> {
         self.on_disk(move || Config::load(&file), effect);
     }
 
-    /// Has the thread do `work` after all that was asked for before, and goes on with what comes of it.
+    /// Has the thread do `work` after all that was requested before, and goes on with the result.
     pub(super) fn on_disk<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -103,7 +103,7 @@ impl<D: DataPlane> Daemon<D> {
         self.files.go_on();
     }
 
-    /// Goes on with what has come of a piece of work.
+    /// Goes on with the result of a piece of work.
     pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
         self.writing.begin_turn();

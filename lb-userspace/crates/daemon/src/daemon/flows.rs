@@ -1,4 +1,4 @@
-//! The history of flows, on its way to the peers and from them.
+//! Export of flow records to the peers, and import of theirs.
 
 use std::{
     collections::BTreeSet,
@@ -13,27 +13,26 @@ use lb_sync::{Mark, PeerId, Record};
 
 use super::{Daemon, FLUSH_INTERVAL, peers::Group};
 
-/// How long new pins may be made of which no peer knows: without the daemon, which allows it again with
-/// each beat, or with news that a peer has not taken yet. No longer than it takes to see that a peer is
-/// late, and to tell what follows from that: nobody else knows of a pin that is made when the daemon is
-/// dead.
+/// How long the program may make pins that no peer knows. The daemon extends the lease with each flush; it
+/// runs out when the daemon is dead, or when a peer does not acknowledge an export. No longer than it takes
+/// to see that a peer is late and to react: no other node knows a pin that is made while the daemon is dead.
 const LEASE: Duration = LATE.saturating_add(FLUSH_INTERVAL);
 
 impl<D: DataPlane> Daemon<D> {
-    /// Tells a peer all of this node's history.
+    /// Sends all of this node's records to a peer.
     pub(super) fn send_all(&mut self, id: PeerId) {
-        // What the others have not been told yet is not to be told to this one twice.
+        // Changes that are not exported yet go out first, so that this peer does not receive them twice.
         self.flush();
         let now = self.now();
         match self.engine.export_all(now) {
             Ok(mut records) => {
                 if let Some(group) = &self.group {
                     records.extend(group.retained_of(self.roles.flow_sources()));
-                    group.rim.send_all(id, records);
+                    group.sessions.send_all(id, records);
                 }
             }
             Err(error) => {
-                // The session asks once.
+                // The session requests all records once.
                 if let Some(group) = &mut self.group {
                     group.pending_full_sync.insert(id);
                 }
@@ -42,11 +41,11 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Tells what was not told yet of services that are about to be another node's: afterwards nothing
-    /// of them is told from here.
+    /// Exports the remaining changes of services that are about to be another node's: afterwards this
+    /// node exports none of them.
     ///
-    /// While two nodes are Active for them, neither knows what the other one has pinned, and the one
-    /// that stays learns it here. A peer that is not there gets it when it comes, if that is soon.
+    /// While two nodes are Active for them, neither knows the pins of the other one, and the one
+    /// that stays learns it here. A peer that is not connected receives it when it connects, if that is soon.
     pub(super) fn send_last(&mut self, services: &BTreeSet<ServiceKey>) {
         self.flush_if_connected();
         let Some(group) = &self.group else { return };
@@ -74,11 +73,11 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Learns what a peer tells, as far as it counts.
+    /// Imports the records of a peer that count.
     pub(super) fn learn(&mut self, id: PeerId, records: Vec<Record>, mark: Mark) {
         self.import_pieces(id, records);
         if let Some(group) = &self.group {
-            group.rim.took(id, mark);
+            group.sessions.took(id, mark);
         }
     }
 
@@ -98,17 +97,17 @@ impl<D: DataPlane> Daemon<D> {
         let missed = self.engine.take_rejected();
         let Some(group) = &mut self.group else { return };
         let missed = group.miss(id, missed, Instant::now());
-        let cause = "they could not be written; it is asked for them again";
+        let cause = "they could not be written; they are requested again";
         self.report_missing(id, &missed, cause);
     }
 
     /// Flows on a backend that peers knew before this node did are missing here: an operator adds it to
-    /// one node after the other. All is asked for again, at once.
+    /// one node after the other. All records are requested again, at once.
     pub(super) fn on_new_backends(&mut self) {
         let known = self.engine.take_newly_known();
         let Some(group) = self.group.as_mut().filter(|_| !known.is_empty()) else { return };
         for (id, missed) in group.miss_flows_of(&known) {
-            let cause = "their backend was not known here; it is asked for them again";
+            let cause = "their backend was not known here; they are requested again";
             self.report_missing(id, &missed, cause);
         }
     }
@@ -121,12 +120,11 @@ impl<D: DataPlane> Daemon<D> {
         let names = services.filter(|(_, service)| missed.contains(&service.key));
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         let name = self.group.as_ref().map(|group| group.name(id)).unwrap_or_default();
-        let message =
-            format!("flows of {} that {name} replies of are missing here", names.join(", "));
+        let message = format!("flows of {} that {name} has are missing here", names.join(", "));
         self.record_event(EventBody::new(Kind::PeerUnsynced, message, cause));
     }
 
-    /// Tells those peers everything to whom it could not be told.
+    /// Sends all records to the peers for which the export has failed.
     pub(super) fn send_pending_full_syncs(&mut self) {
         let pending_full_sync =
             self.group.as_mut().map(|group| std::mem::take(&mut group.pending_full_sync));
@@ -134,19 +132,19 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     pub(super) fn report_failed_export(&self, error: &anyhow::Error) {
-        // The sweep meets with the same, and tells of it.
+        // The sweep meets the same error, and logs it.
         tracing::debug!("the history of flows: {error:#}");
     }
 
-    /// Tells the peers what has changed, and lets the program make pins for a while.
+    /// Exports the changes to the peers, and lets the program make pins for a while.
     pub(super) fn flush(&mut self) {
         let now = self.now();
         let Some(group) = &mut self.group else { return };
-        self.engine.set_acknowledged(group.unacked.taken(group.rim.taken(), now.mono));
+        self.engine.set_acknowledged(group.unacked.taken(group.sessions.taken(), now.mono));
         match self.engine.export_changes(now) {
             Ok(records) if records.is_empty() => {}
             Ok(records) => {
-                group.unacked.told(self.engine.export_number(), now.mono);
+                group.unacked.sent(self.engine.export_number(), now.mono);
                 group.publish(records);
             }
             Err(error) => return self.report_failed_export(&error),
@@ -154,7 +152,7 @@ impl<D: DataPlane> Daemon<D> {
         self.engine.lease_pins(Some(group.unacked.since().unwrap_or(now.mono) + LEASE));
     }
 
-    /// The same, if anybody is there. Without, pins need no lease.
+    /// The same, if a peer is connected. Without peers, pins need no lease.
     pub(super) fn flush_if_connected(&mut self) {
         if self.group.as_ref().is_some_and(Group::is_connected) {
             self.flush();

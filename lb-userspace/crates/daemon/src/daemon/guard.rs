@@ -1,4 +1,4 @@
-//! What is done only for who says `--yes`: it takes a service from its clients.
+//! Changes that need `--yes`: they take a service from its clients.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,9 @@ use lb_model::{
     units::counted,
 };
 
-/// What a change would take away that takes a yes; none: it may go on.
+/// The loss by a change that needs `--yes`; none: it may go on.
 ///
-/// `is_lost` tells of a backend that it does not serve, whatever the operator wants.
+/// `is_lost` returns whether a backend can't serve, regardless of its desired state.
 pub(super) fn loss(
     edit: &Edit,
     desired: &Desired,
@@ -169,7 +169,7 @@ mod tests {
         ] {
             assert!(loss(&edit, &last, |_, _| false).is_none(), "{edit:?}: no flow breaks");
         }
-        // What is not there is refused by the change itself.
+        // A service that does not exist is refused by the change itself.
         let edit = Edit::RemoveService { name: "wbe".into() };
         assert!(loss(&edit, &web(&[]), |_, _| false).is_none());
     }

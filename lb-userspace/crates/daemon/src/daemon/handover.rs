@@ -1,8 +1,8 @@
-//! A handover: what was asked of whom, what has come of it, and what remains to be waited for.
+//! A handover: the requests to peers, their outcomes, and the routers that are waited for.
 //!
-//! A peer that has all flows is asked to take over; until it is heard to be Active, this node goes on
-//! as before. Who has no such peer tells by an advertisement that it leaves, and goes on as well until
-//! another router is heard. So whatever goes wrong, somebody holds the addresses.
+//! lbd requests a peer that has all flows to take over; until an advertisement of that peer arrives, this
+//! node goes on as before. A node without such a peer sends an advertisement that it leaves, and goes on as
+//! well until another router advertises. So a node holds the addresses even if a step fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,10 +24,10 @@ const TAIL: Duration = Duration::from_millis(200);
 /// How a router is handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// This peer is asked to take it, which is called so.
-    Asked(PeerId, String),
-    /// By an advertisement, to whoever hears it.
-    Told,
+    /// This peer, of this name, is requested to take it.
+    Requested(PeerId, String),
+    /// By an advertisement, to any node that receives it.
+    Advertised,
 }
 
 /// A router whose end of the handover is awaited.
@@ -35,7 +35,7 @@ pub(super) enum Way {
 struct Wait {
     name: String,
     way: Way,
-    /// What the peer has answered.
+    /// The peer's answer.
     answer: Option<Result<(), String>>,
     /// Whether it has left its state already.
     left: bool,
@@ -43,23 +43,23 @@ struct Wait {
 
 impl Wait {
     fn ends(self, router: RouterKey, outcome: Result<String, String>) -> Ending {
-        let asked = match self.way {
-            Way::Asked(peer, _) => Some(peer),
-            Way::Told => None,
+        let peer = match self.way {
+            Way::Requested(peer, _) => Some(peer),
+            Way::Advertised => None,
         };
-        Ending { router, name: self.name, asked, outcome }
+        Ending { router, name: self.name, peer, outcome }
     }
 }
 
-/// What came of a router.
+/// The outcome of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ending {
     pub(super) router: RouterKey,
     /// Its name.
     pub(super) name: String,
-    /// Who was asked to take it.
-    pub(super) asked: Option<PeerId>,
-    /// In words: who has it, or why it stays.
+    /// The peer that was requested to take it.
+    pub(super) peer: Option<PeerId>,
+    /// A text: the node that has it, or why it stays.
     pub(super) outcome: Result<String, String>,
 }
 
@@ -86,20 +86,20 @@ impl Handover {
         }
     }
 
-    /// Until when it is waited for what remains.
+    /// Until when the remaining routers are waited for.
     pub(super) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// The peers that are asked, with the routers.
-    pub(super) fn asked(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
-        let mut asked: BTreeMap<PeerId, BTreeSet<RouterKey>> = BTreeMap::new();
+    /// The peers that are requested to take over, with the routers.
+    pub(super) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
+        let mut requests: BTreeMap<PeerId, BTreeSet<RouterKey>> = BTreeMap::new();
         for (key, wait) in &self.waits {
-            if let Way::Asked(peer, _) = &wait.way {
-                asked.entry(*peer).or_default().insert(*key);
+            if let Way::Requested(peer, _) = &wait.way {
+                requests.entry(*peer).or_default().insert(*key);
             }
         }
-        asked
+        requests
     }
 
     /// Whether this router is on its way.
@@ -109,10 +109,10 @@ impl Handover {
 
     /// A peer has answered, or is gone.
     ///
-    /// One that refuses won't be heard, whatever the yield still waits for.
+    /// A peer that refuses won't advertise, even if the yield still waits.
     pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>, now: Instant) {
         for wait in self.waits.values_mut() {
-            if matches!(&wait.way, Way::Asked(asked, _) if *asked == peer) {
+            if matches!(&wait.way, Way::Requested(requested, _) if *requested == peer) {
                 wait.answer.get_or_insert_with(|| answer.clone());
             }
         }
@@ -126,16 +126,20 @@ impl Handover {
         let Some(wait) = self.waits.remove(&router) else { return };
         let after = format_duration(now.saturating_duration_since(self.started));
         let outcome = match (by, &wait.way, &wait.answer) {
-            (Ok(by), Way::Asked(_, peer), _) => Ok(format!("{peer} ({by}) has it, after {after}")),
-            (Ok(by), Way::Told, _) => Ok(format!("{by} has it, after {after}")),
-            (Err(_), Way::Asked(_, peer), Some(Err(why))) => {
+            (Ok(by), Way::Requested(_, peer), _) => {
+                Ok(format!("{peer} ({by}) has it, after {after}"))
+            }
+            (Ok(by), Way::Advertised, _) => Ok(format!("{by} has it, after {after}")),
+            (Err(_), Way::Requested(_, peer), Some(Err(why))) => {
                 Err(format!("{peer} does not take it: {why}"))
             }
-            (Err(why), Way::Asked(_, peer), Some(Ok(()))) => {
-                Err(format!("{peer} takes it, and is not heard: {why}"))
+            (Err(why), Way::Requested(_, peer), Some(Ok(()))) => {
+                Err(format!("{peer} takes it, but its advertisement was not received: {why}"))
             }
-            (Err(why), Way::Asked(_, peer), None) => Err(format!("{peer} has not answered: {why}")),
-            (Err(why), Way::Told, _) => Err(why),
+            (Err(why), Way::Requested(_, peer), None) => {
+                Err(format!("{peer} has not answered: {why}"))
+            }
+            (Err(why), Way::Advertised, _) => Err(why),
         };
         self.endings.push(wait.ends(router, outcome));
     }
@@ -152,7 +156,7 @@ impl Handover {
         }
     }
 
-    /// What came of all, when nothing is awaited any more, or for too long.
+    /// The outcomes of all, when nothing is awaited any more, or for too long.
     pub(super) fn ended(&mut self, now: Instant) -> Option<Vec<Ending>> {
         if !self.waits.is_empty() && now < self.deadline {
             return None;
@@ -160,10 +164,12 @@ impl Handover {
         for (router, wait) in std::mem::take(&mut self.waits) {
             let outcome = match (wait.left, &wait.way, &wait.answer) {
                 (true, ..) => Ok("another node has it".into()),
-                (false, Way::Asked(_, peer), Some(Err(why))) => {
+                (false, Way::Requested(_, peer), Some(Err(why))) => {
                     Err(format!("{peer} does not take it: {why}"))
                 }
-                (false, ..) => Err(format!("nothing was heard for {}", format_duration(PATIENCE))),
+                (false, ..) => {
+                    Err(format!("nothing was reported for {}", format_duration(PATIENCE)))
+                }
             };
             self.endings.push(wait.ends(router, outcome));
         }
@@ -194,27 +200,27 @@ mod tests {
 
     #[test]
     fn what_comes_of_a_router_is_told_in_words() {
-        let asked = || Way::Asked(PEER, "lb2".into());
-        let nobody = || Err("nobody was heard".to_owned());
+        let requested = || Way::Requested(PEER, "lb2".into());
+        let nobody = || Err("nobody advertised".to_owned());
         let table = [
-            (asked(), Some(Ok(())), Ok(BY), Ok("lb2 (10.0.0.3) has it, after 3ms")),
+            (requested(), Some(Ok(())), Ok(BY), Ok("lb2 (10.0.0.3) has it, after 3ms")),
             // The advertisement may be here before the answer.
-            (asked(), None, Ok(BY), Ok("lb2 (10.0.0.3) has it, after 3ms")),
+            (requested(), None, Ok(BY), Ok("lb2 (10.0.0.3) has it, after 3ms")),
             (
-                asked(),
+                requested(),
                 Some(Err("it drains".to_owned())),
                 nobody(),
                 Err("lb2 does not take it: it drains"),
             ),
             (
-                asked(),
+                requested(),
                 Some(Ok(())),
                 nobody(),
-                Err("lb2 takes it, and is not heard: nobody was heard"),
+                Err("lb2 takes it, but its advertisement was not received: nobody advertised"),
             ),
-            (asked(), None, nobody(), Err("lb2 has not answered: nobody was heard")),
-            (Way::Told, None, Ok(BY), Ok("10.0.0.3 has it, after 3ms")),
-            (Way::Told, None, nobody(), Err("nobody was heard")),
+            (requested(), None, nobody(), Err("lb2 has not answered: nobody advertised")),
+            (Way::Advertised, None, Ok(BY), Ok("10.0.0.3 has it, after 3ms")),
+            (Way::Advertised, None, nobody(), Err("nobody advertised")),
         ];
         for (way, answer, by, expected) in table {
             let start = Instant::now();
@@ -234,11 +240,11 @@ mod tests {
     fn it_ends_with_its_last_router() {
         let start = Instant::now();
         let routers = [
-            (key(1), "main".to_owned(), Way::Told),
-            (key(2), "other".to_owned(), Way::Asked(PEER, "lb2".into())),
+            (key(1), "main".to_owned(), Way::Advertised),
+            (key(2), "other".to_owned(), Way::Requested(PEER, "lb2".into())),
         ];
         let mut handover = Handover::new(routers, start);
-        assert_eq!(handover.asked(), [(PEER, [key(2)].into())].into());
+        assert_eq!(handover.requests(), [(PEER, [key(2)].into())].into());
         handover.yielded(key(1), Ok(BY), start);
         // Of one that it knows nothing of.
         handover.yielded(key(3), Ok(BY), start);
@@ -251,27 +257,27 @@ mod tests {
     #[test]
     fn a_router_that_is_heard_no_more_of_stays_after_a_while() {
         let start = Instant::now();
-        let mut handover = one(Way::Told, start);
+        let mut handover = one(Way::Advertised, start);
         assert_eq!(handover.ended(start + PATIENCE - Duration::from_millis(1)), None);
         let outcomes = outcomes(handover.ended(start + PATIENCE));
-        assert_eq!(outcomes, [Err("nothing was heard for 6s".to_owned())]);
+        assert_eq!(outcomes, [Err("nothing was reported for 6s".to_owned())]);
     }
 
     #[test]
     fn a_refusal_is_not_waited_upon() {
         let start = Instant::now();
-        let mut handover = one(Way::Asked(PEER, "lb2".into()), start);
+        let mut handover = one(Way::Requested(PEER, "lb2".into()), start);
         handover.answered(PEER, &Err("it drains".into()), start);
         assert_eq!(handover.deadline(), start + TAIL);
         let endings = handover.ended(start + TAIL).expect("it has ended");
-        assert_eq!(endings[0].asked, Some(PEER));
+        assert_eq!(endings[0].peer, Some(PEER));
         assert_eq!(endings[0].outcome, Err("lb2 does not take it: it drains".into()));
     }
 
     #[test]
     fn a_router_that_has_left_is_not_awaited_for_long() {
         let start = Instant::now();
-        let mut handover = one(Way::Told, start);
+        let mut handover = one(Way::Advertised, start);
         handover.moved(key(1), State::Active, start);
         assert_eq!(handover.deadline(), start + PATIENCE);
         handover.moved(key(1), State::Backup, start);

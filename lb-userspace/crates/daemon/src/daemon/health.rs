@@ -1,5 +1,5 @@
-//! What the daemon makes of health checks: it says who is to be asked, takes the answers in, and
-//! tells what they change.
+//! The daemon's side of health checks: it sets the backends that are probed, takes the results in, and
+//! returns events of the changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use lb_model::{
     units::counted,
 };
 
-/// Who asks the backends.
+/// The prober of the backends.
 pub trait Checks: Send {
     /// See [`Prober::assign`].
     fn assign(&self, assignments: BTreeMap<Target, Assignment>);
@@ -54,42 +54,44 @@ impl Checks for Prober {
     }
 }
 
-/// A suspicion is told after this time at the earliest since the one before it of the same backend:
+/// A suspicion is reported after this time at the earliest since the one before it of the same backend:
 /// a port scan raises two a second of each.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What the clients' packets say against a backend.
+/// The suspicion that clients' packets raise against a backend.
 #[derive(Default)]
 struct Suspected {
     reason: String,
-    /// When that was told last, and how many suspicions there were since.
-    told: Option<Instant>,
-    untold: u32,
-    /// Whether the last one was told, and its end was not.
+    /// When an event was recorded last, and the number of suspicions without one since.
+    reported: Option<Instant>,
+    unreported: u32,
+    /// Whether the last one was reported, and its end was not.
     is_open: bool,
 }
 
 impl Suspected {
-    /// A suspicion at `now`: what there is to tell of it.
+    /// Counts a suspicion at `now`; the cause for the event, if one is due.
     fn again(&mut self, now: Instant) -> Option<String> {
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET) {
-            self.untold = self.untold.saturating_add(1);
+        if self.reported.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            self.unreported = self.unreported.saturating_add(1);
             return None;
         }
-        self.told = Some(now);
+        self.reported = Some(now);
         self.is_open = true;
-        Some(match std::mem::take(&mut self.untold) {
+        Some(match std::mem::take(&mut self.unreported) {
             0 => self.reason.clone(),
-            untold => format!("{}; {untold} suspicions before were not told", self.reason),
+            unreported => {
+                format!("{}; {unreported} suspicions before were not reported", self.reason)
+            }
         })
     }
 }
 
-/// What is known of the backends' health.
+/// The known health of the backends.
 pub(super) struct Health {
     checks: Box<dyn Checks>,
     tunnel: Tunnel,
-    /// What an earlier run has left, until it is taken up.
+    /// The conditions that an earlier run has left, until they are taken up.
     adopted: View,
     /// The backends whose condition that was.
     found_out: BTreeSet<Target>,
@@ -116,28 +118,28 @@ impl Health {
         }
     }
 
-    /// Takes over what an earlier run has left in the maps.
+    /// Takes over the conditions that an earlier run has left in the maps.
     pub(super) fn adopt(&mut self, adopted: View) {
         self.found_out = adopted.keys().copied().collect();
         self.adopted = adopted;
     }
 
-    /// What is seen.
+    /// The observed conditions.
     pub(super) fn view(&self) -> &View {
         &self.view
     }
 
-    /// The ways to the backends, as far as they are known.
+    /// The paths to the backends, as far as they are known.
     pub(super) fn neighbourhood(&self) -> Option<&Neighbourhood> {
         self.neighbourhood.as_ref()
     }
 
-    /// Hears of the ways to the backends.
+    /// Takes the new paths to the backends.
     pub(super) fn on_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         self.neighbourhood = Some(neighbourhood);
     }
 
-    /// Has the backends asked that are desired, by the ways that are known.
+    /// Has the desired backends probed, over the known paths.
     pub(super) fn follow(&mut self, desired: &Desired) {
         let mut there = BTreeSet::new();
         for service in desired.services.values() {
@@ -179,7 +181,7 @@ impl Health {
         self.checks.suspect(target, reason);
     }
 
-    /// Takes a report in at `now`; what there is to tell of it.
+    /// Takes a report in at `now`; the events that follow.
     pub(super) fn take(
         &mut self,
         report: Report,
@@ -194,16 +196,16 @@ impl Health {
         let before = self.view.get(&target).copied().unwrap_or_default();
         self.see(target, seen);
         let mut events = Vec::new();
-        let mut reply = |kind, what: &str, cause: &str| {
+        let mut record = |kind, what: &str, cause: &str| {
             let message = format!("{name} {} {what}", target.backend);
             events.push(EventBody::new(kind, message, cause).of_backend(name, target.backend));
         };
-        // A suspicion that the next answer clears is counted and not told.
+        // A suspicion that the next answer clears is counted and not reported.
         if seen.doubted
             && !before.doubted
             && let Some(cause) = self.suspected.entry(target).or_default().again(now)
         {
-            reply(Kind::BackendSuspect, "is suspected to be silent", &cause);
+            record(Kind::BackendSuspect, "is suspected to be silent", &cause);
         }
         if before.suspect
             && !seen.suspect
@@ -212,36 +214,36 @@ impl Health {
             && seen.condition == Condition::Up
         {
             let cause = "neither its check nor its clients' packets find it silent";
-            reply(Kind::BackendAnswers, "is suspected no more", cause);
+            record(Kind::BackendAnswers, "is suspected no more", cause);
         }
         if let Some(change) = change {
             match change.to {
-                Condition::Up => reply(Kind::BackendUp, "is up", &change.cause),
-                Condition::SoftDown => reply(
+                Condition::Up => record(Kind::BackendUp, "is up", &change.cause),
+                Condition::SoftDown => record(
                     Kind::BackendDown,
                     "is down: no new flows, it keeps the ones it has",
                     &change.cause,
                 ),
                 Condition::HardDown => {
-                    reply(Kind::BackendDown, "is down: its flows move", &change.cause);
+                    record(Kind::BackendDown, "is down: its flows move", &change.cause);
                 }
             }
         }
         match (before.held, seen.held) {
-            (false, true) => reply(
+            (false, true) => record(
                 Kind::BackendHeld,
                 "is up and gets no new flows yet",
                 "it went down too often of late",
             ),
             (true, false) if seen.condition == Condition::Up => {
-                reply(Kind::BackendUp, "gets new flows again", "it has stayed up");
+                record(Kind::BackendUp, "gets new flows again", "it has stayed up");
             }
             _ => {}
         }
         events
     }
 
-    /// Takes over how the services stand; what there is to tell of it.
+    /// Takes over the state of the services; the events that follow.
     pub(super) fn stand(
         &mut self,
         standings: &BTreeMap<ServiceKey, Standing>,
@@ -255,21 +257,21 @@ impl Health {
                 0 => "no backend may take new flows".to_owned(),
                 enabled => format!("{} of {} up", now.up, counted(enabled, "backend")),
             };
-            let mut reply = |kind, what: &str| {
+            let mut record = |kind, what: &str| {
                 let message = format!("service {name} {what}");
                 events.push(EventBody::new(kind, message, up.clone()).of_service(name));
             };
-            // A service that begins as it should is no news.
+            // A service that begins ready raises no event.
             match (before.is_none_or(|before| before.ready), now.ready) {
-                (true, false) => reply(Kind::ServiceNotReady, "is not ready"),
-                (false, true) => reply(Kind::ServiceReady, "is ready"),
+                (true, false) => record(Kind::ServiceNotReady, "is not ready"),
+                (false, true) => record(Kind::ServiceReady, "is ready"),
                 _ => {}
             }
             match (before.is_some_and(|before| before.panic), now.panic) {
                 (false, true) => {
-                    reply(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
+                    record(Kind::ServicePanic, "is in panic: its checks are ignored for choosing");
                 }
-                (true, false) => reply(Kind::ServicePanicOver, "is in panic no more"),
+                (true, false) => record(Kind::ServicePanicOver, "is in panic no more"),
                 _ => {}
             }
         }
@@ -277,8 +279,8 @@ impl Health {
         events
     }
 
-    /// Adds what is known of the checks.
-    pub(super) fn reply(&self, status: &mut Status) {
+    /// Adds the state of the checks to the status.
+    pub(super) fn add_to(&self, status: &mut Status) {
         status.checks = self.checks.load();
         let mut checks = self.checks.status();
         for service in status.services.values_mut() {
@@ -375,9 +377,12 @@ mod tests {
         }
         suspect(B, begun + Duration::from_secs(5));
         let first = "clients repeat their SYNs";
-        assert_eq!(causes[&A], [first, &format!("{first}; 19 suspicions before were not told")]);
+        assert_eq!(
+            causes[&A],
+            [first, &format!("{first}; 19 suspicions before were not reported")]
+        );
         assert_eq!(causes[&B], [first]);
-        assert_eq!(ended, 3, "the end of each that was told");
+        assert_eq!(ended, 3, "the end of each that was reported");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the daemon hears of the backends: the ways to them, and what the checks and their clients say.
+//! The daemon's inputs about backends: the paths to them, and reports of the checks and the clients' packets.
 
 use std::{
     collections::BTreeSet,
@@ -18,11 +18,11 @@ use super::Daemon;
 use crate::egress;
 
 /// How long the start waits for the next hops of all backends, so that none is taken for
-/// unreachable because it was not asked for yet.
+/// unreachable because it was not resolved yet.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
 
 impl<D: DataPlane> Daemon<D> {
-    /// Hears of the neighbourhood.
+    /// Takes a new neighbourhood.
     pub(super) fn on_neighbourhood(&mut self, neighbourhood: Neighbourhood) {
         let events = self.reach.follow(self.store.desired(), &neighbourhood);
         self.record(events);
@@ -34,7 +34,7 @@ impl<D: DataPlane> Daemon<D> {
         self.writing.set_due();
     }
 
-    /// Has the backends asked that are desired, by the ways that are known.
+    /// Has the desired backends probed, over the known paths.
     pub(super) fn check_health(&mut self) {
         self.health.follow(self.store.desired());
         if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
@@ -43,7 +43,7 @@ impl<D: DataPlane> Daemon<D> {
         self.engine.set_view(self.health.view().clone());
     }
 
-    /// Hears what was found out about backends.
+    /// Takes reports about backends.
     pub(super) fn on_reports(&mut self, reports: impl Iterator<Item = Report>) {
         let now = Instant::now();
         for report in reports {
@@ -70,7 +70,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 }
 
-/// Waits until it is known of each next hop whether there is one, for a while.
+/// Waits until each next hop is resolved or unreachable, for a while.
 pub(super) async fn await_first_hops(
     wants: BTreeSet<Want>,
     neighbours: &mut watch::Receiver<Neighbourhood>,

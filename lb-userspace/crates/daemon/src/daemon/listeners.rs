@@ -1,5 +1,5 @@
-//! The HTTP listeners: what the configuration's files let them be, and that a file that was missing is
-//! looked for again.
+//! The HTTP listeners: their state by the configuration's files, and the retries for a file that was
+//! missing.
 
 use lb_api::status::Listener;
 use lb_datapath::DataPlane;
@@ -7,7 +7,7 @@ use lb_datapath::DataPlane;
 use super::Daemon;
 
 impl<D: DataPlane> Daemon<D> {
-    /// Those that the configuration asks for.
+    /// Those of the configuration.
     pub(super) fn listeners(&self) -> Vec<Listener> {
         let Some(lacks) = &self.store.config().http_lacks else {
             return self.effects.listeners.list();
@@ -20,7 +20,7 @@ impl<D: DataPlane> Daemon<D> {
     /// Looks again for the files that the HTTP listener lacks; each second, as for one whose address can't
     /// be had.
     pub(super) fn look_for_listener_files(&mut self) {
-        // A disk that hangs is not asked again and again.
+        // A disk that hangs gets no second read.
         if !self.files.is_idle() {
             return;
         }
@@ -31,7 +31,7 @@ impl<D: DataPlane> Daemon<D> {
                 let Some(http) = http else { return };
                 tracing::info!("the files of the HTTP listener can be used");
                 daemon.store.set_http(http);
-                (daemon.effects.doors)(daemon.store.config().http.as_ref());
+                (daemon.effects.set_http)(daemon.store.config().http.as_ref());
             },
         );
     }

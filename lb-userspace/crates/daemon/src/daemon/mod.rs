@@ -1,8 +1,8 @@
-//! The daemon: the one task that owns the engine, and what it hears.
+//! The daemon: the one task that owns the engine, and its inputs.
 //!
-//! Requests, signals, news of the neighbourhood and each second come in one after the other. What
-//! changes the desired state is checked as a whole, kept in the state file, and given to the
-//! engine; the answer goes out when the maps are written. What waits while the maps are written is
+//! Requests, signals, changes of the neighbourhood and timers come in one after the other. A change
+//! of the desired state is checked as a whole, kept in the state file, and given to the engine; the
+//! answer goes out when the maps are written. Requests that wait while the maps are written are
 //! taken together, so that a burst of changes ends in few writes.
 
 mod balancers;
@@ -74,15 +74,15 @@ use crate::{
     web,
 };
 
-/// How often the engine looks for what has run out.
+/// How often the engine looks for entries that have run out.
 const TICK: Duration = Duration::from_secs(1);
 /// How often the engine looks for backends that are silent: several times before a client sends its
 /// SYN again.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often peers are told what is new.
+/// How often changes are exported to the peers.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
-/// that whoever starts it need not wait for ever.
+/// that the service manager need not wait for ever.
 const START: Duration = Duration::from_secs(30);
 /// Requests that are taken together.
 const BATCH: usize = 4_096;
@@ -90,7 +90,7 @@ const BATCH: usize = 4_096;
 /// Where an answer goes.
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// What the operator asks for by a signal.
+/// A request of the operator by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGHUP: the configuration's difference.
@@ -99,7 +99,7 @@ pub enum Signal {
     Stop,
 }
 
-/// What the daemon hears.
+/// The daemon's inputs.
 #[derive(Debug)]
 pub struct Inputs {
     /// Requests of the API.
@@ -108,36 +108,36 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// The neighbourhood.
     pub neighbours: watch::Receiver<Neighbourhood>,
-    /// What is found out about backends.
+    /// Reports about backends.
     pub reports: mpsc::UnboundedReceiver<Report>,
-    /// What the virtual routers tell.
+    /// Reports of the virtual routers.
     pub vrrp: mpsc::UnboundedReceiver<lb_vrrp::Report>,
-    /// What the peers tell.
+    /// Reports of the sessions with the peers.
     pub peers: mpsc::UnboundedReceiver<lb_sync::Report>,
 }
 
 /// The other nodes.
 pub struct Connection {
-    /// How they are talked to.
+    /// The sessions with them.
     pub peers: Box<dyn Peers>,
-    /// What they are told of who this node is.
+    /// This node's name, and the addresses and timers of the sessions.
     pub config: lb_sync::Config,
     /// The seed, which must be theirs.
     pub seed: [u8; 16],
 }
 
-/// Opens and closes the doors as a configuration says; none: all are closed.
-pub type SetDoors = Box<dyn Fn(Option<&lb_config::http::Config>) + Send>;
+/// Opens and closes the HTTP listeners of a configuration; none: all are closed.
+pub type SetHttp = Box<dyn Fn(Option<&lb_config::http::Config>) + Send>;
 
-/// What the daemon does beside the engine.
+/// The daemon's inputs and outputs beside the engine.
 pub struct Effects {
-    /// Tells the resolver what next hops are wanted.
+    /// Sets the next hops that the resolver is to find.
     pub want: Box<dyn Fn(BTreeSet<Want>) + Send>,
-    /// Tells the resolver which interfaces have the program at tc.
+    /// Sets the interfaces in the resolver that have the program at tc.
     pub at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
-    /// Tells the resolver that a backend is silent.
+    /// Reports to the resolver that a backend is silent.
     pub doubt: Box<dyn Fn(Want) + Send>,
-    /// Removes what is pinned, when the engine is gone.
+    /// Removes the pins, when the engine is gone.
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     /// Reads the clocks.
     pub clocks: Box<dyn Fn() -> Clocks + Send>,
@@ -145,9 +145,9 @@ pub struct Effects {
     pub vrrp: Box<dyn Vrrp>,
     /// The peers; none if there are none.
     pub peers: Option<Connection>,
-    /// Where read-only clients are answered over TCP.
-    pub doors: SetDoors,
-    /// How that fares.
+    /// Sets the HTTP listeners for read-only clients.
+    pub set_http: SetHttp,
+    /// The state of the listeners.
     pub listeners: web::Listeners,
     /// Where events go.
     pub events: Events,
@@ -155,14 +155,14 @@ pub struct Effects {
     pub notifier: Notifier,
 }
 
-/// What is left of [`Effects`] when everything has its place.
+/// The rest of [`Effects`] that [`Daemon`] keeps as it is.
 struct Outputs {
     want: Box<dyn Fn(BTreeSet<Want>) + Send>,
     at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     doubt: Box<dyn Fn(Want) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
-    doors: SetDoors,
+    set_http: SetHttp,
     listeners: web::Listeners,
     events: Events,
     notifier: Notifier,
@@ -171,7 +171,7 @@ struct Outputs {
 /// Why the daemon ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It was told to; forwarding goes on.
+    /// A stop was requested; forwarding goes on.
     Stopped,
     /// Everything was removed.
     Detached,
@@ -192,20 +192,20 @@ pub struct Daemon<D> {
     reach: Reach,
     /// The addresses of the other balancers, as the engine knows them.
     balancers: BTreeSet<IpAddr>,
-    /// The next hops that the resolver was told to find; none: it was not told yet.
+    /// The next hops that were sent to the resolver; none: none were sent yet.
     wanted: Option<BTreeSet<Want>>,
-    /// Who looks whether frames arrive that the program sends.
+    /// Checks whether frames arrive that the program sends.
     egress: Option<Box<dyn egress::Check>>,
     trunks: Option<trunks::Trunks>,
     clocks: clock::Watch,
     started: Instant,
-    /// Who waits for the start to be over.
+    /// Is notified when the start is over.
     ready: Option<oneshot::Sender<()>>,
-    /// What reads and writes the configuration's file.
+    /// Reads and writes the configuration's file.
     files: Files<D>,
 }
 
-/// How many interfaces and services the line names that says that `lbd` is ready.
+/// How many interfaces and services the line lists that is logged when `lbd` is ready.
 const LISTED: usize = 8;
 
 impl<D: DataPlane> Daemon<D> {
@@ -229,13 +229,13 @@ impl<D: DataPlane> Daemon<D> {
             clocks,
             vrrp,
             peers,
-            doors,
+            set_http,
             listeners,
             events,
             notifier,
         } = effects;
         let effects =
-            Outputs { want, at_tc, doubt, detach, clocks, doors, listeners, events, notifier };
+            Outputs { want, at_tc, doubt, detach, clocks, set_http, listeners, events, notifier };
         let clocks = (effects.clocks)();
         let limits = engine.data_plane().limits();
         let mut store =
@@ -298,7 +298,7 @@ impl<D: DataPlane> Daemon<D> {
         )
     }
 
-    /// Runs until it is told to end. `ready` is told when the maps are written for the first time.
+    /// Runs until a stop or a detach is requested. `ready` is sent when the maps are written for the first time.
     ///
     /// # Errors
     ///
@@ -307,9 +307,10 @@ impl<D: DataPlane> Daemon<D> {
         let (events, notifier) = (self.effects.events.clone(), self.effects.notifier);
         let ended = self.serve(inputs, ready).await;
         let (message, cause) = match &ended {
-            Ok(Ended::Stopped) => {
-                ("lbd ends; forwarding goes on, `lbctl detach` ends it", "it was told to".into())
-            }
+            Ok(Ended::Stopped) => (
+                "lbd ends; forwarding goes on, `lbctl detach` ends it",
+                "a stop was requested".into(),
+            ),
             Ok(Ended::Detached) => {
                 ("detached; nothing is forwarded any more", "lbctl detach".into())
             }
@@ -323,7 +324,7 @@ impl<D: DataPlane> Daemon<D> {
 
     async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         self.ready = Some(ready);
-        (self.effects.doors)(self.store.config().http.as_ref());
+        (self.effects.set_http)(self.store.config().http.as_ref());
         self.engine.set_desired(self.store.desired().clone());
         self.configure_routers();
         self.resume_routers();
@@ -346,13 +347,13 @@ impl<D: DataPlane> Daemon<D> {
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beat_of_news = interval(FLUSH_INTERVAL);
-        beat_of_news.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flush_timer = interval(FLUSH_INTERVAL);
+        flush_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
         let mut reports = Vec::new();
         loop {
             if self.has_left() {
-                // What was changed last is kept, unless the disk stalls.
+                // The last change is kept, unless the disk stalls.
                 let _ = self.store.last_write().note().await;
                 return self.end();
             }
@@ -361,7 +362,7 @@ impl<D: DataPlane> Daemon<D> {
             let rest = self.writing.rest(Instant::now());
             let rests = rest.is_some();
             tokio::select! {
-                // The rest is over: what has come meanwhile is taken together.
+                // The rest is over: inputs that have come meanwhile are taken together.
                 () = sleep_until(rest.unwrap_or_else(Instant::now).into()), if rests => continue,
                 changed = inputs.neighbours.changed(), if !rests => {
                     changed.context("follow the kernel's neighbours")?;
@@ -381,11 +382,11 @@ impl<D: DataPlane> Daemon<D> {
                     self.take_up(effect);
                     continue;
                 }
-                // What can't wait: addresses are about to move.
+                // This can't wait: addresses are about to move.
                 report = inputs.vrrp.recv() => {
                     let report = report.context("the virtual routers have ended")?;
-                    // What the peer has said that is followed counts, though it waits: once this node
-                    // is Active, it goes by its own history.
+                    // Waiting records of the peer that is followed still count: once this node is
+                    // Active, it goes by its own flow records.
                     let waiting = if self.roles.follows() { inputs.peers.len() } else { 0 };
                     for _ in 0..waiting {
                         let Ok(report) = inputs.peers.try_recv() else { break };
@@ -403,11 +404,11 @@ impl<D: DataPlane> Daemon<D> {
                 }
                 report = inputs.peers.recv(), if self.group.is_some() => {
                     self.look_at_backlog(&inputs);
-                    self.on_peer_report(report.context("what talks to the peers has ended")?);
+                    self.on_peer_report(report.context("the sessions with the peers have ended")?);
                     self.settle();
                     continue;
                 }
-                _ = beat_of_news.tick(), if is_connected => {
+                _ = flush_timer.tick(), if is_connected => {
                     self.flush();
                     continue;
                 }
@@ -439,7 +440,7 @@ impl<D: DataPlane> Daemon<D> {
                         self.leave(None);
                         continue;
                     }
-                    // Who asks twice does not want to wait.
+                    // A second request ends without a wait.
                     Some(Signal::Stop) | None => return Ok(Ended::Stopped),
                 },
             }
@@ -511,7 +512,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Takes over what is desired, without a write.
+    /// Takes over a desired state, without a write.
     fn take(&mut self, desired: Desired) {
         self.store.set_desired(desired);
         self.take_fingerprint();

@@ -10,7 +10,7 @@ use lb_api::{
 use lb_datapath::DataPlane;
 use lb_model::{plan::Plan, units::rfc3339};
 
-use super::{Daemon, Reply, failover::Asker, roles::holders};
+use super::{Daemon, Reply, failover::Initiator, roles::holders};
 
 impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
@@ -33,7 +33,7 @@ impl<D: DataPlane> Daemon<D> {
                 changes.extend(self.lost_by(&self.units(&self.active_routers())));
             }
             let plan = Some(Plan { changes, ..Plan::default() });
-            // Who asked may be gone, here and below.
+            // The client may be gone, here and below.
             let _ = reply.send(Ok(Done { message, notes, plan }));
             return;
         }
@@ -58,8 +58,8 @@ impl<D: DataPlane> Daemon<D> {
         let mut done = Done { message, notes, plan: None };
         let begins = change.draining && !active.is_empty() && !self.handovers.is_under_way();
         if begins {
-            // An event says so if it can't be kept.
-            self.hand_over(self.units(&active), Asker::Drain(reply, done));
+            // An event is recorded if it can't be kept.
+            self.hand_over(self.units(&active), Initiator::Drain(reply, done));
         } else {
             tokio::spawn(async move {
                 if let Some(kept) = kept {
@@ -71,14 +71,14 @@ impl<D: DataPlane> Daemon<D> {
         self.settle();
     }
 
-    /// What there is to be done for the traffic to leave.
+    /// The steps that make the traffic leave.
     fn advice(&self) -> Vec<String> {
         let held = holders(self.routers());
         let vips: BTreeSet<IpAddr> =
             self.store.desired().services.values().map(|s| s.key.vip).collect();
         let vips: BTreeSet<IpAddr> =
             vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
-        let wait = "'lbctl node drain --wait' replies when no packet comes any more";
+        let wait = "'lbctl node drain --wait' returns when no packet comes any more";
         let Some(first) = vips.first() else {
             return if held.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
         };

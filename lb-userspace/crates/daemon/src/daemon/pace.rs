@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 /// The least time between two writes.
 const LEAST: Duration = Duration::from_millis(10);
-/// The least time between two writes, as so many times what the last one took: at most a quarter
+/// The least time between two writes, as a multiple of the last one's duration: at most a quarter
 /// of the daemon's time is spent on writing.
 const TIMES: u32 = 3;
-/// The most time between two writes: nobody waits longer than this for others' changes.
+/// The most time between two writes: no request waits longer than this for the changes of others.
 const MOST: Duration = Duration::from_millis(500);
 
 /// When the next write may be.
@@ -23,7 +23,7 @@ impl Pace {
         self.not_before = ended.checked_add(cost.saturating_mul(TIMES).clamp(LEAST, MOST));
     }
 
-    /// Until when what comes in waits for more of it; none: it does not.
+    /// Until when inputs wait for more of them; none: they do not.
     pub(super) fn rest(&self, now: Instant) -> Option<Instant> {
         self.not_before.filter(|at| *at > now)
     }

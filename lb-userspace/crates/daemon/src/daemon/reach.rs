@@ -16,13 +16,13 @@ use lb_model::{
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     lost: BTreeSet<(ServiceKey, IpAddr)>,
-    /// What paths take that are narrower than the link, in bytes.
+    /// The MTU of paths that are narrower than the link, in bytes.
     narrow: BTreeMap<(ServiceKey, IpAddr), u16>,
 }
 
 impl Reach {
-    /// Hears of the neighbourhood; what has changed by it. A neighbour that is asked again is as it
-    /// was until it has answered.
+    /// Takes a new neighbourhood; the events of the changes. A neighbour that is resolved again keeps
+    /// its state until it has answered.
     pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood) -> Vec<EventBody> {
         let before = std::mem::take(&mut self.lost);
         let narrow_before = std::mem::take(&mut self.narrow);
@@ -31,21 +31,21 @@ impl Reach {
             for &address in service.backends.keys() {
                 let backend = (service.key, address);
                 let was_lost = before.contains(&backend);
-                let told = |kind, what: &str, cause: &str| {
+                let event = |kind, what: &str, cause: &str| {
                     let message = format!("backend {address} of {name} {what}");
                     EventBody::new(kind, message, cause).of_backend(name, address)
                 };
                 let is_lost = match known.hops.get(&Want { address, mode: service.mode }) {
                     Some(Resolution::Unreachable { reason }) => {
                         if !was_lost {
-                            found.push(told(Kind::BackendDown, "can't be reached", reason));
+                            found.push(event(Kind::BackendDown, "can't be reached", reason));
                         }
                         true
                     }
                     Some(Resolution::Resolved(hop)) => {
                         if was_lost {
                             let cause = format!("its next hop answers on {}", hop.interface);
-                            found.push(told(Kind::BackendUp, "can be reached", &cause));
+                            found.push(event(Kind::BackendUp, "can be reached", &cause));
                         }
                         false
                     }
@@ -59,15 +59,15 @@ impl Reach {
                     self.narrow.insert(backend, mtu);
                 }
                 match (narrow, narrow_before.get(&backend)) {
-                    (Some(mtu), before) if before != Some(mtu) => found.push(told(
+                    (Some(mtu), before) if before != Some(mtu) => found.push(event(
                         Kind::BackendPathMtu,
                         &format!("has a path that takes packets of {mtu} bytes"),
                         "a router could not forward a larger one; larger ones are tried again in ten minutes",
                     )),
-                    (None, Some(_)) => found.push(told(
+                    (None, Some(_)) => found.push(event(
                         Kind::BackendPathMtu,
                         "has a path that takes what the link takes",
-                        "no router has said otherwise for ten minutes",
+                        "no router has reported a smaller MTU for ten minutes",
                     )),
                     _ => {}
                 }
@@ -107,25 +107,26 @@ mod tests {
         };
         let reason = || "neighbour 10.0.0.11 does not answer".to_owned();
         let lost = || Resolution::Unreachable { reason: reason() };
-        let asked = || Resolution::Pending { reason: "it is asked".into() };
+        let pending = || Resolution::Pending { reason: "it is resolved".into() };
         let found = || Resolution::Resolved(hop.clone());
         let mut reach = Reach::default();
         for (resolution, expected) in [
-            (asked(), None),
+            (pending(), None),
             (found(), None),
-            (asked(), None),
+            (pending(), None),
             (lost(), Some((Kind::BackendDown, reason()))),
-            (asked(), None),
+            (pending(), None),
             (lost(), None),
-            (asked(), None),
+            (pending(), None),
             (found(), Some((Kind::BackendUp, "its next hop answers on eth0".into()))),
             (found(), None),
         ] {
             let hops = [(Want { address: A, mode: Mode::Dsr }, resolution.clone())].into();
             let known = Neighbourhood { hops, ..Neighbourhood::default() };
-            let told = reach.follow(&desired, &known);
-            let told: Vec<_> = told.into_iter().map(|event| (event.kind, event.cause)).collect();
-            assert_eq!(told, Vec::from_iter(expected), "{resolution:?}");
+            let events = reach.follow(&desired, &known);
+            let events: Vec<_> =
+                events.into_iter().map(|event| (event.kind, event.cause)).collect();
+            assert_eq!(events, Vec::from_iter(expected), "{resolution:?}");
         }
     }
 
@@ -155,9 +156,9 @@ mod tests {
             let path_mtus = mtu.map(|mtu| (A, mtu)).into_iter().collect();
             let known = Neighbourhood { path_mtus, ..Neighbourhood::default() };
             let found = reach.follow(&desired, &known);
-            let told: Vec<_> = found.iter().map(|event| (event.kind, &*event.message)).collect();
+            let events: Vec<_> = found.iter().map(|event| (event.kind, &*event.message)).collect();
             let expected = expected.map(|message| (Kind::BackendPathMtu, message));
-            assert_eq!(told, Vec::from_iter(expected), "{mtu:?}");
+            assert_eq!(events, Vec::from_iter(expected), "{mtu:?}");
         }
     }
 }

@@ -1,5 +1,4 @@
-//! What the configuration and the changes by `lbctl` are together, at a start and at a reload, and
-//! that it is kept.
+//! Merges the configuration with the changes by `lbctl`, at a start and at a reload, and keeps the result.
 
 use std::time::Instant;
 
@@ -20,14 +19,14 @@ use super::{Daemon, vrrp::changes};
 use crate::{logs, state_file::writer::Kept, store::overruled};
 
 impl<D: DataPlane> Daemon<D> {
-    /// Takes up the configuration that was read again, and tells of it.
+    /// Takes up the configuration that was read again, and records an event.
     ///
-    /// What can be refused is refused before anything is changed. From then on the configuration is in force;
+    /// A refusal comes before any change. From then on the configuration is in force;
     /// maps that can't be written are tried again, as after any other change.
     pub(super) fn reload_for(
         &mut self,
         read: Result<Config, lb_config::Error>,
-        who: &str,
+        origin: &str,
     ) -> Result<(Reloaded, Kept), Refusal> {
         self.look_at_clocks();
         self.effects.notifier.reloading();
@@ -36,7 +35,7 @@ impl<D: DataPlane> Daemon<D> {
             Ok((config, merged))
         });
         let done = match planned {
-            Ok((config, merged)) => self.commit_reload(config, merged, who),
+            Ok((config, merged)) => self.commit_reload(config, merged, origin),
             Err(refusal) => {
                 let refusal = refusal.hint("nothing was changed");
                 let event = EventBody::new(
@@ -65,7 +64,7 @@ impl<D: DataPlane> Daemon<D> {
         changed.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")))
     }
 
-    /// What a reload of the configuration that was read would put in force.
+    /// The state that a reload of the configuration that was read would put in force.
     pub(super) fn plan_reload(
         &self,
         read: Result<Config, lb_config::Error>,
@@ -79,7 +78,7 @@ impl<D: DataPlane> Daemon<D> {
         Ok((config, merged))
     }
 
-    /// What a reload would do; nothing is changed.
+    /// The plan of a reload; nothing is changed.
     pub(super) fn try_reload(
         &self,
         read: Result<Config, lb_config::Error>,
@@ -91,7 +90,7 @@ impl<D: DataPlane> Daemon<D> {
         let nothing = differences.is_empty() && routers.is_empty() && tables.is_empty();
         let message = reloaded(&config, nothing);
         let mut plan = self.plan(&merged.desired)?;
-        // They tell of keys that no event tells of.
+        // They include keys without an event.
         let all = differences.iter().map(ToString::to_string);
         plan.changes = all.chain(routers.iter().chain(&tables).cloned()).collect();
         let notes = self.notes_of_reload(&config, &merged);
@@ -108,7 +107,7 @@ impl<D: DataPlane> Daemon<D> {
         &mut self,
         config: Config,
         merged: Merged,
-        who: &str,
+        origin: &str,
     ) -> Result<(Reloaded, Kept), Refusal> {
         let differences = diff(self.store.desired(), &merged.desired);
         let routers = changes(&self.store.config().routers, &config.routers);
@@ -120,7 +119,7 @@ impl<D: DataPlane> Daemon<D> {
         let others = self.notes_of_reload(&config, &merged);
         self.store.set_config(config);
         // Their files may have changed while the configuration has not.
-        (self.effects.doors)(self.store.config().http.as_ref());
+        (self.effects.set_http)(self.store.config().http.as_ref());
         logs::configure(&self.store.config().log);
         let conflicts = merged.conflicts.iter().map(overruled);
         conflicts.for_each(|event| self.effects.events.record(event));
@@ -128,13 +127,13 @@ impl<D: DataPlane> Daemon<D> {
             self.configure_routers();
         }
         let kept = self.enact(merged.desired, "configuration reloaded");
-        self.effects.events.record(EventBody::new(Kind::ConfigReloaded, message.as_str(), who));
+        self.effects.events.record(EventBody::new(Kind::ConfigReloaded, message.as_str(), origin));
         for change in routers.iter().chain(&tables) {
             tracing::info!("{change}");
         }
         // The differences and conflicts are events of their own.
-        let told: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
-        for note in others.iter().filter(|note| !told.contains(note)) {
+        let conflicts: Vec<String> = merged.conflicts.iter().map(ToString::to_string).collect();
+        for note in others.iter().filter(|note| !conflicts.contains(note)) {
             tracing::warn!("{note}");
         }
         notes.extend(others);
@@ -157,7 +156,7 @@ impl<D: DataPlane> Daemon<D> {
         Ok((reloaded, kept))
     }
 
-    /// What there is to know of a reload beside the differences.
+    /// The notes on a reload beside the differences.
     fn notes_of_reload(&self, config: &Config, merged: &Merged) -> Vec<String> {
         let gone = self.store.desired().services.iter().filter(|(name, service)| {
             !merged.desired.services.contains_key(*name) && !service.backends.is_empty()
@@ -194,7 +193,7 @@ fn reloaded(config: &Config, nothing: bool) -> String {
     format!("configuration reloaded{nothing}: {}", config.summary())
 }
 
-/// What is different in the tables that take effect at once and are no services, in words.
+/// The texts of the differences in the tables that take effect at once and are no services.
 pub(super) fn tables(before: &Config, after: &Config) -> Vec<String> {
     let mut all = Vec::new();
     if before.http != after.http {

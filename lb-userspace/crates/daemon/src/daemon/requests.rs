@@ -1,4 +1,4 @@
-//! What is asked of the daemon, and its answers.
+//! The API's requests to the daemon, and its answers.
 
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use lb_model::{
     time,
 };
 
-use super::{Daemon, batch::Asked};
+use super::{Daemon, batch::EditRequest};
 use crate::{api::Request, logs};
 
 fn conflict(error: anyhow::Error) -> Refusal {
@@ -24,7 +24,7 @@ fn conflict(error: anyhow::Error) -> Refusal {
 }
 
 impl<D: DataPlane> Daemon<D> {
-    /// Does what was heard, with as few writes as that takes.
+    /// Serves the waiting requests, with as few writes as that takes.
     pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
         let started = Instant::now();
         self.writing.begin_turn();
@@ -33,10 +33,10 @@ impl<D: DataPlane> Daemon<D> {
         for request in waiting.drain(..) {
             match request {
                 Request::Edit(edit, terms, reply) if !terms.dry_run => {
-                    edits.push(Asked { edit, terms, reply });
+                    edits.push(EditRequest { edit, terms, reply });
                 }
                 Request::Status(reply) => drop(reply.send(self.status())),
-                // What comes after a change sees it.
+                // A request that comes after a change sees it.
                 other => {
                     self.edits(std::mem::take(&mut edits));
                     self.answer(other);
@@ -51,7 +51,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     fn answer(&mut self, request: Request) {
-        // Who asked may be gone by the time of an answer.
+        // The client may be gone by the time of an answer.
         match request {
             Request::Status(reply) => drop(reply.send(self.status())),
             Request::Edit(edit, _, reply) => drop(reply.send(self.try_edit(&edit))),
@@ -84,7 +84,7 @@ impl<D: DataPlane> Daemon<D> {
             Request::BeginCapture(capturer, reply) => {
                 let begun = self.engine.begin_capture(*capturer);
                 if let Err(Ok(_)) = reply.send(begun.map_err(conflict)) {
-                    // Nobody waits for it any more.
+                    // The client has gone.
                     let _ = self.end_capture();
                 }
             }
@@ -110,7 +110,7 @@ impl<D: DataPlane> Daemon<D> {
         ended.inspect_err(|error| tracing::warn!("{error:#}")).map_err(conflict)
     }
 
-    /// What would happen to packets; changes nothing.
+    /// The verdicts on packets; changes nothing.
     fn explain(&self, questions: &Questions) -> Result<Answers, Refusal> {
         let status = self.status()?;
         let nanos = time::coarse_nanos();
@@ -129,7 +129,7 @@ impl<D: DataPlane> Daemon<D> {
         status.node = self.store.node();
         status.vrrp = self.status_of_routers();
         status.peers = self.status_of_peers();
-        self.health.reply(&mut status);
+        self.health.add_to(&mut status);
         if let Some(egress) = &self.egress {
             egress.report(&mut status);
         }

@@ -1,4 +1,4 @@
-//! Whose history of each service counts, as a pure function of who is Active.
+//! The source of the flow records of each service, as a pure function of which nodes are Active.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,15 +12,15 @@ use lb_model::{
 };
 use lb_sync::PeerId;
 
-/// Whose history of a service counts.
+/// The source of the flow records of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FlowStateSource {
     /// This node's.
     Own,
     /// This peer's, which is Active.
     Peers(PeerId),
-    /// That of whoever was Active last, as it was learnt: nobody is known who is now. Nothing of it
-    /// ends by this node's own silence, since it sees none of the packets.
+    /// The node that was Active last, as far as its records were imported: no Active node is known now.
+    /// None of them ends by this node's own silence, since it sees none of the packets.
     Kept,
     /// Every node's.
     Shared,
@@ -36,7 +36,7 @@ impl FlowStateSource {
     }
 }
 
-/// Whose history of each service counts, as it was assigned last.
+/// The source of the flow records of each service, as it was assigned last.
 #[derive(Debug, Default)]
 pub(super) struct Roles {
     flow_sources: BTreeMap<ServiceKey, FlowStateSource>,
@@ -82,7 +82,7 @@ impl Roles {
     }
 }
 
-/// A peer that is there, as far as it matters here.
+/// A connected peer, as far as it matters here.
 #[derive(Clone, Debug)]
 pub(super) struct PeerRole {
     pub(super) peer: PeerId,
@@ -92,37 +92,37 @@ pub(super) struct PeerRole {
     pub(super) refused: BTreeSet<ServiceKey>,
 }
 
-/// How a peer is Active, as it says.
+/// A peer's report that it is Active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ActiveClaim {
     /// Where its advertisements come from.
     pub(super) source: Option<IpAddr>,
-    /// It was learnt as the so many-th: of two, the later one has taken over.
+    /// Its place in the order of the reports: of two, the later one has taken over.
     pub(super) turn: u64,
     pub(super) priority: u8,
 }
 
-/// Who is Active for what.
+/// Which nodes are Active for which routers.
 pub(super) struct RoleInputs<'a> {
     pub(super) desired: &'a Desired,
     pub(super) routers: &'a [Router],
-    /// How this node's routers stand.
+    /// The states of this node's routers.
     pub(super) states: &'a BTreeMap<RouterKey, State>,
-    /// Who was heard to be Active for a router.
-    pub(super) heard: &'a BTreeMap<RouterKey, IpAddr>,
+    /// The node whose advertisements of a router this node receives.
+    pub(super) advertisers: &'a BTreeMap<RouterKey, IpAddr>,
     /// Whether it has peers at all.
     pub(super) has_peers: bool,
-    /// The peers that are there, and are no strangers.
+    /// The peers that are connected and compatible.
     pub(super) candidates: &'a [PeerRole],
 }
 
 impl RoleInputs<'_> {
-    /// Whose history counts, for each service.
+    /// The source of the flow records, for each service.
     ///
     /// A service without a virtual router is served by all nodes at once, as behind ECMP. A service
-    /// with one follows the Active node. While that is nobody who is known, what was learnt so far is
-    /// kept. A node without peers goes by what it sees, and so does one whose Active peer has the
-    /// service otherwise: nobody would ever tell it what ends.
+    /// with one follows the Active node. While no Active node is known, the records so far are kept.
+    /// A node without peers goes by the packets that it sees, and so does one whose Active peer has
+    /// the service otherwise: no peer would ever report to it which flows end.
     pub(super) fn flow_sources(&self) -> BTreeMap<ServiceKey, FlowStateSource> {
         let holders = holders(self.routers);
         let keys = self.desired.services.values().map(|service| service.key);
@@ -130,7 +130,7 @@ impl RoleInputs<'_> {
     }
 
     /// The services whose packets go to another node, as far as this one knows, and of whose flows it
-    /// learns nothing: it goes by what it sees, and sees none.
+    /// imports none: it goes by the packets that it sees, and sees none.
     pub(super) fn unsynced(
         &self,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
@@ -159,14 +159,15 @@ impl RoleInputs<'_> {
         let active = self.candidates.iter().filter(|peer| peer.active.contains_key(&router));
         let (refused, active): (Vec<_>, Vec<_>) =
             active.partition(|peer| peer.refused.contains(&service));
-        let heard = self.heard.get(&router);
+        let advertiser = self.advertisers.get(&router);
         // There may be two for a moment, or one that is dead and not missed yet: it is the one whose
         // advertisements come, or else the one that has taken over from the other.
         let leader = active.into_iter().max_by_key(|peer| {
             let claim = peer.active.get(&router);
-            let is_heard = heard.is_some() && claim.and_then(|t| t.source).as_ref() == heard;
+            let advertises =
+                advertiser.is_some() && claim.and_then(|t| t.source).as_ref() == advertiser;
             let (turn, priority) = claim.map_or((0, 0), |t| (t.turn, t.priority));
-            (is_heard, turn, priority, std::cmp::Reverse(peer.peer))
+            (advertises, turn, priority, std::cmp::Reverse(peer.peer))
         });
         match leader {
             Some(leader) => FlowStateSource::Peers(leader.peer),
@@ -176,18 +177,18 @@ impl RoleInputs<'_> {
     }
 }
 
-/// What a peer that is there tells of a router.
+/// The state of a router's flow sync with a connected peer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     /// Where its advertisements come from.
     pub(super) source: Option<IpAddr>,
-    pub(super) replies: SyncStatus,
+    pub(super) sync: SyncStatus,
 }
 
-/// Whether a peer is Active for a router, and what of its flows is known.
+/// Whether a peer is Active for a router, and whether its flows are known.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SyncStatus {
-    /// It has said nothing of itself yet.
+    /// It has sent no facts yet.
     Nothing,
     /// It is not.
     NotActive,
@@ -195,23 +196,23 @@ pub(super) enum SyncStatus {
     Active { all: bool },
 }
 
-/// Whether a router that takes over from `heard` may break flows, since those of the Active node are
-/// not known here. It is asked before anybody is heard, too, and the answer must hold when somebody
-/// is: then there is no time to ask again. It keeps a router from nothing while nobody is heard.
-pub(super) fn is_unsynced(heard: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
+/// Whether a router that takes over from `advertiser` may break flows, since those of the Active node are
+/// not known here. It is computed without an advertiser, too, and must hold when one appears: then there
+/// is no time to compute it again. It keeps a router from nothing while no node advertises.
+pub(super) fn is_unsynced(advertiser: Option<IpAddr>, known: &[Known], misses_some: bool) -> bool {
     let lacks = |known: &Known| {
-        matches!(known.replies, SyncStatus::Nothing | SyncStatus::Active { all: false })
+        matches!(known.sync, SyncStatus::Nothing | SyncStatus::Active { all: false })
     };
     if known.iter().any(lacks) {
         return true;
     }
-    let has = |known: &Known| matches!(known.replies, SyncStatus::Active { all: true });
-    match heard {
+    let has = |known: &Known| matches!(known.sync, SyncStatus::Active { all: true });
+    match advertiser {
         None => !known.iter().any(has),
-        Some(heard) => match known.iter().find(|known| known.source == Some(heard)) {
-            // One that does not say yet that it is Active has not told of its flows.
+        Some(address) => match known.iter().find(|known| known.source == Some(address)) {
+            // A peer that does not report yet that it is Active has not sent its flows.
             Some(known) => !has(known),
-            // It is none of the peers that are there: one that is not, or one that tells nothing ever.
+            // It is none of the connected peers: another peer, or a router that never sends facts.
             None => misses_some,
         },
     }
@@ -271,7 +272,7 @@ mod tests {
     fn history_is_the_active_node_s() {
         use State::{Active, Backup, Fault, Initialize};
         let table = [
-            // This node, its peers, and whose history counts.
+            // This node, its peers, and the source of the records.
             (Some(Active), vec![], FlowStateSource::Own),
             (Some(Backup), vec![], FlowStateSource::Kept),
             (Some(Fault), vec![], FlowStateSource::Kept),
@@ -281,7 +282,7 @@ mod tests {
             (Some(Fault), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
             (Some(Initialize), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
             (None, vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
-            // Both say that they are Active, as for a moment in a takeover.
+            // Both report that they are Active, as for a moment in a takeover.
             (Some(Active), vec![peer(A, Some(100), false)], FlowStateSource::Own),
             (
                 Some(Backup),
@@ -293,7 +294,7 @@ mod tests {
                 vec![peer(A, Some(100), false), peer(B, Some(100), false)],
                 FlowStateSource::Peers(A),
             ),
-            // Who has the service otherwise is not followed.
+            // A peer that has the service otherwise is not followed.
             (Some(Backup), vec![peer(A, Some(200), true)], FlowStateSource::Own),
             (
                 Some(Backup),
@@ -308,13 +309,13 @@ mod tests {
                 desired: &desired,
                 routers: &routers,
                 states: &states,
-                heard: &BTreeMap::new(),
+                advertisers: &BTreeMap::new(),
                 has_peers: true,
                 candidates: &candidates,
             };
             let flow_sources = inputs.flow_sources();
             assert_eq!(flow_sources[&web().key], expected, "{state:?} {candidates:?}");
-            // One that follows is told what ends; one that goes by itself sees the packets, or knows nothing.
+            // A node that follows receives which flows end; one that goes by itself sees the packets, or knows nothing.
             let is_unsynced = expected == FlowStateSource::Own && state != Some(Active);
             assert_eq!(
                 !inputs.unsynced(&flow_sources).is_empty(),
@@ -331,7 +332,7 @@ mod tests {
         // B has taken over from A, which has the higher priority, is dead, and not missed yet.
         let mut candidates = [peer(A, Some(200), false), peer(B, Some(100), false)];
         candidates[1].active.get_mut(&key).expect("it is active").turn = 2;
-        for (heard, expected) in [
+        for (advertiser, expected) in [
             (None, B),
             (Some(address(B)), B),
             (Some(address(A)), A),
@@ -341,14 +342,14 @@ mod tests {
                 desired: &desired,
                 routers: &routers,
                 states: &[(key, State::Backup)].into(),
-                heard: &heard.map(|heard| (key, heard)).into_iter().collect(),
+                advertisers: &advertiser.map(|address| (key, address)).into_iter().collect(),
                 has_peers: true,
                 candidates: &candidates,
             };
             assert_eq!(
                 inputs.flow_sources()[&web().key],
                 FlowStateSource::Peers(expected),
-                "{heard:?}"
+                "{advertiser:?}"
             );
         }
     }
@@ -361,7 +362,7 @@ mod tests {
                 desired: &desired,
                 routers: &routers,
                 states: &[(routers[0].key, state)].into(),
-                heard: &BTreeMap::new(),
+                advertisers: &BTreeMap::new(),
                 has_peers: false,
                 candidates: &[],
             };
@@ -384,7 +385,7 @@ mod tests {
                 desired: &desired,
                 routers: &[],
                 states: &BTreeMap::new(),
-                heard: &BTreeMap::new(),
+                advertisers: &BTreeMap::new(),
                 has_peers,
                 candidates: &[],
             };
@@ -394,19 +395,19 @@ mod tests {
 
     #[test]
     fn nobody_preempts_without_the_flows_of_the_active_node() {
-        let known = |peer, replies| Known { source: Some(address(peer)), replies };
+        let known = |peer, sync| Known { source: Some(address(peer)), sync };
         let (all, part) = (SyncStatus::Active { all: true }, SyncStatus::Active { all: false });
         let incompatible = Some(IpAddr::from([10, 0, 0, 99]));
         let (a, b) = (Some(address(A)), Some(address(B)));
         let table = [
-            // Who was heard, what is known of peers, whether some are missing; whether flows may be.
+            // The advertiser, the state of peers, whether some are missing; whether flows may be.
             (None, vec![], true, true),
             (a, vec![], true, true),
             (a, vec![known(A, SyncStatus::Nothing)], false, true),
             (a, vec![known(A, part)], false, true),
             (a, vec![known(A, all)], false, false),
             (None, vec![known(A, all)], false, false),
-            // It has become Active just now, and has not said so, or was not heard yet.
+            // It has become Active just now, and has not reported it, or has not advertised yet.
             (a, vec![known(A, SyncStatus::NotActive)], false, true),
             (None, vec![known(A, SyncStatus::NotActive)], false, true),
             // Three nodes.
@@ -414,12 +415,12 @@ mod tests {
             (b, vec![known(A, SyncStatus::NotActive)], true, true),
             (b, vec![known(A, all), known(B, SyncStatus::NotActive)], false, true),
             (b, vec![known(A, SyncStatus::NotActive), known(B, all)], false, false),
-            // A router that is no peer will never tell anything.
+            // A router that is no peer never sends facts.
             (incompatible, vec![known(A, SyncStatus::NotActive)], false, false),
         ];
-        for (heard, known, misses_some, expected) in table {
-            let unsynced = is_unsynced(heard, &known, misses_some);
-            assert_eq!(unsynced, expected, "{heard:?} {known:?} {misses_some}");
+        for (advertiser, known, misses_some, expected) in table {
+            let unsynced = is_unsynced(advertiser, &known, misses_some);
+            assert_eq!(unsynced, expected, "{advertiser:?} {known:?} {misses_some}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What `lbctl` changed against the configuration: told, and folded into its file.
+//! The changes by `lbctl` against the configuration: their report, and the write back into its file.
 
 use std::{fs, path::Path};
 
@@ -19,11 +19,11 @@ use lb_model::{
 use super::{Daemon, Reply, vrrp::changes};
 use crate::state_file::writer::Kept;
 
-/// How many differences a refusal tells.
-const TOLD: usize = 3;
+/// How many differences a refusal lists.
+const LISTED: usize = 3;
 
 impl<D: DataPlane> Daemon<D> {
-    /// What differs between the file, the configuration in force, and what is in force.
+    /// The differences between the file, the configuration in force, and the state in force.
     pub(super) fn config_diff(&self, read: Result<Config, lb_config::Error>) -> ConfigDiff {
         let pending = match self.plan_reload(read) {
             Err(refusal) => Pending { error: Some(refusal.error), ..Pending::default() },
@@ -49,7 +49,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// What is in force, as a file would say it.
+    /// The state in force, in the form of a configuration file.
     pub(super) fn show_config(&mut self, reply: Reply<Shown>) {
         let writable = Writable::of(&self.store.config().desired, self.store.desired());
         let (loaded, at_start) =
@@ -59,12 +59,12 @@ impl<D: DataPlane> Daemon<D> {
             let shown = shown.map(|toml| Shown { file: daemon.store.file().to_owned(), toml });
             let shown =
                 shown.map_err(|error| Refusal::new(RefusalKind::Failed, format!("{error:#}")));
-            // Who asked may be gone.
+            // The client may be gone.
             let _ = reply.send(shown);
         });
     }
 
-    /// Writes what is in force into the configuration's file, as far as that can say it.
+    /// Writes the state in force into the configuration's file, as far as that has keys for it.
     pub(super) fn save_config(&mut self, dry_run: bool, reply: Reply<Saved>) {
         let file = self.store.file().to_owned();
         self.on_disk(
@@ -78,21 +78,21 @@ impl<D: DataPlane> Daemon<D> {
         );
     }
 
-    /// Refuses to write a file that somebody has edited.
+    /// Refuses to write a file that was edited since it was loaded.
     fn unless_edited(&self, on_disk: &Config) -> Result<(), Refusal> {
         let edited = diff(&self.store.config().desired, &on_disk.desired);
         if edited.is_empty() {
             return Ok(());
         }
         let file = self.store.file().display();
-        let told: Vec<String> = edited.iter().take(TOLD).map(ToString::to_string).collect();
-        let more = if edited.len() > TOLD { "; ..." } else { "" };
-        let error = format!("{file} was edited since it was loaded ({}{more})", told.join("; "));
+        let listed: Vec<String> = edited.iter().take(LISTED).map(ToString::to_string).collect();
+        let more = if edited.len() > LISTED { "; ..." } else { "" };
+        let error = format!("{file} was edited since it was loaded ({}{more})", listed.join("; "));
         Err(Refusal::new(RefusalKind::Conflict, error)
             .hint("run 'lbctl config reload' first; 'lbctl config diff' shows what it does"))
     }
 
-    /// Has what is in force folded into the file's text, and written unless it is only to be told.
+    /// Has the state in force folded into the file's text, and written unless this is a dry run.
     fn fold_config(&mut self, text: String, dry_run: bool, reply: Reply<Saved>) {
         let writable = Writable::of(&self.store.config().desired, self.store.desired());
         let differences = diff(&self.store.config().desired, &writable.desired);
@@ -112,7 +112,7 @@ impl<D: DataPlane> Daemon<D> {
         });
     }
 
-    /// Takes the file as it was written for the configuration in force; what is to be told of it.
+    /// Takes the file as it was written for the configuration in force; the answer for `lbctl`.
     fn saved(
         &mut self,
         written: Written,
@@ -126,7 +126,7 @@ impl<D: DataPlane> Daemon<D> {
             count => counted(count, "change"),
         };
         let message = match (differences.is_empty(), dry_run) {
-            (true, _) => format!("nothing to save: {file} says what is in force"),
+            (true, _) => format!("nothing to save: {file} matches the state in force"),
             (false, true) => format!("{count} would be written into {file}"),
             (false, false) => format!("{count} written into {file}"),
         };
@@ -144,13 +144,13 @@ impl<D: DataPlane> Daemon<D> {
     }
 }
 
-/// What has come of a save.
+/// The outcome of a save.
 struct Written {
-    /// The text that says what is in force.
+    /// The text with the state in force.
     folded: String,
     /// How it differs from the file's.
     diff: String,
-    /// What is to be said of it all the same.
+    /// A warning for the answer.
     doubt: Option<String>,
 }
 
@@ -170,7 +170,7 @@ fn read(file: &Path) -> Result<(String, Config), Refusal> {
     Ok((text, config))
 }
 
-/// Folds `writable` into the file's text, and writes that unless it is only to be told.
+/// Folds `writable` into the file's text, and writes that unless this is a dry run.
 fn write(file: &Path, text: &str, writable: &Writable, dry_run: bool) -> Result<Written, Refusal> {
     let folded = fold(text, &writable.desired).map_err(|error| failed(&error))?;
     let name = file.display().to_string();

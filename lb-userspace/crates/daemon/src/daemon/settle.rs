@@ -1,4 +1,4 @@
-//! The daemon and its peers: what their reports change, and what follows when a role has changed.
+//! The daemon and its peers: effects of their reports, and of changes of roles.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -21,13 +21,13 @@ impl<D: DataPlane> Daemon<D> {
         services_of(self.store.desired(), self.routers(), &routers.into_iter().collect())
     }
 
-    /// Brings everything in line with the roles of the nodes and what is known of flows: what is sent to the peers, whose
-    /// flows count, the facts of the virtual routers.
+    /// Brings everything in line with the roles of the nodes and the known flows: the facts sent to the peers, the
+    /// sources of flow records, the facts of the virtual routers.
     pub(super) fn settle(&mut self) {
         let routers = &self.store.config().routers.routers;
         if let Some(group) = &mut self.group {
             let draining = self.store.node().draining_since.is_some();
-            let status = self.vrrp.rim.status();
+            let status = self.vrrp.driver.status();
             group.send_facts(routers, &self.vrrp.states, status, draining);
             let events = group.compare(self.store.desired(), routers, Instant::now());
             self.record(events);
@@ -44,14 +44,14 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Sets whose flows count, and requests records that were not taken.
+    /// Sets the sources of flow records, and requests records that were not taken.
     pub(super) fn assign_roles(&mut self) {
         let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();
         let inputs = RoleInputs {
             desired: self.store.desired(),
             routers: &self.store.config().routers.routers,
             states: &self.vrrp.states,
-            heard: &self.vrrp.heard(),
+            advertisers: &self.vrrp.advertisers(),
             has_peers: self.group.is_some(),
             candidates: &candidates,
         };
@@ -129,12 +129,12 @@ impl<D: DataPlane> Daemon<D> {
                     "{} is active here and on {peer}: both hold its addresses",
                     self.router_name(key)
                 ),
-                "advertisements don't arrive, where what peers reply each other does",
+                "advertisements don't arrive, but messages between the peers do",
             ));
         }
     }
 
-    /// Tells the engine how the peers that share services stand, before anything ends that they may use.
+    /// Sets the state of the peers that share services in the engine, before anything ends that they may use.
     pub(super) fn look_at_sharers(&mut self) {
         let now = self.now().mono_secs();
         if let Some(group) = &mut self.group {
@@ -142,7 +142,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// How the peers stand.
+    /// The state of the peers.
     pub(super) fn status_of_peers(&self) -> Vec<lb_api::status::Peer> {
         let name_of = |key| self.router(key).map(|router| router.name.clone());
         self.group

@@ -1,5 +1,5 @@
-//! The work of each second: what has run out, interfaces, the time of day. And of each tenth of one:
-//! backends that are silent, and who is Active.
+//! The work of each second: entries that have run out, interfaces, the time of day. And of each tenth of one:
+//! backends that are silent, and nodes that are Active.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -32,7 +32,7 @@ impl<D: DataPlane> Daemon<D> {
             }
             Err(error) => Some(format!("{error:#}")),
         };
-        // What is not written yet is tried again, whatever the sweep met with.
+        // Pending writes are tried again, even if the sweep has failed.
         if failed.is_some() || self.writing.error().is_some() {
             let unwritten = self.write();
             self.note(unwritten.or(failed));
@@ -44,7 +44,7 @@ impl<D: DataPlane> Daemon<D> {
         self.get_ready();
     }
 
-    /// Looks for backends that are silent, lets shares grow, and looks who is Active.
+    /// Looks for backends that are silent, lets shares grow, and looks for two nodes that are Active.
     pub(super) fn look(&mut self) {
         let now = self.now();
         if self.engine.has_stepped(now) {
@@ -83,7 +83,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Tells of interfaces that lose the program and get it again.
+    /// Records events of interfaces that lose the program and get it again.
     pub(super) fn report_interfaces(&self, changes: Vec<InterfaceEvent>) {
         for InterfaceEvent { interface, kind, text } in changes {
             let (kind, message) = match kind {

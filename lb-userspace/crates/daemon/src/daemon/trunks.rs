@@ -16,7 +16,7 @@ use super::Daemon;
 pub type Trunks = Box<dyn Fn() -> Vec<String> + Send>;
 
 impl<D: DataPlane> Daemon<D> {
-    /// Has it ask for trunks before a service in mode `ipip` is added.
+    /// Has it look for trunks before a service in mode `ipip` is added.
     #[must_use]
     pub fn with_trunks(self, trunks: Trunks) -> Self {
         Self { trunks: Some(trunks), ..self }

@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// EventBody that peers have not taken yet.
+/// Exports that peers have not acknowledged yet.
 ///
-/// As long as there are some from longer ago than the lease, no pin is made, and no slot settles before
-/// peers know. So what dies with a node is what it has done within that time, however late peers are. A
-/// peer that stays behind for long is not waited for: then drains would never end.
+/// As long as one is older than the lease, no pin is made, and no slot settles before peers have taken it.
+/// So a node that dies loses no more than the work of that time, however late peers are. A peer that stays
+/// behind for long is not waited for: otherwise drains would never end.
 #[derive(Debug, Default)]
 pub(super) struct Unacked {
     /// Their numbers, and when they were sent, on CLOCK_MONOTONIC.
@@ -20,15 +20,15 @@ impl Unacked {
     const PATIENCE: Duration = Duration::from_secs(2);
 
     /// An export with this number was sent.
-    pub(super) fn told(&mut self, number: u64, now: Duration) {
+    pub(super) fn sent(&mut self, number: u64, now: Duration) {
         self.last = number;
         self.exports.push_back((number, now));
     }
 
     /// Peers have taken all up to a number; the last one that they are not waited for any more.
     pub(super) fn taken(&mut self, taken: u64, now: Duration) -> u64 {
-        let over = |(number, told): &mut (u64, Duration)| {
-            *number <= taken || now.saturating_sub(*told) > Self::PATIENCE
+        let over = |(number, sent_at): &mut (u64, Duration)| {
+            *number <= taken || now.saturating_sub(*sent_at) > Self::PATIENCE
         };
         while let Some((number, _)) = self.exports.pop_front_if(over) {
             self.taken = number;
@@ -38,7 +38,7 @@ impl Unacked {
 
     /// When the first of them was sent.
     pub(super) fn since(&self) -> Option<Duration> {
-        self.exports.front().map(|(_, told)| *told)
+        self.exports.front().map(|(_, sent_at)| *sent_at)
     }
 
     /// The number of the last ones.

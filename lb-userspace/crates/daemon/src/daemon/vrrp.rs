@@ -1,9 +1,9 @@
-//! What the daemon says to the virtual routers, and what it makes of what they report.
+//! The daemon's side of the virtual routers: the orders and facts that it sends, and their reports.
 //!
 //! They are configured when the daemon starts, and take part when they know its facts: that is when
 //! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
-//! restart of `lbd` forwards all the while by the maps of its predecessor; then the facts are told at
-//! once, by what these maps say, so that addresses that are held still are advertised soon again.
+//! restart of `lbd` forwards all the while by the maps of its predecessor; then lbd sends the
+//! facts at once, computed from these maps, so that addresses that are held still are advertised soon again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ const IN_VAIN: Duration = Duration::from_secs(3);
 
 /// The virtual routers, as the daemon sees them.
 pub(super) struct Virtual {
-    pub(super) rim: Box<dyn Vrrp>,
+    pub(super) driver: Box<dyn Vrrp>,
     /// As it was reported.
     pub(super) states: BTreeMap<RouterKey, State>,
     /// The same by name.
@@ -36,8 +36,8 @@ pub(super) struct Virtual {
     macs: BTreeMap<[u8; 6], usize>,
     /// Routers whose virtual MAC address is taken since a predecessor may have held it.
     resumed: BTreeMap<String, [u8; 6]>,
-    /// The facts that were told last; none before the first time.
-    told: Option<Facts>,
+    /// The facts that were sent last; none before the first time.
+    sent_facts: Option<Facts>,
     /// The interfaces that forward, as they were looked at last.
     forwarding: BTreeSet<String>,
     /// Whether they have ended.
@@ -48,14 +48,14 @@ pub(super) struct Virtual {
 }
 
 impl Virtual {
-    pub(super) fn new(rim: Box<dyn Vrrp>) -> Self {
+    pub(super) fn new(driver: Box<dyn Vrrp>) -> Self {
         Self {
-            rim,
+            driver,
             states: BTreeMap::new(),
             reported: BTreeMap::new(),
             macs: BTreeMap::new(),
             resumed: BTreeMap::new(),
-            told: None,
+            sent_facts: None,
             forwarding: BTreeSet::new(),
             stopped: false,
             wanting: BTreeMap::new(),
@@ -71,10 +71,10 @@ impl Virtual {
         }
     }
 
-    /// Who was heard to be Active for each router, if somebody was.
-    pub(super) fn heard(&self) -> BTreeMap<RouterKey, IpAddr> {
-        let heard = self.rim.status().into_iter();
-        heard.filter_map(|status| Some((status.key, status.active?.address))).collect()
+    /// The address of the node that advertises each router, if one does.
+    pub(super) fn advertisers(&self) -> BTreeMap<RouterKey, IpAddr> {
+        let status = self.driver.status().into_iter();
+        status.filter_map(|status| Some((status.key, status.active?.address))).collect()
     }
 
     /// A router's state.
@@ -100,16 +100,16 @@ impl Virtual {
         if self.resumed.is_empty() {
             return Vec::new();
         }
-        let ended = self.rim.status().into_iter().filter(|status| match status.state {
+        let ended = self.driver.status().into_iter().filter(|status| match status.state {
             State::Initialize => false,
-            // It listens, and another router was heard, or not yet.
+            // It listens, and another router has advertised, or not yet.
             State::Backup => status.active.is_some(),
             State::Active | State::Fault => true,
         });
         ended.filter_map(|status| self.resumed.remove(&status.name)).collect()
     }
 
-    /// A virtual MAC address is needed, or no more; whether that changes whose frames are taken.
+    /// A virtual MAC address is needed, or no more; whether that changes which frames are taken.
     fn count_mac(&mut self, mac: [u8; 6], take: bool) -> bool {
         let count = self.macs.entry(mac).or_default();
         let before = *count;
@@ -119,9 +119,9 @@ impl Virtual {
 
     /// Sends the facts to the routers, if they have changed.
     fn send_facts(&mut self, facts: Facts) {
-        if self.told.as_ref() != Some(&facts) {
-            self.rim.order(Order::Facts(facts.clone()));
-            self.told = Some(facts);
+        if self.sent_facts.as_ref() != Some(&facts) {
+            self.driver.order(Order::Facts(facts.clone()));
+            self.sent_facts = Some(facts);
         }
     }
 
@@ -134,7 +134,7 @@ impl Virtual {
     /// Looks which routers have waited for a peer to hand over, and for how long. Peers are Active for `theirs`.
     fn look_at_wanting(&mut self, theirs: &BTreeSet<RouterKey>, now: Instant) {
         self.in_vain.retain(|key| theirs.contains(key));
-        let wants = self.rim.status().into_iter().filter(|status| status.wants);
+        let wants = self.driver.status().into_iter().filter(|status| status.wants);
         let wants: BTreeSet<RouterKey> = wants.map(|status| status.key).collect();
         self.wanting.retain(|key, _| wants.contains(key));
         for key in wants {
@@ -204,19 +204,19 @@ impl<D: DataPlane> Daemon<D> {
         self.router(key).map_or_else(|| key.to_string(), |router| router.name.clone())
     }
 
-    /// Says what routers there are.
+    /// Sends the configured routers to the driver.
     pub(super) fn configure_routers(&mut self) {
         for mac in self.vrrp.configure(&self.store.config().routers.routers) {
             self.take_mac(mac, false);
         }
         self.release_stray_pins();
-        // Nobody looked while there was no router: the first would be in fault until the next tick.
+        // lbd did not look while there was no router: the first would be in fault until the next tick.
         self.look_at_interfaces();
         self.update_routers();
-        self.vrrp.rim.order(Order::Configure(self.store.config().routers.clone()));
+        self.vrrp.driver.order(Order::Configure(self.store.config().routers.clone()));
     }
 
-    /// Tells the facts by the maps of a predecessor, if they serve all that routers hold: the addresses
+    /// Sends facts computed from the maps of a predecessor, if they serve all that routers hold: the addresses
     /// may be here still.
     pub(super) fn resume_routers(&mut self) {
         if self.routers().is_empty() {
@@ -243,8 +243,8 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Looks which routers hold addresses no more that a predecessor held, or have said themselves what
-    /// they need.
+    /// Looks which routers hold addresses no more that a predecessor held, or have themselves reported
+    /// their needs.
     pub(super) fn end_resuming(&mut self) {
         for mac in self.vrrp.end_resuming() {
             self.take_mac(mac, false);
@@ -273,7 +273,7 @@ impl<D: DataPlane> Daemon<D> {
         self.vrrp.forwarding = forwarding.map(|interface| interface.name).collect();
     }
 
-    /// What the virtual routers depend on.
+    /// The facts that the virtual routers depend on.
     fn facts_of_routers(&self) -> Facts {
         let standings = self.engine.standings();
         let healthy = self.store.desired().services.iter().map(|(name, service)| {
@@ -283,8 +283,8 @@ impl<D: DataPlane> Daemon<D> {
         let is_served = |key| standings.get(key).is_some_and(|standing| standing.serving > 0);
         let served =
             self.store.desired().services.iter().filter(|(_, service)| is_served(&service.key));
-        // Before what is known is looked at: of what has happened since, it says nothing.
-        let status = self.vrrp.rim.status();
+        // Before the peers' state is read: a later transition is not part of it.
+        let status = self.vrrp.driver.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
         let transitions = transitions.filter(|_| self.group.is_some()).collect();
         let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
@@ -293,7 +293,7 @@ impl<D: DataPlane> Daemon<D> {
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
             served: served.map(|(name, service)| (service.key.vip, name.clone())).collect(),
-            // Who is asked to take over would do so by itself, and not when it has all flows.
+            // A peer that is requested to take over would do so by itself, and not when it has all flows.
             draining: self.store.node().draining_since.is_some() && !self.handovers.is_under_way(),
             unsynced: self.unsynced(&status),
             handed_over: self.vrrp.handed_over(&theirs),
@@ -304,9 +304,9 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Tells what has changed of it.
+    /// Sends the routers' facts, if they have changed.
     pub(super) fn update_routers(&mut self) {
-        // Before the maps are written there is nothing to say but what a predecessor's said.
+        // Before the maps are written, the facts of the predecessor's maps hold.
         if self.writing.has_succeeded() {
             let facts = self.facts_of_routers();
             self.vrrp.send_facts(facts);
@@ -319,7 +319,7 @@ impl<D: DataPlane> Daemon<D> {
         self.vrrp.look_at_wanting(&theirs, now);
     }
 
-    /// Takes in what the virtual routers tell.
+    /// Takes a report of the virtual routers.
     pub(super) fn on_router_report(&mut self, report: Report) {
         match report {
             Report::TakeMac { mac, take, done } => {
@@ -350,9 +350,9 @@ impl<D: DataPlane> Daemon<D> {
         self.effects.events.record(event);
     }
 
-    /// How the routers stand, with what the peers say.
+    /// The state of the routers, with the problems that peers have reported.
     pub(super) fn status_of_routers(&self) -> Vec<RouterStatus> {
-        let mut all = self.vrrp.rim.status();
+        let mut all = self.vrrp.driver.status();
         for status in &mut all {
             let found = self.problems_of(status.key);
             status.problems.extend(found);
@@ -360,7 +360,7 @@ impl<D: DataPlane> Daemon<D> {
         all
     }
 
-    /// The routers in a few words: `main active, main6 backup`.
+    /// The routers as a short text: `main active, main6 backup`.
     pub(super) fn routers_line(&self) -> Option<String> {
         let states = self
             .routers()
@@ -370,25 +370,26 @@ impl<D: DataPlane> Daemon<D> {
         (!states.is_empty()).then(|| states.join(", "))
     }
 
-    /// Routers that would take over without the flows of who is Active.
+    /// Routers that would take over without the flows of the Active node.
     fn unsynced(&self, all: &[RouterStatus]) -> BTreeSet<RouterKey> {
         let Some(group) = &self.group else { return BTreeSet::new() };
-        let heard = |key| {
+        let advertiser = |key| {
             let status = all.iter().find(|status| status.key == key)?;
             Some(status.active.as_ref()?.address)
         };
         let keys = self.routers().iter().map(|router| router.key);
-        // What an Active router would know tells nothing of what it will have to know.
+        // The flows that an Active router knows now are not those that it will need.
         let others = keys.filter(|key| self.vrrp.state(*key) != State::Active);
-        // A node that did not run for a while finds much that was said meanwhile: in the middle of it, that
-        // all is known, and in the end that the peer has given this node up long since.
+        // A node that did not run for a while finds a backlog of reports: in the middle of it, that
+        // all flows are known, and at the end that the peer has closed the session long since.
         let unsynced = others.filter(|key| {
-            group.has_backlog || group.is_unsynced(*key, &self.services_of([*key]), heard(*key))
+            group.has_backlog
+                || group.is_unsynced(*key, &self.services_of([*key]), advertiser(*key))
         });
         unsynced.collect()
     }
 
-    /// What peers say against a router.
+    /// The problems of a router that peers have reported.
     fn problems_of(&self, key: RouterKey) -> Vec<String> {
         let Some(group) = &self.group else { return Vec::new() };
         let mismatch = |(id, text): (PeerId, String)| format!("{}: {text}", group.name(id));
@@ -396,7 +397,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 }
 
-/// What a new configuration changes of virtual routers, in words.
+/// The texts of the changes of virtual routers by a new configuration.
 pub(super) fn changes(
     before: &lb_model::router::Routers,
     after: &lb_model::router::Routers,

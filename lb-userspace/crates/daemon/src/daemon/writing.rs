@@ -12,7 +12,7 @@ use lb_datapath::DataPlane;
 
 use super::{Daemon, START, pace::Pace};
 
-/// What is known of the writes of the maps.
+/// The state of the writes of the maps.
 #[derive(Default)]
 pub(super) struct Writing {
     pace: Pace,
@@ -27,7 +27,7 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// An input has come that may change what the maps are to be.
+    /// An input has come that may change the maps.
     pub(super) const fn set_due(&mut self) {
         self.is_due = true;
     }
@@ -140,7 +140,7 @@ impl<D: DataPlane> Daemon<D> {
         let line = self.ready_line();
         self.effects.notifier.ready(&line);
         self.effects.events.record(EventBody::new(Kind::Started, line, "lbd was started"));
-        // Nobody may be waiting.
+        // The receiver may be gone.
         let _ = ready.send(());
     }
 }

@@ -1,4 +1,4 @@
-//! What is known of the peers: their roles, which flows of theirs are known here, and who can take over.
+//! The state of the peers: their roles, which of their flows are known here, and which peer can take over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,28 +36,28 @@ impl Group {
         compatible.map(candidate).collect()
     }
 
-    /// Whether this node has yet to learn flows of a router that a peer has which is there.
+    /// Whether this node lacks flows of a router that a connected peer has.
     pub(in crate::daemon) fn lacks_flows_of(
         &self,
         router: RouterKey,
         services: &BTreeSet<ServiceKey>,
     ) -> bool {
-        self.known_of(router, services).any(|known| match known.replies {
+        self.known_of(router, services).any(|known| match known.sync {
             SyncStatus::Nothing => true,
             SyncStatus::Active { all } => !all,
             SyncStatus::NotActive => false,
         })
     }
 
-    /// Whether a router that takes over from who was heard may break flows.
+    /// Whether a router that takes over from the node that advertises it may break flows.
     pub(in crate::daemon) fn is_unsynced(
         &self,
         router: RouterKey,
         services: &BTreeSet<ServiceKey>,
-        heard: Option<IpAddr>,
+        advertiser: Option<IpAddr>,
     ) -> bool {
         let known: Vec<_> = self.known_of(router, services).collect();
-        is_unsynced(heard, &known, self.misses_some())
+        is_unsynced(advertiser, &known, self.misses_some())
     }
 
     /// Routers that peers are Active for whose flows count here.
@@ -95,8 +95,8 @@ impl Group {
         wanted
     }
 
-    /// What is known of a router's flows, by peer. Those of whom nothing can be taken tell nothing that
-    /// could be waited for.
+    /// The state of a router's flows here, by peer. A peer whose records can't be taken counts as complete:
+    /// nothing of it is waited for.
     fn known_of(
         &self,
         router: RouterKey,
@@ -109,16 +109,16 @@ impl Group {
             let incompatible = peer.mismatch.whole.is_some();
             let all = incompatible
                 || (peer.complete && compatible.all(|key| peer.followed.contains(key)));
-            let replies = match (&peer.facts, facts.map(|facts| facts.state)) {
+            let sync = match (&peer.facts, facts.map(|facts| facts.state)) {
                 (None, _) => SyncStatus::Nothing,
                 (_, Some(State::Active)) => SyncStatus::Active { all },
                 _ => SyncStatus::NotActive,
             };
-            Known { source: facts.and_then(|facts| facts.source), replies }
+            Known { source: facts.and_then(|facts| facts.source), sync }
         })
     }
 
-    /// What is wrong with a router, by what peers say of it.
+    /// The problems of a router that its configuration on peers causes.
     pub(in crate::daemon) fn problems_of(&self, router: RouterKey) -> Vec<(PeerId, String)> {
         let mut found = Vec::new();
         for (id, Peer { mismatch, .. }) in &self.peers {
@@ -129,14 +129,14 @@ impl Group {
         found
     }
 
-    /// Who could take these routers over: it is Backup for all of them and stays. It has all flows but those
-    /// that it [refuses](Self::refused_by), or gets them now; then it takes over when it has.
+    /// The peer that can take these routers over: it is Backup for all of them and does not drain. It has all
+    /// flows but those that it [refuses](Self::refused_by), or receives them now and takes over afterwards.
     pub(in crate::daemon) fn successor(
         &self,
         routers: &BTreeSet<RouterKey>,
         services: &BTreeSet<ServiceKey>,
     ) -> Option<PeerId> {
-        let status = self.rim.status();
+        let status = self.sessions.status();
         let fits = |(id, peer): &(&PeerId, &Peer)| {
             let known = status.get(usize::from(id.0));
             peer.mismatch.whole.is_none()
@@ -148,16 +148,16 @@ impl Group {
             let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
             facts.filter(|(key, _)| routers.contains(key)).map(|(_, facts)| facts.priority).max()
         };
-        // Who can take most of the flows.
+        // The peer that can take most of the flows.
         let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
         let fit = self.peers.iter().filter(fits);
         let rank = |(id, peer): &(&PeerId, &Peer)| (self.follows(**id), lost(**id), priority(peer));
         fit.max_by_key(rank).map(|(id, _)| *id)
     }
 
-    /// Whether a peer has all flows of this node, but for the last news.
+    /// Whether a peer has all flows of this node, but for the last records.
     pub(in crate::daemon) fn follows(&self, peer: PeerId) -> bool {
-        let status = self.rim.status().into_iter().nth(usize::from(peer.0));
+        let status = self.sessions.status().into_iter().nth(usize::from(peer.0));
         status.is_some_and(|status| status.follows)
     }
 
@@ -172,14 +172,14 @@ impl Group {
         refused.filter(|key| services.contains(key)).copied().collect()
     }
 
-    /// Peers whose advertisements are to be heard though they are made otherwise.
+    /// Peers whose advertisements count though they are configured otherwise.
     pub(in crate::daemon) fn mismatched(&self) -> BTreeSet<(RouterKey, IpAddr)> {
         let peers = self.peers.values();
         let unreachable = peers.flat_map(|peer| &peer.mismatch.unreachable);
         unreachable.filter_map(|(key, (source, _))| Some((*key, (*source)?))).collect()
     }
 
-    /// Peers that say that they are Active, by router and source of their advertisements.
+    /// Peers that report that they are Active, by router and source of their advertisements.
     pub(in crate::daemon) fn active_peers(&self) -> BTreeSet<(RouterKey, IpAddr)> {
         let peers = self.peers.values();
         let routers = peers.filter_map(|peer| peer.facts.as_ref()).flat_map(|facts| &facts.routers);

@@ -1,8 +1,8 @@
-//! The peers: what this node sends them, and what it knows of them by what they send.
+//! The peers: the facts and records that this node sends them, and the state that it keeps of them.
 //!
-//! A node follows the history of the peer that is Active. When it is learnt that a peer is Active
-//! after records of its history have come, these were not taken, and all of it is asked for again. So
-//! it matters in no way in which order the two arrive.
+//! A node imports the flow records of the peer that is Active. Records that arrive before the peer's
+//! facts report it as Active are not imported; this node then requests all records again. So the
+//! order in which the two arrive does not matter.
 
 mod known;
 mod sharers;
@@ -30,68 +30,68 @@ use super::{
     unacked::Unacked,
 };
 
-/// How long two nodes may both be Active for a router before that is told: a handover takes less.
+/// How long two nodes may both be Active for a router before lbd records an event: a handover takes less.
 const BOTH_ACTIVE: Duration = Duration::from_secs(1);
-/// How long a peer that comes back is told what was pinned here until another node took over.
+/// How long a peer that comes back is sent the pins that were made here until another node took over.
 const RETAINED_FOR: Duration = Duration::from_secs(10);
 
-/// When a peer is asked again for what could not be taken.
+/// When records that could not be taken are requested again.
 const FIRST_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_AGAIN: Duration = Duration::from_secs(60);
-/// Different things that could not be learnt of a peer, which are told.
-const TOLD: usize = 100;
+/// How many different reasons of rejected records are recorded as events, for each peer.
+const MAX_REJECTED_REASONS: usize = 100;
 
 /// The peers.
 pub(super) struct Group {
-    pub(super) rim: Box<dyn Peers>,
+    pub(super) sessions: Box<dyn Peers>,
     pub(super) config: Config,
     hasher: Hasher,
     seed: [u8; 16],
     pub(super) peers: BTreeMap<PeerId, Peer>,
     fingerprint: Fingerprint,
-    /// How often a peer was learnt to be Active for a router.
+    /// How often a peer has become Active for a router.
     turns: u64,
-    /// What was told last.
-    told: Option<Facts>,
-    /// Peers that are to be told everything, which has not worked yet.
+    /// The facts that were sent last.
+    sent_facts: Option<Facts>,
+    /// Peers that are to be sent all records, since the export has failed.
     pub(super) pending_full_sync: BTreeSet<PeerId>,
-    /// What was pinned here when services ceased to be this node's own and a peer was not there.
+    /// Pins that were made here when services ceased to be this node's own while a peer was not connected.
     pub(super) retained: Option<(Instant, Vec<Record>)>,
-    /// Since when this node and a peer are both Active, and whether that was told.
+    /// Since when this node and a peer are both Active, and whether an event was recorded.
     pub(super) both_active: BTreeMap<(RouterKey, PeerId), (Instant, bool)>,
-    /// EventBody that are on their way.
+    /// Exports that peers have not acknowledged.
     pub(super) unacked: Unacked,
     attendance: Attendance,
-    /// Whether reports of the sessions wait: what is known of the peers was so once.
+    /// Whether reports of the sessions wait: the state of the peers is out of date then.
     pub(super) has_backlog: bool,
 }
 
-/// What is known of a peer that is there.
+/// The state of a connected peer.
 #[derive(Default)]
 pub(super) struct Peer {
     facts: Option<Facts>,
-    /// Routers that it is Active for, in the order in which that was learnt.
+    /// Routers that it is Active for, in the order in which it reported them.
     turns: BTreeMap<RouterKey, u64>,
     pub(super) mismatch: Mismatch,
     timer: MismatchTimer,
-    /// Whether all of its history was told.
+    /// Whether all of its records have come.
     complete: bool,
     /// The services of which nothing was left out since it began.
     pub(super) followed: BTreeSet<ServiceKey>,
-    /// When it may be asked again for what could not be taken, and how long that was waited for.
+    /// When its records may be requested again, and the delay until then.
     pub(super) again: Option<(Instant, Duration)>,
-    /// Whether it was told that some of it is lacking here.
+    /// Whether this node has reported to it that some of its records are missing here.
     lacks: Option<bool>,
-    /// Whether all of its history was asked for again, and has not begun.
+    /// Whether all of its records were requested, and the first has not come.
     wanted: bool,
-    /// What could not be learnt.
+    /// The reasons why its records were rejected.
     pub(super) rejected_reasons: BTreeSet<String>,
-    /// Who gets the new flows of services there.
+    /// The backends that get new flows of services there.
     pub(super) members: BTreeMap<ServiceKey, Members>,
 }
 
 impl Peer {
-    /// Whether all that it has told is known here.
+    /// Whether all records that it has sent are known here.
     pub(super) const fn is_complete(&self) -> bool {
         self.complete
     }
@@ -102,16 +102,16 @@ impl Peer {
 }
 
 impl Group {
-    pub(super) fn new(rim: Box<dyn Peers>, config: Config, seed: [u8; 16]) -> Self {
+    pub(super) fn new(peers: Box<dyn Peers>, config: Config, seed: [u8; 16]) -> Self {
         Self {
-            rim,
+            sessions: peers,
             hasher: Hasher::new(&config.key),
             config,
             seed,
             peers: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
             turns: 0,
-            told: None,
+            sent_facts: None,
             pending_full_sync: BTreeSet::new(),
             retained: None,
             both_active: BTreeMap::new(),
@@ -121,17 +121,17 @@ impl Group {
         }
     }
 
-    /// What a peer is called.
+    /// A peer's name.
     pub(super) fn name(&self, peer: PeerId) -> String {
         let at = usize::from(peer.0);
-        let said = self.rim.status().into_iter().nth(at).and_then(|status| status.node);
+        let reported = self.sessions.status().into_iter().nth(at).and_then(|status| status.node);
         let address = || self.config.peers.get(at).map(ToString::to_string);
-        said.or_else(address).unwrap_or_else(|| format!("peer {}", peer.0))
+        reported.or_else(address).unwrap_or_else(|| format!("peer {}", peer.0))
     }
 
-    /// That a peer calls itself as this node does, in words.
+    /// The text of the problem that a peer has this node's name.
     fn same_name(&self, peer: PeerId) -> Option<String> {
-        let status = self.rim.status().into_iter().nth(usize::from(peer.0))?;
+        let status = self.sessions.status().into_iter().nth(usize::from(peer.0))?;
         let same = status.node.filter(|node| *node == self.config.node)?;
         Some(format!(
             "peer {} calls itself {same}, as this node does: set `node` under [sync]",
@@ -139,17 +139,17 @@ impl Group {
         ))
     }
 
-    /// Tells all peers.
+    /// Sends records to all peers.
     pub(super) fn publish(&self, records: Vec<Record>) {
-        self.rim.publish(self.unacked.last(), records);
+        self.sessions.publish(self.unacked.last(), records);
     }
 
-    /// Whether anybody is there.
+    /// Whether a peer is connected.
     pub(super) fn is_connected(&self) -> bool {
         !self.peers.is_empty()
     }
 
-    /// A peer says this of itself from now on.
+    /// Takes a peer's new facts.
     pub(super) fn take_facts(&mut self, id: PeerId, facts: Facts) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.turns.retain(|key, _| is_active(&facts, *key));
@@ -167,12 +167,12 @@ impl Group {
         u8::try_from(self.config.peers.len()).unwrap_or(u8::MAX)
     }
 
-    /// Whether one of the configured peers is not there.
+    /// Whether one of the configured peers is not connected.
     pub(super) fn misses_some(&self) -> bool {
         self.peers.len() < self.config.peers.len()
     }
 
-    /// What is left of this node's own history, of services that are not its own any more.
+    /// The retained records of services that are not this node's own any more.
     pub(super) fn retained_of(
         &self,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
@@ -192,7 +192,7 @@ impl Group {
         self.fingerprint = self.hasher.fingerprint(&self.seed, desired);
     }
 
-    /// Sends the peers what this node is, if that has changed.
+    /// Sends this node's facts to the peers, if they have changed.
     pub(super) fn send_facts(
         &mut self,
         routers: &[Router],
@@ -208,9 +208,9 @@ impl Group {
         });
         let routers = routers.collect();
         let facts = Facts { fingerprint: self.fingerprint.clone(), routers, draining };
-        if self.told.as_ref() != Some(&facts) {
-            self.rim.tell(facts.clone());
-            self.told = Some(facts);
+        if self.sent_facts.as_ref() != Some(&facts) {
+            self.sessions.tell(facts.clone());
+            self.sent_facts = Some(facts);
         }
     }
 
@@ -221,7 +221,7 @@ impl Group {
         routers: &[Router],
         now: Instant,
     ) -> Vec<EventBody> {
-        let Some(own) = &self.told else { return Vec::new() };
+        let Some(own) = &self.sent_facts else { return Vec::new() };
         let mut events = Vec::new();
         let mut changed = Vec::new();
         for (id, peer) in &mut self.peers {
@@ -236,13 +236,13 @@ impl Group {
             let name = self.name(id);
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             let before: BTreeSet<String> = peer.mismatch.problems().map(str::to_owned).collect();
-            for (kind, text) in mismatch.told() {
+            for (kind, text) in mismatch.by_kind() {
                 if !before.contains(text) {
                     let cause = "the nodes are configured otherwise";
                     events.push(EventBody::new(kind, format!("{name}: {text}"), cause));
                 }
             }
-            // What was not taken meanwhile is missing.
+            // Records that were not taken meanwhile are missing.
             peer.followed.retain(|key| !mismatch.services.contains_key(key));
             if mismatch.whole.is_some() {
                 peer.followed.clear();
@@ -270,7 +270,7 @@ impl Group {
             let followed = counted(flow_sources, *id, &peer.mismatch);
             let lacks = !followed.is_subset(&peer.followed);
             if peer.lacks.replace(lacks) != Some(lacks) {
-                self.rim.lack(*id, lacks);
+                self.sessions.lack(*id, lacks);
             }
             if !lacks {
                 if peer.complete {
@@ -282,7 +282,7 @@ impl Group {
             if !peer.wanted && !waits {
                 peer.wanted = true;
                 peer.complete = false;
-                self.rim.want_all(*id);
+                self.sessions.want_all(*id);
             }
         }
     }
@@ -333,12 +333,12 @@ impl Group {
         Some(match after {
             true => EventBody::new(
                 Kind::PeerSynced,
-                format!("all flows that {name} replies of are known here"),
+                format!("all flows that {name} has are known here"),
                 "all of its history has come",
             ),
             false => EventBody::new(
                 Kind::PeerUnsynced,
-                format!("flows of {name} are missing here; it is asked for them"),
+                format!("flows of {name} are missing here; they are requested"),
                 "something was lost on the way",
             ),
         })
@@ -359,22 +359,22 @@ impl Group {
         self.both_active.retain(|pair, _| both.contains(pair));
         let mut long = Vec::new();
         for pair in both {
-            let (since, told) = self.both_active.entry(pair).or_insert((now, false));
-            if !*told && now.saturating_duration_since(*since) >= BOTH_ACTIVE {
-                *told = true;
+            let (since, recorded) = self.both_active.entry(pair).or_insert((now, false));
+            if !*recorded && now.saturating_duration_since(*since) >= BOTH_ACTIVE {
+                *recorded = true;
                 long.push(pair);
             }
         }
         long
     }
 
-    /// How the peers stand.
+    /// The state of the peers.
     pub(super) fn status(
         &self,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
         name_of: impl Fn(RouterKey) -> Option<String>,
     ) -> Vec<lb_api::status::Peer> {
-        let all = self.rim.status().into_iter().zip((0..=u8::MAX).map(PeerId));
+        let all = self.sessions.status().into_iter().zip((0..=u8::MAX).map(PeerId));
         let all = all.map(|(mut session, id)| {
             let peer = self.peers.get(&id);
             let facts = peer.and_then(|peer| peer.facts.as_ref());
@@ -475,7 +475,9 @@ impl Group {
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
         let mut events = Vec::new();
         for text in reasons {
-            if peer.rejected_reasons.len() < TOLD && peer.rejected_reasons.insert(text.clone()) {
+            if peer.rejected_reasons.len() < MAX_REJECTED_REASONS
+                && peer.rejected_reasons.insert(text.clone())
+            {
                 let message = format!("{name}: {text}");
                 events.push(EventBody::new(
                     Kind::PeerRefused,
@@ -488,7 +490,7 @@ impl Group {
     }
 }
 
-/// The services whose records count when this peer tells them.
+/// The services whose records count when this peer sends them.
 pub(super) fn counted(
     flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     peer: PeerId,

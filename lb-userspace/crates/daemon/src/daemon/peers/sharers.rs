@@ -1,5 +1,5 @@
-//! The nodes that serve a VIP together with this one, as behind ECMP: who is missed, and who gets new
-//! flows there.
+//! The nodes that serve a VIP together with this one, as behind ECMP: which of them are missed, and which
+//! backends get new flows there.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,12 @@ use super::Group;
 pub(super) struct Attendance {
     /// Since when, in seconds of CLOCK_MONOTONIC.
     away: BTreeMap<PeerId, u32>,
-    /// When the last one was there again.
+    /// When the last one was connected again.
     joined: u32,
 }
 
 impl Group {
-    /// A peer tells who gets the new flows of services there.
+    /// Takes the backends that get new flows of services on a peer.
     pub(super) fn take_members(&mut self, id: PeerId, records: &[Record]) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         for record in records {
@@ -28,11 +28,11 @@ impl Group {
         }
     }
 
-    /// How the peers stand at this second.
+    /// The state of the peers at this second.
     pub(in crate::daemon) fn sharers(&mut self, now: u32) -> Sharers {
         for id in (0..self.count()).map(PeerId) {
             let peer = self.peers.get(&id);
-            // Of one that is configured otherwise nothing can be taken: it is not waited for.
+            // Records of a peer that is configured otherwise can't be taken: it is not waited for.
             let is_there =
                 peer.is_some_and(|peer| peer.is_complete() || peer.mismatch.whole.is_some());
             let Attendance { away, joined } = &mut self.attendance;
