@@ -1,4 +1,4 @@
-//! Virtual routers and peers that do what a test says, and write down what is asked of them.
+//! Virtual routers and peers that a test scripts, and that record the calls of the daemon.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -87,7 +87,7 @@ impl Deed {
     }
 }
 
-/// Writes down what the engine of this thread logs of the flows of other nodes.
+/// Records the log lines of this thread's engine about flows of other nodes.
 pub struct EngineLog(pub Deeds);
 
 impl Subscriber for EngineLog {
@@ -125,7 +125,7 @@ impl Visit for Line {
     }
 }
 
-/// What the daemon has done, in order. Shared by all that it does it to.
+/// The recorded operations of the daemon, in order. Shared by all fakes of one daemon.
 #[derive(Clone, Debug, Default)]
 pub struct Deeds(Arc<Mutex<Done>>);
 
@@ -133,7 +133,7 @@ pub struct Deeds(Arc<Mutex<Done>>);
 struct Done {
     all: Vec<Deed>,
     facts: Option<lb_vrrp::Facts>,
-    told: Option<lb_sync::Facts>,
+    sent_facts: Option<lb_sync::Facts>,
 }
 
 impl Deeds {
@@ -141,12 +141,12 @@ impl Deeds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes one down; what is done over and over is there once in a row.
+    /// Records one; equal ones in a row are recorded once.
     pub fn push(&self, deed: Deed) {
         let mut done = self.done();
         match &deed {
             Deed::Order(Order::Facts(facts)) => done.facts = Some(facts.clone()),
-            Deed::Tell(facts) => done.told = Some(facts.clone()),
+            Deed::Tell(facts) => done.sent_facts = Some(facts.clone()),
             _ => {}
         }
         if done.all.last() != Some(&deed) {
@@ -159,23 +159,23 @@ impl Deeds {
         std::mem::take(&mut self.done().all)
     }
 
-    /// Those that `pick` makes something of.
+    /// The results of `pick` that are some.
     pub fn of<T>(&self, pick: impl FnMut(&Deed) -> Option<T>) -> Vec<T> {
         self.done().all.iter().filter_map(pick).collect()
     }
 
-    /// The facts that the virtual routers were told last.
+    /// The facts that were sent to the virtual routers last.
     pub fn facts(&self) -> Option<lb_vrrp::Facts> {
         self.done().facts.clone()
     }
 
-    /// What the peers were told last.
+    /// The facts that were sent to the peers last.
     pub fn told(&self) -> Option<lb_sync::Facts> {
-        self.done().told.clone()
+        self.done().sent_facts.clone()
     }
 }
 
-/// What a test sees and says of both.
+/// A test's handle on both: the recorded operations, and the reports that it sends.
 #[derive(Clone)]
 pub struct Script {
     pub deeds: Deeds,
@@ -185,7 +185,7 @@ pub struct Script {
     connected: Arc<Mutex<Vec<PeerStatus>>>,
     /// Whether an order to end is followed at once.
     ends: Arc<Mutex<bool>>,
-    /// Whether peers don't take what they are told, and the last number that they have taken.
+    /// Whether peers don't take the records that they are sent, and the last number that they have taken.
     slow: Arc<AtomicBool>,
     taken: Arc<AtomicU64>,
 }
@@ -209,13 +209,13 @@ impl Script {
         }
     }
 
-    /// From now on peers take nothing any more; or all that they were told.
+    /// From now on peers take nothing any more; or all that they were sent.
     pub fn be_slow(&self, slow: bool, taken: u64) {
         self.slow.store(slow, Ordering::SeqCst);
         self.taken.fetch_max(taken, Ordering::SeqCst);
     }
 
-    /// From now on an end is not said by itself.
+    /// From now on an end is not reported by itself.
     pub fn hold_end(&self) {
         *self.ends.lock().expect("nobody panics") = false;
     }
@@ -234,10 +234,10 @@ impl Script {
             to,
             cause: cause.into(),
         };
-        self.vrrp.send(Report::Transition(transition)).expect("it is heard");
+        self.vrrp.send(Report::Transition(transition)).expect("the daemon receives it");
     }
 
-    /// A router hears this one, from now on.
+    /// A router receives advertisements of this one, from now on.
     pub fn hears(&self, router: &Router, address: IpAddr) {
         let mut all = self.routers.lock().expect("nobody panics");
         let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
@@ -261,17 +261,17 @@ impl Script {
     /// A yield has ended.
     pub fn yielded(&self, router: &Router, by: Result<IpAddr, &str>) {
         let by = by.map_err(str::to_owned);
-        self.vrrp.send(Report::Yielded { router: router.key, by }).expect("it is heard");
+        self.vrrp.send(Report::Yielded { router: router.key, by }).expect("the daemon receives it");
     }
 
-    /// A peer is there, and says this of itself.
+    /// A peer connects, and sends these facts.
     pub fn joins(&self, peer: PeerId, facts: lb_sync::Facts) {
         self.connected.lock().expect("nobody panics")[usize::from(peer.0)].connected = true;
         self.says(lb_sync::Report::Joined(peer));
         self.says(lb_sync::Report::Facts(peer, facts));
     }
 
-    /// It has told all of its flows, and knows all of this node's.
+    /// It has sent all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
         self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
         self.says(lb_sync::Report::Begins(peer));
@@ -284,7 +284,7 @@ impl Script {
     }
 
     pub fn says(&self, report: lb_sync::Report) {
-        self.peers.send(report).expect("it is heard");
+        self.peers.send(report).expect("the daemon receives it");
     }
 
     pub fn connect(&self, config: &lb_sync::Config) -> Box<dyn Peers> {
@@ -342,7 +342,7 @@ impl Vrrp for Script {
         match &order {
             Order::Configure(routers) => self.configure(routers),
             Order::Stop { .. } if *self.ends.lock().expect("nobody panics") => {
-                // Who has ended the daemon does not hear it.
+                // A test that has ended the daemon does not receive it.
                 let _ = self.vrrp.send(Report::Stopped);
             }
             _ => {}
