@@ -1,4 +1,4 @@
-//! What a capture is told to save, and what it saves: shared by the program that captures and the
+//! The filter of a capture, and the records that it saves: shared by the program that captures and the
 //! daemon, which are always of one build. None of it is pinned.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -86,7 +86,7 @@ pub struct Head {
     pub base: u16,
     /// Index of the reason, or [`FORWARDED`].
     pub reason: u16,
-    /// What XDP was told to do, or tc in XDP's words; known only after.
+    /// The action returned to XDP, or that of tc as XDP's; known only after.
     pub action: u16,
     /// Bits of [`flags`].
     pub flags: u16,
@@ -110,7 +110,7 @@ pub struct Scratch {
 pub struct CaptureCounter {
     /// Packets that the program has seen.
     pub seen: SharedU64,
-    /// Packets that were asked for.
+    /// Packets that match the filter.
     pub matched: SharedU64,
     /// Of those, what the sample left out.
     pub sampled_out: SharedU64,

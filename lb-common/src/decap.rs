@@ -137,7 +137,7 @@ pub enum Reason {
     NotAVip,
     /// A header is cut off, contradicts itself, or is of a kind that the balancer never sends.
     Malformed,
-    /// The outer header tells of congestion, the inner packet can't (RFC 6040, 4.2).
+    /// The outer header marks congestion, the inner packet can't (RFC 6040, 4.2).
     Congestion,
     /// The frame could not be changed.
     NoHeadroom,

@@ -5,7 +5,7 @@
 //!
 //! Two nodes that are balancer and backend at once may for a while disagree on the owner of a slot: a check has failed
 //! on one of them, a drain has begun on one. Each would forward the packet to the other, to and fro until its TTL is
-//! spent. So what another balancer has forwarded is delivered here, whatever the ring says. In mode `dsr` such a
+//! spent. So what another balancer has forwarded is delivered here, regardless of the ring. In mode `dsr` such a
 //! packet is recognised by its source MAC address: that of a balancer, or of another backend of the same service. The
 //! latter has the VIP itself, so it sends nothing of its own there. In a tunnel it comes to the node's address, and the
 //! kernel's tunnel device delivers it.

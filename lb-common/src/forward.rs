@@ -71,7 +71,7 @@ pub(crate) fn is_own<T: Tables>(destination: [u8; 6], tables: &T) -> bool {
     false
 }
 
-/// What the transport header says.
+/// The fields of the transport header.
 #[derive(Clone, Copy)]
 struct Segment {
     source: [u8; 2],
@@ -219,7 +219,7 @@ where
         return Err(Pass::Malformed);
     }
     let payload = ip.payload_len.get();
-    // Nothing that crosses a link of Ethernet is longer; a jumbogram (RFC 2675) says 0 here.
+    // Nothing that crosses a link of Ethernet is longer; a jumbogram (RFC 2675) has 0 here.
     if payload > u16::MAX - ipv6::LEN as u16 {
         return Err(Pass::Malformed);
     }
@@ -371,7 +371,7 @@ where
     })
 }
 
-/// Tells the sender, if an ICMP error may be sent to it at this moment. The address is read once more
+/// Replies to the sender, if an ICMP error may be sent to it at this moment. The address is read once more
 /// and passed by its value: a packet whose address a function takes costs the path of all others.
 #[inline(always)]
 fn reply<'t, P, T>(pkt: &P, tables: &'t T, reply: Reply) -> Verdict<T::Backend<'t>>
@@ -395,7 +395,7 @@ where
     }
 }
 
-/// Ends the walk of a packet with what [`Found::to_word`] says.
+/// Ends the walk of a packet with the result of [`Found::to_word`].
 #[inline(always)]
 fn settle<'t, P, T>(
     pkt: &P,

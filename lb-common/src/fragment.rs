@@ -72,7 +72,7 @@ fn remember<T: Tables>(tables: &T, key: &FragmentKey, told: u64) {
     }
 }
 
-/// Notes where the first fragment of an IPv4 packet at `l3` went; `told` as by [`told`].
+/// Stores where the first fragment of an IPv4 packet at `l3` went; `told` as made by [`told`].
 #[inline(never)]
 pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, told: u64) {
     if let Some(key) = fragment_key_v4(pkt, l3) {

@@ -1,6 +1,6 @@
 //! The keyed hash of a flow, and the slot that it gives.
 //!
-//! Whoever sends packets chooses the tuples, so the hash must not let him choose the slots. Two
+//! The senders of packets choose the tuples, so the hash must not let them choose the slots. Two
 //! steps: a multilinear sum with secret 64-bit keys, under which any two tuples fixed in advance
 //! collide with a probability below 2^-32 (Lemire and Kaser, "Strongly universal string hashing is
 //! fast", Computer Journal 57, 2014), and MurmurHash3's 64-bit finalizer, a bijection, which hides
@@ -21,7 +21,7 @@ pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 pub struct FlowKeys(pub [u64; 6]);
 
 impl FlowKeys {
-    /// Derives the keys of the service `name` (any bytes that tell it from the others) from the
+    /// Derives the keys of the service `name` (any bytes that distinguish it from the others) from the
     /// node pair's seed, by SipHash-2-4 (Aumasson and Bernstein, 2012) over name and key number.
     #[must_use]
     pub fn derive(seed: &[u8; 16], name: &[u8]) -> Self {

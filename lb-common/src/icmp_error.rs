@@ -1,8 +1,8 @@
 //! Whether an ICMP error may be sent for a packet: by its source (RFC 1122, 3.2.2; RFC 1812,
 //! 4.3.2.7; RFC 4443, 2.4 (e)), and by how many were sent (RFC 1812, 4.3.2.8; RFC 4443, 2.4 (f)).
-//! By what the packet is, [`crate::forward`] says.
+//! [`crate::forward`] decides by the kind of the packet.
 //!
-//! Without the error that says a packet was too big, a client's connection stands still, so the limit
+//! Without the error that a packet was too big, a client's connection stands still, so the limit
 //! of the others is none for these (Linux exempts them from its own: `icmpv4_mask_allow()` in
 //! net/ipv4/icmp.c). They are limited by their source: a source that is forged, or a client that sends
 //! thousands, takes the tokens of the few that share its bucket.
@@ -36,7 +36,7 @@ pub const fn rate_of_source(rate: u32) -> u32 {
 }
 
 /// Which of [`TOO_BIG_BUDGETS`] buckets a source has: an IPv4 address, or the
-/// upper half of an IPv6 one, whose lower half is its host's to choose. `key` is odd and secret, so nobody
+/// upper half of an IPv6 one, whose lower half is its host's to choose. `key` is odd and secret, so no host
 /// knows who shares a bucket with whom (multiply-shift hashing: Dietzfelbinger et al., Journal of
 /// Algorithms 25, 1997).
 #[must_use]
@@ -67,7 +67,7 @@ pub(crate) const fn refused(word: u64) -> Option<Drop> {
 }
 
 /// Why no ICMP error may be sent to `source`, an IPv4 address as a number; `too_big` is 1 for one that
-/// says its packet was too big, else 0. Takes a token otherwise.
+/// reports a packet as too big, else 0. Takes a token otherwise.
 #[inline(never)]
 pub fn refusal_v4<T: Tables>(tables: &T, source: u32, too_big: u32) -> u64 {
     if !is_host_v4(source) {
@@ -86,7 +86,7 @@ pub fn refusal_v6<T: Tables>(tables: &T, high: u64, low: u64, too_big: u32) -> u
     refusal(tables, &VipKey { address }, high, too_big)
 }
 
-/// An error to a VIP would come back here: whoever writes a VIP there has forged it.
+/// An error to a VIP would come back here: a packet with a VIP as its source is forged.
 #[inline(always)]
 fn refusal<T: Tables>(tables: &T, address: &VipKey, source: u64, too_big: u32) -> u64 {
     if tables.is_vip(address) {

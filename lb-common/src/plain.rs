@@ -1,9 +1,9 @@
 //! The short way: what most packets are, decided by few looks.
 //!
 //! TCP over IPv4 in a frame without a tag, whole and without IP options: all headers stand at known
-//! offsets, so one check of bounds does for them, two words say that it is such a packet, and nothing
-//! that other packets need is in the registers. [`crate::forward::decide`] says the same of these
-//! packets, and is asked for all others; the steps that are the same are the same functions.
+//! offsets, so one check of bounds does for them, two words identify such a packet, and nothing
+//! that other packets need is in the registers. [`crate::forward::decide`] decides the same for these
+//! packets, and is called for all others; the steps that are the same are the same functions.
 //!
 //! `lb-ebpf/src/walk.rs` calls this path first and the whole walk for other frames, each in a function of its own,
 //! so that neither holds registers or stack for the other. A property test compares the two on random frames and
@@ -65,7 +65,7 @@ struct Headers {
 
 const _: () = assert!(size_of::<Headers>() == ethernet::LEN + ipv4::LEN + size_of::<Tcp>());
 
-/// [`Headers::begin`] of IPv4 without options, and the bits of it that say so.
+/// [`Headers::begin`] of IPv4 without options, and its bits that mark that.
 const BEGIN: u32 = u32::from_le_bytes([0x08, 0x00, 0x45, 0]);
 const BEGIN_MASK: u32 = u32::from_le_bytes([0xff, 0xff, 0xff, 0]);
 /// [`Headers::middle`] of TCP that is no fragment.
@@ -76,7 +76,7 @@ const MIDDLE_MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
 const SHORTEST: u16 = (ipv4::LEN + size_of::<Tcp>()) as u16;
 
 /// Decides what happens to a frame, as [`crate::forward::decide`] does, but for [`events::HEARD`],
-/// which [`is_heard`] tells; `None` if it is not one for this way, and then nothing was written.
+/// which [`is_heard`] returns; `None` if it is not one for this way, and then nothing was written.
 ///
 /// [`events::HEARD`]: crate::verdict::events::HEARD
 #[inline(always)]
@@ -117,7 +117,7 @@ where
         return None;
     }
     let hash = flow_hash_v4(&service.keys, headers.source, tcp.source);
-    // Whether it only acknowledges is looked at by who counts, and only if that says something.
+    // Whether it only acknowledges is read by the counter, and only if that makes a difference.
     let what = if tcp.opens() {
         Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }
     } else if tcp.closes() {
@@ -134,8 +134,8 @@ where
     Some(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
-/// Whether a frame for which there was a decision only acknowledges: what
-/// [`events::HEARD`](crate::verdict::events::HEARD) says.
+/// Whether a frame for which there was a decision only acknowledges:
+/// [`events::HEARD`](crate::verdict::events::HEARD).
 #[inline(always)]
 pub fn is_heard<P: Packet + ?Sized>(pkt: &P) -> bool {
     match pkt.load::<Headers>(0) {

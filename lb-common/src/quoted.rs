@@ -39,7 +39,7 @@ where
     let offset = offset + icmp::LEN;
     let ip = pkt.load::<Ipv4>(offset).ok_or(Pass::Truncated)?;
     let header_len = ip.header_len().ok_or(Pass::Malformed)?;
-    // A router that quotes a later fragment, or someone else's packet, tells of no flow here.
+    // An error that quotes a later fragment, or another host's packet, belongs to no flow here.
     if ip.fragment.get() & ipv4::OFFSET_MASK != 0 || ip.source != outer.destination {
         return Err(Pass::NotAService);
     }
@@ -49,7 +49,7 @@ where
     }
     let key = ServiceKeyV4 { address: ip.source, port: ports.source, proto: ip.proto, reserved: 0 };
     let service = tables.service_v4(&key).ok_or(Pass::NotAService)?;
-    // As a packet that follows others: neither opens its flow nor is heard. It leaves the node no more, so it needs no entropy.
+    // As a packet that follows others: it neither opens its flow nor is HEARD. It leaves the node no more, so it needs no entropy.
     if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
         return Ok(Found::Choice(choice, 0));
     }
@@ -107,7 +107,7 @@ where
         reserved: 0,
     };
     let service = tables.service_v6(&key).ok_or(Pass::NotAService)?;
-    // As a packet that follows others: neither opens its flow nor is heard. It leaves the node no more, so it needs no entropy.
+    // As a packet that follows others: it neither opens its flow nor is HEARD. It leaves the node no more, so it needs no entropy.
     if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
         return Ok(Found::Choice(choice, 0));
     }

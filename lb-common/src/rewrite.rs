@@ -17,7 +17,7 @@ use crate::{
 /// Time to live of the packets that the balancer makes: outer headers and ICMP errors.
 pub const TTL: u8 = 64;
 
-/// How much of an IPv4 packet an ICMP error quotes, in bytes: what RFC 1812, 4.3.2.3 asks for, a
+/// How much of an IPv4 packet an ICMP error quotes, in bytes: as RFC 1812, 4.3.2.3 requires, a
 /// datagram of up to 576 bytes.
 pub const QUOTE_V4: usize = 576 - ipv4::LEN - icmp::LEN;
 /// How much of an IPv6 packet an ICMPv6 error quotes, in bytes: as much as fits the minimum MTU of
@@ -31,7 +31,7 @@ pub const QUOTE_SHORT_V4: usize = ipv4::LEN + 8;
 pub const QUOTE_SHORT_V6: usize = ipv6::LEN + 8;
 
 /// How much an ICMP error quotes of a packet of `len` bytes: so much that the error is no longer
-/// than the packet, or the least that says which flow it is of. Of packets whose time has run out,
+/// than the packet, or the least that identifies its flow. Of packets whose time has run out,
 /// traceroute's, the least will do.
 #[must_use]
 #[inline(always)]
@@ -85,7 +85,7 @@ pub const fn hop_taken(word: u32) -> u32 {
     word.wrapping_add(if word >= 0xfffe_0000 { 0x1_ffff } else { 0xffff })
 }
 
-/// A checksum such that whoever completes it over a segment writes the same again: the other words of the segment sum up
+/// A checksum such that its completion over a segment writes the same again: the other words of the segment sum up
 /// to `rest`, which must be below 2^32 - 2^16. To complete it is to replace it by the complement of the sum with it, so
 /// that twice the checksum is the complement of the rest, modulo 2^16 - 1.
 #[must_use]

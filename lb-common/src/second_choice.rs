@@ -1,8 +1,8 @@
 //! A SYN that is sent again: how it is recognised, and where it goes if its backend is silent.
 //!
 //! The answers of a backend bypass the balancer, so what is known of it is what its clients do next:
-//! a SYN that is sent again was not answered, and a bare ACK acknowledges what the backend has just
-//! said ([`events::HEARD`]). A SYN that is sent again to a backend that has been silent for a while
+//! a SYN that is sent again was not answered, and a bare ACK acknowledges bytes that the backend has just
+//! sent ([`events::HEARD`]). A SYN that is sent again to a backend that has been silent for a while
 //! goes to another one, the flow's *second choice*, and is pinned there. So a connection gets
 //! through at the client's first repetition, a second after its SYN, before any check has noticed the
 //! death. What the daemon has marked as suspect is taken for silent at once.
@@ -11,13 +11,13 @@
 //! SYN. Then the answers of two backends race, and if the first one's wins, the second one gets the
 //! ACK, and resets. Therefore silence is measured ([`crate::abi::Unanswered`]) by SYNs and by time: a
 //! count alone would call every backend silent in a burst or in a flood, and time alone an idle one.
-//! Nobody leaves a backend that any client has heard within half a second.
+//! No flow leaves a backend from which any client has received within half a second.
 //!
 //! Every CPU knows its own clients only: it can take a backend that lives for a silent one only if
 //! none of its own clients was answered.
 //!
 //! QUIC has no second choice. A client's hello may take several Initial packets, and their numbers
-//! are encrypted: one that is sent again can't be told from the hello's second.
+//! are encrypted: one that is sent again can't be distinguished from the hello's second.
 //!
 //! # Silence
 //!
@@ -47,7 +47,7 @@ use crate::{
     verdict::events,
 };
 
-/// How many slots are asked for a second choice. Of two backends with the same weight, one in 2^16
+/// How many slots are searched for a second choice. Of two backends with the same weight, one in 2^16
 /// flows meets only the silent one.
 const TRIES: u32 = 16;
 
@@ -123,7 +123,7 @@ fn may_answer<T: Tables + ?Sized>(tables: &T, id: u16, now_nanos: u64) -> bool {
 
 /// The first backend that may answer, of those that own the flow's own slot and the slots that its
 /// hash, hashed again, leads to, in the ring of a service with `slots` slots; 0 if there is none. Like the ring it is
-/// the same on every node that hears the same backends.
+/// the same on every node that finds the same backends silent.
 ///
 /// The own slot is of use for a flow that is pinned, or sent to a base owner for want of a pin.
 #[inline(always)]
@@ -168,7 +168,7 @@ fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u64) -> u64 {
     if !affords_pin(tables, service) {
         return 0;
     }
-    // The stamp first: whoever is to find the pin must have been told to look.
+    // The stamp first: a CPU that is to find the pin must see the stamp before.
     slot.touch_pinned(stamp(now));
     if !tables.insert_pin(key, value) {
         return 0;

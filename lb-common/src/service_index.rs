@@ -5,7 +5,7 @@
 //! and every packet pays it, those of no service too. So the daemon keeps an index beside them, in
 //! arrays, whose lookups are inlined: `SERVICE_INDEX`, buckets of four words, each a tag from the
 //! key's hash and a service's id; and `SERVICE_ENTRIES`, by id, the service with its key. A bucket
-//! that is too small for its services says so in its last word, and then the truth is asked.
+//! that is too small for its services marks that in its last word, and then `SERVICES` is read.
 //!
 //! A word is written by one store, after the entry that it names; an id is at rest for a while
 //! before it names another service. So a packet finds a service or does not, and never a wrong one.

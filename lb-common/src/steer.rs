@@ -17,7 +17,7 @@
 //! - In flux, any other packet goes to the base owner and renews the slot's stamp of unpinned packets.
 //!
 //! Each flow that begins in flux is therefore pinned or on the base owner, and each older one is on the base owner:
-//! no sequence of changes moves a flow. `ring` of `lb-userspace` says when a base owner is cleared.
+//! no sequence of changes moves a flow. `ring` of `lb-userspace` decides when a base owner is cleared.
 //!
 //! A pin ends when the flow has been idle for the service's idle timeout, or for 75 seconds if it has only sent
 //! SYNs (two seconds while the table is more than half full). FIN and RST shorten neither, since anybody who knows
@@ -54,7 +54,7 @@
 //! UDP has no SYN. `oneshot` uses the current owner alone. `tracked` has a table of flows, least recently used out
 //! first. `quic` treats the first Initial or 0-RTT packet of a client's address and port as a SYN. A handshake
 //! takes several such packets, so for ten seconds (`HANDSHAKES`) the others belong to the flow that the first one
-//! opened, whatever the ring says by then. If its backend has become soft down, and the client's packets still have
+//! opened, regardless of the ring by then. If its backend has become soft down, and the client's packets still have
 //! the connection id that the client chose, no server has answered, and the packet counts as the first one again.
 
 use zerocopy::network_endian::U16;
@@ -158,7 +158,7 @@ pub enum Kind {
     Continues,
     /// Belongs to it and only acknowledges: an ACK without data.
     Acknowledges,
-    /// Belongs to it and says that the client is done: FIN or RST.
+    /// Belongs to it and ends the client's side: FIN or RST.
     Closes,
 }
 
@@ -238,7 +238,7 @@ pub fn by_slot<'a, T: Tables>(
 
 /// TCP: the slot rule of an IPv4 flow, for which little is kept at hand: `client` is its address and
 /// port, as on the wire, in a word's lower six bytes, and the key is made where it is needed. It does
-/// not say [`events::HEARD`].
+/// not set [`events::HEARD`].
 #[inline(always)]
 pub fn by_slot_v4<T: Tables>(
     tables: &T,
@@ -257,7 +257,7 @@ pub fn by_slot_v4<T: Tables>(
     by_slot_or(tables, service, hash, what.sequence(), rare)
 }
 
-/// What is asked for few packets, each for a slot: the rule where there is history; and what becomes
+/// The checks for few packets, each for a slot: the rule where there is history; and what becomes
 /// of a SYN that is sent again, of a [`Choice`] as a word.
 struct Rare<F, S> {
     in_flux: F,
@@ -295,7 +295,7 @@ fn query_v4(service: &Service, client: u64, hash: u64) -> Query<'_> {
 }
 
 /// [`second_choice::sent_again`] of a client as [`by_slot_v4`] takes it. The hash is made again: a
-/// function of the kernel's takes five words, and Linux 7.2 believes what the types say of their
+/// function of the kernel's takes five words, and Linux 7.2 trusts the types as to their
 /// number, though one of them is nothing.
 #[inline(never)]
 fn sent_again_v4<T: Tables>(
@@ -338,7 +338,7 @@ where
         let flags = flags_of_backend(tables, value.backend);
         if may_open(what) {
             // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow, as it
-            // is where nobody has answered and the backend refuses by now.
+            // is where no backend has answered and the backend refuses by now.
             let open = value.flags & flow_flags::CLOSING == 0
                 && now.wrapping_sub(value.seen) <= service.idle_timeout
                 && (value.flags & flow_flags::ESTABLISHED != 0 || flags & REFUSES != REFUSES);
@@ -369,7 +369,7 @@ where
     }
     let flags = flags_of_backend(tables, base);
     if what == kind::OPENS || may_open(what) && (ends || flags & REFUSES == REFUSES) {
-        // Nobody takes new flows, as when every backend drains. The base owner drains, too: given
+        // No backend takes new flows, as when every one drains. The base owner drains, too: given
         // this flow, it would never end.
         if current == 0 {
             return Choice::NONE.to_word();
@@ -389,7 +389,7 @@ where
             return Choice::of(current).to_word();
         }
         if may_pin(tables, service, flags) && takes_token(tables, service) {
-            // The stamp first: whoever is to find the pin must have been told to look.
+            // The stamp first: a CPU that is to find the pin must see the stamp before.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
@@ -473,7 +473,7 @@ fn may_pin<T: Tables + ?Sized>(tables: &T, service: &Service, holder: u8) -> boo
 }
 
 /// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
-/// ceased to renew its lease: then nobody would tell a peer, which is to find each flow where it is
+/// ceased to renew its lease: then no daemon would export them to a peer, which must find each flow
 /// when it takes over.
 #[inline(always)]
 pub fn may_change_pins<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {

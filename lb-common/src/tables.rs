@@ -46,9 +46,9 @@ pub trait Tables {
     /// The mark of the QUIC handshake of a flow with this hash, or of another one: a
     /// [`Handshake`](crate::abi::Handshake).
     fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>>;
-    /// What the first fragment of a packet was told.
+    /// The decision for the first fragment of a packet.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
-    /// Notes what the first fragment of a packet was told.
+    /// Stores the decision for the first fragment of a packet.
     fn insert_fragment(&self, key: &FragmentKey, value: Fragment);
     /// Whether any service has this address.
     fn is_vip(&self, key: &VipKey) -> bool;
@@ -60,7 +60,7 @@ pub trait Tables {
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
     /// This CPU's budget of ICMP errors, but for those of [`Self::too_big_budget`].
     fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>>;
-    /// This CPU's budget of ICMP errors that say a packet was too big, to the sources that share a
+    /// This CPU's budget of ICMP errors that a packet was too big, to the sources that share a
     /// bucket with this one ([`crate::icmp_error::bucket_of_source`]).
     fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>>;
     /// ICMP errors that one CPU may send in a second.

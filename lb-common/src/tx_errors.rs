@@ -1,9 +1,9 @@
 //! Frames that the kernel or a driver dropped after the balancer's program had returned XDP_TX or XDP_REDIRECT:
-//! what its tracepoints `xdp:*` tell of them, and the layout of the map that counts them.
+//! the fields of its tracepoints `xdp:*` about them, and the layout of the map that counts them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// What the program had asked for.
+/// The action that the program had returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Reason {

@@ -1,4 +1,4 @@
-//! Every way in which a packet can end, and the counter that says so.
+//! Every way in which a packet can end, and the counter of each.
 //!
 //! A packet ends in one counter: `VERDICTS` counts passes and drops by reason, `BACKEND_COUNTERS` counts forwarded
 //! packets by backend. Both have a stretch for each CPU, so the program needs no atomic operation, and the daemon
@@ -17,7 +17,7 @@ pub enum Verdict<B> {
     Drop(Drop),
     /// It goes to a backend.
     Forward(Forward<B>),
-    /// It can't be sent on, and its sender is told so.
+    /// It can't be sent on, and its sender gets an ICMP error.
     Reply(Reply),
 }
 
@@ -89,9 +89,9 @@ pub mod events {
     pub const SYN_RETRANSMISSION: u32 = 4;
     /// It is a SYN that goes to its second choice, where it has been pinned.
     pub const SECOND_CHOICE: u32 = 8;
-    /// It is a bare ACK: its sender has just heard from the backend. What carries data says nothing,
+    /// It is a bare ACK: its sender has just received from the backend. Data proves nothing,
     /// as a client repeats it for minutes to a backend that is dead; nor does a FIN or RST, by which
-    /// clients give up; nor a later fragment or an ICMP error, which anybody sends at any time.
+    /// clients give up; nor a later fragment or an ICMP error, which any host may send at any time.
     pub const HEARD: u32 = 16;
     /// There is no backend for it because it can't be pinned: [`super::Drop::Unpinnable`].
     pub const UNPINNABLE: u32 = 32;
@@ -100,7 +100,7 @@ pub mod events {
 }
 
 impl BackendCounter {
-    /// Counts what is forwarded. Of [`events::HEARD`], `is_heard` knows: it is asked only if it makes a
+    /// Counts what is forwarded. Of [`events::HEARD`], `is_heard` decides: it is called only if it makes a
     /// difference.
     #[inline(always)]
     pub fn count<B>(
@@ -135,7 +135,7 @@ impl BackendCounter {
         }
     }
 
-    /// Takes back what [`Self::count`] counted, but for what was heard: it was heard.
+    /// Takes back what [`Self::count`] counted, but for [`events::HEARD`]: the ACK was received.
     #[inline(always)]
     pub fn take_back<B>(&self, to: &Forward<B>) {
         // Two's complement: adding this takes one away.
@@ -162,7 +162,7 @@ impl BackendCounter {
 /// An ICMP error for the sender of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// What it says.
+    /// Its ICMP type.
     pub kind: ReplyKind,
     /// Offset of the IP header in the frame, in bytes.
     pub l3: usize,
@@ -258,14 +258,14 @@ reasons! {
         TooBig = "too_big",
         /// Its time to live has run out, and no error may be sent for it.
         TtlExceeded = "ttl_exceeded",
-        /// Too big for the way to the backend; its sender was told (fragmentation needed or packet
-        /// too big).
+        /// Too big for the way to the backend; its sender was sent an error (fragmentation needed
+        /// or packet too big).
         TooBigReplied = "too_big_replied",
-        /// Its time to live has run out; its sender was told.
+        /// Its time to live has run out; its sender was sent an error.
         TtlExceededReplied = "ttl_exceeded_replied",
         /// The frame has no room for the new headers.
         NoHeadroom = "no_headroom",
-        /// Too big, or its time to live has run out; its sender was not told, as no more ICMP errors
+        /// Too big, or its time to live has run out; its sender got no error, as no more ICMP errors
         /// may be sent at this moment.
         IcmpRateLimited = "icmp_rate_limited",
         /// The same; its source is no address that an ICMP error may go to.

@@ -17,7 +17,7 @@ const TAG_BITS: u32 = 24;
 /// A QUIC handshake that has begun: the element of `HANDSHAKES`, one word, so that no store is half
 /// seen by another CPU.
 ///
-/// The low 16 bits are the [`stamp`] of its first Initial or 0-RTT packet, or 0 for none; 24 bits tell
+/// The low 16 bits are the [`stamp`] of its first Initial or 0-RTT packet, or 0 for none; 24 bits distinguish
 /// the flow from others at the same place ([`place`](Self::place)), and 24 the connection id that the client
 /// made up for its server from the one that the server has chosen. A handshake is forgotten when
 /// another one gets its place.

@@ -50,23 +50,23 @@ use crate::shared::{SharedU16, SharedU32, SharedU64};
 /// Number of the layouts in this file; a part of the pin path.
 pub const ABI_VERSION: u32 = 2;
 
-/// Services, unless the configuration says otherwise.
+/// Services, unless the configuration sets another value.
 pub const DEFAULT_SERVICES: u32 = 512;
-/// Backends of all services together, unless the configuration says otherwise. Id 0 is never a
+/// Backends of all services together, unless the configuration sets another value. Id 0 is never a
 /// backend, so the maps hold one entry more.
 pub const DEFAULT_BACKENDS: u32 = 4_096;
-/// Pinned flows, unless the configuration says otherwise.
+/// Pinned flows, unless the configuration sets another value.
 pub const DEFAULT_PINS: u32 = 262_144;
-/// Flows of `tracked` UDP services, unless the configuration says otherwise.
+/// Flows of `tracked` UDP services, unless the configuration sets another value.
 pub const DEFAULT_TRACKED: u32 = 65_536;
-/// QUIC connection ids, unless the configuration says otherwise.
+/// QUIC connection ids, unless the configuration sets another value.
 pub const DEFAULT_CONNECTIONS: u32 = 65_536;
-/// Fragmented packets of which the rest is awaited, unless the configuration says otherwise.
+/// Fragmented packets of which the rest is awaited, unless the configuration sets another value.
 pub const DEFAULT_FRAGMENTS: u32 = 16_384;
-/// ICMP errors that one CPU may send in a second, unless the configuration says otherwise: Linux's
+/// ICMP errors that one CPU may send in a second, unless the configuration sets another value: Linux's
 /// `icmp_msgs_per_sec`.
 pub const DEFAULT_ICMP_ERRORS: u32 = 1_000;
-/// Slots of a ring, unless the configuration says otherwise: the prime that Maglev's paper calls
+/// Slots of a ring, unless the configuration sets another value: the prime that Maglev's paper calls
 /// large (Eisenbud et al., NSDI 2016, section 5.3).
 pub const DEFAULT_RING_SLOTS: u32 = 65_537;
 
@@ -146,7 +146,7 @@ pub struct ServiceKeyV6 {
     pub reserved: u8,
 }
 
-/// What a UDP packet says of the flow that it belongs to. For TCP services the value is unused.
+/// How a UDP packet is assigned to the flow that it belongs to. For TCP services the value is unused.
 pub mod udp_policy {
     /// Every packet goes to the current owner of its slot: for DNS and the like.
     pub const ONESHOT: u8 = 0;
@@ -183,7 +183,7 @@ pub struct Service {
     pub flags: u8,
     /// Seconds without a packet after which a flow counts as gone.
     pub idle_timeout: u32,
-    /// Pins that one CPU may make for this service in a second, unless its [`SynBudget::share`] says.
+    /// Pins that one CPU may make for this service in a second, unless its [`SynBudget::share`] is set.
     pub syn_budget: u32,
 }
 
@@ -270,7 +270,7 @@ pub mod flow_flags {
     pub const CLOSING: u16 = 2;
 }
 
-/// Value of `PINS`, `TRACKED` and `CONNECTIONS`: where a flow goes whatever the ring says.
+/// Value of `PINS`, `TRACKED` and `CONNECTIONS`: where a flow goes regardless of the ring.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(8))]
 pub struct Flow {
@@ -348,7 +348,7 @@ pub struct FragmentKey {
     pub reserved: [u8; 3],
 }
 
-/// Value of `FRAGMENTS`: what the first fragment was told.
+/// Value of `FRAGMENTS`: the decision for the first fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4))]
 pub struct Fragment {
@@ -390,7 +390,7 @@ pub struct VipKey {
 pub struct VerdictCounter {
     /// Packets.
     pub packets: SharedU64,
-    /// Bytes, as the IP header tells them; 0 for what has none.
+    /// Bytes, by the length in the IP header; 0 for what has none.
     pub bytes: SharedU64,
 }
 
@@ -401,7 +401,7 @@ pub struct VerdictCounter {
 pub struct BackendCounter {
     /// Packets.
     pub packets: SharedU64,
-    /// Bytes, as the IP header tells them, without what a tunnel adds.
+    /// Bytes, by the length in the IP header, without what a tunnel adds.
     pub bytes: SharedU64,
     /// Packets that open a flow: SYN, QUIC Initial, or the first packet of a tracked flow.
     pub new_flows: SharedU64,
@@ -421,8 +421,8 @@ pub struct BackendCounter {
 ///
 /// The low half counts the packets that opened a flow since a client was last seen to acknowledge
 /// something ([`crate::verdict::events::HEARD`]); the high half is the tick of the first of them. A
-/// client of a UDP service acknowledges nothing that could be seen: there it says nothing, and nobody
-/// asks.
+/// client of a UDP service acknowledges nothing that could be seen: there it means nothing, and is not
+/// read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unanswered(pub u64);
 
@@ -478,7 +478,7 @@ impl Unanswered {
 pub struct SynBudget {
     /// Tokens left. Only the program writes it.
     pub tokens: SharedU32,
-    /// Tokens of this CPU in a second; 0 for as many as [`Service::syn_budget`] says. Only the daemon
+    /// Tokens of this CPU in a second; 0 for as many as [`Service::syn_budget`] has. Only the daemon
     /// writes it.
     pub share: SharedU32,
     /// When they were last refilled, in nanoseconds of CLOCK_MONOTONIC.
@@ -560,7 +560,7 @@ const _: () = {
     assert!(size_of::<PinLease>() == 8);
 };
 
-/// The one place that tells aya that these types are plain bytes.
+/// The one place that marks these types as plain bytes for aya.
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
 mod pod {

@@ -1,4 +1,4 @@
-//! The log of pins that the daemon tells peers of, and until when pins may be made.
+//! The log of pins that the daemon exports to peers, and until when pins may be made.
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 

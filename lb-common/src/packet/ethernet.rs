@@ -57,7 +57,7 @@ pub struct Link {
     pub l3: usize,
 }
 
-/// Reads the link-layer header. Where there is none, the version of the IP header says what there is, and the
+/// Reads the link-layer header. Where there is none, the version of the IP header decides the type, and the
 /// destination is all zero.
 #[inline(always)]
 pub fn parse<P: Packet + ?Sized>(pkt: &P) -> Result<Link, Pass> {

@@ -30,7 +30,7 @@ pub struct Ipv4 {
     pub tos: u8,
     /// Bytes of header and payload.
     pub total_len: U16,
-    /// Tells the fragments of one packet from others.
+    /// Distinguishes the fragments of one packet from others.
     pub id: [u8; 2],
     /// Flags and fragment offset.
     pub fragment: U16,

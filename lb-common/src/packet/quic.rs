@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, network_endian::U32
 
 use super::Packet;
 
-/// Bytes of a connection id that tell it from others. Servers choose ids of eight bytes or more at
+/// Bytes of a connection id that distinguish it from others. Servers choose ids of eight bytes or more at
 /// random; a shorter one is not followed.
 pub const ID_LEN: usize = 8;
 
@@ -39,7 +39,7 @@ struct Short {
     id: [u8; ID_LEN],
 }
 
-/// What a datagram says of its connection.
+/// The part of a datagram that identifies its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Datagram {
     /// Opens a connection: Initial, 0-RTT, or a version that the balancer does not know, which the
@@ -49,7 +49,7 @@ pub enum Datagram {
     Shows([u8; ID_LEN]),
     /// Belongs to a connection: a short header that starts with this id.
     Continues([u8; ID_LEN]),
-    /// Too short to tell.
+    /// Too short to classify.
     Other,
 }
 

@@ -58,7 +58,7 @@ impl Tcp {
         self.flags & (SYN | ACK | RST | FIN) == ACK && (self.data_offset >> 4) as usize * 4 == len
     }
 
-    /// The sender has no more to say.
+    /// The sender has no more to send.
     #[must_use]
     #[inline(always)]
     pub const fn closes(&self) -> bool {
