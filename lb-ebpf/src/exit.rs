@@ -6,7 +6,7 @@
 /// What becomes of a frame of `bytes` bytes in its first buffer, by its verdict. `send` is that of XDP or of tc, whichever
 /// is in scope.
 ///
-/// `$is_heard` is of the verdict to forward, `$to`. `$seen` is told of each verdict before anything is
+/// `$is_heard` is of the verdict to forward, `$to`. `$seen` is called with each verdict before anything is
 /// done: the reason's index, backend, events and the interface that it leaves by.
 ///
 /// A macro, since it is a part of several programs and LLVM makes a longer one of a function that takes

@@ -94,7 +94,7 @@ impl<C> Frame<C> {
     #[inline(always)]
     fn reaches(&self, off: usize, len: usize) -> bool {
         if len == 1 {
-            // Else LLVM asks whether the byte's address is below the end, of which the verifier
+            // Else LLVM tests whether the byte's address is below the end, of which the verifier
             // learns nothing.
             return self.start + off + len <= self.end;
         }
@@ -163,7 +163,7 @@ impl<C: Context> Packet for Frame<C> {
         if !self.reaches(off, size_of::<T>()) {
             return None;
         }
-        // SAFETY: no frame is at address 0. LLVM would ask, to tell it from the `None`.
+        // SAFETY: no frame is at address 0. LLVM would test it, to distinguish it from `None`.
         unsafe { assert_unchecked(self.start != 0) };
         // SAFETY: the range was just checked; any bytes at any address are a valid T.
         Some(unsafe { &*((self.start + off) as *const T) })

@@ -1,6 +1,6 @@
-//! What the program says of packets that are rare, for `lbd`'s log.
+//! The program's messages about packets that are rare, for `lbd`'s log.
 //!
-//! It says nothing unless it is asked to: `lbd` grants it some messages each second while its log
+//! It logs nothing unless `lbd` enables it: `lbd` grants it some messages each second while its log
 //! takes them, at level `debug`. All of it is out of line, and nothing of it is called for packets that
 //! are forwarded.
 
@@ -29,7 +29,7 @@ const HEAD: usize = 54;
 #[btf_map]
 static LOG_BUDGET: Array<SharedU64, 1> = Array::new();
 
-/// Whether something may be said; then it counts as said. Two CPUs at once may count one.
+/// Whether a message may be logged; then it counts as logged. Two CPUs at once may count one.
 #[inline(always)]
 fn may_speak() -> bool {
     let Some(budget) = LOG_BUDGET.get(0) else { return false };
@@ -41,7 +41,7 @@ fn may_speak() -> bool {
     true
 }
 
-/// Tells of a frame that was dropped or passed for the reason with this index.
+/// Logs a frame that was dropped or passed for the reason with this index.
 #[inline(always)]
 pub fn frame(ctx: &impl Logged, reason: u32) -> u64 {
     ctx.log(reason.into())
@@ -149,7 +149,7 @@ fn say(
     1
 }
 
-/// Tells of a flow that should have been pinned: the words of its key, as [`FlowKey::to_words`] has
+/// Logs a flow that should have been pinned: the words of its key, as [`FlowKey::to_words`] has
 /// them.
 #[unsafe(no_mangle)]
 #[inline(never)]

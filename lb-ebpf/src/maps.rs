@@ -1,6 +1,6 @@
 //! Every map of the balancer.
 //!
-//! Capacities here are the defaults; the daemon sets the ones that the configuration asks for when
+//! Capacities here are the defaults; the daemon sets the ones of the configuration when
 //! it loads the object. Counters and budgets are plain arrays with a stretch for each CPU, not
 //! per-CPU maps: they can be mapped into the daemon's memory, which reads them without a system
 //! call, and a lookup is inlined on every kernel.
@@ -97,7 +97,7 @@ static PINS: HashMap<FlowKey, Flow, { DEFAULT_PINS as usize }> = HashMap::new();
 #[btf_map]
 static TRACKED: LruHashMap<FlowKey, Flow, { DEFAULT_TRACKED as usize }> = LruHashMap::new();
 
-/// The QUIC connections that have told the id which their server chose.
+/// The QUIC connections that have sent the id which their server chose.
 #[btf_map]
 static CONNECTIONS: LruHashMap<ConnectionKey, Flow, { DEFAULT_CONNECTIONS as usize }> =
     LruHashMap::new();
@@ -136,13 +136,13 @@ static BACKEND_COUNTERS: Array<BackendCounter, { DEFAULT_BACKENDS as usize + 1 }
 #[btf_map]
 static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = Array::new();
 
-/// How many ICMP errors each CPU may send. The daemon sizes it; nobody else needs it, so it has no
+/// How many ICMP errors each CPU may send. The daemon sizes it; no other program needs it, so it has no
 /// pin, and begins full with each program.
 #[btf_map]
 static ICMP_BUDGETS: Array<SynBudget, 1> = Array::new();
 
 /// How many ICMP errors that a packet was too big each CPU may send, by source: as many buckets as
-/// [`abi::TOO_BIG_BUDGETS`] says for each CPU. As the above.
+/// [`abi::TOO_BIG_BUDGETS`] for each CPU. As the above.
 #[btf_map]
 static TOO_BIG_BUDGETS: Array<SynBudget, { abi::TOO_BIG_BUDGETS as usize }> = Array::new();
 

@@ -23,7 +23,7 @@ const PLACEHOLDER: usize = 0x6c62_7064;
 
 /// A first buffer with so many bytes has the headers of nearly every packet.
 const ENOUGH: usize = 128;
-/// How many are asked for.
+/// How many are pulled.
 const WANTED: usize = 256;
 
 /// Sees to it that the first buffer has the headers, where the kernel can. It is called before any

@@ -1,4 +1,4 @@
-//! Saves frames into a ring that the daemon reads: what was asked for, and no more than that.
+//! Saves the frames that match the filter into a ring that the daemon reads, and no others.
 
 use aya_ebpf::{
     bindings::BPF_RB_NO_WAKEUP,
@@ -25,7 +25,7 @@ const MMAPABLE: usize = 1 << 10;
 /// Bytes of the ring: what the daemon may be behind.
 const RING: usize = 4 << 20;
 
-/// What is asked for.
+/// The filter.
 #[btf_map]
 static CAPTURE_PLAN: Array<Plan, 1> = Array::new();
 
@@ -168,7 +168,7 @@ impl Frames for RawSkb {
     }
 }
 
-/// Saves a frame as it came, if it is asked for; whether it was. `what` is the index of the reason,
+/// Saves a frame as it came, if it matches the filter; whether it did. `what` is the index of the reason,
 /// the backend's id and the events, from its low bits on.
 #[inline(never)]
 pub fn before<F: Frames>(ctx: F, what: u64, egress: u32) -> u64 {
@@ -228,7 +228,7 @@ pub fn after<F: Frames>(ctx: F, action: u32) -> u64 {
     save(ctx, plan.snap)
 }
 
-/// Whether the packet comes from a client that is asked for.
+/// Whether the packet comes from a client of the filter.
 #[inline(always)]
 fn is_client<F: Frames>(ctx: F, plan: &Plan) -> bool {
     if plan.mask == [0; 2] {
@@ -275,7 +275,7 @@ fn save<F: Frames>(ctx: F, snap: u32) -> u64 {
     let size = size_of::<Head>() + saved as usize;
     // SAFETY: the scratch has at least `size` bytes, all of them written, as a new map's are.
     let record = unsafe { core::slice::from_raw_parts(scratch.cast::<u8>(), size) };
-    // Nobody is woken: the daemon looks by itself, which costs the packet nothing.
+    // No reader is woken: the daemon polls by itself, which costs the packet nothing.
     let put = CAPTURE_RING.output_untyped::<[u8]>(record, u64::from(BPF_RB_NO_WAKEUP));
     u64::from(put.is_ok())
 }

@@ -24,7 +24,7 @@ use crate::hop;
 
 /// The node's own stack sees the frame.
 pub const PASS: u32 = xdp_action::XDP_PASS;
-/// Nobody does.
+/// The frame is dropped.
 pub const DROP: u32 = xdp_action::XDP_DROP;
 
 /// The index of the interface that a frame came by.

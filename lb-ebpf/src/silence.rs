@@ -1,4 +1,4 @@
-//! In place of `log` in a program that says nothing.
+//! In place of `log` in a program that logs nothing.
 
 /// Of a frame that was dropped or passed, nothing.
 #[inline(always)]

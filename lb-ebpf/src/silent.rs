@@ -1,4 +1,4 @@
-//! The balancer's program without anything that it says: the benchmark compares the two. Nothing that is
+//! The balancer's program without its log messages: the benchmark compares the two. Nothing that is
 //! installed contains it.
 #![no_std]
 #![no_main]

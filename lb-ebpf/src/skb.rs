@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{packet::ethernet, rewrite::fold};
 
-/// A socket buffer. Whoever changes one must make a new [`SkbFrame`](crate::frame::SkbFrame) of it.
+/// A socket buffer. Code that changes one must make a new [`SkbFrame`](crate::frame::SkbFrame) of it.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub struct Skb(*mut __sk_buff);

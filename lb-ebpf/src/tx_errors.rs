@@ -1,6 +1,6 @@
 //! Counts frames that are dropped after an XDP program has returned XDP_TX or XDP_REDIRECT.
 //!
-//! The program that returned it has counted the frame as sent, and is told nothing. The kernel's tracepoints are:
+//! The program that returned it has counted the frame as sent, and is not notified. The kernel's tracepoints are:
 //!
 //! | tracepoint | when |
 //! |---|---|
@@ -103,7 +103,7 @@ pub fn devmap_xmit(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// `xdp_exception(dev, prog, act)`. For XDP_REDIRECT some drivers tell this as well, and `xdp_redirect_err` has counted it.
+/// `xdp_exception(dev, prog, act)`. For XDP_REDIRECT some drivers call it as well, and `xdp_redirect_err` has counted it.
 #[raw_tracepoint(tracepoint = "xdp_exception")]
 pub fn exception(ctx: RawTracePointContext) -> i32 {
     if ctx.arg::<u64>(2) as u32 == xdp_action::XDP_TX {

@@ -60,7 +60,7 @@ impl Tables for Watched {
         if let Some(slot) = &found {
             let owners = slot.owners();
             with_head(|head| {
-                // The flow's own, not those that are asked for a second choice.
+                // The flow's own, not those that are searched for a second choice.
                 if head.slot == NO_SLOT {
                     head.slot = index;
                     head.current = owners.current;

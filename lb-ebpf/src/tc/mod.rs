@@ -6,7 +6,7 @@
 //! - The kernel has taken the outermost VLAN tag out of the frame into the buffer's metadata ([`tags`]).
 //! - GRO may have merged packets, and a local sender's may not be cut yet ([`lb_common::gso`]).
 //! - A local sender's checksum may not be computed yet (`CHECKSUM_PARTIAL`), and the NIC may have summed up the whole
-//!   packet (`CHECKSUM_COMPLETE`): whoever changes the packet has to keep that sum true ([`send`], [`reply`]).
+//!   packet (`CHECKSUM_COMPLETE`): code that changes the packet has to keep that sum true ([`send`], [`reply`]).
 //! - An interface without a link layer has frames that begin with their IP header ([`raw_ip`]): they have programs of
 //!   their own.
 //! - Packets leave through the egress interface's queueing discipline, whether its driver has XDP or not.
@@ -20,7 +20,7 @@ use lb_ebpf::skb::Skb;
 
 /// A first buffer with so many bytes has the headers of nearly every packet.
 const ENOUGH: u32 = 128;
-/// How many are asked for where it has fewer.
+/// How many are pulled where it has fewer.
 const WANTED: u32 = 256;
 
 /// Moves headers into the first buffer, as `pull.rs` does. It is called before any pointer into the frame is made.

@@ -1,7 +1,7 @@
 //! ICMP errors of the tc program.
 //!
-//! The frame itself becomes the error: `bpf_skb_change_tail` cuts it behind the quote and takes off what says that it is
-//! to be segmented. It leaves what says that its checksum is yet to be computed (`CHECKSUM_PARTIAL`), of which a program
+//! The frame itself becomes the error: `bpf_skb_change_tail` cuts it behind the quote and clears the marks of a frame
+//! to be segmented. It leaves the mark that its checksum is yet to be computed (`CHECKSUM_PARTIAL`), of which a program
 //! can't know: the kernel or the NIC may then write a checksum into the quoted TCP or UDP header, over the quote from
 //! there on. So the checksum there is replaced by the one that this leaves as it is
 //! ([`rewrite::settled_checksum`]), which no receiver of an error looks at. For the same reason the kernel cuts no frame

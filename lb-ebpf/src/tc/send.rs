@@ -102,7 +102,7 @@ fn encapsulate(skb: Skb, frame: &SkbFrame, to: &Forward<&Backend>) -> Option<()>
         if !skb.make_room(ipv4::LEN, flags) {
             return None;
         }
-        // A GSO frame may be longer than its outer header can say, which says 0 then (`iph_totlen()`, Linux 6.3).
+        // A GSO frame may be longer than its outer header can hold, which has 0 then (`iph_totlen()`, Linux 6.3).
         let len = if to.len > LONGEST { LONGEST + 1 } else { to.len };
         // A header with a true checksum adds nothing to the sum of the packet.
         let outer = rewrite::outer_v4(backend, class, len, to.entropy);
