@@ -294,9 +294,9 @@ fn query_v4(service: &Service, client: u64, hash: u64) -> Query<'_> {
     Query::new(service, mapped([a, b, c, d]), [e, f], hash)
 }
 
-/// [`second_choice::sent_again`] of a client as [`by_slot_v4`] takes it. The hash is made again: a
-/// function of the kernel's takes five words, and Linux 7.2 trusts the types as to their
-/// number, though one of them is nothing.
+/// [`second_choice::sent_again`] of a client as [`by_slot_v4`] takes it. The hash is calculated again: a
+/// function in the kernel takes five arguments at most, and Linux 7.2 counts them by their types, one
+/// of no size too.
 #[inline(never)]
 fn sent_again_v4<T: Tables>(
     tables: &T,
@@ -369,8 +369,8 @@ where
     }
     let flags = flags_of_backend(tables, base);
     if what == kind::OPENS || may_open(what) && (ends || flags & REFUSES == REFUSES) {
-        // No backend takes new flows, as when every one drains. The base owner drains, too: given
-        // this flow, it would never end.
+        // No backend takes new flows, as when every one drains. The base owner drains, too: with new
+        // flows, its drain would never end.
         if current == 0 {
             return Choice::NONE.to_word();
         }
@@ -462,10 +462,10 @@ const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
 const UNPINNABLE: Choice = Choice { id: 0, events: events::UNPINNABLE };
 
 /// Whether a new flow may be given a pin, or the pin of an older one, if it goes to a backend with
-/// these flags otherwise. One that is soft down would refuse it on every node, so no peer has to know
-/// of the pin in time: if this node dies before the peer does, the flow meets there what it is spared
-/// here. Pins that are held are none that may be made: a peer is about to take over, and the client's
-/// next SYN is for it.
+/// these flags otherwise. A backend that is soft down would refuse the flow on every node, so a peer need
+/// not know of the pin in time: if this node dies before the peer has it, the peer sends the flow to the
+/// backend that refuses it, as this node would have without a pin. While pins are held, none is made: a
+/// peer is about to take over, and gets the client's next SYN.
 #[inline(always)]
 fn may_pin<T: Tables + ?Sized>(tables: &T, service: &Service, holder: u8) -> bool {
     service.flags & service_flags::PINS_HELD == 0

@@ -9,7 +9,7 @@ mod config;
 mod decap;
 mod detach;
 mod doctor;
-mod drain;
+mod drain_wait;
 mod events;
 mod examples;
 mod explain;
@@ -216,7 +216,7 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
             let terms = Terms::from(*confirm);
             change(target, terms, admin(AdminChange::Draining { deadline_secs })).await?;
             if *wait && !terms.dry_run {
-                return drain::wait(client, target, *until, *timeout).await;
+                return drain_wait::wait(client, target, *until, *timeout).await;
             }
         }
         BackendCommand::Enable { target, dry } => {

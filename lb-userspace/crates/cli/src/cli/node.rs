@@ -15,7 +15,7 @@ use lb_api::paths;
 use super::{
     args::Dry,
     change::Changer,
-    drain::{Progress, Pulse},
+    drain_wait::{Progress, Pulse},
     patience::Patient,
 };
 use lb_api::client::Client;

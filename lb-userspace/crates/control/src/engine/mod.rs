@@ -6,7 +6,7 @@
 //! [`Engine::adopt`] reads a predecessor's state back from the maps, so a restart moves no flow. After a
 //! failed write the record of the applied state is still true, and the next tick, a second later, plans the rest.
 
-mod drains;
+mod drain_progress;
 mod history;
 mod interfaces;
 mod outage;
@@ -43,7 +43,7 @@ use tracing::info;
 use zerocopy::FromZeros as _;
 
 use self::{
-    drains::Drains,
+    drain_progress::Drains,
     history::{Followed, History},
     interfaces::Interfaces,
     outage::Outages,

@@ -21,7 +21,7 @@ use tracing::info;
 
 use super::{
     Engine, Swept,
-    drains::{Silences, Tally},
+    drain_progress::{Silences, Tally},
     history::{Role, off_ring, to_flow},
     starved::GivingWay,
     summary,

@@ -388,7 +388,7 @@ impl<D: DataPlane> Daemon<D> {
         self.release_pins(stay.map(|ending| ending.router).collect::<Vec<_>>());
         let ends = matches!(initiator, Initiator::End);
         answer(&endings, initiator);
-        self.settle();
+        self.sync_roles();
         if ends {
             self.go_on_leaving();
         } else if self.leaving.is_some() {

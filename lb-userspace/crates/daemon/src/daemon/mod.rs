@@ -19,13 +19,13 @@ mod inputs;
 mod listeners;
 mod node;
 mod pace;
+mod peer_reports;
 mod peers;
 mod reach;
 mod reload;
 mod requests;
 mod roles;
 mod save;
-mod settle;
 mod timers;
 pub mod trunks;
 mod unacked;
@@ -270,7 +270,7 @@ impl<D: DataPlane> Daemon<D> {
         Ok(daemon)
     }
 
-    /// Has it looked whether frames arrive that the program sends.
+    /// Adds the checks of whether frames that the program sends arrive.
     #[must_use]
     pub fn with_egress(self, egress: Box<dyn egress::Check>) -> Self {
         Self { egress: Some(egress), ..self }
@@ -338,7 +338,7 @@ impl<D: DataPlane> Daemon<D> {
         let _ = self.keep().note().await;
         self.get_ready();
         self.look_at_interfaces();
-        self.settle();
+        self.sync_roles();
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -392,20 +392,20 @@ impl<D: DataPlane> Daemon<D> {
                         let Ok(report) = inputs.peers.try_recv() else { break };
                         self.look_at_backlog(&inputs);
                         self.on_peer_report(report);
-                        self.settle();
+                        self.sync_roles();
                     }
                     self.look_at_backlog(&inputs);
                     self.on_router_report(report);
                     while let Ok(report) = inputs.vrrp.try_recv() {
                         self.on_router_report(report);
                     }
-                    self.settle();
+                    self.sync_roles();
                     continue;
                 }
                 report = inputs.peers.recv(), if self.group.is_some() => {
                     self.look_at_backlog(&inputs);
                     self.on_peer_report(report.context("the sessions with the peers have ended")?);
-                    self.settle();
+                    self.sync_roles();
                     continue;
                 }
                 _ = flush_timer.tick(), if is_connected => {
@@ -498,7 +498,7 @@ impl<D: DataPlane> Daemon<D> {
         // A service that is new is another node's, maybe: then nothing of it is written here first.
         self.assign_roles();
         self.reconcile();
-        self.settle();
+        self.sync_roles();
         match self.writing.error() {
             None => Ok(kept),
             Some(error) => {

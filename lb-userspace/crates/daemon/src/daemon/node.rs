@@ -68,7 +68,7 @@ impl<D: DataPlane> Daemon<D> {
                 let _ = reply.send(Ok(done));
             });
         }
-        self.settle();
+        self.sync_roles();
     }
 
     /// The steps that make the traffic leave.

@@ -64,7 +64,7 @@ impl<D: DataPlane> Daemon<D> {
         self.look_for_two(Instant::now());
         self.look_at_wanting(Instant::now());
         self.look_at_handover();
-        self.settle();
+        self.sync_roles();
     }
 
     /// Lets the deadlines go with a time of day that is set.

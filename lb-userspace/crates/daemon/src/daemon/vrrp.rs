@@ -82,7 +82,7 @@ impl Virtual {
         self.states.get(&router).copied().unwrap_or_default()
     }
 
-    /// Forgets routers that are not configured any more; the virtual MAC addresses that are not needed with them.
+    /// Forgets routers that are not configured any more. Returns the virtual MAC addresses that only they needed.
     fn configure(&mut self, routers: &[Router]) -> Vec<[u8; 6]> {
         let configured = |name: &str| routers.iter().find(|router| router.name == name);
         self.reported.retain(|name, (key, _)| configured(name).is_some_and(|one| one.key == *key));

@@ -134,8 +134,8 @@ pub struct Standing {
     pub holds_back: Option<String>,
     /// Which other router of its sync group has given way by an order, in words.
     pub abstains: Option<String>,
-    /// After how many of its transitions `holds_back` was found; after another one it holds back
-    /// until that is found anew. None: it depends on none.
+    /// The number of the router's transitions when `holds_back` was determined; after another transition
+    /// it holds back until that is determined again. None: it does not depend on transitions.
     pub known_after: Option<u64>,
     /// Whether its node is draining: it is the last choice of all.
     pub draining: bool,

@@ -34,9 +34,9 @@
 //!
 //! How long two can be Active, when packets take `D` at most and none is lost: the lower one receives
 //! the next advertisement of the higher one, or the answer to its own, after at most
-//! `min(I_higher + D, I_lower + 2 D)`, and ceases. A loss costs one interval more each. What is
-//! requested by [`Event::Take`] or [`Event::Yield`] lasts as long as the one that gives way does not
-//! receive the other's advertisement, [`VirtualRouter::yield_limit`] at most.
+//! `min(I_higher + D, I_lower + 2 D)`, and ceases. A loss costs one interval more each. After
+//! [`Event::Take`] and [`Event::Yield`] both are Active until the router that yields receives an
+//! advertisement of the other one, [`VirtualRouter::yield_limit`] at most.
 
 mod active;
 mod backup;
@@ -124,8 +124,8 @@ struct When {
     sent: Option<Instant>,
     /// Active: so many advertisements more are as frequent as before the interval has grown.
     hurry: Option<(u8, Duration)>,
-    /// Active: since when, and at last when, an equal one with a higher address has advertised that is
-    /// another router's to decide.
+    /// Active: the first and the last advertisement of another router with the same priority and a higher
+    /// address, which this router does not yield to since another one decides.
     tie: Option<(Instant, Instant)>,
 }
 

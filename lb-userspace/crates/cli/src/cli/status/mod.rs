@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
-use super::{drain, health, table::Table};
+use super::{drain_wait, health, table::Table};
 use lb_api::status::{Backend, Count, Service, Status, Totals, TxErrorStatus, Usage};
 use lb_model::seen::Condition;
 use lb_model::{
@@ -224,10 +224,10 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     };
     row("pins", format!("{}{closing}", backend.pins));
     let flows_left = match backend.has_flows() {
-        _ if backend.is_unsynced() => drain::UNSYNCED.into(),
+        _ if backend.is_unsynced() => drain_wait::UNSYNCED.into(),
         false => "none".into(),
-        true if backend.is_estimated_over() => drain::estimate(backend),
-        true if backend.drain.is_some() => drain::left(backend) + &drain::times(backend),
+        true if backend.is_estimated_over() => drain_wait::estimate(backend),
+        true if backend.drain.is_some() => drain_wait::left(backend) + &drain_wait::times(backend),
         true => "possible; counted while it drains".into(),
     };
     row("flows left", flows_left);

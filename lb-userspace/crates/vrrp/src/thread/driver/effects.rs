@@ -24,8 +24,8 @@ use crate::{
 /// How long it is waited until frames to a virtual MAC address are taken.
 const TAKE_MAC: Duration = Duration::from_millis(20);
 
-/// What takes longer than an advertisement is done for so long before others have their turn: among
-/// hundreds of routers, those that are done with must not be late meanwhile.
+/// How long effects that take longer than an advertisement are applied before the timers and receivers
+/// have their turn: with hundreds of routers, the others would send their advertisements late.
 const TURN: Duration = Duration::from_millis(2);
 
 /// How often lbd tries again whether the kernel takes addresses that it has refused.

@@ -23,7 +23,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Brings everything in line with the roles of the nodes and the known flows: the facts sent to the peers, the
     /// sources of flow records, the facts of the virtual routers.
-    pub(super) fn settle(&mut self) {
+    pub(super) fn sync_roles(&mut self) {
         let routers = &self.store.config().routers.routers;
         if let Some(group) = &mut self.group {
             let draining = self.store.node().draining_since.is_some();
