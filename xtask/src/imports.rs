@@ -34,7 +34,7 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("args", "node"),
             ("args", "top"),
             ("args", "vrrp"),
-            ("drain", "status"),
+            ("drain_wait", "status"),
         ],
     ),
     ("lb_cli::doctor", &[("first_buffer", "backend")]),
