@@ -32,7 +32,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::fakes::{Deed, Deeds, EngineLog, NoFlows, Script};
+use crate::fakes::{EngineLog, NoFlows, Recorded, Recorder, Script};
 
 /// Two backends on one TCP service.
 pub const WEB: &str = r#"
@@ -53,7 +53,7 @@ pub struct Place {
     pub skew: Arc<Mutex<Duration>>,
     /// The maps of the daemon that runs here.
     pub remote: Arc<Remote>,
-    pub deeds: Deeds,
+    pub recorder: Recorder,
     /// The interfaces with VLANs whose tags hardware takes off.
     pub trunks: Arc<Mutex<Vec<String>>>,
     /// The limits of the maps.
@@ -67,8 +67,8 @@ impl Place {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let limits = Limits { services: 8, backends: 16, ..Limits::default() };
         let (skew, remote, maps) = (Arc::default(), Arc::default(), Mutex::default());
-        let (trunks, deeds) = (Arc::default(), Deeds::default());
-        let place = Self { dir, skew, remote, deeds, trunks, limits, maps };
+        let (trunks, recorder) = (Arc::default(), Recorder::default());
+        let place = Self { dir, skew, remote, recorder, trunks, limits, maps };
         place.configure(services);
         place
     }
@@ -116,17 +116,17 @@ impl Place {
         maps.set_interface("eth0", None);
         let mut maps = self.maps.lock().expect("nobody panics").take().unwrap_or(maps);
         maps.set_remote(Arc::clone(&self.remote));
-        let log_of_engine = tracing::subscriber::set_default(EngineLog(self.deeds.clone()));
+        let log_of_engine = tracing::subscriber::set_default(EngineLog(self.recorder.clone()));
         let engine = Engine::adopt(maps, &settings).expect("they are ours");
         let (neighbours_to, neighbours) = watch::channel(Neighbourhood::default());
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::new(SystemTime::now());
         let detached = Arc::clone(&log);
-        let deeds = self.deeds.clone();
-        let detached_too = deeds.clone();
+        let recorder = self.recorder.clone();
+        let detached_too = recorder.clone();
         let (vrrp_to, vrrp) = mpsc::unbounded_channel();
         let (peers_to, peers) = mpsc::unbounded_channel();
-        let script = Script::new(deeds, vrrp_to, peers_to);
+        let script = Script::new(recorder, vrrp_to, peers_to);
         let connection = config.sync.clone().map(|config| Connection {
             peers: script.connect(&config),
             config,
@@ -146,7 +146,7 @@ impl Place {
             doubt: Box::new(|_| {}),
             detach: Box::new(move || {
                 detached.lock().expect("nobody panics").push("detach");
-                detached_too.push(Deed::Detach);
+                detached_too.push(Recorded::Detach);
                 Ok(vec!["link-eth0".into()])
             }),
             clocks: {

@@ -35,7 +35,7 @@ use tracing::{
 
 /// Something that the daemon has done.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Deed {
+pub enum Recorded {
     Order(Order),
     Tell(lb_sync::Facts),
     Publish(Vec<Record>),
@@ -51,7 +51,7 @@ pub enum Deed {
     Engine(String),
 }
 
-impl Deed {
+impl Recorded {
     /// From here on these are the services of which no flow is pinned.
     pub fn hold<const N: usize>(services: [ServiceKey; N]) -> Self {
         Self::Engine(format!("hold pins of {:?}", BTreeSet::from(services)))
@@ -88,7 +88,7 @@ impl Deed {
 }
 
 /// Records the log lines of this thread's engine about flows of other nodes.
-pub struct EngineLog(pub Deeds);
+pub struct EngineLog(pub Recorder);
 
 impl Subscriber for EngineLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -98,7 +98,7 @@ impl Subscriber for EngineLog {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(String::new());
         event.record(&mut line);
-        self.0.push(Deed::Engine(line.0));
+        self.0.push(Recorded::Engine(line.0));
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -127,40 +127,40 @@ impl Visit for Line {
 
 /// The recorded operations of the daemon, in order. Shared by all fakes of one daemon.
 #[derive(Clone, Debug, Default)]
-pub struct Deeds(Arc<Mutex<Done>>);
+pub struct Recorder(Arc<Mutex<Done>>);
 
 #[derive(Debug, Default)]
 struct Done {
-    all: Vec<Deed>,
+    all: Vec<Recorded>,
     facts: Option<lb_vrrp::Facts>,
     sent_facts: Option<lb_sync::Facts>,
 }
 
-impl Deeds {
+impl Recorder {
     fn done(&self) -> MutexGuard<'_, Done> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records one; equal ones in a row are recorded once.
-    pub fn push(&self, deed: Deed) {
+    pub fn push(&self, recorded: Recorded) {
         let mut done = self.done();
-        match &deed {
-            Deed::Order(Order::Facts(facts)) => done.facts = Some(facts.clone()),
-            Deed::Tell(facts) => done.sent_facts = Some(facts.clone()),
+        match &recorded {
+            Recorded::Order(Order::Facts(facts)) => done.facts = Some(facts.clone()),
+            Recorded::Tell(facts) => done.sent_facts = Some(facts.clone()),
             _ => {}
         }
-        if done.all.last() != Some(&deed) {
-            done.all.push(deed);
+        if done.all.last() != Some(&recorded) {
+            done.all.push(recorded);
         }
     }
 
     /// All of them, and none any more.
-    pub fn take(&self) -> Vec<Deed> {
+    pub fn take(&self) -> Vec<Recorded> {
         std::mem::take(&mut self.done().all)
     }
 
     /// The results of `pick` that are some.
-    pub fn of<T>(&self, pick: impl FnMut(&Deed) -> Option<T>) -> Vec<T> {
+    pub fn of<T>(&self, pick: impl FnMut(&Recorded) -> Option<T>) -> Vec<T> {
         self.done().all.iter().filter_map(pick).collect()
     }
 
@@ -170,7 +170,7 @@ impl Deeds {
     }
 
     /// The facts that were sent to the peers last.
-    pub fn told(&self) -> Option<lb_sync::Facts> {
+    pub fn sent_facts(&self) -> Option<lb_sync::Facts> {
         self.done().sent_facts.clone()
     }
 }
@@ -178,7 +178,7 @@ impl Deeds {
 /// A test's handle on both: the recorded operations, and the reports that it sends.
 #[derive(Clone)]
 pub struct Script {
-    pub deeds: Deeds,
+    pub recorder: Recorder,
     pub vrrp: UnboundedSender<Report>,
     pub peers: UnboundedSender<lb_sync::Report>,
     routers: Arc<Mutex<Vec<RouterStatus>>>,
@@ -192,13 +192,13 @@ pub struct Script {
 
 impl Script {
     pub fn new(
-        deeds: Deeds,
+        recorder: Recorder,
         vrrp: UnboundedSender<Report>,
         peers: UnboundedSender<lb_sync::Report>,
     ) -> Self {
         let ends = Arc::new(Mutex::new(true));
         Self {
-            deeds,
+            recorder,
             vrrp,
             peers,
             routers: Arc::default(),
@@ -347,7 +347,7 @@ impl Vrrp for Script {
             }
             _ => {}
         }
-        self.deeds.push(Deed::Order(order));
+        self.recorder.push(Recorded::Order(order));
     }
 
     fn status(&self) -> Vec<RouterStatus> {
@@ -357,14 +357,14 @@ impl Vrrp for Script {
 
 impl Peers for Script {
     fn tell(&self, facts: lb_sync::Facts) {
-        self.deeds.push(Deed::Tell(facts));
+        self.recorder.push(Recorded::Tell(facts));
     }
 
     fn publish(&self, number: u64, records: Vec<Record>) {
         if !self.slow.load(Ordering::SeqCst) {
             self.taken.store(number, Ordering::SeqCst);
         }
-        self.deeds.push(Deed::Publish(records));
+        self.recorder.push(Recorded::Publish(records));
     }
 
     fn taken(&self) -> u64 {
@@ -372,31 +372,31 @@ impl Peers for Script {
     }
 
     fn took(&self, peer: PeerId, mark: Mark) {
-        self.deeds.push(Deed::Took(peer, mark));
+        self.recorder.push(Recorded::Took(peer, mark));
     }
 
     fn send_all(&self, peer: PeerId, records: Vec<Record>) {
-        self.deeds.push(Deed::SendAll(peer, records));
+        self.recorder.push(Recorded::SendAll(peer, records));
     }
 
     fn want_all(&self, peer: PeerId) {
-        self.deeds.push(Deed::WantAll(peer));
+        self.recorder.push(Recorded::WantAll(peer));
     }
 
     fn lack(&self, peer: PeerId, lacks: bool) {
-        self.deeds.push(Deed::Lack(peer, lacks));
+        self.recorder.push(Recorded::Lack(peer, lacks));
     }
 
     fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
-        self.deeds.push(Deed::Ask(peer, routers));
+        self.recorder.push(Recorded::Ask(peer, routers));
     }
 
     fn withdraw(&self, peer: PeerId) {
-        self.deeds.push(Deed::Withdraw(peer));
+        self.recorder.push(Recorded::Withdraw(peer));
     }
 
     fn answer(&self, peer: PeerId, answer: Result<(), String>) {
-        self.deeds.push(Deed::Answer(peer, answer));
+        self.recorder.push(Recorded::Answer(peer, answer));
     }
 
     fn status(&self) -> Vec<PeerStatus> {

@@ -11,8 +11,8 @@ use tokio::task::JoinHandle;
 use crate::{
     cli::{Ran, lbctl, lbctl_command},
     common::{Place, Running, WEB, events, eventually},
-    fakes::Deed,
-    pair::{PEER, PEER_ADDRESS, ROUTER, SYNC, all, deed, facts, main, web},
+    fakes::Recorded,
+    pair::{PEER, PEER_ADDRESS, ROUTER, SYNC, all, facts, main, recorded, web},
 };
 
 /// Runs lbctl while the test goes on.
@@ -33,23 +33,25 @@ async fn pair(place: &Place) -> Running {
         peers[0].session.complete_here && peers[0].session.complete_there
     };
     eventually("they are synced", synced).await;
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     lbd
 }
 
 /// The steps of a handover, in order.
-fn steps(lbd: &Running) -> Vec<Deed> {
-    lbd.script.deeds.of(|deed| match deed {
-        Deed::Ask(..) | Deed::Answer(..) | Deed::Detach => Some(deed.clone()),
-        deed if deed.holds() => Some(deed.clone()),
-        Deed::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => Some(deed.clone()),
+fn steps(lbd: &Running) -> Vec<Recorded> {
+    lbd.script.recorder.of(|recorded| match recorded {
+        Recorded::Ask(..) | Recorded::Answer(..) | Recorded::Detach => Some(recorded.clone()),
+        recorded if recorded.holds() => Some(recorded.clone()),
+        Recorded::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => {
+            Some(recorded.clone())
+        }
         _ => None,
     })
 }
 
 async fn requested(lbd: &Running) {
-    deed(lbd, "the request is sent to the peer", |deed| {
-        matches!(deed, Deed::Ask(..)).then_some(())
+    recorded(lbd, "the request is sent to the peer", |recorded| {
+        matches!(recorded, Recorded::Ask(..)).then_some(())
     })
     .await;
 }
@@ -84,14 +86,14 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Deed::hold([web]),
+            Recorded::hold([web]),
             // Before the request to the other one: its advertisement may come at once.
-            Deed::Order(Order::Yield(key, Yield::Asked)),
-            Deed::Ask(PEER, vec![key]),
+            Recorded::Order(Order::Yield(key, Yield::Asked)),
+            Recorded::Ask(PEER, vec![key]),
         ]
     );
-    let before = lbd.script.deeds.of(|deed| match deed {
-        Deed::Engine(_) | Deed::Ask(..) => (!deed.holds()).then(|| deed.surveys()),
+    let before = lbd.script.recorder.of(|recorded| match recorded {
+        Recorded::Engine(_) | Recorded::Ask(..) => (!recorded.holds()).then(|| recorded.surveys()),
         _ => None,
     });
     assert_eq!(before, [true, false], "flows of the last second are exported as well");
@@ -106,7 +108,10 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(ran.code, Some(0));
     assert_eq!(steps(&lbd).len(), 3, "nothing is pinned until it is active again");
     lbd.script.becomes(&main(&place), State::Active, "it has come back");
-    deed(&lbd, "pins are made again", |deed| (*deed == Deed::hold([])).then_some(())).await;
+    recorded(&lbd, "pins are made again", |recorded| {
+        (*recorded == Recorded::hold([])).then_some(())
+    })
+    .await;
     lbd.stop().await;
 }
 
@@ -127,9 +132,9 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Deed::hold([web]),
-            Deed::Order(Order::Yield(key, Yield::Outranked)),
-            Deed::Ask(PEER, vec![key]),
+            Recorded::hold([web]),
+            Recorded::Order(Order::Yield(key, Yield::Outranked)),
+            Recorded::Ask(PEER, vec![key]),
         ]
     );
     takes_over(&lbd, &place);
@@ -157,7 +162,8 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     lbd.script.yielded(&main(&place), Err("no advertisement was received"));
     eventually("it is reported", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let asks = lbd.script.deeds.of(|deed| matches!(deed, Deed::Ask(..)).then_some(()));
+    let asks =
+        lbd.script.recorder.of(|recorded| matches!(recorded, Recorded::Ask(..)).then_some(()));
     assert_eq!(asks.len(), 1);
     lbd.stop().await;
 }
@@ -172,12 +178,13 @@ async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_v
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
     let waits = |waits: bool| {
-        let facts = lbd.script.deeds.facts();
+        let facts = lbd.script.recorder.facts();
         facts.is_some_and(|facts| facts.handed_over.contains(&main.key) == waits)
     };
     eventually("it does not preempt by itself", async || waits(true)).await;
     lbd.script.wants(&main);
-    let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].wants);
+    let sent =
+        || lbd.script.recorder.sent_facts().is_some_and(|facts| facts.routers[&main.key].wants);
     eventually("it is sent to the peer", async || sent()).await;
     eventually("it does after a while", async || waits(false)).await;
     lbd.stop().await;
@@ -193,7 +200,7 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     lowered.routers.get_mut(&main.key).expect("it is there").lowered = true;
     lbd.script.joins(PEER, lowered.clone());
     lbctl(&place, "status").await;
-    let known = || lbd.script.deeds.facts().is_some_and(|facts| !facts.lowered_peers.is_empty());
+    let known = || lbd.script.recorder.facts().is_some_and(|facts| !facts.lowered_peers.is_empty());
     assert!(!known(), "it is not active");
     lowered.routers.get_mut(&main.key).expect("it is there").state = State::Active;
     lbd.script.says(lb_sync::Report::Facts(PEER, lowered));
@@ -201,7 +208,8 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
     eventually("it is over", async || !known()).await;
     lbd.script.is_lowered(&main);
-    let sent = || lbd.script.deeds.told().is_some_and(|facts| facts.routers[&main.key].lowered);
+    let sent =
+        || lbd.script.recorder.sent_facts().is_some_and(|facts| facts.routers[&main.key].lowered);
     eventually("it is sent to the peer", async || sent()).await;
     lbd.stop().await;
 }
@@ -231,10 +239,13 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
     requested(&lbd).await;
     takes_over(&lbd, &place);
     assert_eq!(failover.await.expect("no panic").code, Some(0));
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     place.configure(&format!("{WEB}{SYNC}"));
     assert_eq!(lbctl(&place, "config reload").await.code, Some(0));
-    deed(&lbd, "pins are made again", |deed| (*deed == Deed::hold([])).then_some(())).await;
+    recorded(&lbd, "pins are made again", |recorded| {
+        (*recorded == Recorded::hold([])).then_some(())
+    })
+    .await;
     lbd.stop().await;
 }
 
@@ -281,9 +292,9 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
         "lbctl: main stays here: lb2 does not take it: it is draining itself; nothing was interrupted; see 'lbctl vrrp status' on both nodes\n"
     );
     assert_eq!(ran.code, Some(1));
-    let withdrawn = |deed: &Deed| (*deed == Deed::Withdraw(PEER)).then_some(());
-    assert_eq!(lbd.script.deeds.of(withdrawn).len(), 1, "it does not take over any more");
-    assert_eq!(steps(&lbd).last(), Some(&Deed::hold([])), "pins are made again");
+    let withdrawn = |recorded: &Recorded| (*recorded == Recorded::Withdraw(PEER)).then_some(());
+    assert_eq!(lbd.script.recorder.of(withdrawn).len(), 1, "it does not take over any more");
+    assert_eq!(steps(&lbd).last(), Some(&Recorded::hold([])), "pins are made again");
     let messages = handovers(&lbd).await;
     assert_eq!(
         messages,
@@ -327,7 +338,9 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
         assert_eq!(lbctl(&place, line).await.err, expected, "{line}");
     }
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
-    let yields = |deed: &Deed| (*deed == Deed::Order(Order::Yield(key, Yield::Told))).then_some(());
+    let yields = |recorded: &Recorded| {
+        (*recorded == Recorded::Order(Order::Yield(key, Yield::Told))).then_some(())
+    };
     for (by, code, expected) in [
         (
             Err("nobody else is there"),
@@ -336,13 +349,13 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
         ),
         (Ok(IpAddr::from([10, 0, 0, 9])), 0, "main handed over\n  main: 10.0.0.9 has it, after "),
     ] {
-        lbd.script.deeds.take();
+        lbd.script.recorder.take();
         eventually("it is active", async || {
             lbctl(&place, "vrrp failover main --dry-run").await.code == Some(0)
         })
         .await;
         let failover = begin(&place, "vrrp failover main");
-        deed(&lbd, "the router yields", yields).await;
+        recorded(&lbd, "the router yields", yields).await;
         lbd.script.yielded(&main(&place), by);
         let ran = failover.await.expect("no panic");
         assert_eq!(ran.code, Some(code), "{ran:?}");
@@ -358,13 +371,13 @@ async fn this_node_takes_over_only_what_it_can_serve() {
     let key = main(&place).key;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     let answers = |lbd: &Running| {
-        lbd.script.deeds.of(|deed| match deed {
-            Deed::Answer(PEER, answer) => Some(answer.clone()),
+        lbd.script.recorder.of(|recorded| match recorded {
+            Recorded::Answer(PEER, answer) => Some(answer.clone()),
             _ => None,
         })
     };
     let ask = async |expected: Result<(), &str>| {
-        lbd.script.deeds.take();
+        lbd.script.recorder.take();
         lbd.script.says(lb_sync::Report::TakeOver(PEER, vec![key]));
         eventually("it is answered", async || !answers(&lbd).is_empty()).await;
         assert_eq!(answers(&lbd), [expected.map_err(str::to_owned)]);
@@ -378,10 +391,10 @@ async fn this_node_takes_over_only_what_it_can_serve() {
     eventually("it is backup", async || is(Kind::VrrpBackup).await).await;
     ask(Err("not all flows of main are known there")).await;
     lbd.script.is_synced(PEER);
-    let take = |deed: &Deed| (*deed == Deed::Order(Order::Take(key))).then_some(());
-    assert_eq!(lbd.script.deeds.of(take), []);
+    let take = |recorded: &Recorded| (*recorded == Recorded::Order(Order::Take(key))).then_some(());
+    assert_eq!(lbd.script.recorder.of(take), []);
     ask(Ok(())).await;
-    assert_eq!(steps(&lbd), [Deed::Order(Order::Take(key)), Deed::Answer(PEER, Ok(()))]);
+    assert_eq!(steps(&lbd), [Recorded::Order(Order::Take(key)), Recorded::Answer(PEER, Ok(()))]);
     assert_eq!(
         handovers(&lbd).await.last().map(String::as_str),
         Some("this node takes main over from lb2")
@@ -397,7 +410,7 @@ async fn a_node_that_drains_hands_over_first_and_does_not_come_back() {
     let lbd = pair(&place).await;
     let drain = begin(&place, "node drain");
     requested(&lbd).await;
-    let draining = || lbd.script.deeds.facts().is_some_and(|facts| facts.draining);
+    let draining = || lbd.script.recorder.facts().is_some_and(|facts| facts.draining);
     assert!(!draining(), "the request is sent to the peer, and does not preempt by itself");
     takes_over(&lbd, &place);
     let ran = drain.await.expect("no panic");
@@ -435,14 +448,14 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
     // It answers until the end.
     let _: Status = lbd.client.get("/v1/status").await.expect("it answers");
     takes_over(&lbd, &place);
-    let stop = Deed::Order(Order::Stop { release: false });
-    deed(&lbd, "the routers end", |deed| (*deed == stop).then_some(())).await;
+    let stop = Recorded::Order(Order::Stop { release: false });
+    recorded(&lbd, "the routers end", |recorded| (*recorded == stop).then_some(())).await;
     assert_eq!(
         steps(&lbd),
         [
-            Deed::hold([web(&place)]),
-            Deed::Order(Order::Yield(key, Yield::Asked)),
-            Deed::Ask(PEER, vec![key]),
+            Recorded::hold([web(&place)]),
+            Recorded::Order(Order::Yield(key, Yield::Asked)),
+            Recorded::Ask(PEER, vec![key]),
             stop,
         ]
     );
@@ -481,13 +494,13 @@ async fn detach_takes_the_addresses_off_before_the_program() {
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     let ran = lbctl(&place, "detach --yes").await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let deeds = lbd.script.deeds.clone();
+    let recorder = lbd.script.recorder.clone();
     assert_eq!(lbd.task.await.expect("no panic").expect("no error"), Ended::Detached);
-    let last = deeds.of(|deed| match deed {
-        Deed::Order(Order::Stop { .. }) | Deed::Detach => Some(deed.clone()),
+    let last = recorder.of(|recorded| match recorded {
+        Recorded::Order(Order::Stop { .. }) | Recorded::Detach => Some(recorded.clone()),
         _ => None,
     });
-    assert_eq!(last, [Deed::Order(Order::Stop { release: true }), Deed::Detach]);
+    assert_eq!(last, [Recorded::Order(Order::Stop { release: true }), Recorded::Detach]);
 }
 
 #[tokio::test]
@@ -511,13 +524,13 @@ async fn routers_of_a_group_go_together() {
         dry.out.contains("main, six goes to lb2")
     })
     .await;
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     let failover = begin(&place, "vrrp failover six");
     requested(&lbd).await;
     let keys: Vec<_> = routers.iter().map(|router| router.key).collect();
     assert_eq!(
         steps(&lbd)[1..],
-        [Deed::Order(Order::Yield(keys[0], Yield::Asked)), Deed::Ask(PEER, keys)]
+        [Recorded::Order(Order::Yield(keys[0], Yield::Asked)), Recorded::Ask(PEER, keys)]
     );
     for router in &routers {
         lbd.script.yielded(router, Ok(PEER_ADDRESS));

@@ -14,13 +14,13 @@ use lb_sync::{
 use crate::{
     cli::lbctl,
     common::{Place, Running, eventually},
-    fakes::Deed,
-    pair::{PEER, PEER_ADDRESS, all, deed, facts, main, messages, role, web},
+    fakes::Recorded,
+    pair::{PEER, PEER_ADDRESS, all, facts, main, messages, recorded, role, web},
 };
 
 /// Whether the router may not preempt, since flows of the peer are missing.
 fn is_unsynced(lbd: &Running, place: &Place) -> bool {
-    lbd.script.deeds.facts().is_some_and(|facts| facts.unsynced.contains(&main(place).key))
+    lbd.script.recorder.facts().is_some_and(|facts| facts.unsynced.contains(&main(place).key))
 }
 
 /// A node that is Backup, with all flows of its peer, so that it may preempt.
@@ -46,32 +46,32 @@ async fn history_follows_who_is_active() {
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
-    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
-    deed(&lbd, "all is asked for again", wants).await;
-    let learnt = |deed: &Deed| deed.learns().then(|| deed.clone());
-    assert_eq!(lbd.script.deeds.of(learnt), []);
+    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    recorded(&lbd, "all is asked for again", wants).await;
+    let learnt = |recorded: &Recorded| recorded.learns().then(|| recorded.clone());
+    assert_eq!(lbd.script.recorder.of(learnt), []);
     let unsynced = || is_unsynced(&lbd, &place);
     assert!(unsynced(), "it does not preempt");
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
     assert_eq!(
-        deed(&lbd, "it is learnt", learnt).await,
-        Deed::learn(std::slice::from_ref(&record))
+        recorded(&lbd, "it is learnt", learnt).await,
+        Recorded::learn(std::slice::from_ref(&record))
     );
-    let forgotten = |deed: &Deed| (*deed == Deed::forget(web)).then_some(());
-    assert_eq!(lbd.script.deeds.of(forgotten), [()]);
+    let forgotten = |recorded: &Recorded| (*recorded == Recorded::forget(web)).then_some(());
+    assert_eq!(lbd.script.recorder.of(forgotten), [()]);
     eventually("it may preempt", async || !unsynced()).await;
-    assert_eq!(lbd.script.deeds.of(wants), [], "nothing is missing");
+    assert_eq!(lbd.script.recorder.of(wants), [], "nothing is missing");
     // It takes over: imported records are its own.
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     lbd.script.says(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
-    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
-    deed(&lbd, "the other one gets it", sent).await;
-    assert_eq!(lbd.script.deeds.of(learnt), [], "what is late does not count");
+    let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
+    recorded(&lbd, "the other one gets it", sent).await;
+    assert_eq!(lbd.script.recorder.of(learnt), [], "what is late does not count");
     lbd.stop().await;
 }
 
@@ -113,25 +113,25 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     let both = async || !messages(&lbd, Kind::VrrpTwoActive).await.is_empty();
     eventually("both are active", both).await;
     let publishes = |port| {
-        move |deed: &Deed| match deed {
-            Deed::Publish(records) if has_pin(records, port) => Some(()),
+        move |recorded: &Recorded| match recorded {
+            Recorded::Publish(records) if has_pin(records, port) => Some(()),
             _ => None,
         }
     };
     pin(&place, 2);
-    deed(&lbd, "a pin is published at once", publishes(2)).await;
-    lbd.script.deeds.take();
+    recorded(&lbd, "a pin is published at once", publishes(2)).await;
+    lbd.script.recorder.take();
     pin(&place, 1);
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
     eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
-    let follows = Deed::role(web(&place), Role::Follows);
-    let deeds = lbd.script.deeds.of(|deed| match deed {
-        deed if publishes(2)(deed).is_some() => Some("all pins"),
-        deed if publishes(1)(deed).is_some() => Some("the last pin"),
-        deed => (*deed == follows).then_some("it follows"),
+    let follows = Recorded::role(web(&place), Role::Follows);
+    let calls = lbd.script.recorder.of(|recorded| match recorded {
+        recorded if publishes(2)(recorded).is_some() => Some("all pins"),
+        recorded if publishes(1)(recorded).is_some() => Some("the last pin"),
+        recorded => (*recorded == follows).then_some("it follows"),
     });
     let expected = ["the last pin", "all pins", "it follows"];
-    assert_eq!(deeds, expected, "no other node knows what it has pinned meanwhile");
+    assert_eq!(calls, expected, "no other node knows what it has pinned meanwhile");
     lbd.stop().await;
 }
 
@@ -148,11 +148,11 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.says(lb_sync::Report::WantsAll(PEER));
-    let sent = |deed: &Deed| match deed {
-        Deed::SendAll(PEER, records) => Some(records.clone()),
+    let sent = |recorded: &Recorded| match recorded {
+        Recorded::SendAll(PEER, records) => Some(records.clone()),
         _ => None,
     };
-    assert!(has_pin(&deed(&lbd, "it is sent", sent).await, 1));
+    assert!(has_pin(&recorded(&lbd, "it is sent", sent).await, 1));
     lbd.stop().await;
 }
 
@@ -166,8 +166,8 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     let pins = pins(&place, 1);
     let ended = Record::Ended { service: web(&place), flows: Vec::new() };
     lbd.script.says(lb_sync::Report::Records(PEER, vec![ended, pins.clone()], Mark::default()));
-    let learnt = |deed: &Deed| deed.learns().then(|| deed.clone());
-    assert_eq!(deed(&lbd, "they are learnt", learnt).await, Deed::learn(&[pins]));
+    let learnt = |recorded: &Recorded| recorded.learns().then(|| recorded.clone());
+    assert_eq!(recorded(&lbd, "they are learnt", learnt).await, Recorded::learn(&[pins]));
     lbd.stop().await;
 }
 
@@ -179,7 +179,7 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
     lbd.script.becomes(&main, State::Backup, "it begins");
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
-    let learnt = || lbd.script.deeds.of(|deed| deed.learns().then_some(())).len();
+    let learnt = || lbd.script.recorder.of(|recorded| recorded.learns().then_some(())).len();
     for turn in 1..=16 {
         eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
         // Both wait when the daemon looks.
@@ -203,7 +203,7 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     let at = |count| move |facts: &lb_vrrp::Facts| facts.transitions["main"] == count;
     let reported = async |count: u64| {
         eventually("it is reported", async || {
-            lbd.script.deeds.facts().as_ref().is_some_and(at(count))
+            lbd.script.recorder.facts().as_ref().is_some_and(at(count))
         })
         .await;
     };
@@ -218,8 +218,8 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     reported(3).await;
     assert!(unsynced(), "it is Active by now, and has not sent its flows");
     lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
-    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
-    deed(&lbd, "all is asked for", wants).await;
+    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    recorded(&lbd, "all is asked for", wants).await;
     assert!(unsynced());
     lbd.script.is_synced(PEER);
     eventually("it may preempt", async || !unsynced()).await;
@@ -255,7 +255,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     place.limits.pins = 0;
     let lbd = synced_backup(&place).await;
     let unsynced = || is_unsynced(&lbd, &place);
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
@@ -263,14 +263,14 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
         ["flows of web that lb2 has are missing here"]
     );
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
-    let lacks = |deed: &Deed| matches!(deed, Deed::Lack(PEER, true)).then_some(());
-    deed(&lbd, "lbd reports to the peer that they are missing here", lacks).await;
-    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
-    deed(&lbd, "it is asked for them", wants).await;
+    let lacks = |recorded: &Recorded| matches!(recorded, Recorded::Lack(PEER, true)).then_some(());
+    recorded(&lbd, "lbd reports to the peer that they are missing here", lacks).await;
+    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    recorded(&lbd, "it is asked for them", wants).await;
     lbd.script.is_synced(PEER);
     eventually("it may again", async || !unsynced()).await;
-    let has = |deed: &Deed| matches!(deed, Deed::Lack(PEER, false)).then_some(());
-    deed(&lbd, "lbd reports to the peer that they are here", has).await;
+    let has = |recorded: &Recorded| matches!(recorded, Recorded::Lack(PEER, false)).then_some(());
+    recorded(&lbd, "lbd reports to the peer that they are here", has).await;
     lbd.stop().await;
 }
 
@@ -288,10 +288,10 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     eventually("it is not known", async || !refused().await.is_empty()).await;
     assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
     assert!(!unsynced(), "there may never be such a backend here");
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     assert_eq!(lbctl(&place, "backend add web 10.0.0.19").await.code, Some(0));
-    let wants = |deed: &Deed| matches!(deed, Deed::WantAll(PEER)).then_some(());
-    deed(&lbd, "it is asked for them", wants).await;
+    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    recorded(&lbd, "it is asked for them", wants).await;
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         messages(&lbd, Kind::PeerUnsynced).await,
@@ -313,8 +313,8 @@ async fn a_history_that_could_not_be_read_is_told_later() {
     lbd.script.says(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
     place.remote.failing_walks.store(false, Ordering::SeqCst);
-    let sent = |deed: &Deed| matches!(deed, Deed::SendAll(PEER, _)).then_some(());
-    deed(&lbd, "it is sent", sent).await;
+    let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
+    recorded(&lbd, "it is sent", sent).await;
     lbd.stop().await;
 }
 
@@ -356,8 +356,8 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     eventually("pins are leased", renewed).await;
     lbd.script.be_slow(true, 0);
     pin(&place, 4242);
-    let published = |deed: &Deed| matches!(deed, Deed::Publish(records) if has_pin(records, 4242));
-    deed(&lbd, "it is exported", |deed| published(deed).then_some(())).await;
+    let published = |recorded: &Recorded| matches!(recorded, Recorded::Publish(records) if has_pin(records, 4242));
+    recorded(&lbd, "it is exported", |recorded| published(recorded).then_some(())).await;
     let end = ends();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ends(), end, "the lease ends with what the peer does not know");
@@ -377,11 +377,13 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
     lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
-    deed(&lbd, "it is acknowledged", |deed| matches!(deed, Deed::Took(PEER, _)).then_some(()))
-        .await;
-    let order = lbd.script.deeds.of(|deed| match deed {
-        deed if deed.learns() => Some("learnt"),
-        Deed::Took(..) => Some("took"),
+    recorded(&lbd, "it is acknowledged", |recorded| {
+        matches!(recorded, Recorded::Took(PEER, _)).then_some(())
+    })
+    .await;
+    let order = lbd.script.recorder.of(|recorded| match recorded {
+        recorded if recorded.learns() => Some("learnt"),
+        Recorded::Took(..) => Some("took"),
         _ => None,
     });
     assert_eq!(order, ["learnt", "took"]);

@@ -21,7 +21,7 @@ use lb_vrrp::{Done as Answered, Notice, NoticeKind, Order, Report};
 use crate::{
     cli::lbctl,
     common::{Place, Running, WEB, events, eventually},
-    fakes::Deed,
+    fakes::Recorded,
 };
 
 /// A router for the VIP of [`WEB`].
@@ -62,26 +62,32 @@ pub fn web(place: &Place) -> ServiceKey {
 
 /// The facts of a peer that is configured as this node, but for its router's state.
 pub async fn facts(lbd: &Running, place: &Place, state: State) -> lb_sync::Facts {
-    eventually("facts are sent to the peers", async || lbd.script.deeds.told().is_some()).await;
-    let mut facts = lbd.script.deeds.told().expect("they are");
+    eventually("facts are sent to the peers", async || lbd.script.recorder.sent_facts().is_some())
+        .await;
+    let mut facts = lbd.script.recorder.sent_facts().expect("they are");
     let router = facts.routers.get_mut(&main(place).key).expect("it is configured");
     (router.state, router.priority) = (state, 100);
     router.source = Some(PEER_ADDRESS);
     facts
 }
 
-/// Waits for a deed, and returns the value that `pick` makes of it.
-pub async fn deed<T: Clone>(lbd: &Running, what: &str, pick: impl Fn(&Deed) -> Option<T>) -> T {
-    eventually(what, async || !lbd.script.deeds.of(&pick).is_empty()).await;
-    lbd.script.deeds.of(&pick).remove(0)
+/// Waits for a recorded, and returns the value that `pick` makes of it.
+pub async fn recorded<T: Clone>(
+    lbd: &Running,
+    what: &str,
+    pick: impl Fn(&Recorded) -> Option<T>,
+) -> T {
+    eventually(what, async || !lbd.script.recorder.of(&pick).is_empty()).await;
+    lbd.script.recorder.of(&pick).remove(0)
 }
 
 /// The role of the service that was given last.
 pub fn role(lbd: &Running, place: &Place) -> Option<Role> {
     let web = web(place);
     let all = [Role::Own, Role::Follows, Role::Shared];
-    let given = |deed: &Deed| all.into_iter().find(|role| *deed == Deed::role(web, *role));
-    lbd.script.deeds.of(given).pop()
+    let given =
+        |recorded: &Recorded| all.into_iter().find(|role| *recorded == Recorded::role(web, *role));
+    lbd.script.recorder.of(given).pop()
 }
 
 /// The messages of the events of a kind.
@@ -94,19 +100,20 @@ pub async fn messages(lbd: &Running, kind: Kind) -> Vec<String> {
 async fn routers_take_part_when_the_maps_are_written() {
     let place = Place::new(&format!("{WEB}{ROUTER}"));
     let lbd = place.start().await;
-    eventually("they know the facts", async || lbd.script.deeds.facts().is_some()).await;
-    let orders = lbd.script.deeds.of(|deed| match deed {
-        Deed::Order(order) => Some(order.clone()),
+    eventually("they know the facts", async || lbd.script.recorder.facts().is_some()).await;
+    let orders = lbd.script.recorder.of(|recorded| match recorded {
+        Recorded::Order(order) => Some(order.clone()),
         _ => None,
     });
     assert_eq!(orders[0], Order::Configure(config(&place).routers));
-    let facts = lbd.script.deeds.facts().expect("they are sent");
+    let facts = lbd.script.recorder.facts().expect("they are sent");
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
     assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
     assert!(!facts.draining && facts.unsynced.is_empty() && facts.mismatched.is_empty());
     // A backend that the operator takes out is not healthy.
     lbctl(&place, "backend disable web 10.0.0.11").await;
-    let healthy = async || lbd.script.deeds.facts().is_some_and(|facts| facts.healthy["web"] == 1);
+    let healthy =
+        async || lbd.script.recorder.facts().is_some_and(|facts| facts.healthy["web"] == 1);
     eventually("one is left", healthy).await;
     lbd.stop().await;
 }
@@ -118,9 +125,10 @@ async fn routers_wait_while_the_maps_can_not_be_written() {
     let lbd = place.start().await;
     let before = place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(before, 0, "it was ready when the fourth write went well");
-    let deeds = lbd.script.deeds.take();
-    let facts = deeds.iter().filter(|deed| matches!(deed, Deed::Order(Order::Facts(_))));
-    assert!(facts.count() <= 1, "{deeds:?}");
+    let calls = lbd.script.recorder.take();
+    let facts =
+        calls.iter().filter(|recorded| matches!(recorded, Recorded::Order(Order::Facts(_))));
+    assert!(facts.count() <= 1, "{calls:?}");
     lbd.stop().await;
 }
 
@@ -150,18 +158,18 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     place.remote.failing_writes.store(1, std::sync::atomic::Ordering::SeqCst);
     let lbd = place.start().await;
     assert_eq!(place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst), 0);
-    let deeds = lbd.script.deeds.take();
-    let Some(Deed::Order(Order::Configure(_))) = deeds.first() else { panic!("{deeds:?}") };
-    let Some(Deed::Order(Order::Facts(facts))) = deeds.get(1) else { panic!("{deeds:?}") };
+    let calls = lbd.script.recorder.take();
+    let Some(Recorded::Order(Order::Configure(_))) = calls.first() else { panic!("{calls:?}") };
+    let Some(Recorded::Order(Order::Facts(facts))) = calls.get(1) else { panic!("{calls:?}") };
     assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
     assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
     // Before a write could take it out of the maps.
     let mac = [0, 0, 0x5e, 0, 1, 51];
-    assert_eq!(deeds.get(2), Some(&Deed::take_mac(mac, true)));
+    assert_eq!(calls.get(2), Some(&Recorded::take_mac(mac, true)));
     lbd.script.becomes(&main(&place), State::Backup, "it listens");
     lbd.script.becomes(&main(&place), State::Fault, "eth0 is down");
-    let gone = |deed: &Deed| (*deed == Deed::take_mac(mac, false)).then_some(());
-    deed(&lbd, "it is given up", gone).await;
+    let gone = |recorded: &Recorded| (*recorded == Recorded::take_mac(mac, false)).then_some(());
+    recorded(&lbd, "it is given up", gone).await;
     lbd.stop().await;
 }
 
@@ -217,7 +225,10 @@ async fn frames_to_a_virtual_mac_are_taken_before_anything_else() {
     lbd.script.vrrp.send(Report::TakeMac { mac, take: true, done }).expect("lbd receives it");
     let wait = move || answered.recv_timeout(Duration::from_secs(5));
     tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
-    let taken = lbd.script.deeds.of(|deed| (*deed == Deed::take_mac(mac, true)).then_some(()));
+    let taken = lbd
+        .script
+        .recorder
+        .of(|recorded| (*recorded == Recorded::take_mac(mac, true)).then_some(()));
     assert_eq!(taken, [()]);
     lbd.stop().await;
 }
@@ -249,7 +260,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     );
     // Its advertisements are accepted all the same, lest there are two Active routers.
     let mismatched = async || {
-        let facts = lbd.script.deeds.facts().expect("they are sent");
+        let facts = lbd.script.recorder.facts().expect("they are sent");
         facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
     };
     eventually("it is reported", mismatched).await;
@@ -298,11 +309,11 @@ async fn a_reload_changes_routers_and_leaves_the_others_alone() {
     let lbd = place.start().await;
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     let reload = async || {
-        lbd.script.deeds.take();
+        lbd.script.recorder.take();
         let done: Done =
             lbd.client.send(Method::POST, "/v1/reload", Bytes::new()).await.expect("it is valid");
-        let configured = lbd.script.deeds.of(|deed| match deed {
-            Deed::Order(Order::Configure(routers)) => Some(routers.clone()),
+        let configured = lbd.script.recorder.of(|recorded| match recorded {
+            Recorded::Order(Order::Configure(routers)) => Some(routers.clone()),
             _ => None,
         });
         (done, configured)
@@ -339,11 +350,11 @@ async fn a_first_router_that_a_reload_adds_knows_that_the_node_forwards() {
     let place = Place::new(WEB);
     let lbd = place.start().await;
     place.configure(&format!("{WEB}{ROUTER}"));
-    lbd.script.deeds.take();
+    lbd.script.recorder.take();
     let _: Done =
         lbd.client.send(Method::POST, "/v1/reload", Bytes::new()).await.expect("it is valid");
-    let orders = lbd.script.deeds.of(|deed| match deed {
-        Deed::Order(order) => Some(order.clone()),
+    let orders = lbd.script.recorder.of(|recorded| match recorded {
+        Recorded::Order(order) => Some(order.clone()),
         _ => None,
     });
     let forwarding = BTreeSet::from(["eth0".to_owned()]);
@@ -393,9 +404,9 @@ async fn a_virtual_mac_is_taken_as_long_as_a_router_needs_it() {
         lbd.script.vrrp.send(Report::TakeMac { mac, take, done }).expect("lbd receives it");
         let wait = move || answered.recv_timeout(Duration::from_secs(5));
         tokio::task::spawn_blocking(wait).await.expect("no panic").expect("it is answered");
-        lbd.script.deeds.of(|deed| match deed {
-            deed if *deed == Deed::take_mac(mac, true) => Some(true),
-            deed if *deed == Deed::take_mac(mac, false) => Some(false),
+        lbd.script.recorder.of(|recorded| match recorded {
+            recorded if *recorded == Recorded::take_mac(mac, true) => Some(true),
+            recorded if *recorded == Recorded::take_mac(mac, false) => Some(false),
             _ => None,
         })
     };

@@ -29,7 +29,8 @@ impl Hasher {
     /// A hash of some parts; `of` names their kind, so that no two kinds have equal hashes.
     fn hash<'p>(&self, of: &str, parts: impl IntoIterator<Item = &'p [u8]>) -> u64 {
         let mut context = hmac::Context::with_key(&self.0);
-        context.update(b"lb compatibility ");
+        // Nodes of other versions hash with these words.
+        context.update(b"lb likeness ");
         context.update(of.as_bytes());
         for part in parts {
             context.update(&(part.len() as u64).to_be_bytes());
@@ -270,6 +271,13 @@ mod tests {
         ring_slots = 1009
         backend = [{ address = "10.0.0.11" }, { address = "10.0.0.12", weight = 3 }]
     "#;
+
+    /// Calculated by another implementation of HMAC-SHA-256. Nodes of other versions compare with it.
+    #[test]
+    fn hashes_are_those_that_other_versions_make() {
+        let hasher = Hasher::new(&Key([7; 32]));
+        assert_eq!(hasher.hash("seed", [&b"abc"[..]]), 0x1f27_be08_b759_1d07);
+    }
 
     /// The facts of a node of this configuration.
     fn facts(config: &Config, key: u8, seed: u8) -> Facts {

@@ -48,7 +48,7 @@ impl<D: DataPlane> Daemon<D> {
                 ),
                 false => (Kind::NodeEnabled, "this node is enabled"),
             };
-            self.effects.events.record(EventBody::new(kind, message, "lbctl"));
+            self.record_event(EventBody::new(kind, message, "lbctl"));
             kept = Some(self.keep());
         }
         let active = self.active_routers();

@@ -122,12 +122,12 @@ impl<D: DataPlane> Daemon<D> {
         (self.effects.set_http)(self.store.config().http.as_ref());
         logs::configure(&self.store.config().log);
         let conflicts = merged.conflicts.iter().map(overruled);
-        conflicts.for_each(|event| self.effects.events.record(event));
+        conflicts.for_each(|event| self.record_event(event));
         if !routers.is_empty() {
             self.configure_routers();
         }
         let kept = self.enact(merged.desired, "configuration reloaded");
-        self.effects.events.record(EventBody::new(Kind::ConfigReloaded, message.as_str(), origin));
+        self.record_event(EventBody::new(Kind::ConfigReloaded, message.as_str(), origin));
         for change in routers.iter().chain(&tables) {
             tracing::info!("{change}");
         }

@@ -15,7 +15,7 @@ impl<D: DataPlane> Daemon<D> {
         self.look_at_clocks();
         self.send_pending_full_syncs();
         let found = self.egress.as_ref().map(|egress| egress.take_events());
-        found.into_iter().flatten().for_each(|event| self.effects.events.record(event));
+        found.into_iter().flatten().for_each(|event| self.record_event(event));
         self.look_at_sharers();
         self.look_at_balancers();
         let failed = match self.engine.sweep(self.now()) {
@@ -94,7 +94,7 @@ impl<D: DataPlane> Daemon<D> {
                     (Kind::InterfaceBack, format!("what arrives at {interface} is forwarded"))
                 }
             };
-            self.effects.events.record(EventBody::new(kind, message, text));
+            self.record_event(EventBody::new(kind, message, text));
         }
     }
 

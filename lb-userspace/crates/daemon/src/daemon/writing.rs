@@ -139,7 +139,7 @@ impl<D: DataPlane> Daemon<D> {
         let Some(ready) = self.ready.take() else { return };
         let line = self.ready_line();
         self.effects.notifier.ready(&line);
-        self.effects.events.record(EventBody::new(Kind::Started, line, "lbd was started"));
+        self.record_event(EventBody::new(Kind::Started, line, "lbd was started"));
         // The receiver may be gone.
         let _ = ready.send(());
     }

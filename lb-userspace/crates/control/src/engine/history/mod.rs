@@ -351,7 +351,6 @@ impl<D: DataPlane> Engine<D> {
         }
         // While the list is empty every frame is taken, and the first entry would shut the others out.
         let mut macs = self.applied.own_macs.clone();
-        debug!("{} frames to {mac:02x?}", if take { "take" } else { "leave" });
         if !macs.is_empty() {
             let own = self.neighbourhood.as_ref().map(|known| &known.own_macs);
             let is_own = own.is_some_and(|own| own.contains(&mac));
@@ -372,6 +371,7 @@ impl<D: DataPlane> Engine<D> {
             self.applied.own_macs = macs;
         }
         self.history.macs = virtual_macs;
+        debug!("{} frames to {mac:02x?}", if take { "take" } else { "leave" });
         Ok(())
     }
 
