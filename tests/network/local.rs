@@ -35,7 +35,7 @@ fn own(lab: &Lab, way: Way) -> IpAddr {
     lab.balancer.address(way.vip())
 }
 
-/// Waits until the backend on the node is so.
+/// Waits until the backend on the node is up or not by its checks, and the ring in the maps agrees.
 fn wait_is(lab: &Lab, balancer: &Balancer, up: bool, reason: &str) -> Result<()> {
     wait::until(SOON, &format!("its own backend is up: {up}"), || {
         let status = balancer.status()?;
@@ -43,7 +43,11 @@ fn wait_is(lab: &Lab, balancer: &Balancer, up: bool, reason: &str) -> Result<()>
             let backend = status.service(way.name())?.backend(own(lab, way))?;
             let last = backend.check.as_ref().and_then(|check| check.last.clone());
             let last = last.unwrap_or_default();
-            ensure!(backend.is_up() == up && last.contains(reason), "{backend:?}");
+            let is_in_ring = backend.slots > 0;
+            ensure!(
+                backend.is_up() == up && is_in_ring == up && last.contains(reason),
+                "{backend:?}"
+            );
         }
         Ok(())
     })
@@ -142,6 +146,9 @@ fn a_backend_on_a_node_without_the_vip_is_down_though_others_answer_for_it() -> 
 /// node its gateway. Returns its addresses with its process.
 fn contained(lab: &Lab) -> Result<(Namespace, Nginx, [IpAddr; 2])> {
     let (node, container) = (&lab.balancer.namespace, Namespace::new("container")?);
+    // While its link-local address is tentative (RFC 4862, 5.4), it can't look for its gateway: its first SYN-ACK would
+    // leave a second late, after the SYN was sent again and failed over to the other backend, which resets that client.
+    container.sysctl(&[("ipv6/conf/default/accept_dad", "0")])?;
     node.ip(&format!(
         "link add br1 type bridge\naddr add 172.18.0.1/24 dev br1\n\
          addr add fd18::1/64 dev br1 nodad\nlink set br1 up\n\
