@@ -38,7 +38,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("lb_cli::doctor", &[("first_buffer", "backend")]),
-    ("lb_control::engine", &[("history", "sweep")]),
 ];
 
 /// The packages that are checked, of a workspace.

@@ -92,7 +92,7 @@ pub struct EngineLog(pub Recorder);
 
 impl Subscriber for EngineLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target().starts_with("lb_control::engine::history")
+        metadata.is_event() && metadata.target().starts_with("lb_control::engine")
     }
 
     fn event(&self, event: &Event<'_>) {

@@ -7,7 +7,7 @@ use lb_common::{
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
 };
 
-use crate::entry;
+use crate::{entry, time::Now};
 
 /// The tables of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +67,13 @@ pub const fn is_closed(value: FlowValue, idle_secs: u32) -> bool {
 #[inline]
 pub const fn is_embryonic(value: FlowValue) -> bool {
     value.flags & flow_flags::ESTABLISHED == 0
+}
+
+/// For how many seconds a flow has been idle; not for longer than since `floor`, in seconds of CLOCK_MONOTONIC.
+#[must_use]
+#[inline]
+pub fn idle_secs(value: FlowValue, floor: u32, now: Now) -> u32 {
+    now.mono_secs().saturating_sub(value.seen.max(floor))
 }
 
 /// How many seconds a flow may be idle before it counts as gone; `embryonic_secs` is how many one may that has only

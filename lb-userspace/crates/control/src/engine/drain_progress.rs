@@ -39,7 +39,12 @@ use lb_model::{
     time::Now,
 };
 
-use super::{Engine, history::Role};
+use super::{
+    history::{History, Role},
+    maps::Maps,
+    walk::Walk,
+    wanted::Wanted,
+};
 
 /// The live flows of one backend in all tables, as a walk has met them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,29 +160,34 @@ impl Drains {
     }
 }
 
-impl<D: DataPlane> Engine<D> {
+impl Drains {
     /// Sets the services whose packets another node gets, without exporting their flows to this one.
-    pub fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
-        let drains = &mut self.drains;
-        for key in drains.unsynced.difference(&unsynced) {
-            drains.seen_since.insert(*key, now.mono_secs());
+    pub(super) fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
+        for key in self.unsynced.difference(&unsynced) {
+            self.seen_since.insert(*key, now.mono_secs());
         }
-        drains.unsynced = unsynced;
+        self.unsynced = unsynced;
     }
 
     /// Looks how far drains are: after the rings and the flows were looked at.
-    pub(super) fn look_at_drains(&mut self, now: Now) {
-        let ids = self.ids();
+    pub(super) fn look<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        wanted: &Wanted,
+        (walk, history): (&Walk, &History),
+        now: Now,
+    ) {
+        let ids = maps.ids();
         let mut states = BTreeMap::new();
-        for service in self.desired().services.values() {
-            let Some(value) = self.applied.services.get(&service.key) else { continue };
+        for service in wanted.desired().services.values() {
+            let Some(value) = maps.applied.services.get(&service.key) else { continue };
             for (address, backend) in &service.backends {
                 let (Admin::Draining { deadline } | Admin::Removing { deadline }) = backend.admin
                 else {
                     continue;
                 };
                 let Some(id) = ids.of(value.id, *address) else { continue };
-                let mut state = self.drain(service, value.id, id, now);
+                let mut state = self.drain(service, (value.id, id), (walk, history), now);
                 if let (Some(deadline), Some(ends)) = (deadline, &mut state.ends_in_secs) {
                     let left = deadline.duration_since(now.wall).unwrap_or_default();
                     *ends = (*ends).min(left.as_secs());
@@ -185,11 +195,17 @@ impl<D: DataPlane> Engine<D> {
                 states.insert(id, state);
             }
         }
-        self.drains.states = states;
+        self.states = states;
     }
 
-    fn drain(&self, service: &Service, service_id: u16, id: u16, now: Now) -> Drain {
-        let unseen = match self.history.role(&service.key) {
+    fn drain(
+        &self,
+        service: &Service,
+        (service_id, id): (u16, u16),
+        (walk, history): (&Walk, &History),
+        now: Now,
+    ) -> Drain {
+        let unseen = match history.role(&service.key) {
             Role::Own => None,
             Role::Follows => Some(Unseen::Synced),
             Role::Shared => Some(Unseen::Shared),
@@ -199,8 +215,8 @@ impl<D: DataPlane> Engine<D> {
         }
         let secs = |time: std::time::Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let idle_timeout = secs(service.idle_timeout);
-        let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
-        let ring = self.drains.rings.get(&service_id);
+        let tally = walk.per_backend.get(&id).copied().unwrap_or_default();
+        let ring = self.rings.get(&service_id);
         let base = ring.and_then(|ring| ring.bases.get(&id)).copied();
         let silence = secs(service.drain_silence);
         let silence = ring.map_or(silence, |ring| ring.silences.wait_secs(silence, idle_timeout));
@@ -209,12 +225,12 @@ impl<D: DataPlane> Engine<D> {
         let last_packet = base.max(tally.last_packet);
         let since = |then: u32| now.mono_secs().saturating_sub(then);
         // Before that second others got the packets.
-        let seen_since = self.drains.seen_since.get(&service.key).copied();
+        let seen_since = self.seen_since.get(&service.key).copied();
         let is_quiet = |secs: u32, then: Option<u32>| {
             then.is_none_or(|then| secs.saturating_sub(then) >= silence)
         };
         // The pins are as old as the walk that has read them.
-        let is_quiet = is_quiet(self.walk.started(), tally.last_packet)
+        let is_quiet = is_quiet(walk.started(), tally.last_packet)
             && is_quiet(now.mono_secs(), base.max(seen_since));
         Drain {
             estimated: tally.flows == tally.closing && is_quiet,

@@ -4,13 +4,10 @@
 //! that has lost the program, gets it again unless `reattach` is false. Another project's program is reported and
 //! stays, with `--force` too.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use lb_api::status::Interface;
 use lb_datapath::DataPlane;
 use tracing::error;
-
-use super::Engine;
 
 /// An event of an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,51 +44,42 @@ impl Interfaces {
         std::mem::take(&mut self.events)
     }
 
-    fn record(&mut self, interface: &str, kind: InterfaceEventKind, text: String) {
-        self.events.push(InterfaceEvent { interface: interface.to_owned(), kind, text });
-    }
-}
-
-impl<D: DataPlane> Engine<D> {
-    /// The interfaces whose program is at tc.
-    pub fn at_tc(&self) -> BTreeSet<String> {
-        let interfaces = self.data_plane.interfaces().into_iter();
-        interfaces.filter(Interface::is_at_tc).map(|one| one.name).collect()
-    }
-
     /// Reports interfaces that have lost the program, and attaches it again, if that is wanted and
     /// can be done; if not, each call tries again. A cause is logged once.
-    pub(super) fn watch_interfaces(&mut self) {
-        let Self { data_plane, interfaces, settings, .. } = self;
+    pub(super) fn watch(&mut self, data_plane: &mut impl DataPlane, reattach: bool) {
         for there in data_plane.interfaces() {
             let interface = there.name.as_str();
-            let known = interfaces.bare.contains_key(interface);
+            let known = self.bare.contains_key(interface);
             let Some(problem) = data_plane.problem(interface) else {
-                if interfaces.bare.remove(interface).is_some() {
+                if self.bare.remove(interface).is_some() {
                     let text = format!("{interface}: the balancer's program is back");
-                    interfaces.record(interface, InterfaceEventKind::Back, text);
+                    self.record(interface, InterfaceEventKind::Back, text);
                 }
                 continue;
             };
             if !known {
                 let text = format!("{interface}: the balancer's program is gone: {problem}");
-                interfaces.record(interface, InterfaceEventKind::Lost, text);
+                self.record(interface, InterfaceEventKind::Lost, text);
             }
-            let why = if !settings.reattach {
+            let why = if !reattach {
                 format!("{problem}; with `reattach = false` a new start of lbd attaches it")
             } else if let Err(error) = data_plane.reattach(interface) {
                 format!("{error:#}; trying again each second")
             } else {
-                interfaces.bare.remove(interface);
+                self.bare.remove(interface);
                 let text = format!("{interface}: the balancer's program is attached again");
-                interfaces.record(interface, InterfaceEventKind::Back, text);
+                self.record(interface, InterfaceEventKind::Back, text);
                 continue;
             };
-            if interfaces.bare.get(interface) != Some(&why) {
+            if self.bare.get(interface) != Some(&why) {
                 error!(interface, "the balancer's program is not attached again: {why}");
-                interfaces.bare.insert(interface.to_owned(), why);
+                self.bare.insert(interface.to_owned(), why);
             }
         }
+    }
+
+    fn record(&mut self, interface: &str, kind: InterfaceEventKind, text: String) {
+        self.events.push(InterfaceEvent { interface: interface.to_owned(), kind, text });
     }
 }
 
@@ -100,7 +88,10 @@ mod tests {
     use lb_datapath::fake::Fake;
     use lb_model::settings::{Limits, Settings};
 
-    use super::{super::Now, *};
+    use super::{
+        super::{Engine, Now},
+        *,
+    };
 
     fn engine(reattach: bool) -> Engine<Fake> {
         let mut data_plane = Fake::new(Limits { services: 4, backends: 4, ..Limits::default() });

@@ -15,7 +15,7 @@ use lb_common::abi::SynBudget;
 use lb_datapath::DataPlane;
 use lb_model::time::Now;
 
-use super::Engine;
+use super::{maps::Maps, wanted::Wanted};
 
 const SECOND: u64 = 1_000_000_000;
 /// The part of a budget that is shared evenly is one of so many.
@@ -25,7 +25,7 @@ const SPENT_PART: u64 = 8;
 
 /// The last state of the buckets of one service.
 #[derive(Debug, Default)]
-pub(super) struct Shares {
+struct Shares {
     /// When, in nanoseconds of CLOCK_MONOTONIC.
     looked: u64,
     /// By CPU: the tokens that were left, and its demand in a second.
@@ -36,7 +36,7 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Whether a CPU had nothing left of the budget within the last second.
-    pub(super) fn is_spent(&self, now: Now) -> bool {
+    fn is_spent(&self, now: Now) -> bool {
         let now = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
         self.spent.is_some_and(|spent| now.saturating_sub(spent) <= SECOND)
     }
@@ -121,29 +121,42 @@ fn fair(total: u32, demands: &[u64]) -> Vec<u32> {
     shares
 }
 
-impl<D: DataPlane> Engine<D> {
-    /// Shares SYN budgets out among the CPUs, of the services whose flows are pinned.
-    pub(super) fn share_pins(&mut self, now: Now) -> Result<()> {
+/// The shares of all services whose flows are pinned, by the service's id.
+#[derive(Debug, Default)]
+pub(super) struct PinShares(BTreeMap<u16, Shares>);
+
+impl PinShares {
+    /// Whether a CPU had nothing left of a service's budget within the last second.
+    pub(super) fn is_spent(&self, service: u16, now: Now) -> bool {
+        self.0.get(&service).is_some_and(|shares| shares.is_spent(now))
+    }
+
+    /// Shares SYN budgets out among the CPUs.
+    pub(super) fn share_out<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        wanted: &Wanted,
+        now: Now,
+    ) -> Result<()> {
         let mut totals = BTreeMap::new();
-        for service in self.desired().services.values() {
-            let Some(value) = self.applied.services.get(&service.key) else { continue };
-            let ring = self.applied.rings.get(&value.id);
+        for service in wanted.desired().services.values() {
+            let Some(value) = maps.applied.services.get(&service.key) else { continue };
+            let ring = maps.applied.rings.get(&value.id);
             let pins = ring.is_some_and(|ring| ring.in_flux > 0 || ring.pinned > 0);
             if pins && service.syn_budget > 0 {
                 totals.insert(value.id, (service.syn_budget, value.syn_budget));
             }
         }
         let services: BTreeSet<u16> = totals.keys().copied().collect();
-        self.pin_shares.retain(|id, _| services.contains(id));
+        self.0.retain(|id, _| services.contains(id));
         if services.is_empty() {
             return Ok(());
         }
         let nanos = u64::try_from(now.mono.as_nanos()).unwrap_or(u64::MAX);
-        let Self { data_plane, pin_shares, .. } = self;
-        data_plane
+        maps.plane
             .visit_syn_budgets(&services, &mut |id, buckets| {
                 if let Some(&(total, even)) = totals.get(&id) {
-                    pin_shares.entry(id).or_default().adapt(total, even, nanos, buckets);
+                    self.0.entry(id).or_default().adapt(total, even, nanos, buckets);
                 }
             })
             .context("share the SYN budgets out")

@@ -4,10 +4,9 @@
 //! room such a pin lives as long as a client may still answer; in a table that fills, only as long as clients take,
 //! so that there is room for the next ones.
 
-use lb_datapath::DataPlane;
 use lb_model::flow::EMBRYONIC_SECS;
 
-use super::{Engine, sweep::Walk};
+use super::walk::Walk;
 
 /// Seconds without a packet after which a flow that has only sent SYNs is gone while the table is more than half full: longer than a client takes to send its SYN again, which renews the
 /// pin (1 s; RFC 6298, 2.1), and than any path's round trip.
@@ -20,26 +19,14 @@ const UNDER_PRESSURE_FLOWS_PER_SEC: u64 = 200_000;
 
 impl Walk {
     /// More than so many seconds pass before the next one, because of its cost. `room` is that for pins.
-    fn secs_between(&self, room: u32) -> u32 {
+    pub(super) fn secs_between(&self, room: u32) -> u32 {
         let is_pressing = self.pins > u64::from(room) / 4;
         let per_sec = if is_pressing { UNDER_PRESSURE_FLOWS_PER_SEC } else { FLOWS_PER_SEC };
         u32::try_from(self.flows / per_sec).unwrap_or(u32::MAX)
     }
 
     /// After how many seconds without a packet a flow that has only sent SYNs is gone.
-    fn embryonic_secs(&self, room: u32) -> u32 {
+    pub(super) fn embryonic_secs(&self, room: u32) -> u32 {
         if self.pins > u64::from(room) / 2 { UNDER_PRESSURE_SECS } else { EMBRYONIC_SECS }
-    }
-}
-
-impl<D: DataPlane> Engine<D> {
-    /// More than so many seconds pass between two walks of the flows.
-    pub(super) fn secs_between_walks(&self) -> u32 {
-        self.walk.secs_between(self.data_plane.limits().pins)
-    }
-
-    /// After how many seconds without a packet a flow that has only sent SYNs is gone.
-    pub(super) fn embryonic_secs(&self) -> u32 {
-        self.walk.embryonic_secs(self.data_plane.limits().pins)
     }
 }

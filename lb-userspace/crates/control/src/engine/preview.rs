@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Desired, ServiceKey},
@@ -15,7 +15,10 @@ use lb_model::{
     time::Now,
 };
 
-use super::{Engine, owner, table};
+use super::{
+    Engine,
+    apply::{owner, table},
+};
 use crate::reconcile::{Change, Target};
 
 impl<D: DataPlane> Engine<D> {
@@ -26,7 +29,8 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// If a map can't be read.
     pub fn preview(&self, desired: &Desired, now: Now) -> Result<Preview> {
-        let neighbourhood = self.neighbourhood.as_ref().map(|known| presumed(known, desired));
+        let neighbourhood =
+            self.wanted.neighbourhood.as_ref().map(|known| presumed(known, desired));
         let mut ramping = self.ramping.clone();
         let plan = self.plan(desired, neighbourhood.as_ref(), &mut ramping, now);
         let names = Names::new(self, desired, &plan.changes);
@@ -38,7 +42,7 @@ impl<D: DataPlane> Engine<D> {
                 Change::DeleteRing(id) => (*id, self.deleted(*id)),
                 Change::PutBackend(_, value) => (value.service, ServicePreview::default()),
                 Change::ClearBackend(id) => {
-                    let Some(value) = self.applied.backends.get(id) else { continue };
+                    let Some(value) = self.maps.applied.backends.get(id) else { continue };
                     (value.service, ServicePreview::default())
                 }
                 _ => continue,
@@ -48,7 +52,7 @@ impl<D: DataPlane> Engine<D> {
             if seen != ServicePreview::default() {
                 *held = seen;
             } else if held.slots == 0 {
-                held.slots = self.applied.rings.get(&id).map_or(0, |ring| ring.slots);
+                held.slots = self.maps.applied.rings.get(&id).map_or(0, |ring| ring.slots);
             }
         }
         Ok(Preview { services, left_out: plan.left_out })
@@ -57,7 +61,7 @@ impl<D: DataPlane> Engine<D> {
     /// A ring that is made whole: no backend of the one before keeps its flows.
     fn published(&self, id: u16, target: &Target) -> ServicePreview {
         let (slots, starved) = (target.slots, target.members.is_empty());
-        let Some(old) = self.applied.rings.get(&id) else {
+        let Some(old) = self.maps.applied.rings.get(&id) else {
             return ServicePreview { slots, starved, ..ServicePreview::default() };
         };
         let owned: u32 = old.held.values().map(|held| held.current).sum();
@@ -73,8 +77,8 @@ impl<D: DataPlane> Engine<D> {
     }
 
     fn retargeted(&self, id: u16, target: &Target) -> Result<ServicePreview> {
-        let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
-        let table = table(target, &self.settings.seed);
+        let slots = self.maps.ring(id)?;
+        let table = table(target, &self.wanted.settings.seed);
         let keeps = |id| target.bases && target.keeping.contains(&id);
         let mut seen = ServicePreview {
             slots: target.slots,
@@ -99,7 +103,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     fn deleted(&self, id: u16) -> ServicePreview {
-        let slots = self.applied.rings.get(&id).map_or(0, |ring| ring.slots);
+        let slots = self.maps.applied.rings.get(&id).map_or(0, |ring| ring.slots);
         ServicePreview {
             slots,
             slots_moved: slots,
@@ -119,7 +123,7 @@ impl<D: DataPlane> Engine<D> {
             .map(|(_, id)| *id)
             .chain(target.keeping.iter().copied())
             .collect();
-        let backends = self.applied.backends.iter();
+        let backends = self.maps.applied.backends.iter();
         let gone = backends.filter(|(id, value)| value.service == service && !stay.contains(id));
         gone.filter_map(|(id, _)| self.walk.per_backend.get(id)).map(|tally| tally.flows).sum()
     }
@@ -136,7 +140,7 @@ impl Names {
             .flat_map(|desired| &desired.services)
             .map(|(name, service)| (service.key, name))
             .collect();
-        let there = engine.applied.services.iter().map(|(key, value)| (*key, value.id));
+        let there = engine.maps.applied.services.iter().map(|(key, value)| (*key, value.id));
         let added = changes.iter().filter_map(|change| match change {
             Change::PutService(key, value) => Some((*key, value.id)),
             _ => None,

@@ -22,7 +22,11 @@ const STEP: u16 = 100;
 
 /// The backends that don't have their whole share yet.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Ramping(BTreeMap<Target, Ramp>);
+pub(super) struct Ramping {
+    ramps: BTreeMap<Target, Ramp>,
+    /// The shares that the last plan was made with.
+    in_force: Ramps,
+}
 
 /// One backend's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +50,23 @@ impl Ramp {
 impl Ramping {
     /// The shares that are not whole.
     pub(super) fn shares(&self, now: Now) -> Ramps {
-        let shares = self.0.iter().map(|(target, ramp)| (*target, ramp.share(now.mono)));
+        let shares = self.ramps.iter().map(|(target, ramp)| (*target, ramp.share(now.mono)));
         shares.filter(|(_, share)| *share < STEP * STEPS as u16).collect()
+    }
+
+    /// A plan is written with the shares of this moment.
+    pub(super) fn set_in_force(&mut self, now: Now) {
+        self.in_force = self.shares(now);
+    }
+
+    /// The share of a backend that does not have all of it, in thousandths, by the last plan.
+    pub(super) fn in_force(&self, target: &Target) -> Option<u16> {
+        self.in_force.get(target).copied()
     }
 
     /// Whether a share has grown between two moments.
     pub(super) fn has_stepped(&self, before: Duration, now: Duration) -> bool {
-        self.0.values().any(|ramp| ramp.share(before) != ramp.share(now))
+        self.ramps.values().any(|ramp| ramp.share(before) != ramp.share(now))
     }
 
     /// Notes the backends that join rings by a plan, and those that have left them or have their whole share;
@@ -83,16 +97,16 @@ impl Ramping {
                 if owns(*id) || !others || panic || !up || takes.is_zero() {
                     continue;
                 }
-                self.0.entry(target).or_insert_with(|| {
+                self.ramps.entry(target).or_insert_with(|| {
                     joined = true;
                     Ramp { began: now, takes }
                 });
             }
             let member =
                 |address| target.members.iter().any(|(member, _)| member.address == address);
-            self.0.retain(|at, _| at.service != service.key || member(at.backend));
+            self.ramps.retain(|at, _| at.service != service.key || member(at.backend));
         }
-        self.0.retain(|target, ramp| {
+        self.ramps.retain(|target, ramp| {
             let service = services.get(&target.service);
             let there = service.is_some_and(|s| s.backends.contains_key(&target.backend));
             there && ramp.share(now) < STEP * STEPS as u16

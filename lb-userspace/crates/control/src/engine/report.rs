@@ -20,7 +20,7 @@ use lb_model::{
     units::nearest,
 };
 
-use super::{Engine, sweep::Ids};
+use super::{Engine, maps::Ids};
 
 impl<D: DataPlane> Engine<D> {
     /// The parts that a capture needs to begin; `status` has the names.
@@ -32,7 +32,7 @@ impl<D: DataPlane> Engine<D> {
         spec.check().map_err(anyhow::Error::msg)?;
         let mut book = Book::default();
         for (name, service) in &status.services {
-            if let Some(value) = self.applied.services.get(&service.key) {
+            if let Some(value) = self.maps.applied.services.get(&service.key) {
                 book.services.insert(value.id, name.clone());
             }
             let ids = service.backends.iter().map(|(address, backend)| (backend.id, *address));
@@ -60,7 +60,7 @@ impl<D: DataPlane> Engine<D> {
                 _ => bail!("{address} is a backend of several services; name one by --service"),
             }
         });
-        let loader = self.data_plane.prepare_capture(spec, service, backend.transpose()?)?;
+        let loader = self.maps.plane.prepare_capture(spec, service, backend.transpose()?)?;
         Ok((loader, book))
     }
 
@@ -70,7 +70,7 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// One is running, or the program can't be put into its place.
     pub fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
-        self.data_plane.begin_capture(capturer)
+        self.maps.plane.begin_capture(capturer)
     }
 
     /// Ends a capture; nothing is done if none is running.
@@ -79,7 +79,7 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// The normal program can't be put back.
     pub fn end_capture(&mut self) -> Result<()> {
-        self.data_plane.end_capture()
+        self.maps.plane.end_capture()
     }
 
     /// The program's decisions about packets at this moment; `status` has the names for them. Writes no
@@ -89,12 +89,12 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// If a packet makes no sense, or a map can't be read.
     pub fn explain(&self, questions: &Questions, status: &Status, nanos: u64) -> Result<Answers> {
-        let room_for_pins = self.walk.pins < u64::from(self.data_plane.limits().pins);
+        let room_for_pins = self.walk.pins < u64::from(self.maps.plane.limits().pins);
         let around = Around { status, nanos, room_for_pins };
-        let all = explain::explain(&self.data_plane, questions, &around)?;
+        let all = explain::explain(&self.maps.plane, questions, &around)?;
         let (explained, cases) = all.into_iter().unzip();
         let verifier = match questions.verify {
-            true => Some(self.data_plane.verifier(cases).context("copy the maps")?),
+            true => Some(self.maps.plane.verifier(cases).context("copy the maps")?),
             false => None,
         };
         Ok(Answers { explained, verifier })
@@ -106,43 +106,43 @@ impl<D: DataPlane> Engine<D> {
     ///
     /// If the counters can't be read.
     pub fn status(&self) -> Result<Status> {
-        let verdicts = self.data_plane.verdicts().context("read the verdicts")?;
-        let totals = self.data_plane.backend_totals().context("read the backends' counters")?;
+        let verdicts = self.maps.plane.verdicts().context("read the verdicts")?;
+        let totals = self.maps.plane.backend_totals().context("read the backends' counters")?;
         let count = |index: u32| verdicts.get(index as usize).copied().unwrap_or_default();
-        let limits = self.data_plane.limits();
-        let services = self.desired().services.iter();
-        let ids = self.ids();
+        let limits = self.maps.plane.limits();
+        let services = self.wanted.desired().services.iter();
+        let ids = self.maps.ids();
         Ok(Status {
-            interfaces: self.data_plane.interfaces(),
+            interfaces: self.maps.plane.interfaces(),
             services: services
                 .map(|(name, service)| (name.clone(), self.service(service, &ids, &totals)))
                 .collect(),
             passed: by_name(Pass::ALL.iter().map(|why| (why.name(), count(why.index())))),
             dropped: by_name(Drop::ALL.iter().map(|why| (why.name(), count(why.index())))),
             pins: Usage { used: self.walk.pins, capacity: limits.pins.into() },
-            services_used: usage(self.applied.services.len(), limits.services),
-            backends_used: usage(self.applied.backends.len(), limits.backends),
+            services_used: usage(self.maps.applied.services.len(), limits.services),
+            backends_used: usage(self.maps.applied.backends.len(), limits.backends),
             last_error: self.last_error.clone(),
             ..Status::default()
         })
     }
 
     fn service(&self, service: &desired::Service, ids: &Ids, totals: &[BackendTotals]) -> Service {
-        let id = self.applied.services.get(&service.key).map(|value| value.id);
-        let ring = id.and_then(|id| self.applied.rings.get(&id));
+        let id = self.maps.applied.services.get(&service.key).map(|value| value.id);
+        let ring = id.and_then(|id| self.maps.applied.rings.get(&id));
         let backends = service.backends.iter().map(|(&address, backend)| {
             let id = id.and_then(|service| ids.of(service, address)).unwrap_or(0);
             let held = ring.and_then(|ring| ring.held.get(&id)).copied().unwrap_or_default();
             let totals = totals.get(usize::from(id)).filter(|_| id != 0);
             let totals = totals.copied().unwrap_or_default();
             let want = Want { address, mode: service.mode };
-            let known = self.neighbourhood.as_ref().and_then(|known| known.hops.get(&want));
+            let known = self.wanted.neighbourhood.as_ref().and_then(|known| known.hops.get(&want));
             let hop = match known {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
             };
             let target = seen::Target { service: service.key, backend: address };
-            let seen = self.view.get(&target).copied().unwrap_or_default();
+            let seen = self.wanted.view.get(&target).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);
             let drains = backend.admin.drains();
@@ -159,7 +159,7 @@ impl<D: DataPlane> Engine<D> {
                 held: seen.held,
                 suspect: seen.suspect,
                 check: None,
-                slow_start_permille: self.ramps.get(&target).copied(),
+                slow_start_permille: self.ramping.in_force(&target),
                 unusable: self.unusable(backend, seen, id, known),
                 egress_fault: None,
                 path_mtu: self.path_mtu(&want),
@@ -191,14 +191,14 @@ impl<D: DataPlane> Engine<D> {
             slots_in_flux: ring.map_or(0, |ring| ring.in_flux),
             idle_timeout_secs: service.idle_timeout.as_secs(),
             standing: self.standings.get(&service.key).copied().unwrap_or_default(),
-            totals: self.retired.with(&service.key, backends.values()),
+            totals: self.maps.retired.with(&service.key, backends.values()),
             backends,
         }
     }
 
     /// The path MTU to a backend that routers have reported.
     fn path_mtu(&self, want: &Want) -> Option<u16> {
-        let known = self.neighbourhood.as_ref().filter(|_| want.mode == Mode::Ipip)?;
+        let known = self.wanted.neighbourhood.as_ref().filter(|_| want.mode == Mode::Ipip)?;
         known.path_mtus.get(&want.address).copied()
     }
 
@@ -211,7 +211,7 @@ impl<D: DataPlane> Engine<D> {
         known: Option<&Resolution>,
     ) -> Option<String> {
         use lb_common::abi::backend_flags::USABLE;
-        if self.applied.backends.get(&id).is_some_and(|entry| entry.flags & USABLE != 0) {
+        if self.maps.applied.backends.get(&id).is_some_and(|entry| entry.flags & USABLE != 0) {
             return None;
         }
         Some(match (backend.admin, known) {

@@ -10,12 +10,10 @@ use lb_api::status::{Backend, Totals};
 use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
 
-use super::Engine;
-
 /// The sums of backends that are gone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Retired {
-    sums: BTreeMap<ServiceKey, Totals>,
+    pub(super) sums: BTreeMap<ServiceKey, Totals>,
     /// Ids that were cleared and whose counters are still to be added.
     cleared: Vec<(ServiceKey, u16)>,
 }
@@ -32,6 +30,23 @@ impl Retired {
         self.cleared.retain(|(key, _)| key != service);
     }
 
+    /// Adds the counters of the backends that were cleared. Their ids rest for two seconds and name
+    /// no other backend until then.
+    pub(super) fn count(&mut self, data_plane: &impl DataPlane) -> Result<()> {
+        if self.cleared.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<u16> = self.cleared.iter().map(|(_, id)| *id).collect();
+        let totals = data_plane.totals_of(&ids).context("read the backends' counters")?;
+        for ((service, _), counted) in self.cleared.drain(..).zip(totals) {
+            let more = Totals { sent: counted.sent, new_flows: counted.new_flows };
+            if more != Totals::default() {
+                self.sums.entry(service).or_default().add(more);
+            }
+        }
+        Ok(())
+    }
+
     /// The sums of a service, with the counters of its present backends.
     pub(super) fn with<'a>(
         &self,
@@ -41,34 +56,5 @@ impl Retired {
         let mut totals = self.sums.get(service).copied().unwrap_or_default();
         backends.for_each(|b| totals.add(Totals { sent: b.sent, new_flows: b.new_flows }));
         totals
-    }
-}
-
-impl<D: DataPlane> Engine<D> {
-    /// The sums of the counters of removed backends, by service.
-    pub const fn retired(&self) -> &BTreeMap<ServiceKey, Totals> {
-        &self.retired.sums
-    }
-
-    /// Goes on from the sums of an earlier run.
-    pub fn set_retired(&mut self, sums: BTreeMap<ServiceKey, Totals>) {
-        self.retired.sums = sums;
-    }
-
-    /// Adds the counters of the backends that were cleared. Their ids rest for two seconds and name
-    /// no other backend until then.
-    pub(super) fn retire(&mut self) -> Result<()> {
-        if self.retired.cleared.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<u16> = self.retired.cleared.iter().map(|(_, id)| *id).collect();
-        let totals = self.data_plane.totals_of(&ids).context("read the backends' counters")?;
-        for ((service, _), counted) in self.retired.cleared.drain(..).zip(totals) {
-            let more = Totals { sent: counted.sent, new_flows: counted.new_flows };
-            if more != Totals::default() {
-                self.retired.sums.entry(service).or_default().add(more);
-            }
-        }
-        Ok(())
     }
 }

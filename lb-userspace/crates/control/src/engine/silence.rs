@@ -27,7 +27,7 @@ use lb_model::{
     units::counted,
 };
 
-use super::Engine;
+use super::{maps::Maps, wanted::Wanted};
 
 /// SYNs after which nothing else came: of so many clients one would have answered.
 const UNANSWERED: u64 = 4;
@@ -204,42 +204,42 @@ impl Silence {
     }
 }
 
-impl<D: DataPlane> Engine<D> {
-    /// The work of a moment, several times a second: finds the backends that seem silent, and shares
-    /// SYN budgets out among the CPUs.
-    ///
-    /// # Errors
-    ///
-    /// If the counters can't be read.
-    pub fn watch(&mut self, now: Now) -> Result<Vec<Suspicion>> {
-        let mut suspicions = Vec::new();
-        let ids = self.ids();
+impl Silence {
+    /// Takes samples of the backends of all TCP services; returns those that seem silent, and the ids of the
+    /// services with second choices since the last call.
+    pub(super) fn watch<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        wanted: &Wanted,
+        now: Now,
+    ) -> Result<(Vec<Suspicion>, Vec<u16>)> {
+        let ids = maps.ids();
         let mut services = BTreeMap::new();
-        for service in self.desired().services.values() {
-            let Some(value) = self.applied.services.get(&service.key) else { continue };
+        for service in wanted.desired().services.values() {
+            let Some(value) = maps.applied.services.get(&service.key) else { continue };
             if service.key.protocol == Protocol::Tcp {
                 let backends = service.backends.keys();
-                let ring = self.applied.rings.get(&value.id);
+                let ring = maps.applied.rings.get(&value.id);
                 let serves =
                     |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|h| h.current > 0);
                 let backends: Vec<_> = backends
                     .filter_map(|at| ids.of(value.id, *at).map(|id| (*at, id, serves(id))))
                     .collect();
-                services.insert(service.key, backends);
+                services.insert(service.key, (value.id, backends));
             }
         }
-        self.silence.services.retain(|key, _| services.contains_key(key));
-        self.silence.second_choices.retain(|key, _| services.contains_key(key));
-        let wanted: Vec<u16> = services.values().flatten().map(|(_, id, _)| *id).collect();
-        let mut totals = self.data_plane.totals_of(&wanted)?.into_iter();
-        for (key, backends) in services {
+        self.services.retain(|key, _| services.contains_key(key));
+        self.second_choices.retain(|key, _| services.contains_key(key));
+        let backends = services.values().flat_map(|(_, backends)| backends);
+        let backends: Vec<u16> = backends.map(|(_, id, _)| *id).collect();
+        let mut totals = maps.plane.totals_of(&backends)?.into_iter();
+        let (mut suspicions, mut with_second_choices) = (Vec::new(), Vec::new());
+        for (key, (id, backends)) in services {
             let totals: Vec<_> = totals.by_ref().take(backends.len()).collect();
             let second_choices = totals.iter().map(|totals| totals.second_choices).sum();
-            let before = self.silence.second_choices.insert(key, second_choices);
-            if before.is_some_and(|before| before != second_choices)
-                && let Some(value) = self.applied.services.get(&key)
-            {
-                self.walk.expect_pins(value.id);
+            let before = self.second_choices.insert(key, second_choices);
+            if before.is_some_and(|before| before != second_choices) {
+                with_second_choices.push(id);
             }
             let samples: Vec<_> = backends
                 .into_iter()
@@ -249,17 +249,15 @@ impl<D: DataPlane> Engine<D> {
                     Sample { backend, serves, counts }
                 })
                 .collect();
-            suspicions.extend(self.silence.look(key, now.mono, &samples));
+            suspicions.extend(self.look(key, now.mono, &samples));
         }
-        self.silence.looked = now.mono;
-        self.share_pins(now)?;
-        Ok(suspicions)
+        self.looked = now.mono;
+        Ok((suspicions, with_second_choices))
     }
 
-    /// Whether the share of a backend that takes it by and by has grown since [`Self::watch`], so
-    /// that the rings must be written.
-    pub fn has_stepped(&self, now: Now) -> bool {
-        self.ramping.has_stepped(self.silence.looked, now.mono)
+    /// When samples were taken last, on CLOCK_MONOTONIC.
+    pub(super) const fn looked(&self) -> Duration {
+        self.looked
     }
 }
 

@@ -18,10 +18,10 @@ use lb_common::{
     verdict::Drop,
 };
 use lb_datapath::DataPlane;
-use lb_model::{entry, ring, seen, time::Now};
+use lb_model::{desired::ServiceKey, entry, ring, seen, time::Now};
 use tracing::warn;
 
-use super::{Engine, history::Role};
+use super::{maps::Maps, pin_shares::PinShares, wanted::Wanted};
 
 /// Seconds for which new flows are dropped before older ones give way, and without a packet after which a slot has
 /// none that is seen to live. Within that a client has sent its SYN three times (after 1, 3 and 7 s; RFC 6298, 2).
@@ -69,63 +69,76 @@ impl GivingWay {
     }
 }
 
-impl<D: DataPlane> Engine<D> {
-    /// Looks which services have no room for pins of new flows; once a second.
-    pub(super) fn check_starvation(&mut self, now: Now) -> Result<()> {
-        let verdicts = self.data_plane.verdicts().context("read the verdicts")?;
+impl Starved {
+    /// Looks which services have no room for pins of new flows; once a second. Those count whose history is this
+    /// node's own.
+    pub(super) fn check<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        (pins, shares): (u64, &PinShares),
+        is_own: impl Fn(&ServiceKey) -> bool,
+        now: Now,
+    ) -> Result<()> {
+        let verdicts = maps.plane.verdicts().context("read the verdicts")?;
         let dropped =
             verdicts.get(Drop::Unpinnable.index() as usize).map_or(0, |count| count.packets);
-        let before = self.starved.dropped.replace(dropped);
+        let before = self.dropped.replace(dropped);
         let secs = now.mono_secs();
-        self.starved.services.retain(|_, span| secs.saturating_sub(span.last) <= PAUSE_SECS);
+        self.services.retain(|_, span| secs.saturating_sub(span.last) <= PAUSE_SECS);
         if before.is_none_or(|before| dropped <= before) {
             return Ok(());
         }
-        let room = u64::from(self.data_plane.limits().pins);
-        let is_full = self.walk.pins >= room - room / FREE_PART;
-        for (key, service) in &self.applied.services {
-            let is_spent = || self.pin_shares.get(&service.id).is_some_and(|s| s.is_spent(now));
-            if self.history.role(key) == Role::Own && (is_full || is_spent()) {
+        let room = u64::from(maps.room_for_pins());
+        let is_full = pins >= room - room / FREE_PART;
+        for (key, service) in &maps.applied.services {
+            let is_spent = || shares.is_spent(service.id, now);
+            if is_own(key) && (is_full || is_spent()) {
                 let span = Span { first: secs, last: secs, logged: (false, false) };
-                self.starved.services.entry(service.id).or_insert(span).last = secs;
+                self.services.entry(service.id).or_insert(span).last = secs;
             }
         }
         Ok(())
     }
 
     /// The base owners whose older flows give way in the ring of a service, if any do.
-    pub(super) fn giving_way(&self, id: u16) -> Option<GivingWay> {
-        let span = self.starved.services.get(&id)?;
+    pub(super) fn giving_way<D: DataPlane>(
+        &self,
+        id: u16,
+        maps: &Maps<D>,
+        wanted: &Wanted,
+    ) -> Option<GivingWay> {
+        let span = self.services.get(&id)?;
         let lasts = span.last.saturating_sub(span.first);
         if lasts < LASTING_SECS {
             return None;
         }
-        let key = self.key_of(id)?;
-        let service = self.desired().services.values().find(|service| service.key == key)?;
+        let key = maps.key_of(id)?;
+        let service = wanted.desired().services.values().find(|service| service.key == key)?;
         let refuses = |id: &u16| {
-            let entry = self.applied.backends.get(id)?;
+            let entry = maps.applied.backends.get(id)?;
             let backend = entry::ip_of(entry.address);
-            let seen = self.view.get(&seen::Target { service: key, backend })?;
+            let seen = wanted.view.get(&seen::Target { service: key, backend })?;
             let port = service.check_of(service.backends.get(&backend)?).port;
             let is_of_service = port.is_none_or(|port| port == key.port);
             let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;
             Some(takes_none && seen.refuses && is_of_service)
         };
-        let held = self.applied.rings.get(&id)?.held.iter().filter(|(_, held)| held.base > 0);
+        let held = maps.applied.rings.get(&id)?.held.iter().filter(|(_, held)| held.base > 0);
         let backends: BTreeSet<_> =
             held.map(|(id, _)| *id).filter(|id| refuses(id) == Some(true)).collect();
         (!backends.is_empty()).then_some(GivingWay { backends, all: lasts >= LONGEST_SECS })
     }
 
     /// Logs that slots of a service settle that may have flows: once, and once when all do.
-    pub(super) fn log_giving_way(&mut self, id: u16, slots: usize, all: bool) {
-        let Some(key) = self.key_of(id).filter(|_| slots > 0) else { return };
-        let Some(span) = self.starved.services.get_mut(&id) else { return };
+    pub(super) fn log(&mut self, id: u16, service: &str, slots: usize, all: bool) {
+        if slots == 0 {
+            return;
+        }
+        let Some(span) = self.services.get_mut(&id) else { return };
         let logged = if all { &mut span.logged.1 } else { &mut span.logged.0 };
         if std::mem::replace(logged, true) {
             return;
         }
-        let service = self.name_of(&key);
         warn!(
             service,
             slots,

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp, udp_policy};
+use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp};
 use lb_datapath::DataPlane;
 use lb_model::{
     desired::ServiceKey,
-    flow::{FlowRef, FlowTable, slot_of_flow},
+    flow::{FlowRef, FlowTable, idle_secs, slot_of_flow},
     ring,
     time::Now,
 };
@@ -16,8 +16,12 @@ use lb_sync::{
     record::{Base, Pin, digest},
 };
 
-use super::{RingDelta, Role, Settling, to_flow};
-use crate::engine::Engine;
+use super::{History, RingDelta, Role, Settling, to_flow};
+use crate::engine::{
+    maps::Maps,
+    starved::{GivingWay, Starved},
+    wanted::Wanted,
+};
 
 /// Other owners of a slot: where it is, before and after.
 type Move = (u32, Owners, Owners);
@@ -25,65 +29,63 @@ type Move = (u32, Owners, Owners);
 /// Pins of each service.
 type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 
-impl<D: DataPlane> Engine<D> {
-    /// The changes since the last call, of services whose history is this node's or shared.
-    ///
-    /// The records are as they are at this moment, whatever they were when they changed. The export of one
-    /// call has the number [`Self::export_number`]; [`Self::set_acknowledged`] sets the acknowledged one.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read; the next call exports the changes.
-    pub fn export_changes(&mut self, now: Now) -> Result<Vec<Record>> {
-        self.record_changes(now);
-        let Self { data_plane, history, .. } = self;
-        let pending = &mut history.pending;
-        let noted = &mut pending.noted;
-        let all = data_plane
+impl History {
+    /// As [`Engine::export_changes`](crate::engine::Engine::export_changes).
+    pub(in crate::engine) fn export_changes<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        (starved, wanted): (&Starved, &Wanted),
+        now: Now,
+    ) -> Result<Vec<Record>> {
+        self.record_changes(maps, now);
+        let noted = &mut self.pending.noted;
+        let all = maps
+            .plane
             .noted_pins(&mut |key| {
                 noted.insert(key);
             })
             .context("read the log of pins")?;
         if !all {
-            pending.missed_since.get_or_insert(now.mono_secs().saturating_sub(MISSED_SECS));
+            let since = now.mono_secs().saturating_sub(MISSED_SECS);
+            self.pending.missed_since.get_or_insert(since);
         }
-        self.settle_acknowledged(now)?;
-        self.take_late_back(now)?;
-        self.export_settling(now)?;
-        if self.history.pending.is_empty() && self.history.sharing.is_empty() {
+        self.settle_acknowledged(maps, now)?;
+        self.take_late_back(maps, (starved, wanted), now)?;
+        self.export_settling(maps, (starved, wanted), now)?;
+        if self.pending.is_empty() && self.sharing.is_empty() {
             return Ok(Vec::new());
         }
-        let keys = self.exported_services();
+        let keys = self.exported_services(maps);
         let mut records = Vec::new();
         let mut exported_rings = Vec::new();
-        for (key, delta) in &self.history.pending.rings {
-            let is_exported = match self.history.role(key) {
+        for (key, delta) in &self.pending.rings {
+            let is_exported = match self.role(key) {
                 Role::Own => false,
                 Role::Follows => true,
-                Role::Shared => self.export_members(key, &mut records),
+                Role::Shared => self.export_members(maps, key, &mut records),
             };
-            if is_exported || self.export_ring(key, delta, now, &mut records)? {
+            if is_exported || self.export_ring(maps, key, delta, now, &mut records)? {
                 exported_rings.push(*key);
             }
         }
-        for (key, slots) in self.history.sharing.take_in_use() {
-            self.export_ring(&key, &RingDelta::of(slots), now, &mut records)?;
+        for (key, slots) in self.sharing.take_in_use() {
+            self.export_ring(maps, &key, &RingDelta::of(slots), now, &mut records)?;
         }
         let mut pins = Pins::new();
-        if let Some(since) = self.history.pending.missed_since {
-            self.export_pins_since(since, &keys, now, &mut pins)?;
+        if let Some(since) = self.pending.missed_since {
+            export_pins_since(maps, since, &keys, now, &mut pins)?;
         }
-        let pending = &self.history.pending;
+        let pending = &self.pending;
         let noted = pending.noted.iter().map(|key| FlowRef::Pin(*key));
         for flow in noted.chain(pending.flows.iter().copied()) {
             let Some(key) = keys.get(&flow.service()) else { continue };
-            if let Some(value) = self.data_plane.flow_value(&flow).context("read a flow")? {
-                pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
+            if let Some(value) = maps.plane.flow_value(&flow).context("read a flow")? {
+                pins.entry(*key).or_default().extend(to_pin(maps, &flow, value, now));
             }
         }
         records.extend(pins.into_iter().map(|(service, pins)| Record::Pins { service, pins }));
 
-        let pending = &mut self.history.pending;
+        let pending = &mut self.pending;
         let mut ended = BTreeMap::<_, Vec<_>>::new();
         for (service, flow) in pending.ended.drain(..) {
             ended.entry(service).or_default().push(flow);
@@ -101,33 +103,27 @@ impl<D: DataPlane> Engine<D> {
         Ok(records)
     }
 
-    /// The number of the last export.
-    pub const fn export_number(&self) -> u64 {
-        self.history.pending.number
-    }
-
-    /// Every peer has acknowledged all exports up to this number. Until this is called for the first time,
-    /// the next export acknowledges the one before.
-    pub const fn set_acknowledged(&mut self, number: u64) {
-        self.history.taken = Some(number);
+    /// As [`Engine::set_acknowledged`](crate::engine::Engine::set_acknowledged).
+    pub(in crate::engine) const fn set_acknowledged(&mut self, number: u64) {
+        self.taken = Some(number);
     }
 
     /// Keeps changes for export from now on. If they were not kept meanwhile, all rings and the pins since
     /// then are exported.
-    pub(super) fn record_changes(&mut self, now: Now) {
-        let pending = &mut self.history.pending;
+    pub(super) fn record_changes<D: DataPlane>(&mut self, maps: &Maps<D>, now: Now) {
+        let pending = &mut self.pending;
         if let Some(since) = pending.request(now.mono_secs()) {
             pending.missed_since = Some(since.saturating_sub(MISSED_SECS));
-            self.applied.services.keys().for_each(|key| pending.ring(*key));
+            maps.applied.services.keys().for_each(|key| pending.ring(*key));
         }
     }
 
     /// The services of which slots are on their way to settle, with their rings.
-    fn settling_rings(&self) -> Vec<(ServiceKey, u16, u32)> {
-        let services = self.history.settling.keys().filter_map(|key| {
-            let service = self.applied.services.get(key)?;
+    fn settling_rings<D: DataPlane>(&self, maps: &Maps<D>) -> Vec<(ServiceKey, u16, u32)> {
+        let services = self.settling.keys().filter_map(|key| {
+            let service = maps.applied.services.get(key)?;
             // A ring that is not known is not exported.
-            self.applied.rings.get(&service.id)?.target.as_ref()?;
+            maps.applied.rings.get(&service.id)?.target.as_ref()?;
             Some((*key, service.id, service.idle_timeout))
         });
         services.collect()
@@ -137,18 +133,23 @@ impl<D: DataPlane> Engine<D> {
     /// owners.
     ///
     /// Not while pins are held: the peer that takes over does not wait for later exports.
-    fn export_settling(&mut self, now: Now) -> Result<()> {
-        let mut room = self.history.window.room(self.history.taken, now.mono);
-        let number = self.history.pending.number + 1;
-        for (key, id, idle) in self.settling_rings() {
-            if self.history.held.contains(&key) {
+    fn export_settling<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        (starved, wanted): (&Starved, &Wanted),
+        now: Now,
+    ) -> Result<()> {
+        let mut room = self.window.room(self.taken, now.mono);
+        let number = self.pending.number + 1;
+        for (key, id, idle) in self.settling_rings(maps) {
+            if self.held.contains(&key) {
                 continue;
             }
-            let quiet = self.history.settling(key).take_quiet(room);
+            let quiet = self.settling(key).take_quiet(room);
             if quiet.is_empty() {
                 continue;
             }
-            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let slots = maps.ring(id)?;
             let (mut bases, mut moves) = (BTreeMap::new(), Vec::new());
             for index in quiet {
                 let Some(slot) = slots.get(index as usize) else { continue };
@@ -159,13 +160,14 @@ impl<D: DataPlane> Engine<D> {
                     moves.push((index, before, Owners { base: before.current, ..before }));
                 }
             }
-            let moved = self.move_quiet(id, &slots, &moves, idle, now)?;
+            let giving_way = starved.giving_way(id, maps, wanted);
+            let moved = move_quiet(maps, (id, &slots), &moves, (idle, giving_way.as_ref()), now)?;
             bases.extend(moved.iter().map(|(index, before, _)| (*index, before.base)));
             if !bases.is_empty() {
                 room = room.saturating_sub(bases.len());
-                self.history.window.export(number, now.mono);
-                self.history.pending.slots(key, bases.keys().copied());
-                self.history.settling(key).export(bases, number, now.mono);
+                self.window.export(number, now.mono);
+                self.pending.slots(key, bases.keys().copied());
+                self.settling(key).export(bases, number, now.mono);
             }
         }
         Ok(())
@@ -175,85 +177,56 @@ impl<D: DataPlane> Engine<D> {
     /// current owners unpinned, and adds them to the next export.
     ///
     /// Not while pins are held, as above.
-    fn take_late_back(&mut self, now: Now) -> Result<()> {
-        let number = self.history.pending.number + 1;
+    fn take_late_back<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        (starved, wanted): (&Starved, &Wanted),
+        now: Now,
+    ) -> Result<()> {
+        let number = self.pending.number + 1;
         let mut are_back = false;
-        for (key, id, idle) in self.settling_rings() {
-            if self.history.held.contains(&key) {
+        for (key, id, idle) in self.settling_rings(maps) {
+            if self.held.contains(&key) {
                 continue;
             }
-            let Self { history, applied, .. } = self;
-            let window = &history.window;
-            let settling = history.settling.entry(key).or_default();
+            let window = &self.window;
+            let settling = self.settling.entry(key).or_default();
             let late = settling.late(|sent| window.is_over(sent, now.mono));
-            let target = applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
+            let target = maps.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
             let keeps = |base| target.is_some_and(|at| at.bases && at.keeping.contains(&base));
             let late: Vec<_> = late.into_iter().filter(|(_, base)| keeps(*base)).collect();
             if late.is_empty() {
                 continue;
             }
-            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let slots = maps.ring(id)?;
             let moves = late.into_iter().filter_map(|(index, base)| {
                 let before = slots.get(index as usize)?.owners();
                 let settles = before.base == before.current && before.current != base;
                 settles.then_some((index, before, Owners { base, ..before }))
             });
             let moves: Vec<_> = moves.collect();
-            let moved = self.move_quiet(id, &slots, &moves, idle, now)?;
+            let giving_way = starved.giving_way(id, maps, wanted);
+            let moved = move_quiet(maps, (id, &slots), &moves, (idle, giving_way.as_ref()), now)?;
             let moved: Vec<_> = moved.into_iter().map(|(index, ..)| index).collect();
             are_back |= !moved.is_empty();
-            self.history.settling(key).take_back(&moved);
-            self.history.pending.slots(key, moved.into_iter());
+            self.settling(key).take_back(&moved);
+            self.pending.slots(key, moved.into_iter());
         }
         if are_back {
-            self.history.window.take_back(number, now.mono);
+            self.window.take_back(number, now.mono);
         }
         Ok(())
     }
 
-    /// Gives those of these slots other base owners that are quiet, or give way to new flows; which were.
-    ///
-    /// Whatever held this process up since the last look held up its lease as well: flows may have begun
-    /// without a pin where these slots had them go, and may at any moment of this.
-    fn move_quiet(
-        &mut self,
-        id: u16,
-        slots: &D::Ring,
-        moves: &[Move],
-        idle: u32,
-        now: Now,
-    ) -> Result<Vec<Move>> {
-        let at = stamp(now.mono_secs());
-        let giving_way = self.giving_way(id);
-        let gives_way =
-            |slot: Seen| giving_way.as_ref().is_some_and(|giving_way| giving_way.names(slot, at));
-        let changes = moves.iter().filter_map(|&(index, before, after)| {
-            let seen = slots.get(index as usize)?.seen();
-            let moves = ring::is_quiet(seen, at, idle) || gives_way(seen);
-            (seen.owners == before && moves).then_some((index, seen, after))
-        });
-        let changes: Vec<_> = changes.collect();
-        // A partial write leaves the ring unknown.
-        let target = self.applied.rings.entry(id).or_default().target.take();
-        let done = self.data_plane.replace_owners(slots, &changes);
-        let done = done.with_context(|| format!("write ring {id}"))?;
-        let made = changes.into_iter().zip(done).filter(|(_, done)| *done);
-        let made: Vec<_> = made.map(|((at, seen, to), _)| (at, seen.owners, to)).collect();
-        let ring = self.applied.rings.entry(id).or_default();
-        made.iter().for_each(|(_, before, after)| ring.move_slot(*before, *after));
-        ring.target = target;
-        Ok(made)
-    }
-
     /// Clears the base owners of slots whose settling is acknowledged.
-    fn settle_acknowledged(&mut self, now: Now) -> Result<()> {
-        let taken = self.history.taken.unwrap_or(u64::MAX);
-        for (key, id, _) in self.settling_rings() {
-            let settled = self.history.settling(key).take_acknowledged(taken);
+    fn settle_acknowledged<D: DataPlane>(&mut self, maps: &mut Maps<D>, now: Now) -> Result<()> {
+        let taken = self.taken.unwrap_or(u64::MAX);
+        for (key, id, _) in self.settling_rings(maps) {
+            let settled = self.settling(key).take_acknowledged(taken);
             if settled.is_empty() {
                 continue;
             }
-            let slots = self.data_plane.ring(id).with_context(|| format!("read ring {id}"))?;
+            let slots = maps.ring(id)?;
             let moves = settled.into_iter().filter_map(|index| {
                 let before = slots.get(index as usize)?.owners();
                 // If its current owner has changed meanwhile it is in flux again.
@@ -261,28 +234,28 @@ impl<D: DataPlane> Engine<D> {
                 settles.then_some((index, before, Owners { base: 0, ..before }))
             });
             let moves: Vec<_> = moves.collect();
-            self.write_bases(id, &slots, &moves, now)?;
-            self.history.settled += moves.len() as u64;
+            maps.write_bases(id, &slots, &moves, now)?;
+            self.settled += moves.len() as u64;
         }
-        self.history.settling.retain(|_, settling| *settling != Settling::default());
+        self.settling.retain(|_, settling| *settling != Settling::default());
         Ok(())
     }
 
-    /// The full history of services whose history is this node's or shared.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read.
-    pub fn export_all(&mut self, now: Now) -> Result<Vec<Record>> {
-        self.record_changes(now);
-        let keys = self.exported_services();
+    /// As [`Engine::export_all`](crate::engine::Engine::export_all).
+    pub(in crate::engine) fn export_all<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        now: Now,
+    ) -> Result<Vec<Record>> {
+        self.record_changes(maps, now);
+        let keys = self.exported_services(maps);
         let mut flows = Pins::new();
         let services: HashMap<_, _> =
-            self.applied.services.values().map(|service| (service.id, *service)).collect();
-        let rings = self.tracked_rings()?;
+            maps.applied.services.values().map(|service| (service.id, *service)).collect();
+        let rings = maps.tracked_rings()?;
         for table in FlowTable::ALL {
             let mut found = Vec::new();
-            self.data_plane
+            maps.plane
                 .flows(table, &mut |flow, value| found.push((flow, value)))
                 .context("walk the flows")?;
             for (flow, value) in found {
@@ -290,17 +263,17 @@ impl<D: DataPlane> Engine<D> {
                 let (Some(key), Some(service)) = (keys.get(&id), services.get(&id)) else {
                     continue;
                 };
-                let floor = self.history.floor(key, service.idle_timeout, now);
-                let idle = now.mono_secs().saturating_sub(value.seen.max(floor));
+                let floor = self.floor(key, service.idle_timeout, now);
+                let idle = idle_secs(value, floor, now);
                 let matters = table == FlowTable::Pins || off_ring(&flow, value, service, &rings);
                 if matters && idle <= service.idle_timeout {
-                    flows.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
+                    flows.entry(*key).or_default().extend(to_pin(maps, &flow, value, now));
                 }
             }
         }
         let mut records = Vec::new();
         for service in keys.into_values() {
-            self.export_ring(&service, &RingDelta::Whole, now, &mut records)?;
+            self.export_ring(maps, &service, &RingDelta::Whole, now, &mut records)?;
             if let Some(pins) = flows.remove(&service) {
                 records.push(Record::Pins { service, pins });
             }
@@ -311,24 +284,25 @@ impl<D: DataPlane> Engine<D> {
 
     /// Exports a service's ring; false if the ring is not known: a write has failed. Slots that are their
     /// own base owners are exported without one, or with the one that they may have again.
-    pub(super) fn export_ring(
+    pub(super) fn export_ring<D: DataPlane>(
         &self,
+        maps: &Maps<D>,
         key: &ServiceKey,
         delta: &RingDelta,
         now: Now,
         records: &mut Vec<Record>,
     ) -> Result<bool> {
-        let Some(service) = self.applied.services.get(key) else { return Ok(true) };
-        let Some(ring) = self.applied.rings.get(&service.id) else { return Ok(true) };
+        let Some(service) = maps.applied.services.get(key) else { return Ok(true) };
+        let Some(ring) = maps.applied.rings.get(&service.id) else { return Ok(true) };
         let Some(target) = &ring.target else { return Ok(false) };
-        let slots = self.data_plane.ring(service.id);
+        let slots = maps.plane.ring(service.id);
         let slots = slots.with_context(|| format!("read ring {}", service.id))?;
         let mut addresses = HashMap::new();
-        let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| self.address_of(id));
+        let mut address = |id: u16| *addresses.entry(id).or_insert_with(|| maps.address_of(id));
         let mut base = |(slot, at): (u32, &Slot)| {
             let Owners { current, base } = at.owners();
             let exported = match base == current {
-                true => self.history.sharing.exported_base(key, slot, now.mono_secs()),
+                true => self.sharing.exported_base(key, slot, now.mono_secs()),
                 false => Some(base),
             };
             Base { slot, backend: exported.filter(|base| *base != current).and_then(&mut address) }
@@ -360,54 +334,72 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Exports the members of a service's ring; false if they are not known: a write has failed.
-    fn export_members(&self, key: &ServiceKey, records: &mut Vec<Record>) -> bool {
-        let Some(service) = self.applied.services.get(key) else { return true };
-        let Some(ring) = self.applied.rings.get(&service.id) else { return true };
+    fn export_members<D: DataPlane>(
+        &self,
+        maps: &Maps<D>,
+        key: &ServiceKey,
+        records: &mut Vec<Record>,
+    ) -> bool {
+        let Some(service) = maps.applied.services.get(key) else { return true };
+        let Some(ring) = maps.applied.rings.get(&service.id) else { return true };
         let Some(target) = &ring.target else { return false };
         let members = target.members.iter().map(|(m, _)| (m.address, m.weight)).collect();
         records.push(Record::members(*key, members));
         true
     }
+}
 
-    /// Exports the pins that were used since a second.
-    fn export_pins_since(
-        &self,
-        since: u32,
-        keys: &BTreeMap<u16, ServiceKey>,
-        now: Now,
-        pins: &mut Pins,
-    ) -> Result<()> {
-        self.data_plane
-            .flows(FlowTable::Pins, &mut |flow, value| {
-                if let Some(key) = keys.get(&flow.service())
-                    && value.seen >= since
-                {
-                    pins.entry(*key).or_default().extend(self.to_pin(&flow, value, now));
-                }
-            })
-            .context("walk the pins")
-    }
+/// Gives those of these slots other base owners that are quiet, or give way to new flows; which were.
+///
+/// Whatever held this process up since the last look held up its lease as well: flows may have begun
+/// without a pin where these slots had them go, and may at any moment of this.
+fn move_quiet<D: DataPlane>(
+    maps: &mut Maps<D>,
+    (id, slots): (u16, &D::Ring),
+    moves: &[Move],
+    (idle, giving_way): (u32, Option<&GivingWay>),
+    now: Now,
+) -> Result<Vec<Move>> {
+    let at = stamp(now.mono_secs());
+    let gives_way = |slot: Seen| giving_way.is_some_and(|giving_way| giving_way.names(slot, at));
+    let changes = moves.iter().filter_map(|&(index, before, after)| {
+        let seen = slots.get(index as usize)?.seen();
+        let moves = ring::is_quiet(seen, at, idle) || gives_way(seen);
+        (seen.owners == before && moves).then_some((index, seen, after))
+    });
+    let changes: Vec<_> = changes.collect();
+    let done = maps.replace_owners(id, slots, &changes)?;
+    let made = changes.into_iter().zip(done).filter(|(_, done)| *done);
+    Ok(made.map(|((at, seen, to), _)| (at, seen.owners, to)).collect())
+}
 
-    fn to_pin(&self, flow: &FlowRef, value: FlowValue, now: Now) -> Option<Pin> {
-        let idle = now.mono_secs().saturating_sub(value.seen);
-        Some(Pin {
-            flow: to_flow(flow),
-            backend: self.address_of(value.backend)?,
-            flags: value.flags,
-            idle: std::time::Duration::from_secs(idle.into()),
+/// Exports the pins that were used since a second.
+fn export_pins_since<D: DataPlane>(
+    maps: &Maps<D>,
+    since: u32,
+    keys: &BTreeMap<u16, ServiceKey>,
+    now: Now,
+    pins: &mut Pins,
+) -> Result<()> {
+    maps.plane
+        .flows(FlowTable::Pins, &mut |flow, value| {
+            if let Some(key) = keys.get(&flow.service())
+                && value.seen >= since
+            {
+                pins.entry(*key).or_default().extend(to_pin(maps, &flow, value, now));
+            }
         })
-    }
+        .context("walk the pins")
+}
 
-    /// The rings of the services that track their flows, for [`off_ring`].
-    pub(in crate::engine) fn tracked_rings(&self) -> Result<HashMap<u16, D::Ring>> {
-        let tracked = self.applied.services.values().filter(|service| {
-            service.udp_policy == udp_policy::TRACKED
-                && self.applied.rings.contains_key(&service.id)
-        });
-        let ring = |id| self.data_plane.ring(id).with_context(|| format!("read ring {id}"));
-        // The policy of a TCP service is unused, and the type of its flows is another.
-        tracked.map(|service| Ok((service.id, ring(service.id)?))).collect()
-    }
+fn to_pin<D: DataPlane>(maps: &Maps<D>, flow: &FlowRef, value: FlowValue, now: Now) -> Option<Pin> {
+    let idle = now.mono_secs().saturating_sub(value.seen);
+    Some(Pin {
+        flow: to_flow(flow),
+        backend: maps.address_of(value.backend)?,
+        flags: value.flags,
+        idle: std::time::Duration::from_secs(idle.into()),
+    })
 }
 
 /// Seconds that pins have been used for when their notes were written over: the clocks of both sides

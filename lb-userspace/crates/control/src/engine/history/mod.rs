@@ -50,6 +50,7 @@
 
 mod export;
 mod flux;
+mod follow;
 mod import;
 mod mirror;
 mod pending_export;
@@ -62,14 +63,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
 use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
 use lb_sync::{Record, record::Flow};
 use tracing::debug;
 
-pub(super) use self::{export::off_ring, import::Followed};
+pub(super) use self::{export::off_ring, follow::Followed};
 use self::{
     mirror::{PeerOwners, PeerRing},
     pending_export::{PendingExport, RingDelta, Settling, Window},
@@ -79,7 +80,7 @@ pub use self::{
     pending_export::LATE,
     share::{Members, Sharers},
 };
-use super::Engine;
+use super::{maps::Maps, wanted::Wanted};
 use crate::reconcile;
 
 /// The node whose history of a service counts.
@@ -119,8 +120,6 @@ pub(super) struct History {
     errors: BTreeSet<String>,
     /// Services whose pins are held.
     pub(super) held: BTreeSet<ServiceKey>,
-    /// The virtual MAC addresses.
-    pub(super) macs: BTreeSet<[u8; 6]>,
     /// Whether the lease was set, or found to be none.
     is_leased: bool,
     /// Slots that have settled since the last sweep.
@@ -205,53 +204,46 @@ impl History {
     }
 }
 
-impl<D: DataPlane> Engine<D> {
-    /// Sets whose history of each service counts; one that is not named is this node's own.
-    ///
-    /// A service that has followed has the right ring already: no map is written. One that begins to follow
-    /// keeps its own ring until a peer exports one, for however long. If no peer does, it goes on from there
-    /// when it is this node's own again.
-    ///
-    /// A service that follows is not exported any more. So the caller that takes [`Role::Own`] from a service
-    /// calls [`Self::export_changes`] right before, and sends that to peers: it has the last pins.
-    ///
-    /// # Errors
-    ///
-    /// A ring can't be read; the roles are taken all the same.
-    pub fn set_roles(&mut self, roles: BTreeMap<ServiceKey, Role>, now: Now) -> Result<()> {
-        let before = std::mem::replace(&mut self.history.roles, roles);
-        let keys: BTreeSet<_> = before.keys().chain(self.history.roles.keys()).copied().collect();
+impl History {
+    /// As [`Engine::set_roles`](crate::engine::Engine::set_roles).
+    pub(in crate::engine) fn set_roles<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        roles: BTreeMap<ServiceKey, Role>,
+        now: Now,
+    ) -> Result<()> {
+        let before = std::mem::replace(&mut self.roles, roles);
+        let keys: BTreeSet<_> = before.keys().chain(self.roles.keys()).copied().collect();
         let mut done = Ok(());
         for key in keys {
             let was = before.get(&key).copied().unwrap_or_default();
             if was == Role::Follows {
-                self.record_changes(now);
+                self.record_changes(maps, now);
             }
-            let is = self.history.role(&key);
-            if before.get(&key) != self.history.roles.get(&key) {
+            let is = self.role(&key);
+            if before.get(&key) != self.roles.get(&key) {
                 debug!("{key}: role {is:?}");
             }
             if was != is && is == Role::Follows {
-                done = done.and(self.follow_own_ring(key, now));
+                done = done.and(self.follow_own_ring(maps, key, now));
             }
-            let history = &mut self.history;
-            history.sharing.set(key, is == Role::Shared, now.mono_secs());
+            self.sharing.set(key, is == Role::Shared, now.mono_secs());
             match (was, is) {
                 (was, is) if was == is => {}
                 (_, Role::Follows) => {
-                    history.taken_over.remove(&key);
-                    history.settling.remove(&key);
-                    let id = self.applied.services.get(&key).map(|service| service.id);
-                    history.pending.drop_service(&key, id);
+                    self.taken_over.remove(&key);
+                    self.settling.remove(&key);
+                    let id = maps.applied.services.get(&key).map(|service| service.id);
+                    self.pending.drop_service(&key, id);
                 }
                 (Role::Follows, is) => {
-                    history.mirrors.remove(&key);
-                    history.taken_over.insert(key, now.mono_secs());
+                    self.mirrors.remove(&key);
+                    self.taken_over.insert(key, now.mono_secs());
                     if is == Role::Own {
-                        history.pending.ring(key);
+                        self.pending.ring(key);
                     }
                 }
-                (_, Role::Own) => history.pending.ring(key),
+                (_, Role::Own) => self.pending.ring(key),
                 (_, Role::Shared) => {}
             }
         }
@@ -260,9 +252,14 @@ impl<D: DataPlane> Engine<D> {
 
     /// Keeps this node's ring as if a peer had exported it: changes in the health of backends from then on,
     /// seen perhaps without a link, end none of its flows.
-    fn follow_own_ring(&mut self, key: ServiceKey, now: Now) -> Result<()> {
+    fn follow_own_ring<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        key: ServiceKey,
+        now: Now,
+    ) -> Result<()> {
         let mut records = Vec::new();
-        self.export_ring(&key, &RingDelta::Whole, now, &mut records)?;
+        self.export_ring(maps, &key, &RingDelta::Whole, now, &mut records)?;
         let mut ring = None;
         for record in records {
             match record {
@@ -280,130 +277,88 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         let mirror = Mirror { ring, ..Mirror::default() };
-        self.history.mirrors.insert(key, mirror);
+        self.mirrors.insert(key, mirror);
         Ok(())
     }
 
-    /// A peer is about to send the full histories of these services. The imported records are void when the
-    /// full history has arrived; until then they hold.
-    pub fn begin_import(&mut self, services: &BTreeSet<ServiceKey>) {
+    /// As [`Engine::begin_import`](crate::engine::Engine::begin_import).
+    pub(in crate::engine) fn begin_import(
+        &mut self,
+        wanted: &Wanted,
+        services: &BTreeSet<ServiceKey>,
+    ) {
         for key in services {
-            if self.history.role(key) == Role::Own {
+            if self.role(key) == Role::Own {
                 continue;
             }
             debug!("{key}: begin import");
-            let mirror = self.history.mirrors.entry(*key).or_default();
+            let mirror = self.mirrors.entry(*key).or_default();
             mirror.next = None;
             mirror.named = Some(HashSet::new());
-            self.history.unknown_backends.remove(key);
-            let of = format!("{}: ", self.name_of(key));
-            self.history.errors.retain(|error| !error.starts_with(&of));
+            self.unknown_backends.remove(key);
+            let of = format!("{}: ", wanted.name_of(key));
+            self.errors.retain(|error| !error.starts_with(&of));
         }
     }
 
-    /// From now on no flow of these services is pinned: SYNs go to the base owner where a pin would
-    /// be needed. So the node that takes over has all pins. Flows of other services are pinned again.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be written; the next reconciliation does it.
-    pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
-        if self.history.held != *services {
+    /// As [`Engine::hold_pins`](crate::engine::Engine::hold_pins).
+    pub(in crate::engine) fn hold_pins<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        services: &BTreeSet<ServiceKey>,
+    ) -> Result<()> {
+        if self.held != *services {
             debug!("hold pins of {services:?}");
-            self.history.held.clone_from(services);
+            self.held.clone_from(services);
         }
-        for (key, value) in &mut self.applied.services {
+        for (key, value) in &mut maps.applied.services {
             let held = reconcile::with_pins(*value, services.contains(key));
             if held != *value {
                 let context = || format!("write service {key}");
-                self.data_plane.put_service(key, &held).with_context(context)?;
+                maps.plane.put_service(key, &held).with_context(context)?;
                 *value = held;
             }
         }
         Ok(())
     }
 
-    /// Flows may be pinned until this time on CLOCK_MONOTONIC; none: always. So the program ceases to
-    /// make pins that are not exported when the daemon has ceased to run.
-    pub fn lease_pins(&mut self, until: Option<Duration>) {
-        self.history.is_leased = true;
+    /// As [`Engine::lease_pins`](crate::engine::Engine::lease_pins).
+    pub(in crate::engine) fn lease_pins<D: DataPlane>(
+        &mut self,
+        maps: &mut Maps<D>,
+        until: Option<Duration>,
+    ) {
+        self.is_leased = true;
         let nanos = until.map_or(0, |until| u64::try_from(until.as_nanos()).unwrap_or(u64::MAX));
-        self.data_plane.lease_pins(nanos);
+        maps.plane.lease_pins(nanos);
     }
 
     /// Ends the lease that another process has left, unless there is one by this.
-    pub(super) fn end_stale_lease(&mut self) {
-        if !self.history.is_leased {
-            self.lease_pins(None);
+    pub(super) fn end_stale_lease<D: DataPlane>(&mut self, maps: &mut Maps<D>) {
+        if !self.is_leased {
+            self.lease_pins(maps, None);
         }
     }
 
-    /// Frames to this virtual MAC address are this node's, or no more.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be written, or it has no room.
-    pub fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
-        let mut virtual_macs = self.history.macs.clone();
-        let changed = if take { virtual_macs.insert(mac) } else { virtual_macs.remove(&mac) };
-        if !changed {
-            return Ok(());
+    /// Exports that a flow has ended.
+    pub(super) fn export_end<D: DataPlane>(&mut self, maps: &Maps<D>, flow: &FlowRef) {
+        if let Some(key) = maps.key_of(flow.service())
+            && self.role(&key) != Role::Follows
+        {
+            self.pending.end(key, to_flow(flow));
         }
-        // While the list is empty every frame is taken, and the first entry would shut the others out.
-        let mut macs = self.applied.own_macs.clone();
-        if !macs.is_empty() {
-            let own = self.neighbourhood.as_ref().map(|known| &known.own_macs);
-            let is_own = own.is_some_and(|own| own.contains(&mac));
-            match macs.iter().position(|known| *known == mac) {
-                Some(place) if !take && !is_own => drop(macs.remove(place)),
-                None if take => macs.push(mac),
-                _ => {}
-            }
-        }
-        let room = abi::OWN_MACS as usize;
-        ensure!(
-            macs.len().max(virtual_macs.len()) <= room,
-            "there is room for {room} MAC addresses of this node and of its virtual routers; use \
-             fewer interfaces, or `virtual_mac` on fewer of them",
-        );
-        if macs != self.applied.own_macs {
-            self.data_plane.set_own_macs(&macs).context("write the node's MAC addresses")?;
-            self.applied.own_macs = macs;
-        }
-        self.history.macs = virtual_macs;
-        debug!("{} frames to {mac:02x?}", if take { "take" } else { "leave" });
-        Ok(())
-    }
-
-    /// A service's name in the configuration, or its key.
-    pub(super) fn name_of(&self, key: &ServiceKey) -> String {
-        let services = self.desired().services.iter();
-        let mut named = services.filter(|(_, service)| service.key == *key);
-        named.next().map(|(name, _)| name.clone()).unwrap_or_else(|| key.to_string())
-    }
-
-    /// The key of a service by its id.
-    pub(super) fn key_of(&self, id: u16) -> Option<ServiceKey> {
-        self.applied.services.iter().find(|(_, service)| service.id == id).map(|(key, _)| *key)
     }
 
     /// Ids of the services that follow a peer.
-    pub(super) fn following(&self) -> BTreeSet<u16> {
-        let services = self.applied.services.iter();
-        let following = services.filter(|(key, _)| self.history.role(key) == Role::Follows);
-        following.map(|(_, service)| service.id).collect()
+    pub(super) fn following<D: DataPlane>(&self, maps: &Maps<D>) -> BTreeSet<u16> {
+        maps.ids_of(|key| self.role(key) == Role::Follows)
     }
 
     /// The keys of the services that are exported, by id.
-    fn exported_services(&self) -> BTreeMap<u16, ServiceKey> {
-        let services = self.applied.services.iter();
-        let exported = services.filter(|(key, _)| self.history.role(key) != Role::Follows);
+    fn exported_services<D: DataPlane>(&self, maps: &Maps<D>) -> BTreeMap<u16, ServiceKey> {
+        let services = maps.applied.services.iter();
+        let exported = services.filter(|(key, _)| self.role(key) != Role::Follows);
         exported.map(|(key, service)| (service.id, *key)).collect()
-    }
-
-    /// The addresses of backends by id.
-    fn address_of(&self, id: u16) -> Option<IpAddr> {
-        self.applied.backends.get(&id).map(|backend| entry::ip_of(backend.address))
     }
 }
 

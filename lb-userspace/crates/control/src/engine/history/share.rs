@@ -91,7 +91,7 @@ pub type Members = Vec<(IpAddr, u32)>;
 /// The engine's state of services that it shares.
 #[derive(Debug, Default)]
 pub(in crate::engine) struct Sharing {
-    pub(super) sharers: Sharers,
+    pub(in crate::engine) sharers: Sharers,
     services: BTreeMap<ServiceKey, Shared>,
 }
 
@@ -272,29 +272,25 @@ impl Sharing {
     }
 }
 
-impl<D: DataPlane> Engine<D> {
-    /// Sets how the nodes stand that share services with this one. With peers, the caller sets it before each
-    /// [`Self::sweep`].
-    pub fn set_sharers(&mut self, sharers: Sharers) {
-        self.history.sharing.sharers = sharers;
-    }
-
+impl History {
     /// Looks which slots of a shared service are in use, and chooses other base owners for the rest.
-    pub(in crate::engine) fn sweep_shared(
+    pub(in crate::engine) fn sweep_shared<D: DataPlane>(
         &mut self,
+        maps: &Maps<D>,
+        wanted: &Wanted,
         key: ServiceKey,
         slots: &[Slot],
         (id, idle): (u16, u32),
         now: Now,
     ) -> Vec<Change> {
         let (secs, at) = (now.mono_secs(), stamp(now.mono_secs()));
-        let target = self.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
+        let target = maps.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
         let own = target.map(|target| {
             target.members.iter().map(|(member, _)| (member.address, member.weight)).collect()
         });
-        let ids = self.backend_ids(id);
-        let (count, seed) = (slots.len() as u32, self.settings.seed);
-        let others = self.history.sharing.others(&key, &own.unwrap_or_default(), count, &seed);
+        let ids = maps.backend_ids(id);
+        let (count, seed) = (slots.len() as u32, wanted.settings.seed);
+        let others = self.sharing.others(&key, &own.unwrap_or_default(), count, &seed);
         let others: Vec<(Vec<u16>, Vec<u16>)> = others
             .iter()
             .map(|(members, table)| {
@@ -308,10 +304,10 @@ impl<D: DataPlane> Engine<D> {
                 owner == current
             })
         };
-        let floor = self.history.floor(&key, idle, now);
+        let floor = self.floor(&key, idle, now);
         let is_old = |since: u32| secs.saturating_sub(since) > idle + grace(idle);
         let rested = floor == 0 || is_old(floor);
-        let Some(shared) = self.history.sharing.services.get_mut(&key) else { return Vec::new() };
+        let Some(shared) = self.sharing.services.get_mut(&key) else { return Vec::new() };
         shared.idle = idle;
         let since = secs.saturating_sub(shared.last_export);
         let exports = since >= period(idle);
@@ -393,7 +389,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::engine::preview::presumed;
+    use crate::engine::{Engine, preview::presumed};
 
     const IDLE: u32 = 40;
 

@@ -8,35 +8,34 @@ use lb_common::abi::{Service, udp_policy};
 use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Protocol, ServiceKey},
-    flow::{FlowRef, FlowTable},
+    flow::{FlowRef, FlowTable, idle_secs},
     time::Now,
 };
 use tracing::debug;
 
-use super::{Role, off_ring};
-use crate::engine::{Engine, sweep::is_kept};
+use super::{History, Role, off_ring};
+use crate::engine::maps::Maps;
 
-impl<D: DataPlane> Engine<D> {
-    /// Looks which flows of UDP services [`Self::export_changes`] must export, as the walk of each second
-    /// does: for a handover, where the last second counts. It costs a tenth of a microsecond a flow.
-    ///
-    /// # Errors
-    ///
-    /// A map can't be read; the next walk does it.
-    pub fn survey(&mut self, now: Now) -> Result<()> {
+impl History {
+    /// As [`Engine::survey`](crate::engine::Engine::survey).
+    pub(in crate::engine) fn survey<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        now: Now,
+    ) -> Result<()> {
         debug!("survey");
-        self.history.survey_due = false;
-        let services: BTreeMap<_, _> = self.surveyed_services(now).collect();
-        if !self.history.pending.is_requested() || services.is_empty() {
+        self.survey_due = false;
+        let services: BTreeMap<_, _> = self.surveyed_services(maps, now).collect();
+        if !self.pending.is_requested() || services.is_empty() {
             return Ok(());
         }
-        let rings = self.tracked_rings()?;
+        let rings = maps.tracked_rings()?;
         let mut found = HashMap::new();
         for table in [FlowTable::Tracked, FlowTable::Connections] {
-            self.data_plane
+            maps.plane
                 .flows(table, &mut |flow: FlowRef, value| {
                     let Some((service, floor)) = services.get(&flow.service()) else { return };
-                    let live = is_kept(value, service, *floor, now);
+                    let live = idle_secs(value, *floor, now) <= service.idle_timeout;
                     if live && off_ring(&flow, value, service, &rings) {
                         found.insert(flow, value.backend);
                     }
@@ -44,42 +43,57 @@ impl<D: DataPlane> Engine<D> {
                 .context("walk the flows of UDP services")?;
         }
         drop(rings);
-        self.take_survey(found);
+        self.take_survey(maps, found);
         Ok(())
     }
 
     /// Takes over the flows that a walk has found, and exports them.
-    pub(in crate::engine) fn take_survey(&mut self, found: HashMap<FlowRef, u16>) {
-        for flow in self.history.pending.survey(found) {
-            self.export_end(&flow);
+    pub(in crate::engine) fn take_survey<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        found: HashMap<FlowRef, u16>,
+    ) {
+        for flow in self.pending.survey(found) {
+            self.export_end(maps, &flow);
         }
     }
 
     /// The ring of a service has changed, and flows of it may stay where it does not send them.
-    pub(in crate::engine) fn expect_off_ring(&mut self, key: &ServiceKey) {
-        let tracks = self.applied.services.get(key).is_some_and(|service| tracks(key, service));
-        self.history.survey_due |= tracks && self.history.pending.is_requested();
+    pub(in crate::engine) fn expect_off_ring<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        key: &ServiceKey,
+    ) {
+        let tracks = maps.applied.services.get(key).is_some_and(|service| tracks(key, service));
+        self.survey_due |= tracks && self.pending.is_requested();
     }
 
     /// Looks for such flows if a ring has changed since the last look.
-    pub(in crate::engine) fn survey_if_due(&mut self, now: Now) -> Result<()> {
-        if !self.history.survey_due {
+    pub(in crate::engine) fn survey_if_due<D: DataPlane>(
+        &mut self,
+        maps: &Maps<D>,
+        now: Now,
+    ) -> Result<()> {
+        if !self.survey_due {
             return Ok(());
         }
-        let done = self.survey(now);
-        self.history.survey_due = done.is_err();
+        let done = self.survey(maps, now);
+        self.survey_due = done.is_err();
         done
     }
 
     /// The services that are exported and have flows of their own, by id, with the second before which none
     /// of their flows can have been idle.
-    fn surveyed_services(&self, now: Now) -> impl Iterator<Item = (u16, (Service, u32))> {
-        let services = self.applied.services.iter();
-        let exported = services.filter(|(key, service)| {
-            tracks(key, service) && self.history.role(key) != Role::Follows
-        });
+    fn surveyed_services<D: DataPlane>(
+        &self,
+        maps: &Maps<D>,
+        now: Now,
+    ) -> impl Iterator<Item = (u16, (Service, u32))> {
+        let services = maps.applied.services.iter();
+        let exported = services
+            .filter(|(key, service)| tracks(key, service) && self.role(key) != Role::Follows);
         exported.map(move |(key, service)| {
-            (service.id, (*service, self.history.floor(key, service.idle_timeout, now)))
+            (service.id, (*service, self.floor(key, service.idle_timeout, now)))
         })
     }
 }
