@@ -271,7 +271,7 @@ impl Vrrp for Neighbour {
             Order::Stop { .. } => {
                 let _ = self.vrrp.send(Report::Stopped);
             }
-            Order::Facts(_) | Order::Take(_) => {}
+            Order::ExternalState(_) | Order::Take(_) => {}
         }
     }
 

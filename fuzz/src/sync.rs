@@ -15,13 +15,13 @@ use lb_model::{
     router::{Family, RouterKey, State},
 };
 use lb_sync::{
-    Config, Facts, Key, Mark, PeerId, Record, Report, RouterFacts,
+    Config, Key, Mark, NodeState, PeerId, Record, Report, RouterState,
     id::SessionId,
     record::{Base, Flow, Pin},
     seal::{self, Opener, Sealer},
-    session::{Action, Event, Session, Target},
+    session::{Action, Event, Recipient, Session},
     wire::{
-        BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, facts,
+        BODY, DATAGRAM, Header, Hello, Message, NAME, PARTS, node_state,
         parts::{Assembler, Packer, unpack},
     },
 };
@@ -76,19 +76,20 @@ fn message(kind: u8, body: &[u8]) {
     }
     match message {
         Message::Changes { parts, .. } | Message::All { parts, .. } => packed_records(parts),
-        Message::Facts { half, bytes, .. } => facts_message(half, bytes),
+        Message::NodeState { half, bytes, .. } => node_state_message(half, bytes),
         _ => {}
     }
 }
 
-/// A half of a node's facts.
-fn facts_message(half: u8, bytes: &[u8]) {
-    let mut read = Facts::default();
-    if facts::decode(half, bytes, &mut read).is_err() {
+/// A half of a node's state.
+fn node_state_message(half: u8, bytes: &[u8]) {
+    let mut read = NodeState::default();
+    if node_state::decode(half, bytes, &mut read).is_err() {
         return;
     }
-    let mut again = Facts::default();
-    facts::decode(half, &facts::encode(half, &read), &mut again).expect("what was written is read");
+    let mut again = NodeState::default();
+    node_state::decode(half, &node_state::encode(half, &read), &mut again)
+        .expect("what was written is read");
     assert_eq!(again, read);
 }
 
@@ -186,7 +187,7 @@ impl Harness {
             has_joined: false,
             ended: false,
         };
-        harness.does(Event::Tell(Facts::default()));
+        harness.does(Event::SetState(NodeState::default()));
         harness
     }
 
@@ -214,11 +215,11 @@ impl Harness {
             8 => {
                 let half = input.byte() % 2;
                 let generation = u32::from(input.byte());
-                let bytes = facts::encode(half, &facts_of(input));
-                let fragments: Vec<_> = facts::fragments(&bytes).collect();
+                let bytes = node_state::encode(half, &node_state_of(input));
+                let fragments: Vec<_> = node_state::fragments(&bytes).collect();
                 for (index, bytes) in fragments.iter().enumerate() {
                     let index = (index as u16, fragments.len() as u16);
-                    self.send(&Message::Facts { half, generation, index, bytes });
+                    self.send(&Message::NodeState { half, generation, index, bytes });
                 }
             }
             9 => {
@@ -258,12 +259,12 @@ impl Harness {
             },
             16 => {
                 if let Some(mark) = self.marks.pop() {
-                    self.does(Event::Took(PEER, mark));
+                    self.does(Event::Acknowledge(PEER, mark));
                 }
             }
             17 => {
-                let facts = facts_of(input);
-                self.does(Event::Tell(facts));
+                let node_state = node_state_of(input);
+                self.does(Event::SetState(node_state));
             }
             18 => {
                 self.lives = self.lives.wrapping_add(1).max(2);
@@ -295,7 +296,7 @@ impl Harness {
             next: u64::from(input.byte()),
             taken: u64::from(input.byte()),
             complete: flags & 4 != 0,
-            facts: [u32::from(input.byte()), u32::from(input.byte())],
+            node_state: [u32::from(input.byte()), u32::from(input.byte())],
             has: [u32::from(input.byte()), u32::from(input.byte())],
         };
         let mut body = Vec::new();
@@ -341,15 +342,15 @@ impl Harness {
         self.session.handle(event, self.now, &mut out);
         for action in out {
             match action {
-                Action::Send(target, datagram) => self.sent(target, datagram),
+                Action::Send(recipient, datagram) => self.sent(recipient, datagram),
                 Action::Report(report) => self.reported(report),
             }
         }
     }
 
     /// Its datagrams can be opened and read.
-    fn sent(&mut self, target: Target, mut datagram: Vec<u8>) {
-        assert_eq!(target, Target::Peer(self.at));
+    fn sent(&mut self, recipient: Recipient, mut datagram: Vec<u8>) {
+        assert_eq!(recipient, Recipient::Peer(self.at));
         assert!(datagram.len() <= DATAGRAM, "{} bytes", datagram.len());
         let (header, sealed) = Header::split(&mut datagram).expect("it has a header");
         let body = match self.opener.open(&header, &self.sealer.session(), sealed) {
@@ -358,7 +359,7 @@ impl Harness {
             Err(seal::Refused::ElseWhere) => return,
             Err(refused) => panic!("{refused:?}"),
         };
-        // A half of facts, or a ring, may be in several.
+        // A half of a node's state, or a ring, may be in several.
         match Message::decode(header.kind, body).expect("it is a message") {
             Message::Changes { parts, .. } | Message::All { parts, .. } => {
                 unpack(parts).expect("each part can be read");
@@ -395,12 +396,12 @@ fn router(input: &mut Input<'_>) -> RouterKey {
     RouterKey { family, vrid: NonZeroU8::new(number).unwrap_or(NonZeroU8::MIN) }
 }
 
-fn facts_of(input: &mut Input<'_>) -> Facts {
-    let mut facts = Facts { draining: input.byte() & 1 != 0, ..Facts::default() };
-    facts.fingerprint.seed = u64::from(input.byte());
+fn node_state_of(input: &mut Input<'_>) -> NodeState {
+    let mut node_state = NodeState { draining: input.byte() & 1 != 0, ..NodeState::default() };
+    node_state.fingerprint.seed = u64::from(input.byte());
     for _ in 0..input.byte() {
         let (state, priority, flags) = (input.of(&State::ALL), input.byte(), input.byte());
-        let router_facts = RouterFacts {
+        let router_state = RouterState {
             state,
             priority,
             wants: flags & 1 != 0,
@@ -410,9 +411,9 @@ fn facts_of(input: &mut Input<'_>) -> Facts {
             interval_centis: input.short(),
             addresses: u64::from(input.byte()),
         };
-        facts.routers.insert(router(input), router_facts);
+        node_state.routers.insert(router(input), router_state);
     }
-    facts
+    node_state
 }
 
 fn address(input: &mut Input<'_>) -> IpAddr {

@@ -179,7 +179,7 @@ impl Harness {
             9 => self.handle(Event::Startup { held: input.byte() & 1 != 0 }),
             10 => self.handle(Event::Stop { release: input.byte() & 1 != 0 }),
             11 => {
-                let how = input.of(&[Yield::Asked, Yield::Outranked, Yield::Told]);
+                let how = input.of(&[Yield::Requested, Yield::Outranked, Yield::Advertised]);
                 self.handle(Event::Yield(how));
             }
             12 => self.handle(match input.byte() % 3 {

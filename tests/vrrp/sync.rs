@@ -11,7 +11,7 @@ use kit::{is_root, namespace::Namespace, wait};
 use lb_api::peers::PeerStatus;
 use lb_model::desired::{Protocol, ServiceKey};
 use lb_sync::{
-    Config, Facts, Key, Link, PeerId, Peers as _, Record, Report,
+    Config, Key, NodeState, PeerId, Peers as _, Record, Report, SyncThread,
     record::{Flow, Pin},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -79,7 +79,7 @@ fn listen(host: usize, v6: bool) -> SocketAddr {
 }
 
 struct Node {
-    link: Link,
+    sync: SyncThread,
     reports: UnboundedReceiver<Report>,
     /// Pins that were received, of each peer.
     pins: Vec<Vec<Pin>>,
@@ -102,24 +102,24 @@ impl Node {
         };
         let others = net.hosts.len() - 1;
         let (sender, reports) = unbounded_channel();
-        let start = || Link::start(config, sender).expect("it starts");
-        let link = net.hosts[host].enter(start).expect("the namespace is there");
-        link.tell(Facts::default());
+        let start = || SyncThread::start(config, sender).expect("it starts");
+        let sync = net.hosts[host].enter(start).expect("the namespace is there");
+        sync.set_state(NodeState::default());
         let (pins, complete) = (vec![Vec::new(); others], vec![false; others]);
-        Self { link, reports, pins, complete, history }
+        Self { sync, reports, pins, complete, history }
     }
 
     /// Handles reports as a daemon does.
     fn live(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::WantsAll(peer) => self.link.send_all(peer, self.history.clone()),
+                Report::WantsAll(peer) => self.sync.send_all(peer, self.history.clone()),
                 Report::Begins(PeerId(peer)) => self.pins[usize::from(peer)].clear(),
                 Report::Complete(PeerId(peer), complete) => {
                     self.complete[usize::from(peer)] = complete;
                 }
                 Report::Records(PeerId(peer), records, mark) => {
-                    self.link.took(PeerId(peer), mark);
+                    self.sync.acknowledge(PeerId(peer), mark);
                     for record in records {
                         let Record::Pins { pins, .. } = record else { panic!("{record:?}") };
                         self.pins[usize::from(peer)].extend(pins);
@@ -132,11 +132,11 @@ impl Node {
 
     fn publish(&mut self, pins: Record) {
         self.history.push(pins.clone());
-        self.link.publish(self.history.len() as u64, vec![pins]);
+        self.sync.publish(self.history.len() as u64, vec![pins]);
     }
 
     fn status(&self) -> Vec<PeerStatus> {
-        self.link.status()
+        self.sync.status()
     }
 }
 

@@ -28,7 +28,7 @@ use lb_health::prober::Prober;
 use lb_model::settings::XdpModes;
 use lb_netlink::{Resolver, path_mtu, striding::empty_first_buffers, trunks};
 use lb_observe::{events::Events, samples::Samples};
-use lb_sync::thread::Link;
+use lb_sync::thread::SyncThread;
 use lb_threads::notify::Notifier;
 use lb_vrrp::{release::NOT_STARTED, thread::Thread};
 use tokio::{
@@ -178,8 +178,8 @@ async fn serve(
     let routers = Thread::start(vrrp_to).context("start the virtual routers")?;
     let (peers_to, peers) = mpsc::unbounded_channel();
     let connection = config.sync.clone().map(|config| {
-        let link =
-            Link::start(config.clone(), peers_to).context("open the connection to the peers")?;
+        let link = SyncThread::start(config.clone(), peers_to)
+            .context("open the connection to the peers")?;
         anyhow::Ok(Connection { peers: Box::new(link), config, seed: settings.seed })
     });
     let events = Events::new(SystemTime::now());

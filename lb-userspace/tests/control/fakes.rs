@@ -37,7 +37,7 @@ use tracing::{
 #[derive(Clone, Debug, PartialEq)]
 pub enum Recorded {
     Order(Order),
-    Tell(lb_sync::Facts),
+    SetState(lb_sync::NodeState),
     Publish(Vec<Record>),
     SendAll(PeerId, Vec<Record>),
     WantAll(PeerId),
@@ -45,7 +45,7 @@ pub enum Recorded {
     Ask(PeerId, Vec<RouterKey>),
     Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
-    Took(PeerId, Mark),
+    Acknowledge(PeerId, Mark),
     Detach,
     /// A line of the engine's log about the flows of other nodes.
     Engine(String),
@@ -132,8 +132,8 @@ pub struct Recorder(Arc<Mutex<Done>>);
 #[derive(Debug, Default)]
 struct Done {
     all: Vec<Recorded>,
-    facts: Option<lb_vrrp::Facts>,
-    sent_facts: Option<lb_sync::Facts>,
+    external_state: Option<lb_vrrp::ExternalState>,
+    node_state: Option<lb_sync::NodeState>,
 }
 
 impl Recorder {
@@ -145,8 +145,10 @@ impl Recorder {
     pub fn push(&self, recorded: Recorded) {
         let mut done = self.done();
         match &recorded {
-            Recorded::Order(Order::Facts(facts)) => done.facts = Some(facts.clone()),
-            Recorded::Tell(facts) => done.sent_facts = Some(facts.clone()),
+            Recorded::Order(Order::ExternalState(external)) => {
+                done.external_state = Some(external.clone())
+            }
+            Recorded::SetState(node_state) => done.node_state = Some(node_state.clone()),
             _ => {}
         }
         if done.all.last() != Some(&recorded) {
@@ -164,14 +166,14 @@ impl Recorder {
         self.done().all.iter().filter_map(pick).collect()
     }
 
-    /// The facts that were sent to the virtual routers last.
-    pub fn facts(&self) -> Option<lb_vrrp::Facts> {
-        self.done().facts.clone()
+    /// The external state that was sent to the virtual routers last.
+    pub fn external_state(&self) -> Option<lb_vrrp::ExternalState> {
+        self.done().external_state.clone()
     }
 
-    /// The facts that were sent to the peers last.
-    pub fn sent_facts(&self) -> Option<lb_sync::Facts> {
-        self.done().sent_facts.clone()
+    /// The node state that was sent to the peers last.
+    pub fn node_state(&self) -> Option<lb_sync::NodeState> {
+        self.done().node_state.clone()
     }
 }
 
@@ -238,7 +240,7 @@ impl Script {
     }
 
     /// A router receives advertisements of this one, from now on.
-    pub fn hears(&self, router: &Router, address: IpAddr) {
+    pub fn receive_advertisements(&self, router: &Router, address: IpAddr) {
         let mut all = self.routers.lock().expect("nobody panics");
         let status = all.iter_mut().find(|status| status.key == router.key).expect("it is there");
         status.active = Some(ActiveRouter { address, priority: 100 });
@@ -264,18 +266,18 @@ impl Script {
         self.vrrp.send(Report::Yielded { router: router.key, by }).expect("the daemon receives it");
     }
 
-    /// A peer connects, and sends these facts.
-    pub fn joins(&self, peer: PeerId, facts: lb_sync::Facts) {
+    /// A peer connects, and sends this state.
+    pub fn joins(&self, peer: PeerId, node_state: lb_sync::NodeState) {
         self.connected.lock().expect("nobody panics")[usize::from(peer.0)].connected = true;
-        self.says(lb_sync::Report::Joined(peer));
-        self.says(lb_sync::Report::Facts(peer, facts));
+        self.report(lb_sync::Report::Joined(peer));
+        self.report(lb_sync::Report::NodeState(peer, node_state));
     }
 
     /// It has sent all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
         self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
-        self.says(lb_sync::Report::Begins(peer));
-        self.says(lb_sync::Report::Complete(peer, true));
+        self.report(lb_sync::Report::Begins(peer));
+        self.report(lb_sync::Report::Complete(peer, true));
     }
 
     /// Something changes of how a peer stands.
@@ -283,7 +285,8 @@ impl Script {
         change(&mut self.connected.lock().expect("nobody panics")[usize::from(peer.0)]);
     }
 
-    pub fn says(&self, report: lb_sync::Report) {
+    /// The sync sessions report this to the daemon.
+    pub fn report(&self, report: lb_sync::Report) {
         self.peers.send(report).expect("the daemon receives it");
     }
 
@@ -356,8 +359,8 @@ impl Vrrp for Script {
 }
 
 impl Peers for Script {
-    fn tell(&self, facts: lb_sync::Facts) {
-        self.recorder.push(Recorded::Tell(facts));
+    fn set_state(&self, node_state: lb_sync::NodeState) {
+        self.recorder.push(Recorded::SetState(node_state));
     }
 
     fn publish(&self, number: u64, records: Vec<Record>) {
@@ -371,8 +374,8 @@ impl Peers for Script {
         self.taken.load(Ordering::SeqCst)
     }
 
-    fn took(&self, peer: PeerId, mark: Mark) {
-        self.recorder.push(Recorded::Took(peer, mark));
+    fn acknowledge(&self, peer: PeerId, mark: Mark) {
+        self.recorder.push(Recorded::Acknowledge(peer, mark));
     }
 
     fn send_all(&self, peer: PeerId, records: Vec<Record>) {

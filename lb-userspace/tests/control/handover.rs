@@ -12,7 +12,7 @@ use crate::{
     cli::{Ran, lbctl, lbctl_command},
     common::{Place, Running, WEB, events, eventually},
     fakes::Recorded,
-    pair::{PEER, PEER_ADDRESS, ROUTER, SYNC, all, facts, main, recorded, web},
+    pair::{PEER, PEER_ADDRESS, ROUTER, SYNC, all, main, peer_state, recorded, web},
 };
 
 /// Runs lbctl while the test goes on.
@@ -25,7 +25,7 @@ fn begin(place: &Place, line: &str) -> JoinHandle<Ran> {
 async fn pair(place: &Place) -> Running {
     let lbd = place.start().await;
     lbd.script.becomes(&main(place), State::Active, "no advertisement was received");
-    lbd.script.joins(PEER, facts(&lbd, place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, place, State::Backup).await);
     lbd.script.is_synced(PEER);
     let synced = async || {
         let peers: Vec<lb_api::status::Peer> =
@@ -59,7 +59,7 @@ async fn requested(lbd: &Running) {
 /// The peer takes over, and its advertisement is received.
 fn takes_over(lbd: &Running, place: &Place) {
     let main = main(place);
-    lbd.script.says(lb_sync::Report::Answer(PEER, Ok(())));
+    lbd.script.report(lb_sync::Report::Answer(PEER, Ok(())));
     lbd.script.yielded(&main, Ok(PEER_ADDRESS));
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has taken over");
 }
@@ -88,7 +88,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
         [
             Recorded::hold([web]),
             // Before the request to the other one: its advertisement may come at once.
-            Recorded::Order(Order::Yield(key, Yield::Asked)),
+            Recorded::Order(Order::Yield(key, Yield::Requested)),
             Recorded::Ask(PEER, vec![key]),
         ]
     );
@@ -120,14 +120,14 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let (key, web) = (main(&place).key, web(&place));
-    let mut higher = facts(&lbd, &place, State::Backup).await;
+    let mut higher = peer_state(&lbd, &place, State::Backup).await;
     let router = higher.routers.get_mut(&key).expect("it is there");
     (router.priority, router.wants) = (150, true);
-    lbd.script.says(lb_sync::Report::Facts(PEER, higher.clone()));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, higher.clone()));
     lbctl(&place, "status").await;
     assert_eq!(steps(&lbd), [], "its priority is no higher");
     higher.routers.get_mut(&key).expect("it is there").priority = 151;
-    lbd.script.says(lb_sync::Report::Facts(PEER, higher.clone()));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, higher.clone()));
     requested(&lbd).await;
     assert_eq!(
         steps(&lbd),
@@ -153,12 +153,12 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     let place = Place::new(&all());
     let lbd = pair(&place).await;
     let key = main(&place).key;
-    let mut higher = facts(&lbd, &place, State::Backup).await;
+    let mut higher = peer_state(&lbd, &place, State::Backup).await;
     let router = higher.routers.get_mut(&key).expect("it is there");
     (router.priority, router.wants) = (200, true);
-    lbd.script.says(lb_sync::Report::Facts(PEER, higher));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, higher));
     requested(&lbd).await;
-    lbd.script.says(lb_sync::Report::Answer(PEER, Err("it drains".into())));
+    lbd.script.report(lb_sync::Report::Answer(PEER, Err("it drains".into())));
     lbd.script.yielded(&main(&place), Err("no advertisement was received"));
     eventually("it is reported", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -174,17 +174,21 @@ async fn a_router_below_whose_place_a_peer_hands_over_preempts_when_that_is_in_v
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "it begins");
-    lbd.script.hears(&main, PEER_ADDRESS);
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.receive_advertisements(&main, PEER_ADDRESS);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
     let waits = |waits: bool| {
-        let facts = lbd.script.recorder.facts();
-        facts.is_some_and(|facts| facts.handed_over.contains(&main.key) == waits)
+        let external = lbd.script.recorder.external_state();
+        external.is_some_and(|external| external.handed_over.contains(&main.key) == waits)
     };
     eventually("it does not preempt by itself", async || waits(true)).await;
     lbd.script.wants(&main);
-    let sent =
-        || lbd.script.recorder.sent_facts().is_some_and(|facts| facts.routers[&main.key].wants);
+    let sent = || {
+        lbd.script
+            .recorder
+            .node_state()
+            .is_some_and(|node_state| node_state.routers[&main.key].wants)
+    };
     eventually("it is sent to the peer", async || sent()).await;
     eventually("it does after a while", async || waits(false)).await;
     lbd.stop().await;
@@ -196,20 +200,30 @@ async fn peers_say_that_something_has_lowered_them_and_routers_know_it_of_the_ac
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "it begins");
-    let mut lowered = facts(&lbd, &place, State::Backup).await;
+    let mut lowered = peer_state(&lbd, &place, State::Backup).await;
     lowered.routers.get_mut(&main.key).expect("it is there").lowered = true;
     lbd.script.joins(PEER, lowered.clone());
     lbctl(&place, "status").await;
-    let known = || lbd.script.recorder.facts().is_some_and(|facts| !facts.lowered_peers.is_empty());
+    let known = || {
+        lbd.script
+            .recorder
+            .external_state()
+            .is_some_and(|external| !external.lowered_peers.is_empty())
+    };
     assert!(!known(), "it is not active");
     lowered.routers.get_mut(&main.key).expect("it is there").state = State::Active;
-    lbd.script.says(lb_sync::Report::Facts(PEER, lowered));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, lowered));
     eventually("it is known", async || known()).await;
-    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script
+        .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
     eventually("it is over", async || !known()).await;
     lbd.script.is_lowered(&main);
-    let sent =
-        || lbd.script.recorder.sent_facts().is_some_and(|facts| facts.routers[&main.key].lowered);
+    let sent = || {
+        lbd.script
+            .recorder
+            .node_state()
+            .is_some_and(|node_state| node_state.routers[&main.key].lowered)
+    };
     eventually("it is sent to the peer", async || sent()).await;
     lbd.stop().await;
 }
@@ -224,7 +238,7 @@ async fn a_peer_that_has_not_said_yet_that_it_has_the_last_news_can_be_asked() {
     lbd.script.change(PEER, |status| status.follows = false);
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main goes to lb2, when it has all flows"), "{dry:?}");
-    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.report(lb_sync::Report::Lost(PEER, "it is silent".into()));
     lbctl(&place, "status").await;
     let dry = lbctl(&place, "vrrp failover main --dry-run").await;
     assert!(dry.out.contains("main is given up by an advertisement"), "{dry:?}");
@@ -253,9 +267,9 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
 async fn a_service_that_the_peer_has_otherwise_is_handed_over_for_who_says_yes() {
     let place = Place::new(&all());
     let lbd = pair(&place).await;
-    let mut unlike = facts(&lbd, &place, State::Backup).await;
+    let mut unlike = peer_state(&lbd, &place, State::Backup).await;
     unlike.fingerprint.services.remove(&web(&place));
-    lbd.script.says(lb_sync::Report::Facts(PEER, unlike));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, unlike));
     let received = async || lbctl(&place, "vrrp status").await.out.contains("is no service there");
     eventually("it is received", received).await;
     let lost = "the flows of web break: lb2 has the service otherwise";
@@ -279,10 +293,11 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover --all");
     requested(&lbd).await;
-    lbd.script.says(lb_sync::Report::Answer(PEER, Err("it is draining itself".into())));
+    lbd.script.report(lb_sync::Report::Answer(PEER, Err("it is draining itself".into())));
     // Messages after the answer are received.
-    let leaves = lb_sync::Facts { draining: true, ..facts(&lbd, &place, State::Backup).await };
-    lbd.script.says(lb_sync::Report::Facts(PEER, leaves));
+    let leaves =
+        lb_sync::NodeState { draining: true, ..peer_state(&lbd, &place, State::Backup).await };
+    lbd.script.report(lb_sync::Report::NodeState(PEER, leaves));
     let seen = async || lbctl(&place, "vrrp status").await.out.contains(", draining");
     eventually("it is received", seen).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
@@ -309,7 +324,7 @@ async fn a_peer_that_goes_while_it_is_asked_is_told_of() {
     let lbd = pair(&place).await;
     let failover = begin(&place, "vrrp failover main");
     requested(&lbd).await;
-    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.report(lb_sync::Report::Lost(PEER, "it is silent".into()));
     let lost = |event: &lb_api::event::Event| event.body.kind == Kind::PeerLost;
     eventually("it is gone", async || events(&lbd.client).await.iter().any(lost)).await;
     lbd.script.yielded(&main(&place), Err("no other router has become active"));
@@ -339,7 +354,7 @@ async fn without_a_peer_others_are_told_by_an_advertisement() {
     }
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
     let yields = |recorded: &Recorded| {
-        (*recorded == Recorded::Order(Order::Yield(key, Yield::Told))).then_some(())
+        (*recorded == Recorded::Order(Order::Yield(key, Yield::Advertised))).then_some(())
     };
     for (by, code, expected) in [
         (
@@ -369,7 +384,7 @@ async fn this_node_takes_over_only_what_it_can_serve() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     let key = main(&place).key;
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
     let answers = |lbd: &Running| {
         lbd.script.recorder.of(|recorded| match recorded {
             Recorded::Answer(PEER, answer) => Some(answer.clone()),
@@ -378,7 +393,7 @@ async fn this_node_takes_over_only_what_it_can_serve() {
     };
     let ask = async |expected: Result<(), &str>| {
         lbd.script.recorder.take();
-        lbd.script.says(lb_sync::Report::TakeOver(PEER, vec![key]));
+        lbd.script.report(lb_sync::Report::TakeOver(PEER, vec![key]));
         eventually("it is answered", async || !answers(&lbd).is_empty()).await;
         assert_eq!(answers(&lbd), [expected.map_err(str::to_owned)]);
     };
@@ -410,7 +425,8 @@ async fn a_node_that_drains_hands_over_first_and_does_not_come_back() {
     let lbd = pair(&place).await;
     let drain = begin(&place, "node drain");
     requested(&lbd).await;
-    let draining = || lbd.script.recorder.facts().is_some_and(|facts| facts.draining);
+    let draining =
+        || lbd.script.recorder.external_state().is_some_and(|external| external.draining);
     assert!(!draining(), "the request is sent to the peer, and does not preempt by itself");
     takes_over(&lbd, &place);
     let ran = drain.await.expect("no panic");
@@ -454,7 +470,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
         steps(&lbd),
         [
             Recorded::hold([web(&place)]),
-            Recorded::Order(Order::Yield(key, Yield::Asked)),
+            Recorded::Order(Order::Yield(key, Yield::Requested)),
             Recorded::Ask(PEER, vec![key]),
             stop,
         ]
@@ -513,7 +529,7 @@ async fn routers_of_a_group_go_together() {
     for router in &routers {
         lbd.script.becomes(router, State::Active, "no advertisement was received");
     }
-    let mut peer = facts(&lbd, &place, State::Backup).await;
+    let mut peer = peer_state(&lbd, &place, State::Backup).await;
     for router in peer.routers.values_mut() {
         router.state = State::Backup;
     }
@@ -530,7 +546,7 @@ async fn routers_of_a_group_go_together() {
     let keys: Vec<_> = routers.iter().map(|router| router.key).collect();
     assert_eq!(
         steps(&lbd)[1..],
-        [Recorded::Order(Order::Yield(keys[0], Yield::Asked)), Recorded::Ask(PEER, keys)]
+        [Recorded::Order(Order::Yield(keys[0], Yield::Requested)), Recorded::Ask(PEER, keys)]
     );
     for router in &routers {
         lbd.script.yielded(router, Ok(PEER_ADDRESS));

@@ -15,19 +15,22 @@ use crate::{
     cli::lbctl,
     common::{Place, Running, eventually},
     fakes::Recorded,
-    pair::{PEER, PEER_ADDRESS, all, facts, main, messages, recorded, role, web},
+    pair::{PEER, PEER_ADDRESS, all, main, messages, peer_state, recorded, role, web},
 };
 
 /// Whether the router may not preempt, since flows of the peer are missing.
 fn is_unsynced(lbd: &Running, place: &Place) -> bool {
-    lbd.script.recorder.facts().is_some_and(|facts| facts.unsynced.contains(&main(place).key))
+    lbd.script
+        .recorder
+        .external_state()
+        .is_some_and(|external| external.unsynced.contains(&main(place).key))
 }
 
 /// A node that is Backup, with all flows of its peer, so that it may preempt.
 async fn synced_backup(place: &Place) -> Running {
     let lbd = place.start().await;
     lbd.script.becomes(&main(place), State::Backup, "it begins");
-    lbd.script.joins(PEER, facts(&lbd, place, State::Active).await);
+    lbd.script.joins(PEER, peer_state(&lbd, place, State::Active).await);
     lbd.script.is_synced(PEER);
     eventually("it may preempt", async || !is_unsynced(&lbd, place)).await;
     lbd
@@ -40,12 +43,13 @@ async fn history_follows_who_is_active() {
     let (main, web) = (main(&place), web(&place));
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.becomes(&main, State::Backup, "it begins");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     let record = Record::Ended { service: web, flows: Vec::new() };
     // No node is active: the peer's records do not count, and are requested when it is.
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
-    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
+    lbd.script
+        .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
     let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
     recorded(&lbd, "all is asked for again", wants).await;
     let learnt = |recorded: &Recorded| recorded.learns().then(|| recorded.clone());
@@ -54,7 +58,7 @@ async fn history_follows_who_is_active() {
     assert!(unsynced(), "it does not preempt");
     lbd.script.recorder.take();
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
     assert_eq!(
         recorded(&lbd, "it is learnt", learnt).await,
         Recorded::learn(std::slice::from_ref(&record))
@@ -67,8 +71,8 @@ async fn history_follows_who_is_active() {
     lbd.script.becomes(&main, State::Active, "the other one is gone");
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.recorder.take();
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
-    lbd.script.says(lb_sync::Report::WantsAll(PEER));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
+    lbd.script.report(lb_sync::Report::WantsAll(PEER));
     let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
     recorded(&lbd, "the other one gets it", sent).await;
     assert_eq!(lbd.script.recorder.of(learnt), [], "what is late does not count");
@@ -106,9 +110,10 @@ async fn the_last_pins_are_told_before_the_service_is_another_node_s() {
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Active, "no advertisement was received");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
-    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script
+        .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
     // Both are active for longer than a handover takes.
     let both = async || !messages(&lbd, Kind::VrrpTwoActive).await.is_empty();
     eventually("both are active", both).await;
@@ -146,8 +151,8 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     // The other node was active as well, and its advertisement comes before its session is there.
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
-    lbd.script.says(lb_sync::Report::WantsAll(PEER));
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
+    lbd.script.report(lb_sync::Report::WantsAll(PEER));
     let sent = |recorded: &Recorded| match recorded {
         Recorded::SendAll(PEER, records) => Some(records.clone()),
         _ => None,
@@ -161,11 +166,11 @@ async fn pins_that_come_after_a_takeover_are_taken_and_nothing_else() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     lbd.script.becomes(&main(&place), State::Active, "10.0.0.3 has left");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     let pins = pins(&place, 1);
     let ended = Record::Ended { service: web(&place), flows: Vec::new() };
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![ended, pins.clone()], Mark::default()));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![ended, pins.clone()], Mark::default()));
     let learnt = |recorded: &Recorded| recorded.learns().then(|| recorded.clone());
     assert_eq!(recorded(&lbd, "they are learnt", learnt).await, Recorded::learn(&[pins]));
     lbd.stop().await;
@@ -177,14 +182,14 @@ async fn what_a_peer_has_told_before_this_node_is_active_is_taken_first() {
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "it begins");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
     let learnt = || lbd.script.recorder.of(|recorded| recorded.learns().then_some(())).len();
     for turn in 1..=16 {
         eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
         // Both wait when the daemon looks.
         let record = Record::Ended { service: web(&place), flows: Vec::new() };
-        lbd.script.says(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
+        lbd.script.report(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
         lbd.script.becomes(&main, State::Active, "the other one is silent");
         eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
         assert_eq!(learnt(), turn);
@@ -200,30 +205,31 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     let unsynced = || is_unsynced(&lbd, &place);
-    let at = |count| move |facts: &lb_vrrp::Facts| facts.transitions["main"] == count;
+    let at = |count| move |external: &lb_vrrp::ExternalState| external.transitions["main"] == count;
     let reported = async |count: u64| {
         eventually("it is reported", async || {
-            lbd.script.recorder.facts().as_ref().is_some_and(at(count))
+            lbd.script.recorder.external_state().as_ref().is_some_and(at(count))
         })
         .await;
     };
     reported(1).await;
     assert!(unsynced(), "no peer is there to send flows");
     // The session is there again before the peer sends its new state.
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     lbd.script.is_synced(PEER);
-    lbd.script.hears(&main, PEER_ADDRESS);
+    lbd.script.receive_advertisements(&main, PEER_ADDRESS);
     lbd.script.becomes(&main, State::Fault, "eth0 is down");
     lbd.script.becomes(&main, State::Backup, "eth0 is up");
     reported(3).await;
     assert!(unsynced(), "it is Active by now, and has not sent its flows");
-    lbd.script.says(lb_sync::Report::Facts(PEER, facts(&lbd, &place, State::Active).await));
+    lbd.script
+        .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
     let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
     recorded(&lbd, "all is asked for", wants).await;
     assert!(unsynced());
     lbd.script.is_synced(PEER);
     eventually("it may preempt", async || !unsynced()).await;
-    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.report(lb_sync::Report::Lost(PEER, "it is silent".into()));
     eventually("it may not", async || unsynced()).await;
     lbd.stop().await;
 }
@@ -234,7 +240,7 @@ async fn a_peer_with_the_name_of_this_node_is_told_of() {
     let lbd = place.start().await;
     let own = "lb1".to_owned();
     lbd.script.change(PEER, |status| status.node = Some(own.clone()));
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     let text = format!("calls itself {own}, as this node does: set `node` under [sync]");
     eventually("it is an event", async || {
         messages(&lbd, Kind::VrrpMismatch).await.iter().any(|event| event.ends_with(&text))
@@ -256,7 +262,7 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     let lbd = synced_backup(&place).await;
     let unsynced = || is_unsynced(&lbd, &place);
     lbd.script.recorder.take();
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
         messages(&lbd, Kind::PeerUnsynced).await,
@@ -283,7 +289,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
     let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
     let pins = Record::Pins { service: web(&place), pins: vec![pin] };
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins], Mark::default()));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![pins], Mark::default()));
     let refused = async || messages(&lbd, Kind::PeerRefused).await;
     eventually("it is not known", async || !refused().await.is_empty()).await;
     assert_eq!(refused().await, ["lb2: web: backend 10.0.0.19 is not known here"]);
@@ -306,11 +312,11 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
 async fn a_history_that_could_not_be_read_is_told_later() {
     let place = Place::new(&all());
     let lbd = place.start().await;
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     place.remote.failing_walks.store(true, Ordering::SeqCst);
-    lbd.script.says(lb_sync::Report::WantsAll(PEER));
+    lbd.script.report(lb_sync::Report::WantsAll(PEER));
     // The message after it is received.
-    lbd.script.says(lb_sync::Report::Complete(PEER, false));
+    lbd.script.report(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
     place.remote.failing_walks.store(false, Ordering::SeqCst);
     let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
@@ -325,7 +331,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
     let leased_until = || Duration::from_nanos(place.remote.leased_until.load(Ordering::SeqCst));
     lbctl(&place, "status").await;
     assert_eq!(leased_until(), Duration::ZERO, "there is no peer");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     eventually("they are leased", async || !leased_until().is_zero()).await;
     // No other node knows pins that are made after the daemon's death.
     let mut longest = Duration::ZERO;
@@ -334,7 +340,7 @@ async fn pins_are_leased_while_a_peer_is_told_of_them() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!((15..=30).contains(&longest.as_millis()), "{longest:?}");
-    lbd.script.says(lb_sync::Report::Lost(PEER, "it is silent".into()));
+    lbd.script.report(lb_sync::Report::Lost(PEER, "it is silent".into()));
     eventually("they are always made", async || leased_until().is_zero()).await;
     assert_eq!(messages(&lbd, Kind::PeerLost).await, ["peer lb2 is gone"]);
     lbd.stop().await;
@@ -345,7 +351,7 @@ async fn no_pin_is_made_while_a_peer_is_late_with_what_it_is_told_but_for_a_whil
     let place = Place::new(&all());
     let lbd = place.start().await;
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Backup).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     lbd.script.is_synced(PEER);
     let ends = || place.remote.leased_until.load(Ordering::SeqCst);
     let renewed = async || {
@@ -373,17 +379,17 @@ async fn what_a_peer_tells_is_acknowledged_when_it_is_learnt() {
     let lbd = place.start().await;
     let main = main(&place);
     lbd.script.becomes(&main, State::Backup, "it begins");
-    lbd.script.hears(&main, PEER_ADDRESS);
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.receive_advertisements(&main, PEER_ADDRESS);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
     lbd.script.is_synced(PEER);
-    lbd.script.says(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
+    lbd.script.report(lb_sync::Report::Records(PEER, vec![pins(&place, 1)], Mark::default()));
     recorded(&lbd, "it is acknowledged", |recorded| {
-        matches!(recorded, Recorded::Took(PEER, _)).then_some(())
+        matches!(recorded, Recorded::Acknowledge(PEER, _)).then_some(())
     })
     .await;
     let order = lbd.script.recorder.of(|recorded| match recorded {
         recorded if recorded.learns() => Some("learnt"),
-        Recorded::Took(..) => Some("took"),
+        Recorded::Acknowledge(..) => Some("took"),
         _ => None,
     });
     assert_eq!(order, ["learnt", "took"]);

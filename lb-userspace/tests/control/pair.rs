@@ -1,4 +1,4 @@
-//! Virtual routers and peers: the facts that lbd sends them, and its handling of their reports.
+//! Virtual routers and peers: the state that lbd sends them, and its handling of their reports.
 
 use std::{collections::BTreeSet, fs, net::IpAddr, sync::mpsc, time::Duration};
 
@@ -60,15 +60,17 @@ pub fn web(place: &Place) -> ServiceKey {
     config(place).desired.services["web"].key
 }
 
-/// The facts of a peer that is configured as this node, but for its router's state.
-pub async fn facts(lbd: &Running, place: &Place, state: State) -> lb_sync::Facts {
-    eventually("facts are sent to the peers", async || lbd.script.recorder.sent_facts().is_some())
-        .await;
-    let mut facts = lbd.script.recorder.sent_facts().expect("they are");
-    let router = facts.routers.get_mut(&main(place).key).expect("it is configured");
+/// The state of a peer that is configured as this node, but for its router's state.
+pub async fn peer_state(lbd: &Running, place: &Place, state: State) -> lb_sync::NodeState {
+    eventually("the node state is sent to the peers", async || {
+        lbd.script.recorder.node_state().is_some()
+    })
+    .await;
+    let mut node_state = lbd.script.recorder.node_state().expect("they are");
+    let router = node_state.routers.get_mut(&main(place).key).expect("it is configured");
     (router.state, router.priority) = (state, 100);
     router.source = Some(PEER_ADDRESS);
-    facts
+    node_state
 }
 
 /// Waits for a recorded, and returns the value that `pick` makes of it.
@@ -100,20 +102,24 @@ pub async fn messages(lbd: &Running, kind: Kind) -> Vec<String> {
 async fn routers_take_part_when_the_maps_are_written() {
     let place = Place::new(&format!("{WEB}{ROUTER}"));
     let lbd = place.start().await;
-    eventually("they know the facts", async || lbd.script.recorder.facts().is_some()).await;
+    eventually("they have the external state", async || {
+        lbd.script.recorder.external_state().is_some()
+    })
+    .await;
     let orders = lbd.script.recorder.of(|recorded| match recorded {
         Recorded::Order(order) => Some(order.clone()),
         _ => None,
     });
     assert_eq!(orders[0], Order::Configure(config(&place).routers));
-    let facts = lbd.script.recorder.facts().expect("they are sent");
-    assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
-    assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
-    assert!(!facts.draining && facts.unsynced.is_empty() && facts.mismatched.is_empty());
+    let external = lbd.script.recorder.external_state().expect("they are sent");
+    assert_eq!(external.forwarding, BTreeSet::from(["eth0".to_owned()]));
+    assert_eq!(external.healthy, [("web".to_owned(), 2)].into());
+    assert!(!external.draining && external.unsynced.is_empty() && external.mismatched.is_empty());
     // A backend that the operator takes out is not healthy.
     lbctl(&place, "backend disable web 10.0.0.11").await;
-    let healthy =
-        async || lbd.script.recorder.facts().is_some_and(|facts| facts.healthy["web"] == 1);
+    let healthy = async || {
+        lbd.script.recorder.external_state().is_some_and(|external| external.healthy["web"] == 1)
+    };
     eventually("one is left", healthy).await;
     lbd.stop().await;
 }
@@ -126,9 +132,10 @@ async fn routers_wait_while_the_maps_can_not_be_written() {
     let before = place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst);
     assert_eq!(before, 0, "it was ready when the fourth write went well");
     let calls = lbd.script.recorder.take();
-    let facts =
-        calls.iter().filter(|recorded| matches!(recorded, Recorded::Order(Order::Facts(_))));
-    assert!(facts.count() <= 1, "{calls:?}");
+    let orders = calls
+        .iter()
+        .filter(|recorded| matches!(recorded, Recorded::Order(Order::ExternalState(_))));
+    assert!(orders.count() <= 1, "{calls:?}");
     lbd.stop().await;
 }
 
@@ -160,9 +167,11 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
     assert_eq!(place.remote.failing_writes.load(std::sync::atomic::Ordering::SeqCst), 0);
     let calls = lbd.script.recorder.take();
     let Some(Recorded::Order(Order::Configure(_))) = calls.first() else { panic!("{calls:?}") };
-    let Some(Recorded::Order(Order::Facts(facts))) = calls.get(1) else { panic!("{calls:?}") };
-    assert_eq!(facts.healthy, [("web".to_owned(), 2)].into());
-    assert_eq!(facts.forwarding, BTreeSet::from(["eth0".to_owned()]));
+    let Some(Recorded::Order(Order::ExternalState(external))) = calls.get(1) else {
+        panic!("{calls:?}")
+    };
+    assert_eq!(external.healthy, [("web".to_owned(), 2)].into());
+    assert_eq!(external.forwarding, BTreeSet::from(["eth0".to_owned()]));
     // Before a write could take it out of the maps.
     let mac = [0, 0, 0x5e, 0, 1, 51];
     assert_eq!(calls.get(2), Some(&Recorded::take_mac(mac, true)));
@@ -239,7 +248,7 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     let lbd = place.start().await;
     let (main, web) = (main(&place), web(&place));
     lbd.script.becomes(&main, State::Backup, "it begins");
-    let alike = facts(&lbd, &place, State::Active).await;
+    let alike = peer_state(&lbd, &place, State::Active).await;
     let mut unlike = alike.clone();
     unlike.fingerprint.services.entry(web).or_default().settings = 1;
     let router = unlike.routers.get_mut(&main.key).expect("it is there");
@@ -260,26 +269,26 @@ async fn a_peer_that_is_configured_otherwise_is_told_and_not_followed() {
     );
     // Its advertisements are accepted all the same, lest there are two Active routers.
     let mismatched = async || {
-        let facts = lbd.script.recorder.facts().expect("they are sent");
-        facts.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
+        let external = lbd.script.recorder.external_state().expect("they are sent");
+        external.mismatched == BTreeSet::from([(main.key, PEER_ADDRESS)])
     };
     eventually("it is reported", mismatched).await;
     assert_eq!(role(&lbd, &place), Some(Role::Own), "it is not followed");
     let status = lbctl(&place, "vrrp status").await.out;
     assert!(status.contains("\nmain: PROBLEM: lb2: virtual router main: version"), "{status}");
     assert!(status.contains("\n  PROBLEM: web: mode, ring_slots"), "{status}");
-    // The same facts again make no second event.
-    lbd.script.says(lb_sync::Report::Facts(PEER, unlike.clone()));
+    // The same state again makes no second event.
+    lbd.script.report(lb_sync::Report::NodeState(PEER, unlike.clone()));
     // One that has another backend is followed all the same.
     let mut alike = alike;
     alike.fingerprint.services.entry(web).or_default().backends = 1;
-    lbd.script.says(lb_sync::Report::Facts(PEER, alike.clone()));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, alike.clone()));
     eventually("it follows", async || role(&lbd, &place) == Some(Role::Follows)).await;
     assert_eq!(refused().await.len(), 1);
     // Another seed makes it incompatible.
     let mut incompatible = alike;
     incompatible.fingerprint.seed = 1;
-    lbd.script.says(lb_sync::Report::Facts(PEER, incompatible));
+    lbd.script.report(lb_sync::Report::NodeState(PEER, incompatible));
     let refused_altogether = async || refused().await.len() == 2;
     eventually("it is refused", refused_altogether).await;
     let json = lbctl(&place, "sync status -o json").await.out;
@@ -294,7 +303,7 @@ async fn two_nodes_that_are_active_for_long_are_told() {
     let place = Place::new(&all());
     let lbd = place.start().await;
     lbd.script.becomes(&main(&place), State::Active, "no advertisement was received");
-    lbd.script.joins(PEER, facts(&lbd, &place, State::Active).await);
+    lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
     let both = async || messages(&lbd, Kind::VrrpTwoActive).await;
     eventually("it is reported", async || !both().await.is_empty()).await;
     assert_eq!(both().await, ["main is active here and on lb2: both hold its addresses"]);
@@ -359,7 +368,7 @@ async fn a_first_router_that_a_reload_adds_knows_that_the_node_forwards() {
     });
     let forwarding = BTreeSet::from(["eth0".to_owned()]);
     assert!(
-        matches!(&orders[0], Order::Facts(facts) if facts.forwarding == forwarding),
+        matches!(&orders[0], Order::ExternalState(external) if external.forwarding == forwarding),
         "{orders:?}"
     );
     assert_eq!(orders[1], Order::Configure(config(&place).routers));

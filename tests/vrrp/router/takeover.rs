@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use kit::wait::{until, until_true};
 use lb_model::router::{Auth, Family, SecondPath, State, Version};
 use lb_vrrp::{
-    Facts, NoticeKind, Order, Report, Yield,
+    ExternalState, NoticeKind, Order, Report, Yield,
     sockets::{Interface, Sender},
 };
 
@@ -78,7 +78,7 @@ fn planned_yield_keeps_the_address_until_the_other_router_has_it() -> Result<()>
     let mut testbed = Testbed::new()?;
     let router = router(Family::V4, 51);
     testbed.start(&router)?;
-    testbed.a.order(Order::Yield(router.key, Yield::Told));
+    testbed.a.order(Order::Yield(router.key, Yield::Advertised));
     let by = until(SOON, "the yield ends", || {
         let reports = testbed.a.reports();
         let ended = reports.into_iter().find_map(|(_, report)| match report {
@@ -110,7 +110,7 @@ fn router_that_takes_is_active_at_once_and_the_other_yields() -> Result<()> {
     let mut testbed = Testbed::new()?;
     let router = router(Family::V4, 51);
     testbed.start(&router)?;
-    testbed.a.order(Order::Yield(router.key, Yield::Asked));
+    testbed.a.order(Order::Yield(router.key, Yield::Requested));
     testbed.b.order(Order::Take(router.key));
     testbed.b.wait_for(State::Active)?;
     testbed.a.wait_for(State::Backup)?;
@@ -315,7 +315,7 @@ fn peer_with_another_password_is_told_and_heard_once_it_is_known() -> Result<()>
     }
     // The sync key has shown that it is the peer.
     let mismatched = [(router.key, "10.0.0.1".parse()?)].into();
-    testbed.b.order(Order::Facts(Facts { mismatched, ..Facts::default() }));
+    testbed.b.order(Order::ExternalState(ExternalState { mismatched, ..ExternalState::default() }));
     testbed.b.wait_for(State::Backup)?;
     testbed.b.wait_to_have(VIP, false)?;
     assert!(testbed.a.has(VIP)?);

@@ -19,7 +19,7 @@ use lb_api::routers::RouterStatus;
 use lb_model::router::{
     Announce, Auth, Checksum, Family, Router, RouterKey, Routers, State, Version, VirtualAddress,
 };
-use lb_vrrp::{Facts, NoticeKind, Order, Report, Transition, Vrrp as _, thread::Thread};
+use lb_vrrp::{ExternalState, NoticeKind, Order, Report, Transition, Vrrp as _, thread::Thread};
 use tokio::sync::mpsc;
 
 /// How long anything may take that is to happen at once, on a machine with much else to do.
@@ -102,7 +102,7 @@ impl Node {
                 all.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), report));
             }
         });
-        thread.order(Order::Facts(Facts::default()));
+        thread.order(Order::ExternalState(ExternalState::default()));
         thread.order(Order::Configure(Routers { routers, groups: Vec::new() }));
         self.thread = Some(thread);
         Ok(())

@@ -35,7 +35,7 @@ use lb_model::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::{record::Record, thread::Link};
+pub use self::{record::Record, thread::SyncThread};
 
 /// Bytes of the shared key.
 pub const KEY_BYTES: usize = 32;
@@ -73,13 +73,13 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeerId(pub u8);
 
-/// A node's facts; lbd sends them to a peer within 10 ms of a change, and every 100 ms.
+/// A node's state; lbd sends it to a peer within 10 ms of a change, and every 100 ms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct NodeState {
     /// What it makes rings of: see [`Fingerprint`].
     pub fingerprint: Fingerprint,
-    /// How its virtual routers stand.
-    pub routers: BTreeMap<RouterKey, RouterFacts>,
+    /// The state of its virtual routers.
+    pub routers: BTreeMap<RouterKey, RouterState>,
     /// Whether it is draining.
     pub draining: bool,
 }
@@ -105,9 +105,9 @@ pub struct Likeness {
     pub shares: u64,
 }
 
-/// How a virtual router stands on a node.
+/// The state of a virtual router on a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouterFacts {
+pub struct RouterState {
     /// Its state.
     pub state: State,
     /// Its priority as it is.
@@ -139,15 +139,15 @@ pub enum Report {
     Joined(PeerId),
     /// A peer is gone, and why.
     Lost(PeerId, String),
-    /// A peer's facts have changed.
-    Facts(PeerId, Facts),
+    /// A peer's state has changed.
+    NodeState(PeerId, NodeState),
     /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
-    /// [`Peers::send_all`]. Reported after its first [`Self::Facts`], and at most once in a second.
+    /// [`Peers::send_all`]. Reported after its first [`Self::NodeState`], and at most once in a second.
     WantsAll(PeerId),
     /// A peer sends all of its history: what is known of it is void.
     Begins(PeerId),
     /// Records of a peer's history, in the order in which they were published, perhaps none. When they
-    /// are taken, the mark is for [`Peers::took`].
+    /// are taken, the mark is for [`Peers::acknowledge`].
     Records(PeerId, Vec<Record>, Mark),
     /// Everything that the peer had published until now was reported in [`Self::Records`]; or something has
     /// been missing for 30 ms, or all is about to be sent anew. False after [`Self::Joined`], unreported.
@@ -163,16 +163,16 @@ pub enum Report {
 
 /// What the daemon needs of the peers; tests have their own.
 pub trait Peers: Send {
-    /// Sets this node's facts from now on.
-    fn tell(&self, facts: Facts);
+    /// Sets the state of this node that is sent to the peers from now on.
+    fn set_state(&self, node_state: NodeState);
     /// What has changed of this node's history, to all peers that have all that was before. The number
     /// does not fall; see [`Self::taken`].
     fn publish(&self, number: u64, records: Vec<Record>);
     /// The highest number of which, and of all before, every peer that gets updates has reported that its
     /// daemon has taken them; those of peers that don't are not waited for.
     fn taken(&self) -> u64;
-    /// The history of a peer up to this mark was taken.
-    fn took(&self, peer: PeerId, mark: Mark);
+    /// The daemon has taken a peer's history up to this mark.
+    fn acknowledge(&self, peer: PeerId, mark: Mark);
     /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
     /// was published before. The pins of a record may arrive in another order; no flow is in it twice.
     fn send_all(&self, peer: PeerId, records: Vec<Record>);

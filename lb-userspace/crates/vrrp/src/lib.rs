@@ -3,7 +3,7 @@
 //! [`fsm`] is one virtual router as a pure function of (state, event, now); [`packet`] turns
 //! advertisements into bytes and back, [`auth`] verifies their senders, [`announce`] makes the frames
 //! that announce addresses, and [`sockets`] carries all that. [`thread`] drives both in a thread of its own that nothing
-//! else makes late; sockets, netlink and timers are there. The daemon gives [`Facts`] and orders
+//! else makes late; sockets, netlink and timers are there. The daemon gives [`ExternalState`] and orders
 //! through [`Vrrp`], and receives [`Report`]s.
 
 pub mod addresses;
@@ -34,7 +34,7 @@ use lb_model::router::{RouterKey, Routers, State};
 
 /// What the daemon knows that virtual routers depend on.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Facts {
+pub struct ExternalState {
     /// The interfaces whose packets the XDP program forwards.
     pub forwarding: BTreeSet<String>,
     /// How many backends of each service serve, or would if it came to that.
@@ -67,7 +67,7 @@ pub struct Facts {
     pub active: BTreeSet<(RouterKey, IpAddr)>,
 }
 
-impl Facts {
+impl ExternalState {
     /// Whether an advertisement that was refused is taken all the same, as its sender is known.
     #[must_use]
     pub fn accepts_refused(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
@@ -83,12 +83,12 @@ impl Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Yield {
     /// A peer was requested by the sync session to take over, and is about to.
-    Asked,
+    Requested,
     /// The same, of a peer with a higher priority that has reported that it would preempt: this node takes
     /// over again when its own is the higher one.
     Outranked,
     /// By an advertisement with priority 0, for peers that receive nothing else.
-    Told,
+    Advertised,
 }
 
 /// What is wanted of the virtual routers.
@@ -96,8 +96,8 @@ pub enum Yield {
 pub enum Order {
     /// Be these from now on. Routers of the same name, interface and key go on where they are.
     Configure(Routers),
-    /// What the daemon knows.
-    Facts(Facts),
+    /// The external state has changed.
+    ExternalState(ExternalState),
     /// Give up being Active. The addresses stay until another router advertises as Active; if none is
     /// within the time that it takes a peer to notice, this one goes on. It does not preempt until it
     /// was Active again.

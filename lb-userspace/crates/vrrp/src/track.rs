@@ -13,7 +13,7 @@ use std::{
 use lb_model::router::{Family, OWNER, Router, Track, Tracked};
 
 use super::{
-    Facts,
+    ExternalState,
     observed::{Link, Observed},
 };
 
@@ -191,7 +191,7 @@ impl Tracks {
     pub fn look(
         &mut self,
         router: &Router,
-        facts: Option<&Facts>,
+        external: Option<&ExternalState>,
         observed: Option<&Observed>,
         now: Instant,
         changes: &mut Vec<Change>,
@@ -199,14 +199,14 @@ impl Tracks {
         if let Some(observed) = observed {
             self.look_at_own(router, observed, now, changes);
         }
-        if let Some(facts) = facts {
+        if let Some(external) = external {
             let is_preempted = router.preempt && router.priority.get() != OWNER;
             let is_of = |vip: IpAddr| router.addresses.iter().any(|one| one.address == vip);
-            let served = facts.served.iter().filter(|(vip, _)| is_preempted && is_of(*vip));
+            let served = external.served.iter().filter(|(vip, _)| is_preempted && is_of(*vip));
             self.served = served.map(|(_, name)| name.clone()).collect();
         }
         for (track, rating) in &mut self.configured {
-            let Some(seen) = seen(track, rating, router, facts, observed) else { continue };
+            let Some(seen) = seen(track, rating, router, external, observed) else { continue };
             let changed = rating.see(seen, now);
             if changed && rating.problem().is_some() && is_spared(&self.served, track) {
                 let message = rating.problem().cloned().unwrap_or_default();
@@ -370,13 +370,13 @@ fn seen(
     track: &Track,
     rating: &mut Rating,
     router: &Router,
-    facts: Option<&Facts>,
+    external: Option<&ExternalState>,
     observed: Option<&Observed>,
 ) -> Option<Result<(), String>> {
     match &track.what {
         Tracked::Interface(name) => Some(link_state(observed?, name)),
         Tracked::Forwarding => {
-            let forwarding = &facts?.forwarding;
+            let forwarding = &external?.forwarding;
             let link = observed?.links.get(&router.interface);
             let works = forwarding.contains(&router.interface)
                 || link.is_some_and(|link| !link.below.is_disjoint(forwarding));
@@ -384,7 +384,7 @@ fn seen(
                 format!("the balancer's program does not forward on {}", router.interface)
             }))
         }
-        Tracked::Service { name, min_healthy } => match facts?.healthy.get(name) {
+        Tracked::Service { name, min_healthy } => match external?.healthy.get(name) {
             Some(healthy) if healthy >= min_healthy => Some(Ok(())),
             Some(healthy) => Some(Err(format!(
                 "service {name} has {healthy} healthy backends, and needs {min_healthy}"

@@ -12,7 +12,7 @@ use lb_model::{
     desired::{Admin, Desired, Service, ServiceKey, UdpPolicy},
     router::{Auth, Router, State, Version},
 };
-use lb_sync::{Facts, Fingerprint, Key, Likeness, RouterFacts};
+use lb_sync::{Fingerprint, Key, Likeness, NodeState, RouterState};
 use ring::hmac;
 
 /// How long services may have other backends on two nodes before lbd reports it.
@@ -76,13 +76,13 @@ impl Hasher {
         }
     }
 
-    /// The facts of a virtual router of this node: its state, and hashes of its advertisements' settings.
+    /// The state of a virtual router of this node, with hashes of its advertisements' settings.
     pub(super) fn router(
         &self,
         router: &Router,
         state: State,
         status: Option<&RouterStatus>,
-    ) -> RouterFacts {
+    ) -> RouterState {
         let mut addresses: Vec<Vec<u8>> = router
             .addresses
             .iter()
@@ -91,7 +91,7 @@ impl Hasher {
             .collect();
         addresses.sort();
         let centis = router.interval.as_millis() / 10;
-        RouterFacts {
+        RouterState {
             state,
             priority: status.map_or(router.priority.get(), |status| status.priority),
             wants: status.is_some_and(|status| status.wants),
@@ -177,10 +177,10 @@ impl MismatchTimer {
     }
 }
 
-/// Compares this node's facts with those of a peer.
+/// Compares this node's state with a peer's.
 pub(super) fn compare(
-    own: &Facts,
-    theirs: &Facts,
+    own: &NodeState,
+    theirs: &NodeState,
     desired: &Desired,
     routers: &[Router],
 ) -> Mismatch {
@@ -228,7 +228,7 @@ pub(super) fn compare(
         else {
             continue;
         };
-        let RouterFacts { fingerprint, addresses, source, .. } = there;
+        let RouterState { fingerprint, addresses, source, .. } = there;
         if here.fingerprint != *fingerprint {
             let text = format!(
                 "virtual router {}: version, password, key{} are others there, so that no advertisement can be taken",
@@ -279,11 +279,11 @@ mod tests {
         assert_eq!(hasher.hash("seed", [&b"abc"[..]]), 0x1f27_be08_b759_1d07);
     }
 
-    /// The facts of a node of this configuration.
-    fn facts(config: &Config, key: u8, seed: u8) -> Facts {
+    /// The state of a node of this configuration.
+    fn node_state(config: &Config, key: u8, seed: u8) -> NodeState {
         let hasher = Hasher::new(&Key([key; 32]));
         let routers = config.routers.routers.iter();
-        Facts {
+        NodeState {
             fingerprint: hasher.fingerprint(&[seed; 16], &config.desired),
             routers: routers
                 .map(|router| (router.key, hasher.router(router, State::Backup, None)))
@@ -298,8 +298,8 @@ mod tests {
         assert!(NODE.contains(from), "{from}");
         let (here, there) = (parse(NODE), parse(&NODE.replace(from, to)));
         let mismatch = compare(
-            &facts(&here, 1, 1),
-            &facts(&there, 1, 1),
+            &node_state(&here, 1, 1),
+            &node_state(&there, 1, 1),
             &here.desired,
             &here.routers.routers,
         );
@@ -376,7 +376,7 @@ mod tests {
             config
         };
         let found = |here: &Config, there: &Config| {
-            let (own, theirs) = (facts(here, 1, 1), facts(there, 1, 1));
+            let (own, theirs) = (node_state(here, 1, 1), node_state(there, 1, 1));
             let mismatch = compare(&own, &theirs, &here.desired, &here.routers.routers);
             mismatch.problems().count()
         };
@@ -391,7 +391,7 @@ mod tests {
     fn flows_are_taken_while_backends_differ_and_that_is_told_when_it_lasts() {
         let parse = |text: &str| Config::parse(text).expect("it is valid");
         let (here, there) = (parse(NODE), parse(&NODE.replace("10.0.0.12", "10.0.0.13")));
-        let (own, theirs) = (facts(&here, 1, 1), facts(&there, 1, 1));
+        let (own, theirs) = (node_state(&here, 1, 1), node_state(&there, 1, 1));
         let mismatch = || compare(&own, &theirs, &here.desired, &here.routers.routers).backends;
         assert_eq!(
             compare(&own, &theirs, &here.desired, &here.routers.routers).services,
@@ -413,8 +413,12 @@ mod tests {
     fn another_seed_makes_a_stranger() {
         let config = Config::parse(NODE).expect("it is valid");
         let routers = &config.routers.routers;
-        let mismatch =
-            compare(&facts(&config, 1, 1), &facts(&config, 1, 2), &config.desired, routers);
+        let mismatch = compare(
+            &node_state(&config, 1, 1),
+            &node_state(&config, 1, 2),
+            &config.desired,
+            routers,
+        );
         assert!(mismatch.whole.is_some_and(|text| text.contains("give both nodes the same")));
         assert_eq!(mismatch.services, BTreeMap::new());
     }
@@ -422,7 +426,7 @@ mod tests {
     #[test]
     fn without_the_key_hashes_tell_nothing() {
         let config = Config::parse(NODE).expect("it is valid");
-        let (one, other) = (facts(&config, 1, 1), facts(&config, 2, 1));
+        let (one, other) = (node_state(&config, 1, 1), node_state(&config, 2, 1));
         assert_ne!(one.fingerprint.seed, other.fingerprint.seed);
         let key = config.routers.routers[0].key;
         assert_ne!(one.routers[&key].fingerprint, other.routers[&key].fingerprint);

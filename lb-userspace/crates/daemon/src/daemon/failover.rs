@@ -261,8 +261,8 @@ impl<D: DataPlane> Daemon<D> {
         for (keys, way) in &units {
             let how = match way {
                 Way::Requested(..) if matches!(initiator, Initiator::Higher(_)) => Yield::Outranked,
-                Way::Requested(..) => Yield::Asked,
-                Way::Advertised => Yield::Told,
+                Way::Requested(..) => Yield::Requested,
+                Way::Advertised => Yield::Advertised,
             };
             // The others of its group go along.
             if let Some(first) = keys.first() {

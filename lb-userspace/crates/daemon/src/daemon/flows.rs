@@ -77,7 +77,7 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn learn(&mut self, id: PeerId, records: Vec<Record>, mark: Mark) {
         self.import_pieces(id, records);
         if let Some(group) = &self.group {
-            group.sessions.took(id, mark);
+            group.sessions.acknowledge(id, mark);
         }
     }
 

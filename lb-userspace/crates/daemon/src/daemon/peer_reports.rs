@@ -21,14 +21,14 @@ impl<D: DataPlane> Daemon<D> {
         services_of(self.store.desired(), self.routers(), &routers.into_iter().collect())
     }
 
-    /// Brings everything in line with the roles of the nodes and the known flows: the facts sent to the peers, the
-    /// sources of flow records, the facts of the virtual routers.
+    /// Brings everything in line with the roles of the nodes and the known flows: the state sent to the peers, the
+    /// sources of flow records, the external state of the virtual routers.
     pub(super) fn sync_roles(&mut self) {
         let routers = &self.store.config().routers.routers;
         if let Some(group) = &mut self.group {
             let draining = self.store.node().draining_since.is_some();
             let status = self.vrrp.driver.status();
-            group.send_facts(routers, &self.vrrp.states, status, draining);
+            group.send_state(routers, &self.vrrp.states, status, draining);
             let events = group.compare(self.store.desired(), routers, Instant::now());
             self.record(events);
         }
@@ -97,7 +97,7 @@ impl<D: DataPlane> Daemon<D> {
                 self.record_event(event);
                 self.answered(id, &Err("it is gone".into()));
             }
-            Report::Facts(id, facts) => group.take_facts(id, facts),
+            Report::NodeState(id, node_state) => group.take_state(id, node_state),
             Report::WantsAll(id) => self.send_all(id),
             Report::Begins(id) => {
                 let services = group.begins(id, self.roles.flow_sources());

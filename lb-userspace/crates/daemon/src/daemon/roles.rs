@@ -188,7 +188,7 @@ pub(super) struct Known {
 /// Whether a peer is Active for a router, and whether its flows are known.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum SyncStatus {
-    /// It has sent no facts yet.
+    /// It has sent no state yet.
     Nothing,
     /// It is not.
     NotActive,
@@ -212,7 +212,7 @@ pub(super) fn is_unsynced(advertiser: Option<IpAddr>, known: &[Known], misses_so
         Some(address) => match known.iter().find(|known| known.source == Some(address)) {
             // A peer that does not report yet that it is Active has not sent its flows.
             Some(known) => !has(known),
-            // It is none of the connected peers: another peer, or a router that never sends facts.
+            // It is none of the connected peers: another peer, or a router that never sends its state.
             None => misses_some,
         },
     }
@@ -415,7 +415,7 @@ mod tests {
             (b, vec![known(A, SyncStatus::NotActive)], true, true),
             (b, vec![known(A, all), known(B, SyncStatus::NotActive)], false, true),
             (b, vec![known(A, SyncStatus::NotActive), known(B, all)], false, false),
-            // A router that is no peer never sends facts.
+            // A router that is no peer never sends its state.
             (incompatible, vec![known(A, SyncStatus::NotActive)], false, false),
         ];
         for (advertiser, known, misses_some, expected) in table {

@@ -1,9 +1,10 @@
-//! The daemon's side of the virtual routers: the orders and facts that it sends, and their reports.
+//! The daemon's side of the virtual routers: the orders and the external state that it sends, and their reports.
 //!
-//! They are configured when the daemon starts, and take part when they know its facts: that is when
+//! They are configured when the daemon starts, and take part when they have its external state: that is when
 //! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
 //! restart of `lbd` forwards all the while by the maps of its predecessor; then lbd sends the
-//! facts at once, computed from these maps, so that addresses that are held still are advertised soon again.
+//! the external state at once, computed from these maps, so that addresses that are held still are advertised
+//! soon again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use lb_api::{
 use lb_datapath::DataPlane;
 use lb_model::router::{Router, RouterKey, State};
 use lb_sync::PeerId;
-use lb_vrrp::{Facts, Notice, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
+use lb_vrrp::{ExternalState, Notice, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 
 use super::{Daemon, peers::Group};
 
@@ -36,8 +37,8 @@ pub(super) struct Virtual {
     macs: BTreeMap<[u8; 6], usize>,
     /// Routers whose virtual MAC address is taken since a predecessor may have held it.
     resumed: BTreeMap<String, [u8; 6]>,
-    /// The facts that were sent last; none before the first time.
-    sent_facts: Option<Facts>,
+    /// The external state that was sent last; none before the first time.
+    sent_external: Option<ExternalState>,
     /// The interfaces that forward, as they were looked at last.
     forwarding: BTreeSet<String>,
     /// Whether they have ended.
@@ -55,7 +56,7 @@ impl Virtual {
             reported: BTreeMap::new(),
             macs: BTreeMap::new(),
             resumed: BTreeMap::new(),
-            sent_facts: None,
+            sent_external: None,
             forwarding: BTreeSet::new(),
             stopped: false,
             wanting: BTreeMap::new(),
@@ -117,11 +118,11 @@ impl Virtual {
         (before == 0) != (*count == 0)
     }
 
-    /// Sends the facts to the routers, if they have changed.
-    fn send_facts(&mut self, facts: Facts) {
-        if self.sent_facts.as_ref() != Some(&facts) {
-            self.driver.order(Order::Facts(facts.clone()));
-            self.sent_facts = Some(facts);
+    /// Sends the external state to the routers, if it has changed.
+    fn send_external(&mut self, external: ExternalState) {
+        if self.sent_external.as_ref() != Some(&external) {
+            self.driver.order(Order::ExternalState(external.clone()));
+            self.sent_external = Some(external);
         }
     }
 
@@ -216,7 +217,8 @@ impl<D: DataPlane> Daemon<D> {
         self.vrrp.driver.order(Order::Configure(self.store.config().routers.clone()));
     }
 
-    /// Sends facts computed from the maps of a predecessor, if they serve all that routers hold: the addresses
+    /// Sends the external state computed from the maps of a predecessor, if they serve all that routers
+    /// hold: the addresses
     /// may be here still.
     pub(super) fn resume_routers(&mut self) {
         if self.routers().is_empty() {
@@ -232,8 +234,8 @@ impl<D: DataPlane> Daemon<D> {
             return;
         }
         self.look_at_interfaces();
-        let facts = Facts { healthy, ..self.facts_of_routers() };
-        self.vrrp.send_facts(facts);
+        let external = ExternalState { healthy, ..self.external_state() };
+        self.vrrp.send_external(external);
         // The first write of the maps would take the virtual MAC addresses out that are held still.
         let held = self.routers().iter().filter(|router| router.virtual_mac.is_some());
         let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
@@ -273,8 +275,8 @@ impl<D: DataPlane> Daemon<D> {
         self.vrrp.forwarding = forwarding.map(|interface| interface.name).collect();
     }
 
-    /// The facts that the virtual routers depend on.
-    fn facts_of_routers(&self) -> Facts {
+    /// The external state that the virtual routers depend on.
+    fn external_state(&self) -> ExternalState {
         let standings = self.engine.standings();
         let healthy = self.store.desired().services.iter().map(|(name, service)| {
             let serving = standings.get(&service.key).map_or(0, |standing| standing.serving);
@@ -288,7 +290,7 @@ impl<D: DataPlane> Daemon<D> {
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
         let transitions = transitions.filter(|_| self.group.is_some()).collect();
         let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
-        Facts {
+        ExternalState {
             transitions,
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
@@ -304,12 +306,12 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Sends the routers' facts, if they have changed.
+    /// Sends the routers' external state, if it has changed.
     pub(super) fn update_routers(&mut self) {
-        // Before the maps are written, the facts of the predecessor's maps hold.
+        // Before the maps are written, the state that was computed from the predecessor's maps holds.
         if self.writing.has_succeeded() {
-            let facts = self.facts_of_routers();
-            self.vrrp.send_facts(facts);
+            let external = self.external_state();
+            self.vrrp.send_external(external);
         }
     }
 

@@ -34,9 +34,9 @@ const LONGEST_REPAIR: Duration = Duration::from_millis(200);
 const ACK_AFTER: Duration = Duration::from_millis(2);
 const ACK_PACKETS: u32 = 32;
 
-/// How this node stands with a peer's history.
+/// How far this node has imported a peer's history.
 #[derive(Debug)]
-enum Standing {
+enum ImportPhase {
     /// Nothing is known.
     Nothing,
     /// All of it is arriving.
@@ -49,7 +49,7 @@ enum Standing {
 #[derive(Debug)]
 pub(super) struct Incoming {
     peer: PeerId,
-    standing: Standing,
+    phase: ImportPhase,
     /// The last sequence number that the peer has published, as far as it was received.
     head: u64,
     /// The first sequence number that is missing.
@@ -82,7 +82,7 @@ impl Incoming {
     pub(super) fn new(peer: PeerId) -> Self {
         Self {
             peer,
-            standing: Standing::Nothing,
+            phase: ImportPhase::Nothing,
             head: 0,
             next: 0,
             taken: 0,
@@ -107,13 +107,13 @@ impl Incoming {
     /// Not all that was reported has been taken: it is wanted again, from the beginning. The peer learns it
     /// by [`Self::next`].
     pub(super) fn want_all(&mut self, out: &mut Vec<Action>) {
-        match self.standing {
-            Standing::Nothing => {}
+        match self.phase {
+            ImportPhase::Nothing => {}
             // One that is not acknowledged to its end would never end.
-            Standing::Transferring => self.again = true,
-            Standing::Following => {
+            ImportPhase::Transferring => self.again = true,
+            ImportPhase::Following => {
                 self.again = false;
-                self.standing = Standing::Nothing;
+                self.phase = ImportPhase::Nothing;
                 self.held.clear();
                 self.taken = 0;
                 self.repair_at = None;
@@ -134,15 +134,15 @@ impl Incoming {
 
     /// The first sequence number that is missing; 0: everything is.
     pub(super) const fn next(&self) -> u64 {
-        match self.standing {
-            Standing::Following => self.next,
+        match self.phase {
+            ImportPhase::Following => self.next,
             _ => 0,
         }
     }
 
     /// The daemon has taken everything before this sequence number.
-    pub(super) fn took(&mut self, next: u64) {
-        if matches!(self.standing, Standing::Following) {
+    pub(super) fn acknowledge(&mut self, next: u64) {
+        if matches!(self.phase, ImportPhase::Following) {
             self.taken = self.taken.max(next.min(self.next));
         }
     }
@@ -154,13 +154,13 @@ impl Incoming {
 
     /// Whether all has arrived that had been published up to this sequence number.
     pub(super) const fn has(&self, head: u64) -> bool {
-        matches!(self.standing, Standing::Following) && self.next > head
+        matches!(self.phase, ImportPhase::Following) && self.next > head
     }
 
     /// The peer has published up to this sequence number.
     pub(super) fn published(&mut self, head: u64, now: Instant, out: &mut Vec<Action>) {
         self.head = self.head.max(head);
-        self.settle(now, out);
+        self.update_completeness(now, out);
     }
 
     /// An update has come, when the peer had published up to `head`.
@@ -174,7 +174,7 @@ impl Incoming {
         out: &mut Vec<Action>,
     ) -> Read<()> {
         self.head = self.head.max(head);
-        if matches!(self.standing, Standing::Nothing) || sequence < self.next {
+        if matches!(self.phase, ImportPhase::Nothing) || sequence < self.next {
             return Ok(());
         }
         self.held.entry(sequence).or_insert_with(|| parts.to_vec());
@@ -182,13 +182,13 @@ impl Incoming {
             self.held.pop_last();
         }
         let result = self.report_held(counters, out);
-        self.settle(now, out);
+        self.update_completeness(now, out);
         result
     }
 
     /// Reports the updates that were held and are in order. What can't be read stays missing.
     fn report_held(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
-        if !matches!(self.standing, Standing::Following) {
+        if !matches!(self.phase, ImportPhase::Following) {
             return Ok(());
         }
         while let Some(parts) = self.held.remove(&self.next) {
@@ -217,14 +217,14 @@ impl Incoming {
         }
         self.ack_at.get_or_insert(now + ACK_AFTER);
         self.unacked += 1;
-        let transferring = matches!(self.standing, Standing::Transferring);
+        let transferring = matches!(self.phase, ImportPhase::Transferring);
         let ahead = index.wrapping_sub(self.next_of_all);
         if !transferring || index < self.next_of_all || ahead >= HELD_OF_ALL {
             return Ok(());
         }
         self.held_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
         let result = self.report_held_of_all(now, counters, out);
-        self.settle(now, out);
+        self.update_completeness(now, out);
         result
     }
 
@@ -239,7 +239,7 @@ impl Incoming {
             report_parts(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
             self.next_of_all += 1;
             if last {
-                self.standing = Standing::Following;
+                self.phase = ImportPhase::Following;
                 self.held_of_all.clear();
                 self.ack_at = Some(now);
                 if self.again {
@@ -254,7 +254,7 @@ impl Incoming {
     }
 
     fn begin(&mut self, transfer: u32, since: u64, out: &mut Vec<Action>) {
-        self.standing = Standing::Transferring;
+        self.phase = ImportPhase::Transferring;
         self.again = false;
         self.transfer = transfer;
         self.next_of_all = 0;
@@ -279,9 +279,9 @@ impl Incoming {
         }
     }
 
-    /// Sees whether something is missing.
-    fn settle(&mut self, now: Instant, out: &mut Vec<Action>) {
-        if !matches!(self.standing, Standing::Following) {
+    /// Reports the history as complete if nothing is missing, or schedules a repair.
+    fn update_completeness(&mut self, now: Instant, out: &mut Vec<Action>) {
+        if !matches!(self.phase, ImportPhase::Following) {
             return;
         }
         if self.next > self.head {

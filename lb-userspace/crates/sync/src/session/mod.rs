@@ -22,8 +22,8 @@
 //! bounded, and the rest are single values.
 
 mod asked;
-mod facts;
 mod incoming;
+mod node_state;
 mod outgoing;
 mod pace;
 mod peer;
@@ -38,9 +38,9 @@ use std::{
 use lb_api::peers::PeerStatus;
 use lb_model::router::RouterKey;
 
-use self::{facts::SentFacts, outgoing::Log, pace::Pace, peer::Peer};
+use self::{node_state::SentState, outgoing::Log, pace::Pace, peer::Peer};
 use super::{
-    Config, Facts, Key, Mark, PeerId, Record, Report,
+    Config, Key, Mark, NodeState, PeerId, Record, Report,
     id::SessionId,
     seal::Sealer,
     wire::{self, Message, parts::Packer},
@@ -58,12 +58,12 @@ const UNTAKEN: usize = 2 * outgoing::LOG;
 /// What happens to a session.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// See [`Peers::tell`](super::Peers::tell).
-    Tell(Facts),
+    /// See [`Peers::set_state`](super::Peers::set_state).
+    SetState(NodeState),
     /// See [`Peers::publish`](super::Peers::publish).
     Publish(u64, Vec<Record>),
-    /// See [`Peers::took`](super::Peers::took).
-    Took(PeerId, Mark),
+    /// See [`Peers::acknowledge`](super::Peers::acknowledge).
+    Acknowledge(PeerId, Mark),
     /// See [`Peers::send_all`](super::Peers::send_all).
     SendAll(PeerId, Vec<Record>),
     /// [`Peers::want_all`](super::Peers::want_all).
@@ -86,7 +86,7 @@ pub enum Event<'a> {
 
 /// Where a datagram goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum Recipient {
     /// To a peer.
     Peer(SocketAddr),
     /// To the multicast group.
@@ -97,7 +97,7 @@ pub enum Target {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// A datagram is to be sent.
-    Send(Target, Vec<u8>),
+    Send(Recipient, Vec<u8>),
     /// A report for the daemon.
     Report(Report),
 }
@@ -112,7 +112,7 @@ struct Common {
     sealer: Sealer,
     pace: Pace,
     log: Log,
-    sent_facts: SentFacts,
+    sent_state: SentState,
 }
 
 impl Common {
@@ -169,7 +169,7 @@ impl Session {
                 sealer: Sealer::new(&config.key, id),
                 pace: Pace::new(config.rate.get(), now),
                 log: Log::default(),
-                sent_facts: SentFacts::default(),
+                sent_state: SentState::default(),
             },
             peers: config.peers.iter().enumerate().map(peer).collect(),
             group_cursor: 1,
@@ -189,13 +189,13 @@ impl Session {
             peer.see_own_silence(now, &self.common, out);
         }
         match event {
-            Event::Tell(facts) => {
-                self.common.sent_facts.set(&facts);
+            Event::SetState(node_state) => {
+                self.common.sent_state.set(&node_state);
             }
             Event::Publish(number, records) => self.publish(number, records, now),
-            Event::Took(peer, mark) => {
+            Event::Acknowledge(peer, mark) => {
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
-                    peer.took(mark.0, now);
+                    peer.acknowledge(mark.0, now);
                 }
             }
             Event::SendAll(peer, records) => self.send_all(peer, records),
@@ -374,7 +374,7 @@ impl Session {
         for peer in self.peers.iter_mut().filter(|peer| peer.is_subscribed()) {
             peer.count_sent(datagram.len(), parts);
         }
-        out.push(Action::Send(Target::Group, datagram));
+        out.push(Action::Send(Recipient::Group, datagram));
         true
     }
 }

@@ -65,9 +65,9 @@ impl Log {
     }
 }
 
-/// How a peer stands with this node's history.
+/// How far this node has exported its history to a peer.
 #[derive(Debug)]
-enum Standing {
+enum ExportPhase {
     /// It has none, or has fallen behind; it was not requested from the daemon.
     Behind,
     /// It was requested from the daemon.
@@ -81,7 +81,7 @@ enum Standing {
 /// What one peer is to be sent.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    standing: Standing,
+    phase: ExportPhase,
     /// The first sequence number that was not sent to it.
     cursor: u64,
     /// The last sequence number before its last transfer.
@@ -107,7 +107,7 @@ pub(super) enum Next<'a> {
 impl Outgoing {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            standing: Standing::Behind,
+            phase: ExportPhase::Behind,
             cursor: 0,
             since: 0,
             repairs: BTreeSet::new(),
@@ -119,8 +119,8 @@ impl Outgoing {
 
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        let window = match &self.standing {
-            Standing::Transferring(transfer) => transfer.window.len() + transfer.again.len(),
+        let window = match &self.phase {
+            ExportPhase::Transferring(transfer) => transfer.window.len() + transfer.again.len(),
             _ => 0,
         };
         self.repairs.len() + window
@@ -130,7 +130,7 @@ impl Outgoing {
     pub(super) fn wants_all(&mut self, now: Instant) -> bool {
         let wants = self.wants_by().is_some_and(|at| at <= now);
         if wants {
-            self.standing = Standing::Wanting;
+            self.phase = ExportPhase::Wanting;
             self.wants_at = now + WANTS_AGAIN;
         }
         wants
@@ -138,12 +138,12 @@ impl Outgoing {
 
     /// When that is to be requested, if it is.
     pub(super) fn wants_by(&self) -> Option<Instant> {
-        matches!(self.standing, Standing::Behind).then_some(self.wants_at)
+        matches!(self.phase, ExportPhase::Behind).then_some(self.wants_at)
     }
 
     /// Begins to send all of the history as it is after the update with number `since`.
     pub(super) fn send_all(&mut self, id: u32, records: Vec<Record>, since: u64) {
-        self.standing = Standing::Transferring(Box::new(Transfer::new(id, records, since)));
+        self.phase = ExportPhase::Transferring(Box::new(Transfer::new(id, records, since)));
         self.since = since;
         self.cursor = since + 1;
         self.repairs.clear();
@@ -151,28 +151,28 @@ impl Outgoing {
 
     /// Whether it gets updates.
     pub(super) fn is_subscribed(&self) -> bool {
-        matches!(self.standing, Standing::Transferring(_) | Standing::Following)
+        matches!(self.phase, ExportPhase::Transferring(_) | ExportPhase::Following)
     }
 
     /// Whether it has had all, and gets what is new.
     pub(super) const fn is_followed(&self) -> bool {
-        matches!(self.standing, Standing::Following)
+        matches!(self.phase, ExportPhase::Following)
     }
 
     /// Whether it has reported to have everything up to `head`.
     pub(super) fn has_all(&self, head: u64) -> bool {
-        matches!(self.standing, Standing::Following) && self.acked > head
+        matches!(self.phase, ExportPhase::Following) && self.acked > head
     }
 
     /// It has missed what is no more here.
     fn fall_behind(&mut self) {
-        self.standing = Standing::Behind;
+        self.phase = ExportPhase::Behind;
         self.repairs.clear();
     }
 
     /// Takes its acknowledgement, in a heartbeat with this counter.
     pub(super) fn acknowledged(&mut self, next: u64, counter: u64) {
-        if next == 0 && counter > self.last_ack && matches!(self.standing, Standing::Following) {
+        if next == 0 && counter > self.last_ack && matches!(self.phase, ExportPhase::Following) {
             // It had all of a transfer, and has begun anew since.
             self.fall_behind();
         }
@@ -212,7 +212,7 @@ impl Outgoing {
             return;
         }
         self.last_ack = counter;
-        let Standing::Transferring(sending) = &mut self.standing else { return };
+        let ExportPhase::Transferring(sending) = &mut self.phase else { return };
         if sending.id != transfer {
             return;
         }
@@ -223,20 +223,20 @@ impl Outgoing {
         }
         sending.acked(next, missing, flight, now);
         if sending.is_done() {
-            self.standing = Standing::Following;
+            self.phase = ExportPhase::Following;
         }
     }
 
     /// When something is to be sent again without a request.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match &self.standing {
-            Standing::Transferring(transfer) => transfer.timeout_at,
+        match &self.phase {
+            ExportPhase::Transferring(transfer) => transfer.timeout_at,
             _ => None,
         }
     }
 
     pub(super) fn tick(&mut self, now: Instant) {
-        if let Standing::Transferring(transfer) = &mut self.standing {
+        if let ExportPhase::Transferring(transfer) = &mut self.phase {
             transfer.tick(now);
         }
     }
@@ -248,10 +248,12 @@ impl Outgoing {
 
     /// Whether [`Self::next`] has something. With a `group`, updates go to all at once elsewhere.
     pub(super) fn has_more(&self, log: &Log, group: bool) -> bool {
-        match &self.standing {
-            Standing::Behind | Standing::Wanting => false,
-            Standing::Following => self.has_updates(log, group),
-            Standing::Transferring(transfer) => transfer.has_more() || self.has_updates(log, group),
+        match &self.phase {
+            ExportPhase::Behind | ExportPhase::Wanting => false,
+            ExportPhase::Following => self.has_updates(log, group),
+            ExportPhase::Transferring(transfer) => {
+                transfer.has_more() || self.has_updates(log, group)
+            }
         }
     }
 
@@ -261,8 +263,8 @@ impl Outgoing {
 
     /// The last update that it is to have.
     fn last_update(&self, log: &Log) -> u64 {
-        match self.standing {
-            Standing::Transferring(_) => log.head.min(self.since + UPDATES_DURING_TRANSFER),
+        match self.phase {
+            ExportPhase::Transferring(_) => log.head.min(self.since + UPDATES_DURING_TRANSFER),
             _ => log.head,
         }
     }
@@ -278,8 +280,8 @@ impl Outgoing {
             return None;
         }
         // Without the transfer the updates are of no use.
-        if matches!(&self.standing, Standing::Transferring(transfer) if transfer.has_more()) {
-            let Standing::Transferring(transfer) = &mut self.standing else { return None };
+        if matches!(&self.phase, ExportPhase::Transferring(transfer) if transfer.has_more()) {
+            let ExportPhase::Transferring(transfer) = &mut self.phase else { return None };
             return transfer.next(now);
         }
         while let Some(sequence) = self.repairs.pop_first() {

@@ -9,16 +9,16 @@ use std::{
 use lb_api::peers::PeerCounters;
 
 use super::{
-    Action, Common, Target,
+    Action, Common, Recipient,
     asked::{Asked, Asking},
-    facts::{FactsReceiver, FactsSender},
     incoming::Incoming,
+    node_state::{NodeStateReceiver, NodeStateSender},
     outgoing::Outgoing,
 };
 use crate::{
-    Facts, PeerId, Report,
+    NodeState, PeerId, Report,
     id::SessionId,
-    wire::{Hello, Message, facts::HALVES},
+    wire::{Hello, Message, node_state::HALVES},
 };
 
 /// A round trip that was measured longer comes from a node that stood still, not from the network: what waits for one to
@@ -35,10 +35,10 @@ pub(super) struct Trust {
     pub(super) last_hello: u64,
     pub(super) clock: (u64, Instant),
     pub(super) round_trip: Option<Duration>,
-    pub(super) facts: Facts,
-    pub(super) facts_reported: bool,
-    pub(super) receivers: [FactsReceiver; HALVES],
-    pub(super) senders: [FactsSender; HALVES],
+    pub(super) node_state: NodeState,
+    pub(super) state_reported: bool,
+    pub(super) receivers: [NodeStateReceiver; HALVES],
+    pub(super) senders: [NodeStateSender; HALVES],
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
     /// Whether the daemon could not take what has arrived.
@@ -60,8 +60,8 @@ impl Trust {
             last_hello: 0,
             clock: (0, now),
             round_trip: None,
-            facts: Facts::default(),
-            facts_reported: false,
+            node_state: NodeState::default(),
+            state_reported: false,
             receivers: Default::default(),
             senders: Default::default(),
             outgoing: Outgoing::new(now),
@@ -116,14 +116,14 @@ impl Trust {
         out: &mut Vec<Action>,
     ) {
         for half in 0..HALVES {
-            let generation = common.sent_facts.halves[half].generation;
+            let generation = common.sent_state.halves[half].generation;
             if self.senders[half].is_due(generation, now) {
-                let facts = mem::take(&mut common.sent_facts);
-                for (index, bytes) in facts.fragments(half) {
-                    let message = Message::Facts { half: half as u8, generation, index, bytes };
+                let node_state = mem::take(&mut common.sent_state);
+                for (index, bytes) in node_state.fragments(half) {
+                    let message = Message::NodeState { half: half as u8, generation, index, bytes };
                     send(address, self.session, &message, counters, common, out);
                 }
-                common.sent_facts = facts;
+                common.sent_state = node_state;
             }
         }
         let flight = self.flight();
@@ -132,7 +132,7 @@ impl Trust {
             send(address, self.session, message, counters, common, out);
         }
         self.outgoing.tick(now);
-        if self.facts_reported && self.outgoing.wants_all(now) {
+        if self.state_reported && self.outgoing.wants_all(now) {
             out.push(Action::Report(Report::WantsAll(id)));
         }
         self.tick_questions(id, address, now, counters, common, out);
@@ -151,5 +151,5 @@ pub(super) fn send(
     let datagram = common.seal(message.kind(), Some(&session), |body| message.encode(body));
     counters.packets_sent += 1;
     counters.bytes_sent += datagram.len() as u64;
-    out.push(Action::Send(Target::Peer(address), datagram));
+    out.push(Action::Send(Recipient::Peer(address), datagram));
 }

@@ -29,9 +29,9 @@ use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
-    Config, Facts, Mark, PeerId, Peers, Record, Report,
+    Config, Mark, NodeState, PeerId, Peers, Record, Report,
     id::SessionId,
-    session::{Action, Event, Session, Target},
+    session::{Action, Event, Recipient, Session},
     wire,
 };
 
@@ -49,9 +49,9 @@ const BATCHES: u32 = 16;
 /// An address that is not there is tried again so often.
 const BIND_AGAIN: Duration = Duration::from_millis(200);
 
-/// The connection to the peers. When it is dropped they receive that this node ends.
+/// The handle of the thread that runs the sessions. When it is dropped, the peers receive that this node ends.
 #[derive(Debug)]
-pub struct Link {
+pub struct SyncThread {
     /// None: it ends.
     orders: Option<Sender<Event<'static>>>,
     wake: Arc<EventFd>,
@@ -60,10 +60,10 @@ pub struct Link {
     thread: Option<JoinHandle<()>>,
 }
 
-impl Link {
+impl SyncThread {
     /// Starts sessions with the peers, in the network namespace of the calling thread. Their reports go to
-    /// `reports`: of each peer [`Report::Joined`] first, then its [`Report::Facts`], then
-    /// [`Report::WantsAll`]. Peers receive nothing of this node's history before [`Peers::tell`].
+    /// `reports`: of each peer [`Report::Joined`] first, then its [`Report::NodeState`], then
+    /// [`Report::WantsAll`]. Peers receive nothing of this node's history before [`Peers::set_state`].
     ///
     /// An address that is not there yet is waited for.
     ///
@@ -114,9 +114,9 @@ impl Link {
     }
 }
 
-impl Peers for Link {
-    fn tell(&self, facts: Facts) {
-        self.order(Event::Tell(facts));
+impl Peers for SyncThread {
+    fn set_state(&self, node_state: NodeState) {
+        self.order(Event::SetState(node_state));
     }
 
     fn publish(&self, number: u64, records: Vec<Record>) {
@@ -129,8 +129,8 @@ impl Peers for Link {
         self.taken.load(Ordering::Relaxed)
     }
 
-    fn took(&self, peer: PeerId, mark: Mark) {
-        self.order(Event::Took(peer, mark));
+    fn acknowledge(&self, peer: PeerId, mark: Mark) {
+        self.order(Event::Acknowledge(peer, mark));
     }
 
     fn send_all(&self, peer: PeerId, records: Vec<Record>) {
@@ -162,7 +162,7 @@ impl Peers for Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for SyncThread {
     fn drop(&mut self) {
         self.orders = None;
         self.wake();
@@ -309,12 +309,12 @@ impl Runner {
             match action {
                 // The channel is closed when the daemon ends.
                 Action::Report(report) => drop(self.reports.send(report)),
-                Action::Send(target, datagram) => {
+                Action::Send(recipient, datagram) => {
                     let Sockets::Open(sockets) = &self.sockets else { continue };
-                    let to = match (target, &self.config.multicast) {
-                        (Target::Peer(peer), _) => peer,
-                        (Target::Group, Some((group, _))) => *group,
-                        (Target::Group, None) => continue,
+                    let to = match (recipient, &self.config.multicast) {
+                        (Recipient::Peer(peer), _) => peer,
+                        (Recipient::Group, Some((group, _))) => *group,
+                        (Recipient::Group, None) => continue,
                     };
                     let sent = sockets[0].send_to(&datagram, to);
                     // What finds no room is lost as on any link, and requested again.

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A node of a test.
 struct Node {
-    link: Link,
+    sync: SyncThread,
     reports: UnboundedReceiver<Report>,
     /// What was reported and not looked at yet.
     seen: Vec<Report>,
@@ -28,8 +28,8 @@ struct Node {
 impl Node {
     fn start(config: Config) -> Self {
         let (sender, reports) = unbounded_channel();
-        let link = Link::start(config, sender).expect("it starts");
-        Self { link, reports, seen: Vec::new() }
+        let sync = SyncThread::start(config, sender).expect("it starts");
+        Self { sync, reports, seen: Vec::new() }
     }
 
     /// Waits for a report that `wanted` takes something from; answers what is to be answered.
@@ -115,12 +115,12 @@ fn joined([one, other]: [SocketAddr; 2], history: Vec<Record>) -> (Node, Node) {
 fn joined_as(configs: [Config; 2], history: Vec<Record>) -> (Node, Node) {
     let [mut active, mut backup] = configs.map(Node::start);
     for node in [&active, &backup] {
-        node.link.tell(Facts::default());
+        node.sync.set_state(NodeState::default());
     }
     active.until_report(&Report::WantsAll(PEER));
-    active.link.send_all(PEER, history);
+    active.sync.send_all(PEER, history);
     backup.until_report(&Report::WantsAll(PEER));
-    backup.link.send_all(PEER, Vec::new());
+    backup.sync.send_all(PEER, Vec::new());
     active.until_report(&Report::Complete(PEER, true));
     backup.until_report(&Report::Complete(PEER, true));
     (active, backup)
@@ -158,7 +158,7 @@ fn a_quarter_of_a_million_pins_arrive_whole() {
     let mut expected: Vec<_> = (0..PINS).map(pin).collect();
     expected.sort_by_key(|pin| pin.flow);
     assert!(pins == expected, "some are others");
-    let counters = active.link.status()[0].counters;
+    let counters = active.sync.status()[0].counters;
     let per_pin = counters.bytes_sent as f64 / f64::from(PINS);
     println!("{PINS} pins: {took:?}, {used:?} of CPU on both sides, {per_pin:.2} bytes each");
     println!("{counters:?}");
@@ -209,7 +209,7 @@ fn what_is_published_arrives_almost_as_soon_as_a_datagram() {
     for number in 0..TIMES {
         floor = floor.min(echo.round_trip());
         let start = Instant::now();
-        active.link.publish(u64::from(number), vec![pins(number..number + 1)]);
+        active.sync.publish(u64::from(number), vec![pins(number..number + 1)]);
         let mut arrived = false;
         while !arrived {
             let report = async { tokio::time::timeout(PATIENCE, backup.reports.recv()).await };
@@ -229,7 +229,7 @@ fn nodes_talk_over_ipv6() {
     let [one, other] = addresses("::1".parse().unwrap(), "::1".parse().unwrap());
     let (_active, backup) = joined([one, other], vec![pins(0..1000)]);
     assert_eq!(pins_of(&reported(&backup)).len(), 1000);
-    let status = &backup.link.status()[0];
+    let status = &backup.sync.status()[0];
     assert!(status.connected && status.complete_here, "{status:?}");
     assert_eq!(status.node.as_deref(), Some(one.to_string().as_str()));
 }
@@ -245,7 +245,7 @@ fn a_node_that_ends_says_so_and_can_come_back() {
     backup.until("goodbye", |report| matches!(report, Report::Lost(..)).then_some(()));
     backup.seen.clear();
     let active = Node::start(config(one, other));
-    active.link.tell(Facts::default());
+    active.sync.set_state(NodeState::default());
     backup.until_report(&Report::Joined(PEER));
 }
 
@@ -260,7 +260,7 @@ fn another_key_is_told_on_both_sides() {
             _ => None,
         });
         assert!(why.contains("is the key the same on both nodes?"), "{why}");
-        let status = &node.link.status()[0];
+        let status = &node.sync.status()[0];
         assert_eq!((status.connected, status.refused.as_ref()), (false, Some(&why)));
     }
 }
@@ -270,7 +270,7 @@ fn another_key_is_told_on_both_sides() {
 fn a_peer_of_another_version_is_told_of_until_it_is_of_this_one() {
     let [one, other] = v4();
     let mut node = Node::start(config(one, other));
-    node.link.tell(Facts::default());
+    node.sync.set_state(NodeState::default());
     let old = UdpSocket::bind(other).expect("it is free");
     old.set_read_timeout(Some(PATIENCE)).expect("a socket has one");
     // Its version is in what all versions begin with, so that either can report what is wrong.
@@ -287,12 +287,12 @@ fn a_peer_of_another_version_is_told_of_until_it_is_of_this_one() {
     let versions = format!("version {before} of the protocol, and this node speaks version {own}");
     assert!(why.contains(&versions), "{why}");
     assert!(why.contains("run the same release on both nodes"), "{why}");
-    let status = &node.link.status()[0];
+    let status = &node.sync.status()[0];
     assert_eq!((status.connected, status.refused.as_ref()), (false, Some(&why)));
     drop(old);
     let _upgraded = Node::start(config(other, one));
     node.until_report(&Report::Joined(PEER));
-    assert_eq!(node.link.status()[0].refused, None);
+    assert_eq!(node.sync.status()[0].refused, None);
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn an_address_that_another_program_has_is_an_error() {
     let listen = taken.local_addr().expect("its number");
     let (sender, _reports) = unbounded_channel();
     let peer = "127.0.0.2:9".parse().unwrap();
-    let error = Link::start(config(listen, peer), sender).expect_err("it is taken");
+    let error = SyncThread::start(config(listen, peer), sender).expect_err("it is taken");
     assert!(format!("{error:#}").contains(&format!("listen at {listen}")), "{error:#}");
 }
 
@@ -309,7 +309,7 @@ fn an_address_that_another_program_has_is_an_error() {
 fn nonsense_is_refused() {
     let refused = |config: Config| {
         let (sender, _reports) = unbounded_channel();
-        format!("{:#}", Link::start(config, sender).expect_err("it is nonsense"))
+        format!("{:#}", SyncThread::start(config, sender).expect_err("it is nonsense"))
     };
     let [one, other] = v4();
     let six = "[::1]:3780".parse().unwrap();

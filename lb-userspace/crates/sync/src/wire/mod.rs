@@ -38,7 +38,7 @@
 //! release would have to be kept and tested for ever.
 
 pub mod bytes;
-pub mod facts;
+pub mod node_state;
 pub mod parts;
 
 use lb_model::router::RouterKey;
@@ -59,7 +59,7 @@ pub const BODY: usize = DATAGRAM - size_of::<Header>() - TAG_BYTES;
 /// Most bytes of parts of records in a message: what remains beside its other fields.
 pub const PARTS: usize = BODY - 24;
 
-/// Most bytes of a fragment in [`Message::Facts`].
+/// Most bytes of a fragment in [`Message::NodeState`].
 pub const FRAGMENT: usize = BODY - 16;
 
 /// Most ranges in one [`Message::Ack`] or [`Message::Nack`].
@@ -158,10 +158,10 @@ pub struct Hello<'a> {
     pub taken: u64,
     /// Whether the node has everything of the receiver's.
     pub complete: bool,
-    /// The generations of the node's [`facts`].
-    pub facts: [u32; facts::HALVES],
-    /// The generations of the receiver's facts that have arrived.
-    pub has: [u32; facts::HALVES],
+    /// The generations of the node's [`node_state`].
+    pub node_state: [u32; node_state::HALVES],
+    /// The generations of the receiver's state that have arrived.
+    pub has: [u32; node_state::HALVES],
 }
 
 /// Most bytes of a node's name.
@@ -178,8 +178,8 @@ pub type Range = (u64, u32);
 pub enum Message<'a> {
     /// That the node is there, and how far it is with the receiver's messages.
     Hello(Hello<'a>),
-    /// A fragment of the node's facts.
-    Facts {
+    /// A fragment of the node's state.
+    NodeState {
         /// Which half.
         half: u8,
         /// Its generation.
@@ -253,7 +253,7 @@ pub enum Message<'a> {
 impl<'a> Message<'a> {
     /// The kind of [`Message::Hello`], which alone is taken from sessions that are not known yet.
     pub const HELLO: u8 = 1;
-    const FACTS: u8 = 2;
+    const NODE_STATE: u8 = 2;
     const NEWS: u8 = 3;
     /// The kind of [`Message::All`].
     pub const ALL: u8 = 4;
@@ -269,7 +269,7 @@ impl<'a> Message<'a> {
     pub const fn kind(&self) -> u8 {
         match self {
             Self::Hello(_) => Self::HELLO,
-            Self::Facts { .. } => Self::FACTS,
+            Self::NodeState { .. } => Self::NODE_STATE,
             Self::Changes { .. } => Self::NEWS,
             Self::All { .. } => Self::ALL,
             Self::Ack { .. } => Self::ACK,
@@ -285,7 +285,7 @@ impl<'a> Message<'a> {
     pub fn encode(&self, body: &mut Vec<u8>) {
         match self {
             Self::Hello(hello) => hello.encode(body),
-            Self::Facts { half, generation, index, bytes } => {
+            Self::NodeState { half, generation, index, bytes } => {
                 body.put(&[*half]);
                 body.put_varint(u64::from(*generation));
                 body.put_varint(u64::from(index.0));
@@ -315,7 +315,7 @@ impl<'a> Message<'a> {
                 body.put_varint(*head);
                 body.put(&(routers.len() as u16).to_be_bytes());
                 for router in routers {
-                    facts::put_router_key(body, router);
+                    node_state::put_router_key(body, router);
                 }
             }
             Self::Withdraw { id } => body.put_varint(*id),
@@ -339,15 +339,15 @@ impl<'a> Message<'a> {
         let mut reader = Reader(body);
         let message = match kind {
             Self::HELLO => Self::Hello(Hello::decode(&mut reader)?),
-            Self::FACTS => {
+            Self::NODE_STATE => {
                 let (half, generation) = (reader.u8()?, reader.varint32()?);
                 let small =
                     |number| u16::try_from(number).map_err(|_| Malformed("no such fragment"));
                 let index = (small(reader.varint()?)?, small(reader.varint()?)?);
-                if usize::from(half) >= facts::HALVES || index.0 >= index.1 {
+                if usize::from(half) >= node_state::HALVES || index.0 >= index.1 {
                     return Err(Malformed("no such fragment"));
                 }
-                Self::Facts { half, generation, index, bytes: reader.rest() }
+                Self::NodeState { half, generation, index, bytes: reader.rest() }
             }
             Self::NEWS => Self::Changes {
                 sequence: reader.varint()?,
@@ -373,7 +373,7 @@ impl<'a> Message<'a> {
                 if count * 2 > reader.0.len() {
                     return Err(Malformed("it is cut off"));
                 }
-                let routers = (0..count).map(|_| facts::router_key(&mut reader));
+                let routers = (0..count).map(|_| node_state::router_key(&mut reader));
                 Self::Ask { id, head, routers: routers.collect::<Read<_>>()? }
             }
             Self::WITHDRAW => Self::Withdraw { id: reader.varint()? },
@@ -404,7 +404,7 @@ impl<'a> Hello<'a> {
         body.put_varint(self.next);
         body.put_varint(self.taken);
         body.put(&[u8::from(self.complete)]);
-        for generation in self.facts.into_iter().chain(self.has) {
+        for generation in self.node_state.into_iter().chain(self.has) {
             body.put_varint(u64::from(generation));
         }
     }
@@ -421,7 +421,7 @@ impl<'a> Hello<'a> {
             next: reader.varint()?,
             taken: reader.varint()?,
             complete: reader.bool()?,
-            facts: [reader.varint32()?, reader.varint32()?],
+            node_state: [reader.varint32()?, reader.varint32()?],
             has: [reader.varint32()?, reader.varint32()?],
         })
     }
@@ -467,8 +467,8 @@ pub fn decode(kind: u8, body: &[u8]) -> Read<()> {
             let mut records = Vec::new();
             parts::Assembler::default().take(parts::unpack(parts)?, &mut records)
         }
-        Message::Facts { half, bytes, .. } => {
-            facts::decode(half, bytes, &mut super::Facts::default())
+        Message::NodeState { half, bytes, .. } => {
+            node_state::decode(half, bytes, &mut super::NodeState::default())
         }
         _ => Ok(()),
     }

@@ -7,10 +7,10 @@ use lb_model::{
 use proptest::{collection::vec, prelude::*};
 
 use super::{
-    facts::{FINGERPRINT, ROUTERS},
+    node_state::{FINGERPRINT, ROUTERS},
     *,
 };
-use crate::{Facts, Fingerprint, Likeness, RouterFacts};
+use crate::{Fingerprint, Likeness, NodeState, RouterState};
 
 fn router_key() -> impl Strategy<Value = RouterKey> {
     (any::<bool>(), 1_u8..).prop_map(|(v6, vrid)| RouterKey {
@@ -27,11 +27,11 @@ pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
     })
 }
 
-fn router_facts() -> impl Strategy<Value = RouterFacts> {
+fn router_state() -> impl Strategy<Value = RouterState> {
     let state = proptest::sample::select(State::ALL.to_vec());
     let standing = (state, any::<u8>(), any::<[bool; 2]>(), any::<Option<IpAddr>>());
     (standing, any::<u64>(), any::<u16>(), any::<u64>()).prop_map(
-        |((state, priority, flags, source), fingerprint, interval_centis, addresses)| RouterFacts {
+        |((state, priority, flags, source), fingerprint, interval_centis, addresses)| RouterState {
             state,
             priority,
             wants: flags[0],
@@ -44,8 +44,8 @@ fn router_facts() -> impl Strategy<Value = RouterFacts> {
     )
 }
 
-fn facts() -> impl Strategy<Value = Facts> {
-    let routers = proptest::collection::btree_map(router_key(), router_facts(), 0..60);
+fn node_state() -> impl Strategy<Value = NodeState> {
+    let routers = proptest::collection::btree_map(router_key(), router_state(), 0..60);
     let likeness = any::<(u64, u64, u64)>().prop_map(|(settings, backends, shares)| Likeness {
         settings,
         backends,
@@ -53,7 +53,7 @@ fn facts() -> impl Strategy<Value = Facts> {
     });
     let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
     (any::<u64>(), services, routers, any::<bool>()).prop_map(
-        |(seed, services, routers, draining)| Facts {
+        |(seed, services, routers, draining)| NodeState {
             fingerprint: Fingerprint { seed, services },
             routers,
             draining,
@@ -92,11 +92,11 @@ proptest! {
         (challenge, session, echoed, losses) in any::<(u32, [u8; 16], u32, u32)>(),
         (clock, echo_clock, head) in any::<(u64, (u64, u64), u64)>(),
         (next, taken, complete) in any::<(u64, u64, bool)>(),
-        (facts, has) in any::<([u32; 2], [u32; 2])>(),
+        (node_state, has) in any::<([u32; 2], [u32; 2])>(),
     ) {
         let echo = (SessionId(session), echoed);
         round_trip(&Message::Hello(Hello {
-            node: &node, challenge, echo, losses, clock, echo_clock, head, next, taken, complete, facts, has,
+            node: &node, challenge, echo, losses, clock, echo_clock, head, next, taken, complete, node_state, has,
         }));
     }
 
@@ -126,21 +126,21 @@ proptest! {
     }
 
     #[test]
-    fn facts_come_back_as_they_were(facts in facts()) {
-        let mut read = Facts::default();
+    fn facts_come_back_as_they_were(node_state in node_state()) {
+        let mut read = NodeState::default();
         for half in [ROUTERS, FINGERPRINT] {
-            let bytes = facts::encode(half, &facts);
-            let fragments: Vec<_> = facts::fragments(&bytes).collect();
+            let bytes = node_state::encode(half, &node_state);
+            let fragments: Vec<_> = node_state::fragments(&bytes).collect();
             prop_assert_eq!(fragments.concat(), bytes.clone());
             let count = fragments.len() as u16;
             for (index, bytes) in fragments.into_iter().enumerate() {
                 let index = (index as u16, count);
-                round_trip(&Message::Facts { half, generation: 7, index, bytes });
+                round_trip(&Message::NodeState { half, generation: 7, index, bytes });
             }
-            prop_assert_eq!(facts::decode(half, &bytes, &mut read), Ok(()));
-            prop_assert!(facts::decode(half, &bytes[..bytes.len() - 1], &mut Facts::default()).is_err());
+            prop_assert_eq!(node_state::decode(half, &bytes, &mut read), Ok(()));
+            prop_assert!(node_state::decode(half, &bytes[..bytes.len() - 1], &mut NodeState::default()).is_err());
         }
-        prop_assert_eq!(read, facts);
+        prop_assert_eq!(read, node_state);
     }
 
     #[test]
@@ -151,15 +151,15 @@ proptest! {
     /// Bytes that are nearly a message reach further than any bytes.
     #[test]
     fn damaged_facts_are_read_without_panic(
-        facts in facts(), damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        node_state in node_state(), damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
         for half in [ROUTERS, FINGERPRINT] {
-            let mut bytes = facts::encode(half, &facts);
+            let mut bytes = node_state::encode(half, &node_state);
             for (at, byte) in &damage {
                 let at = at.index(bytes.len());
                 bytes[at] = *byte;
             }
-            let _ = facts::decode(half, &bytes, &mut Facts::default());
+            let _ = node_state::decode(half, &bytes, &mut NodeState::default());
         }
     }
 }

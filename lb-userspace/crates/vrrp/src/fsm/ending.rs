@@ -18,7 +18,7 @@ pub(super) struct Yielding {
 impl VirtualRouter {
     /// Whether it advertises that it leaves.
     pub(super) fn is_leaving(&self) -> bool {
-        self.when.yielding.as_ref().is_some_and(|yielding| yielding.how == Yield::Told)
+        self.when.yielding.as_ref().is_some_and(|yielding| yielding.how == Yield::Advertised)
     }
 
     pub(super) fn active_yield(&mut self, how: Yield, now: Instant, out: &mut Vec<Action>) {
@@ -28,7 +28,7 @@ impl VirtualRouter {
             return;
         }
         // Advertisements that were sent are not taken back.
-        let how = if self.is_leaving() { Yield::Told } else { how };
+        let how = if self.is_leaving() { Yield::Advertised } else { how };
         let until = now + self.limit_of(how);
         self.when.yielding = Some(Yielding { how, until, owed: true, stop: None });
         self.advertise_end(now, out);
@@ -41,7 +41,8 @@ impl VirtualRouter {
         }
         let owed = self.when.yielding.as_ref().is_some_and(|yielding| yielding.owed);
         let until = now + self.yield_limit();
-        self.when.yielding = Some(Yielding { how: Yield::Told, until, owed, stop: Some(release) });
+        self.when.yielding =
+            Some(Yielding { how: Yield::Advertised, until, owed, stop: Some(release) });
         self.advertise_end(now, out);
     }
 
@@ -62,7 +63,7 @@ impl VirtualRouter {
             // What ends is not begun again.
             Some(yielding) if yielding.stop.is_some() => self.when.yielding = Some(yielding),
             Some(yielding) => {
-                if yielding.how == Yield::Told {
+                if yielding.how == Yield::Advertised {
                     out.push(Action::Advertise { priority: self.priority() });
                     self.sent(now);
                 }
@@ -103,7 +104,7 @@ impl VirtualRouter {
                 self.end_yield(yielding, State::Active, Err(why), cause, now, out);
             }
             None => {
-                if yielding.how == Yield::Told {
+                if yielding.how == Yield::Advertised {
                     out.push(Action::Advertise { priority: self.priority() });
                     self.sent(now);
                 }

@@ -30,7 +30,7 @@
 //!   any router that then advertises.
 //!
 //! Two routers are Active for a moment when one preempts or takes over by an order, so no packet is lost. A node that
-//! drains has priority 1 without a fault; a peer of the flow sync knows that from its facts (`drains_there`).
+//! drains has priority 1 without a fault; a peer of the flow sync knows that from its state (`drains_there`).
 //!
 //! How long two can be Active, when packets take `D` at most and none is lost: the lower one receives
 //! the next advertisement of the higher one, or the answer to its own, after at most

@@ -8,7 +8,7 @@
 //! has given way learn what has lowered the other router before: the flow sync's peer reports it, which ends the
 //! order. It ends no wait for flows, which such a peer is about to send.
 //!
-//! With the flow sync, a router that would preempt sends that to its peer (`RouterFacts::wants`), and the Active node
+//! With the flow sync, a router that would preempt sends that to its peer (`RouterState::wants`), and the Active node
 //! begins a handover: the router becomes Active when it has the last pins. If there is no handover within three
 //! seconds, it preempts as the RFC has it.
 

@@ -57,8 +57,8 @@ impl VirtualRouter {
     /// goes on as before meanwhile, so that waiting costs nothing.
     pub(super) fn limit_of(&self, how: Yield) -> Duration {
         match how {
-            Yield::Asked | Yield::Outranked => LONGEST_YIELD,
-            Yield::Told => self.yield_limit(),
+            Yield::Requested | Yield::Outranked => LONGEST_YIELD,
+            Yield::Advertised => self.yield_limit(),
         }
     }
 

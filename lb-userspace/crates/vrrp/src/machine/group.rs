@@ -61,7 +61,7 @@ impl Machine {
         let own = of(index);
         let mates: Vec<_> =
             group.iter().filter(|mate| **mate != index).map(|mate| of(*mate)).collect();
-        let facts = self.facts.as_ref();
+        let external = self.external.as_ref();
         let any = |keys: &BTreeSet<RouterKey>| {
             group.iter().any(|index| keys.contains(&self.routers[*index].router.key))
         };
@@ -78,18 +78,19 @@ impl Machine {
             abstains: gave_way.map(|mate| {
                 format!("{}, of its sync group: it has given way by an order", mate.name)
             }),
-            known_after: facts
-                .and_then(|facts| facts.transitions.get(&self.routers[index].router.name).copied()),
-            draining: facts.is_some_and(|facts| facts.draining),
-            drains_there: facts.is_some_and(|facts| any(&facts.draining_peers)),
-            lowered_there: facts.is_some_and(|facts| any(&facts.lowered_peers)),
-            handed_over: facts.is_some_and(|facts| any(&facts.handed_over)),
+            known_after: external.and_then(|external| {
+                external.transitions.get(&self.routers[index].router.name).copied()
+            }),
+            draining: external.is_some_and(|external| external.draining),
+            drains_there: external.is_some_and(|external| any(&external.draining_peers)),
+            lowered_there: external.is_some_and(|external| any(&external.lowered_peers)),
+            handed_over: external.is_some_and(|external| any(&external.handed_over)),
         }
     }
 
     /// What a router lacks of another node's flows.
     fn lacks(&self, index: usize) -> Option<String> {
-        let lacks = self.facts.as_ref()?.unsynced.contains(&self.routers[index].router.key);
+        let lacks = self.external.as_ref()?.unsynced.contains(&self.routers[index].router.key);
         lacks.then(|| "the flows of another node are not known here yet".into())
     }
 

@@ -15,7 +15,7 @@
 //!   a while thereby learns that another router has taken over before it advertises as Active;
 //!   nothing else is to be done about a stall.
 //! - A router of a new configuration takes part as soon as what could be a fault of it is known: the
-//!   daemon's facts, its interface, the first result of its scripts. Until then it is in
+//!   daemon's external state, its interface, the first result of its scripts. Until then it is in
 //!   `Initialize`, and addresses that a predecessor left (`held`) stay, unless another Active router
 //!   advertises.
 //! - [`Machine::retire`] ends the routers that a new configuration does not have any more; what it
@@ -35,7 +35,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use lb_model::router::{Group, Router, RouterKey, Routers, State};
 
 use super::{
-    Facts, Notice, NoticeKind, Order,
+    ExternalState, Notice, NoticeKind, Order,
     fsm::{Action, Event, Heard, Settings, VirtualRouter},
     observed::Observed,
     track::{Change, Tracks},
@@ -52,7 +52,7 @@ pub type Out = Vec<(Name, Action)>;
 pub struct Machine {
     routers: Vec<Entry>,
     groups: Vec<Group>,
-    facts: Option<Facts>,
+    external: Option<ExternalState>,
     observed: Option<Observed>,
     /// It was ordered to end, and so was all around it: what is tracked means nothing any more.
     ending: bool,
@@ -124,8 +124,8 @@ impl Machine {
     }
 
     /// What the daemon knows.
-    pub fn set_facts(&mut self, facts: &Facts, now: Instant, out: &mut Out) {
-        self.facts = Some(facts.clone());
+    pub fn set_external(&mut self, external: &ExternalState, now: Instant, out: &mut Out) {
+        self.external = Some(external.clone());
         self.look(now, out);
     }
 
@@ -165,13 +165,13 @@ impl Machine {
         self.drive(&[index], |_| Event::Heard(advert), now, out);
     }
 
-    /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::Facts`], as
-    /// [`Self::set_facts`]. [`Order::Configure`] is none for this: it needs what is held. The other
+    /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::ExternalState`], as
+    /// [`Self::set_external`]. [`Order::Configure`] is none for this: it needs what is held. The other
     /// routers of a sync group yield and take over with the one that is named.
     pub fn order(&mut self, order: &Order, now: Instant, out: &mut Out) {
         match order {
             Order::Configure(_) => {}
-            Order::Facts(facts) => self.set_facts(facts, now, out),
+            Order::ExternalState(external) => self.set_external(external, now, out),
             Order::Yield(key, how) => {
                 self.drive(&self.with_mates(*key), |_| Event::Yield(*how), now, out);
             }
@@ -282,13 +282,13 @@ impl Machine {
     fn look(&mut self, now: Instant, out: &mut Out) {
         for entry in &mut self.routers {
             let mut changes = Vec::new();
-            let (facts, observed) = (self.facts.as_ref(), self.observed.as_ref());
+            let (external, observed) = (self.external.as_ref(), self.observed.as_ref());
             match observed {
                 Some(observed) if self.ending => {
                     entry.tracks.look_at_links(&entry.router, observed, now, &mut changes);
                 }
                 _ if self.ending => {}
-                _ => entry.tracks.look(&entry.router, facts, observed, now, &mut changes),
+                _ => entry.tracks.look(&entry.router, external, observed, now, &mut changes),
             }
             entry.report(changes, out);
         }
@@ -303,7 +303,7 @@ impl Machine {
             entry.perform(out, |machine, out| machine.set_standing(standing, now, out));
         }
         for index in 0..self.routers.len() {
-            if self.facts.is_some() && self.is_ready(index) {
+            if self.external.is_some() && self.is_ready(index) {
                 let entry = &mut self.routers[index];
                 let held = entry.waiting.take().unwrap_or(false);
                 entry.perform(out, |machine, out| {

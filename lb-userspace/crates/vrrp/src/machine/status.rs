@@ -61,7 +61,7 @@ impl Machine {
     fn cause(&self, index: usize) -> String {
         let entry = &self.routers[index];
         if entry.waiting.is_some() {
-            return match self.facts {
+            return match self.external {
                 None => "it waits for what the daemon knows".into(),
                 Some(_) => "it waits until what it tracks is known".into(),
             };

@@ -7,7 +7,7 @@ use std::{
 
 use lb_model::router::{Group, Routers, State, Track, Tracked};
 use lb_vrrp::{
-    Facts, Order, Yield,
+    ExternalState, Order, Yield,
     fsm::Action,
     machine::{Machine, Out},
     observed::{Link, Observed},
@@ -103,7 +103,7 @@ impl Node {
         let held: BTreeSet<_> = held.iter().map(|name| (*name).to_owned()).collect();
         let mut out = Out::new();
         self.machine.configure(&self.routers, &held, self.now, &mut out);
-        self.machine.set_facts(&Facts::default(), self.now, &mut out);
+        self.machine.set_external(&ExternalState::default(), self.now, &mut out);
         self.machine.observe(&self.observed, self.now, &mut out);
         out
     }
@@ -167,8 +167,8 @@ fn a_router_is_lowered_by_what_lowers_its_group_and_not_by_a_mate_that_has_less(
     node.machine.observe(&node.observed, node.now, &mut out);
     assert_eq!(standing(&node), [(60, false); 2]);
     // A node that drains is low for another reason.
-    let draining = Facts { draining: true, ..Facts::default() };
-    node.machine.set_facts(&draining, node.now, &mut out);
+    let draining = ExternalState { draining: true, ..ExternalState::default() };
+    node.machine.set_external(&draining, node.now, &mut out);
     assert_eq!(standing(&node), [(1, false); 2]);
 }
 
@@ -239,7 +239,7 @@ fn all_have_stopped_when_each_has() {
     node.begin(&[]);
     node.wait();
     let mut out = Out::new();
-    node.machine.order(&Order::Yield(key(0), Yield::Asked), node.now, &mut out);
+    node.machine.order(&Order::Yield(key(0), Yield::Requested), node.now, &mut out);
     node.machine.order(&Order::Stop { release: false }, node.now, &mut out);
     assert!(!node.machine.is_stopped(), "somebody may still take over");
     while !node.machine.is_stopped() {
@@ -277,13 +277,14 @@ fn a_new_track_on_a_new_service_keeps_the_addresses_until_the_service_is_known()
     let out = reload(&mut node, |routers| routers.routers[0].tracks.push(service("web")));
     assert_eq!(out, [], "the daemon reports the service after that");
     let mut out = Out::new();
-    let facts = |up| Facts { healthy: [("web".to_owned(), up)].into(), ..Facts::default() };
-    node.machine.set_facts(&facts(1), node.now, &mut out);
+    let external =
+        |up| ExternalState { healthy: [("web".to_owned(), up)].into(), ..ExternalState::default() };
+    node.machine.set_external(&external(1), node.now, &mut out);
     assert_eq!(node.states(), [State::Active; 2]);
-    node.machine.set_facts(&facts(0), node.now, &mut out);
+    node.machine.set_external(&external(0), node.now, &mut out);
     assert_eq!(node.states(), [State::Fault; 2]);
-    node.machine.set_facts(&facts(1), node.now, &mut out);
-    node.machine.set_facts(&Facts::default(), node.now, &mut out);
+    node.machine.set_external(&external(1), node.now, &mut out);
+    node.machine.set_external(&ExternalState::default(), node.now, &mut out);
     assert_eq!(node.states(), [State::Fault; 2], "it was known, and is gone");
 }
 
@@ -374,15 +375,16 @@ fn what_is_tracked_says_nothing_once_all_is_stopped_but_links_do() {
         });
         node.begin(&[]);
         let (command, mut out) = (["/bin/check".to_owned()], Out::new());
-        let facts = Facts { healthy: [("web".to_owned(), 1)].into(), ..Facts::default() };
-        node.machine.set_facts(&facts, node.now, &mut out);
+        let external =
+            ExternalState { healthy: [("web".to_owned(), 1)].into(), ..ExternalState::default() };
+        node.machine.set_external(&external, node.now, &mut out);
         node.machine.script_ended("main", &command, &Ok(()), node.now, &mut out);
         node.wait();
         assert_eq!(node.states(), [State::Active; 2]);
         node.machine.order(&Order::Stop { release: false }, node.now, &mut out);
         out.clear();
         node.machine.script_ended("main", &command, &Err("killed".into()), node.now, &mut out);
-        node.machine.set_facts(&Facts::default(), node.now, &mut out);
+        node.machine.set_external(&ExternalState::default(), node.now, &mut out);
         assert_eq!((node.states(), &out), ([State::Active; 2], &Out::new()));
         node
     };

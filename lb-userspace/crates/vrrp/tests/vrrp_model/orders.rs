@@ -11,7 +11,7 @@ use crate::common::{Desk, SECOND, TENTH, advert, settings, skew};
 #[test]
 fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls() {
     let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
+    desk.does(Event::Yield(Yield::Requested));
     for _ in 0..600 {
         desk.receives(3, 90);
         desk.after(SECOND);
@@ -26,7 +26,7 @@ fn a_router_that_has_given_way_by_an_order_takes_over_when_the_other_one_falls()
 #[test]
 fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
     let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
+    desk.does(Event::Yield(Yield::Requested));
     desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
     desk.stand(|standing| standing.lowered_there = true);
@@ -50,7 +50,7 @@ fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
 #[test]
 fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_its_drain() {
     let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
+    desk.does(Event::Yield(Yield::Requested));
     desk.stand(|standing| standing.lowered_there = true);
     desk.receives(3, 101);
     desk.after(SECOND).receives(3, 101);
@@ -70,7 +70,7 @@ fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_
 #[test]
 fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
     let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Asked));
+    desk.does(Event::Yield(Yield::Requested));
     desk.receives(3, 50);
     for _ in 0..10 {
         desk.after(SECOND).receives(3, 50);
@@ -84,7 +84,7 @@ fn after_a_yield_it_waits_until_it_is_needed_and_is_itself_again_afterwards() {
 #[test]
 fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_node_stays() {
     let mut desk = Desk::active(settings());
-    desk.does(Event::Yield(Yield::Told));
+    desk.does(Event::Yield(Yield::Advertised));
     desk.receives(3, 50);
     desk.stand(|standing| standing.draining = true);
     desk.after(SECOND).receives(3, 50);
@@ -100,7 +100,7 @@ fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_nod
 #[test]
 fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
     let mut desk = Desk::active(settings());
-    assert_eq!(desk.does(Event::Yield(Yield::Told)), "active: advertise 0");
+    assert_eq!(desk.does(Event::Yield(Yield::Advertised)), "active: advertise 0");
     for _ in 0..3 {
         assert_eq!(desk.wait(), "active: advertise 0", "it is sent again, as it may be lost");
     }
@@ -111,7 +111,7 @@ fn a_yield_that_nobody_answers_is_given_up_after_four_intervals() {
 #[test]
 fn a_yield_that_a_peer_was_asked_for_lasts_five_seconds_however_short_the_interval_is() {
     let mut desk = Desk::active(Settings { interval: TENTH / 10, ..settings() });
-    desk.does(Event::Yield(Yield::Asked));
+    desk.does(Event::Yield(Yield::Requested));
     let begun = desk.now;
     while desk.router.is_yielding() {
         desk.wait();

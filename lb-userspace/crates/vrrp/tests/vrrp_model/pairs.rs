@@ -58,8 +58,8 @@ fn in_situation(name: &str) -> Desk {
         _ => Desk::active(settings()),
     };
     match name {
-        "asked" => desk.does(Event::Yield(Yield::Asked)),
-        "told" => desk.does(Event::Yield(Yield::Told)),
+        "asked" => desk.does(Event::Yield(Yield::Requested)),
+        "told" => desk.does(Event::Yield(Yield::Advertised)),
         "stopping" => desk.does(Event::Stop { release: false }),
         _ => String::new(),
     };
@@ -78,8 +78,8 @@ fn happens(desk: &mut Desk, event: &str) -> String {
         "equal, higher address" => desk.receives(3, 100),
         "higher" => desk.receives(3, 150),
         "leaves" => desk.receives(3, 0),
-        "yield asked" => desk.does(Event::Yield(Yield::Asked)),
-        "yield told" => desk.does(Event::Yield(Yield::Told)),
+        "yield asked" => desk.does(Event::Yield(Yield::Requested)),
+        "yield told" => desk.does(Event::Yield(Yield::Advertised)),
         "take" => desk.does(Event::Take),
         "stop" => desk.does(Event::Stop { release: false }),
         "stop and release" => desk.does(Event::Stop { release: true }),

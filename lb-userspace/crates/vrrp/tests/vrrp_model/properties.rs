@@ -39,7 +39,7 @@ fn misfortune() -> impl Strategy<Value = Operation> {
         3 => Just(Operation::Start),
         1 => (1..2_000_u64).prop_map(|time| Operation::Stall(Duration::from_millis(time))),
         1 => any::<bool>().prop_map(Operation::Broken),
-        1 => prop_oneof![Just(Yield::Asked), Just(Yield::Told), Just(Yield::Outranked)].prop_map(Operation::Yield),
+        1 => prop_oneof![Just(Yield::Requested), Just(Yield::Advertised), Just(Yield::Outranked)].prop_map(Operation::Yield),
         1 => any::<bool>().prop_map(|release| Operation::Stop { release }),
         1 => any::<bool>().prop_map(Operation::Unsynced),
     ]

@@ -11,7 +11,7 @@ use lb_model::router::{
     VirtualAddress,
 };
 use lb_vrrp::{
-    Facts,
+    ExternalState,
     observed::{Link, Observed},
     track::{Change, Tracks, Verdict},
 };
@@ -32,7 +32,7 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Desk {
     router: Router,
     tracks: Tracks,
-    facts: Facts,
+    external: ExternalState,
     observed: Observed,
     now: Instant,
     changes: Vec<Change>,
@@ -66,7 +66,7 @@ impl Desk {
         };
         let mut desk = Self {
             tracks: Tracks::default(),
-            facts: Facts::default(),
+            external: ExternalState::default(),
             observed: Observed::default(),
             now: Instant::now(),
             changes: Vec::new(),
@@ -83,8 +83,8 @@ impl Desk {
     }
 
     fn look(&mut self) -> Verdict {
-        let (facts, observed) = (Some(&self.facts), Some(&self.observed));
-        self.tracks.look(&self.router, facts, observed, self.now, &mut self.changes);
+        let (external, observed) = (Some(&self.external), Some(&self.observed));
+        self.tracks.look(&self.router, external, observed, self.now, &mut self.changes);
         self.tracks.verdict(self.router.priority.get())
     }
 
@@ -184,9 +184,9 @@ fn a_node_that_does_not_forward_is_faulty_and_an_interface_forwards_by_what_is_b
     let mut desk = Desk::new(vec![(Tracked::Forwarding, 0)]);
     let fault = desk.fault();
     assert_eq!(fault.as_deref(), Some("the balancer's program does not forward on eth0"));
-    desk.facts.forwarding.insert("eth0".into());
+    desk.external.forwarding.insert("eth0".into());
     assert_eq!(desk.fault(), None);
-    desk.facts.forwarding = ["eth9".to_owned()].into();
+    desk.external.forwarding = ["eth9".to_owned()].into();
     let above = Link { up: true, below: ["eth9".into()].into() };
     desk.observed.links.insert("eth0".into(), above);
     assert_eq!(desk.fault(), None);
@@ -197,12 +197,12 @@ fn a_service_needs_so_many_backends() {
     let service = Tracked::Service { name: "web".into(), min_healthy: 2 };
     let mut desk = Desk::new(vec![(service, 0)]);
     desk.look();
-    assert!(!desk.tracks.are_known(), "a new service is not known to the daemon's facts yet");
+    assert!(!desk.tracks.are_known(), "the external state lacks a new service yet");
     assert_eq!(desk.fault(), None);
-    desk.facts.healthy.insert("web".into(), 1);
+    desk.external.healthy.insert("web".into(), 1);
     let fault = desk.fault();
     assert_eq!(fault.as_deref(), Some("service web has 1 healthy backends, and needs 2"));
-    desk.facts.healthy.insert("web".into(), 2);
+    desk.external.healthy.insert("web".into(), 2);
     assert_eq!(desk.fault(), None);
 }
 
@@ -212,11 +212,11 @@ fn a_service_that_is_not_served_takes_the_addresses_from_no_other_unless_the_pee
     let mut desk = Desk::new(vec![(web, 0)]);
     let vip = IpAddr::from([10, 0, 0, 100]);
     desk.router.addresses.push(address(vip));
-    desk.facts.healthy = [("web".to_owned(), 1), ("dns".to_owned(), 1)].into();
-    desk.facts.served = [(vip, "web".to_owned()), (vip, "dns".to_owned())].into();
+    desk.external.healthy = [("web".to_owned(), 1), ("dns".to_owned(), 1)].into();
+    desk.external.served = [(vip, "web".to_owned()), (vip, "dns".to_owned())].into();
     assert_eq!((desk.look().priority, desk.fault()), (100, None));
-    desk.facts.healthy.insert("web".into(), 0);
-    desk.facts.served = [(vip, "dns".to_owned())].into();
+    desk.external.healthy.insert("web".into(), 0);
+    desk.external.served = [(vip, "dns".to_owned())].into();
     let verdict = desk.look();
     assert_eq!((verdict.priority, &verdict.fault), (1, &None), "it is the last choice");
     assert_eq!(verdict.problems[0], "service web has 0 healthy backends, and needs 1");
@@ -227,7 +227,7 @@ fn a_service_that_is_not_served_takes_the_addresses_from_no_other_unless_the_pee
     desk.router.preempt = false;
     assert!(desk.fault().is_some());
     desk.router.preempt = true;
-    desk.facts.served = [(IpAddr::from([10, 0, 0, 101]), "dns".to_owned())].into();
+    desk.external.served = [(IpAddr::from([10, 0, 0, 101]), "dns".to_owned())].into();
     assert!(desk.fault().is_some(), "nothing is served there");
 }
 

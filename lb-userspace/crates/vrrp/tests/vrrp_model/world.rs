@@ -13,7 +13,7 @@ use lb_model::router::{
     Announce, Auth, Checksum, Family, Group, Router, RouterKey, Routers, State, Version,
 };
 use lb_vrrp::{
-    Facts, Order, Yield,
+    ExternalState, Order, Yield,
     fsm::{Action, Heard},
     machine::{Machine, Out},
     observed::{Link, Observed},
@@ -78,7 +78,7 @@ struct Node {
     /// By router.
     holds: Vec<bool>,
     side: Vec<u8>,
-    facts: Facts,
+    external: ExternalState,
     broken: bool,
 }
 
@@ -123,7 +123,7 @@ impl World {
             inbox: Vec::new(),
             holds: vec![false; routers],
             side: vec![0; routers],
-            facts: Facts::default(),
+            external: ExternalState::default(),
             broken: false,
         };
         Self {
@@ -230,7 +230,7 @@ impl World {
             Operation::Handover => {
                 for other in self.active(0) {
                     if other != node {
-                        self.order(other, &Order::Yield(key(0), Yield::Asked));
+                        self.order(other, &Order::Yield(key(0), Yield::Requested));
                     }
                 }
                 self.order(node, &Order::Take(key(0)));
@@ -241,14 +241,14 @@ impl World {
                 self.observe(node);
             }
             Operation::Draining(draining) => {
-                self.nodes[node].facts.draining = *draining;
-                self.set_facts(node);
+                self.nodes[node].external.draining = *draining;
+                self.set_external(node);
             }
             Operation::Unsynced(unsynced) => {
                 let all = (0..self.routers()).map(key);
-                self.nodes[node].facts.unsynced =
+                self.nodes[node].external.unsynced =
                     if *unsynced { all.collect() } else { BTreeSet::new() };
-                self.set_facts(node);
+                self.set_external(node);
             }
             Operation::Priority(priority) => {
                 self.nodes[node].plan.priority = *priority;
@@ -281,7 +281,7 @@ impl World {
         it.machine = Machine::new();
         self.configure(node, held);
         self.observe(node);
-        self.set_facts(node);
+        self.set_external(node);
     }
 
     fn configure(&mut self, node: usize, held: BTreeSet<String>) {
@@ -305,9 +305,9 @@ impl World {
         self.with(node, |machine, now, out| machine.observe(&observed, now, out));
     }
 
-    fn set_facts(&mut self, node: usize) {
-        let facts = self.nodes[node].facts.clone();
-        self.with(node, |machine, now, out| machine.set_facts(&facts, now, out));
+    fn set_external(&mut self, node: usize) {
+        let external = self.nodes[node].external.clone();
+        self.with(node, |machine, now, out| machine.set_external(&external, now, out));
     }
 
     fn order(&mut self, node: usize, order: &Order) {
@@ -344,7 +344,7 @@ impl World {
             // What has changed meanwhile is read like what was received.
             self.configure(node, BTreeSet::new());
             self.observe(node);
-            self.set_facts(node);
+            self.set_external(node);
         }
         self.with(node, Machine::tick);
     }

@@ -9,7 +9,7 @@ use lb_model::{
     desired::ServiceKey,
     router::{RouterKey, State},
 };
-use lb_sync::{PeerId, RouterFacts};
+use lb_sync::{PeerId, RouterState};
 
 use super::{Group, Peer};
 use crate::daemon::roles::{ActiveClaim, Known, PeerRole, SyncStatus, is_unsynced};
@@ -21,9 +21,9 @@ impl Group {
         let candidate = |(id, peer): (&PeerId, &Peer)| PeerRole {
             peer: *id,
             active: peer
-                .facts
+                .node_state
                 .iter()
-                .flat_map(|facts| &facts.routers)
+                .flat_map(|node_state| &node_state.routers)
                 .filter(|(_, router)| router.state == State::Active)
                 .map(|(key, router)| {
                     let (source, priority) = (router.source, router.priority);
@@ -68,15 +68,16 @@ impl Group {
 
     /// Routers that peers are Active for which drain.
     pub(in crate::daemon) fn draining_for(&self) -> BTreeSet<RouterKey> {
-        let drains = |peer: &&Peer| peer.facts.as_ref().is_some_and(|facts| facts.draining);
+        let drains =
+            |peer: &&Peer| peer.node_state.as_ref().is_some_and(|node_state| node_state.draining);
         self.peers.values().filter(drains).flat_map(|peer| peer.turns.keys()).copied().collect()
     }
 
     /// Routers that peers are Active for, and something that they track has lowered their priority.
     pub(in crate::daemon) fn lowered_for(&self) -> BTreeSet<RouterKey> {
-        let routers = self.peers.values().filter_map(|peer| peer.facts.as_ref());
-        let routers = routers.flat_map(|facts| &facts.routers);
-        let lowered = |router: &RouterFacts| router.state == State::Active && router.lowered;
+        let routers = self.peers.values().filter_map(|peer| peer.node_state.as_ref());
+        let routers = routers.flat_map(|node_state| &node_state.routers);
+        let lowered = |router: &RouterState| router.state == State::Active && router.lowered;
         routers.filter(|(_, router)| lowered(router)).map(|(key, _)| *key).collect()
     }
 
@@ -84,7 +85,7 @@ impl Group {
     pub(in crate::daemon) fn wanted(&self) -> BTreeMap<RouterKey, (PeerId, u8)> {
         let mut wanted = BTreeMap::new();
         for (id, peer) in &self.peers {
-            let routers = peer.facts.iter().flat_map(|facts| &facts.routers);
+            let routers = peer.node_state.iter().flat_map(|node_state| &node_state.routers);
             for (key, router) in routers.filter(|(_, router)| router.wants) {
                 let best = wanted.entry(*key).or_insert((*id, router.priority));
                 if router.priority > best.1 {
@@ -103,18 +104,19 @@ impl Group {
         services: &BTreeSet<ServiceKey>,
     ) -> impl Iterator<Item = Known> {
         self.peers.values().map(move |peer| {
-            let facts = peer.facts.as_ref().and_then(|facts| facts.routers.get(&router));
+            let known =
+                peer.node_state.as_ref().and_then(|node_state| node_state.routers.get(&router));
             let mut compatible =
                 services.iter().filter(|key| !peer.mismatch.services.contains_key(key));
             let incompatible = peer.mismatch.whole.is_some();
             let all = incompatible
                 || (peer.complete && compatible.all(|key| peer.followed.contains(key)));
-            let sync = match (&peer.facts, facts.map(|facts| facts.state)) {
+            let sync = match (&peer.node_state, known.map(|router| router.state)) {
                 (None, _) => SyncStatus::Nothing,
                 (_, Some(State::Active)) => SyncStatus::Active { all },
                 _ => SyncStatus::NotActive,
             };
-            Known { source: facts.and_then(|facts| facts.source), sync }
+            Known { source: known.and_then(|router| router.source), sync }
         })
     }
 
@@ -140,13 +142,13 @@ impl Group {
         let fits = |(id, peer): &(&PeerId, &Peer)| {
             let known = status.get(usize::from(id.0));
             peer.mismatch.whole.is_none()
-                && peer.facts.as_ref().is_some_and(|facts| !facts.draining)
+                && peer.node_state.as_ref().is_some_and(|node_state| !node_state.draining)
                 && routers.iter().all(|key| peer.state(*key) == Some(State::Backup))
                 && known.is_some_and(|status| status.connected)
         };
         let priority = |peer: &Peer| {
-            let facts = peer.facts.iter().flat_map(|facts| &facts.routers);
-            facts.filter(|(key, _)| routers.contains(key)).map(|(_, facts)| facts.priority).max()
+            let known = peer.node_state.iter().flat_map(|node_state| &node_state.routers);
+            known.filter(|(key, _)| routers.contains(key)).map(|(_, router)| router.priority).max()
         };
         // The peer that can take most of the flows.
         let lost = |id: PeerId| std::cmp::Reverse(self.refused_by(id, services).len());
@@ -182,7 +184,9 @@ impl Group {
     /// Peers that report that they are Active, by router and source of their advertisements.
     pub(in crate::daemon) fn active_peers(&self) -> BTreeSet<(RouterKey, IpAddr)> {
         let peers = self.peers.values();
-        let routers = peers.filter_map(|peer| peer.facts.as_ref()).flat_map(|facts| &facts.routers);
+        let routers = peers
+            .filter_map(|peer| peer.node_state.as_ref())
+            .flat_map(|node_state| &node_state.routers);
         let active = routers.filter(|(_, router)| router.state == State::Active);
         active.filter_map(|(key, router)| Some((*key, router.source?))).collect()
     }

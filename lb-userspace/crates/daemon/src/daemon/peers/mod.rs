@@ -1,7 +1,7 @@
-//! The peers: the facts and records that this node sends them, and the state that it keeps of them.
+//! The peers: the node state and records that this node sends them, and what it stores of each.
 //!
 //! A node imports the flow records of the peer that is Active. Records that arrive before the peer's
-//! facts report it as Active are not imported; this node then requests all records again. So the
+//! state reports it as Active are not imported; this node then requests all records again. So the
 //! order in which the two arrive does not matter.
 
 mod known;
@@ -21,7 +21,7 @@ use lb_model::{
     desired::{Desired, ServiceKey},
     router::{Router, RouterKey, State},
 };
-use lb_sync::{Config, Facts, Fingerprint, PeerId, Peers, Record};
+use lb_sync::{Config, Fingerprint, NodeState, PeerId, Peers, Record};
 
 use self::sharers::Attendance;
 use super::{
@@ -51,8 +51,8 @@ pub(super) struct Group {
     fingerprint: Fingerprint,
     /// How often a peer has become Active for a router.
     turns: u64,
-    /// The facts that were sent last.
-    sent_facts: Option<Facts>,
+    /// The state that was sent last.
+    sent_state: Option<NodeState>,
     /// Peers that are to be sent all records, since the export has failed.
     pub(super) pending_full_sync: BTreeSet<PeerId>,
     /// Pins that were made here when services ceased to be this node's own while a peer was not connected.
@@ -69,7 +69,7 @@ pub(super) struct Group {
 /// The state of a connected peer.
 #[derive(Default)]
 pub(super) struct Peer {
-    facts: Option<Facts>,
+    node_state: Option<NodeState>,
     /// Routers that it is Active for, in the order in which it reported them.
     turns: BTreeMap<RouterKey, u64>,
     pub(super) mismatch: Mismatch,
@@ -97,7 +97,7 @@ impl Peer {
     }
 
     pub(super) fn state(&self, router: RouterKey) -> Option<State> {
-        self.facts.as_ref()?.routers.get(&router).map(|facts| facts.state)
+        self.node_state.as_ref()?.routers.get(&router).map(|router| router.state)
     }
 }
 
@@ -111,7 +111,7 @@ impl Group {
             peers: BTreeMap::new(),
             fingerprint: Fingerprint::default(),
             turns: 0,
-            sent_facts: None,
+            sent_state: None,
             pending_full_sync: BTreeSet::new(),
             retained: None,
             both_active: BTreeMap::new(),
@@ -149,17 +149,17 @@ impl Group {
         !self.peers.is_empty()
     }
 
-    /// Takes a peer's new facts.
-    pub(super) fn take_facts(&mut self, id: PeerId, facts: Facts) {
+    /// Takes a peer's new state.
+    pub(super) fn take_state(&mut self, id: PeerId, node_state: NodeState) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.turns.retain(|key, _| is_active(&facts, *key));
-        for key in facts.routers.keys().filter(|key| is_active(&facts, **key)) {
+        peer.turns.retain(|key, _| is_active(&node_state, *key));
+        for key in node_state.routers.keys().filter(|key| is_active(&node_state, **key)) {
             peer.turns.entry(*key).or_insert_with(|| {
                 self.turns += 1;
                 self.turns
             });
         }
-        peer.facts = Some(facts);
+        peer.node_state = Some(node_state);
     }
 
     /// How many peers are configured.
@@ -187,13 +187,13 @@ impl Group {
         fresh.into_iter().flat_map(|(_, records)| records).filter(others).cloned().collect()
     }
 
-    /// Another desired state is in force: its fingerprint is part of this node's facts.
+    /// Another desired state is in force: its fingerprint is part of this node's state.
     pub(super) fn set_desired(&mut self, desired: &Desired) {
         self.fingerprint = self.hasher.fingerprint(&self.seed, desired);
     }
 
-    /// Sends this node's facts to the peers, if they have changed.
-    pub(super) fn send_facts(
+    /// Sends this node's state to the peers, if it has changed.
+    pub(super) fn send_state(
         &mut self,
         routers: &[Router],
         states: &BTreeMap<RouterKey, State>,
@@ -207,10 +207,10 @@ impl Group {
             (router.key, self.hasher.router(router, state, status.get(&router.key)))
         });
         let routers = routers.collect();
-        let facts = Facts { fingerprint: self.fingerprint.clone(), routers, draining };
-        if self.sent_facts.as_ref() != Some(&facts) {
-            self.sessions.tell(facts.clone());
-            self.sent_facts = Some(facts);
+        let node_state = NodeState { fingerprint: self.fingerprint.clone(), routers, draining };
+        if self.sent_state.as_ref() != Some(&node_state) {
+            self.sessions.set_state(node_state.clone());
+            self.sent_state = Some(node_state);
         }
     }
 
@@ -221,11 +221,11 @@ impl Group {
         routers: &[Router],
         now: Instant,
     ) -> Vec<EventBody> {
-        let Some(own) = &self.sent_facts else { return Vec::new() };
+        let Some(own) = &self.sent_state else { return Vec::new() };
         let mut events = Vec::new();
         let mut changed = Vec::new();
         for (id, peer) in &mut self.peers {
-            let Some(theirs) = &peer.facts else { continue };
+            let Some(theirs) = &peer.node_state else { continue };
             let mut mismatch = compare(own, theirs, desired, routers);
             peer.timer.lasting(&mut mismatch.backends, now);
             if mismatch != peer.mismatch {
@@ -377,14 +377,14 @@ impl Group {
         let all = self.sessions.status().into_iter().zip((0..=u8::MAX).map(PeerId));
         let all = all.map(|(mut session, id)| {
             let peer = self.peers.get(&id);
-            let facts = peer.and_then(|peer| peer.facts.as_ref());
+            let node_state = peer.and_then(|peer| peer.node_state.as_ref());
             let mismatch = peer.map(|peer| &peer.mismatch);
             session.complete_here = peer.is_some_and(|peer| {
                 peer.complete && counted(flow_sources, id, &peer.mismatch).is_subset(&peer.followed)
             });
             let whole = mismatch.and_then(|mismatch| mismatch.whole.clone());
             session.refused = session.refused.or(whole);
-            let routers = facts.iter().flat_map(|facts| &facts.routers);
+            let routers = node_state.iter().flat_map(|node_state| &node_state.routers);
             let routers = routers.map(|(key, router)| lb_api::status::PeerRouter {
                 name: name_of(*key),
                 key: *key,
@@ -395,7 +395,7 @@ impl Group {
             lb_api::status::Peer {
                 session,
                 routers: routers.collect(),
-                draining: facts.is_some_and(|facts| facts.draining),
+                draining: node_state.is_some_and(|node_state| node_state.draining),
                 problems: problems.chain(self.same_name(id)).collect(),
             }
         });
@@ -507,6 +507,6 @@ pub(super) fn counted(
     theirs.map(|(key, _)| *key).collect()
 }
 
-fn is_active(facts: &Facts, router: RouterKey) -> bool {
-    facts.routers.get(&router).is_some_and(|facts| facts.state == State::Active)
+fn is_active(node_state: &NodeState, router: RouterKey) -> bool {
+    node_state.routers.get(&router).is_some_and(|router| router.state == State::Active)
 }

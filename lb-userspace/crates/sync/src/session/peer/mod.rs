@@ -12,7 +12,7 @@ use std::{
 use lb_api::peers::{PeerCounters, PeerStatus};
 
 use super::{
-    Action, Common, Target,
+    Action, Common, Recipient,
     outgoing::{Log, Next},
     trust::Trust,
 };
@@ -151,10 +151,10 @@ impl Peer {
     }
 
     /// The daemon has taken everything before this sequence number, and the peer is to know.
-    pub(super) fn took(&mut self, next: u64, now: Instant) {
+    pub(super) fn acknowledge(&mut self, next: u64, now: Instant) {
         let Some(trust) = &mut self.trust else { return };
         let before = trust.incoming.taken();
-        trust.incoming.took(next);
+        trust.incoming.acknowledge(next);
         if trust.incoming.taken() != before {
             self.prompt(now);
         }
@@ -278,20 +278,20 @@ impl Peer {
         let mut prompt = false;
         let result = match message {
             Message::Hello(_) => Ok(()),
-            Message::Facts { half, generation, index, bytes } => {
+            Message::NodeState { half, generation, index, bytes } => {
                 let receiver = &mut trust.receivers[usize::from(half)];
-                let whole = receiver.take(half, generation, index, bytes, &trust.facts);
+                let whole = receiver.take(half, generation, index, bytes, &trust.node_state);
                 // The peer is to know what need not be sent again.
                 prompt = receiver.generation >= generation;
                 let known = trust.receivers.iter().all(|receiver| receiver.generation > 0);
-                whole.map(|facts| {
-                    let Some(facts) = facts else { return };
-                    let changed = !trust.facts_reported || facts != trust.facts;
-                    trust.facts = facts;
+                whole.map(|node_state| {
+                    let Some(node_state) = node_state else { return };
+                    let changed = !trust.state_reported || node_state != trust.node_state;
+                    trust.node_state = node_state;
                     if known && changed {
-                        trust.facts_reported = true;
-                        let facts = Report::Facts(self.id, trust.facts.clone());
-                        out.push(Action::Report(facts));
+                        trust.state_reported = true;
+                        let node_state = Report::NodeState(self.id, trust.node_state.clone());
+                        out.push(Action::Report(node_state));
                     }
                 })
             }
@@ -366,13 +366,13 @@ impl Peer {
 
     pub(super) fn deadline(&self, common: &Common) -> Instant {
         let Some(trust) = &self.trust else { return self.hello_at() };
-        let generations = common.sent_facts.generations();
+        let generations = common.sent_state.generations();
         let senders = trust.senders.iter().zip(generations);
-        let facts = senders.filter_map(|(sender, generation)| sender.deadline(generation));
-        let wants = trust.outgoing.wants_by().filter(|_| trust.facts_reported);
+        let resends = senders.filter_map(|(sender, generation)| sender.deadline(generation));
+        let wants = trust.outgoing.wants_by().filter(|_| trust.state_reported);
         let asks = trust.asking.as_ref().map(|asking| asking.again_at);
         let others = [wants, asks, trust.outgoing.deadline(), trust.incoming.deadline()];
-        let all = others.into_iter().flatten().chain(facts);
+        let all = others.into_iter().flatten().chain(resends);
         all.fold(self.hello_at().min(trust.last_received + common.timeout), Instant::min)
     }
 
@@ -408,7 +408,7 @@ impl Peer {
         pace.take(datagram.len());
         self.counters.retransmissions += u64::from(again);
         self.count_sent(datagram.len(), if again { 0 } else { u64::from(parts) });
-        out.push(Action::Send(Target::Peer(self.address), datagram));
+        out.push(Action::Send(Recipient::Peer(self.address), datagram));
         true
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     super::{
-        Action, Common, HEARTBEAT, Target,
+        Action, Common, HEARTBEAT, Recipient,
         trust::{Trust, send},
     },
     Peer,
@@ -164,7 +164,7 @@ impl Peer {
             losses: self.losses,
             clock: micros(now - common.started) + 1,
             head: common.log.head,
-            facts: common.sent_facts.generations(),
+            node_state: common.sent_state.generations(),
             ..Hello::default()
         };
         let mut hellos = Vec::with_capacity(2);
@@ -187,7 +187,7 @@ impl Peer {
             let message = Message::Hello(hello);
             let datagram = common.seal(message.kind(), None, |body| message.encode(body));
             self.count_sent(datagram.len(), 0);
-            out.push(Action::Send(Target::Peer(self.address), datagram));
+            out.push(Action::Send(Recipient::Peer(self.address), datagram));
         }
         common.node = node;
         self.hello_sent = Some(now);

@@ -134,7 +134,7 @@ fn live(nodes: usize, group: bool, seed: u64, links: Links, troubles: Vec<(u64, 
             Trouble::Replay => world.replay(),
         }
     }
-    world.settle();
+    world.converge();
 }
 
 proptest! {

@@ -12,10 +12,10 @@ use lb_api::peers::PeerStatus;
 
 use super::router;
 use crate::{
-    Config, Facts, Key, PeerId, Record, Report,
+    Config, Key, NodeState, PeerId, Record, Report,
     id::SessionId,
     record::{Base, Flow, Pin},
-    session::{Action, Event, Session, Target, outgoing::LOG},
+    session::{Action, Event, Recipient, Session, outgoing::LOG},
     wire::DATAGRAM,
 };
 
@@ -176,7 +176,7 @@ impl World {
             world.nodes.push(node);
         }
         for at in 0..count {
-            world.handle(at, Event::Tell(Facts::default()));
+            world.handle(at, Event::SetState(NodeState::default()));
         }
         world
     }
@@ -237,17 +237,17 @@ impl World {
         assert!(log <= LOG && peers.iter().all(|kept| *kept < 8000), "{log} {peers:?}");
         for action in out {
             match action {
-                Action::Send(target, datagram) => self.send(at, target, datagram),
+                Action::Send(recipient, datagram) => self.send(at, recipient, datagram),
                 Action::Report(report) => self.report(at, report),
             }
         }
     }
 
-    fn send(&mut self, from: usize, target: Target, datagram: Vec<u8>) {
+    fn send(&mut self, from: usize, recipient: Recipient, datagram: Vec<u8>) {
         assert!(datagram.len() <= DATAGRAM);
         self.sent += 1;
         for to in (0..self.nodes.len()).filter(|to| *to != from) {
-            if target == Target::Group || target == Target::Peer(address(to)) {
+            if recipient == Recipient::Group || recipient == Recipient::Peer(address(to)) {
                 self.fly(from, to, datagram.clone());
             }
         }
@@ -300,7 +300,7 @@ impl World {
                 assert!(known.joined);
                 records.iter().for_each(|record| known.model.take(record));
                 if !self.slow {
-                    self.handle(at, Event::Took(peer, mark));
+                    self.handle(at, Event::Acknowledge(peer, mark));
                 }
             }
             Report::Complete(peer, complete) => {
@@ -328,7 +328,7 @@ impl World {
             Report::Answer(..) => {
                 node.unanswered = node.unanswered.checked_sub(1).expect("it was asked");
             }
-            Report::Facts(..) => {}
+            Report::NodeState(..) => {}
             Report::Unreadable(_, why) => panic!("{why}"),
         }
     }
@@ -345,8 +345,8 @@ impl World {
         self.nodes[node].session.kept()
     }
 
-    pub fn set_facts(&mut self, node: usize, facts: Facts) {
-        self.handle(node, Event::Tell(facts));
+    pub fn set_state(&mut self, node: usize, node_state: NodeState) {
+        self.handle(node, Event::SetState(node_state));
     }
 
     pub fn publish(&mut self, at: usize, mut records: Vec<Record>) {
@@ -397,7 +397,7 @@ impl World {
         let mut node = self.node_with(at, count, model, id);
         node.versions.extend(versions);
         self.nodes[at] = node;
-        self.handle(at, Event::Tell(Facts::default()));
+        self.handle(at, Event::SetState(NodeState::default()));
     }
 
     pub fn restart(&mut self, at: usize, goodbye: bool) {
@@ -412,7 +412,7 @@ impl World {
         node.version = version;
         node.versions.insert(node.model.digest(), version);
         self.nodes[at] = node;
-        self.handle(at, Event::Tell(Facts::default()));
+        self.handle(at, Event::SetState(NodeState::default()));
     }
 
     pub fn freeze(&mut self, at: usize, time: Duration) {
@@ -484,8 +484,9 @@ impl World {
         }
     }
 
-    /// The links are sound from now on: soon every node has everything, and it is quiet.
-    pub fn settle(&mut self) {
+    /// The links lose nothing from now on. Asserts that every node has all records within 8 s, and that few
+    /// datagrams are sent after that.
+    pub fn converge(&mut self) {
         self.links = Links::SOUND;
         self.cuts.clear();
         self.run(Duration::from_secs(8));

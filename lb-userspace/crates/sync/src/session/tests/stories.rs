@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Links, World, pins, ring, router};
-use crate::{Facts, Mark, PeerId, Report, RouterFacts, session::Event};
+use crate::{Mark, NodeState, PeerId, Report, RouterState, session::Event};
 
 const PEER: PeerId = PeerId(0);
 
@@ -27,7 +27,7 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
     world.run(millis(20));
     let reports = [
         Report::Joined(PEER),
-        Report::Facts(PEER, Facts::default()),
+        Report::NodeState(PEER, NodeState::default()),
         Report::WantsAll(PEER),
         Report::Begins(PEER),
         Report::Records(PEER, Vec::new(), Mark(1)),
@@ -41,7 +41,7 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
 #[test]
 fn a_change_of_facts_is_told_within_ten_milliseconds() {
     let mut world = pair();
-    let facts = RouterFacts {
+    let node_state = RouterState {
         state: lb_model::router::State::Active,
         priority: 150,
         wants: false,
@@ -52,12 +52,12 @@ fn a_change_of_facts_is_told_within_ten_milliseconds() {
         addresses: 2,
     };
     for priority in [150, 151, 152] {
-        let facts = RouterFacts { priority, ..facts.clone() };
-        let routers = [(router(51), facts)].into();
-        let facts = Facts { routers, draining: false, ..Facts::default() };
-        world.set_facts(0, facts.clone());
+        let node_state = RouterState { priority, ..node_state.clone() };
+        let routers = [(router(51), node_state)].into();
+        let node_state = NodeState { routers, draining: false, ..NodeState::default() };
+        world.set_state(0, node_state.clone());
         world.run(millis(10));
-        assert_eq!(world.reports(1), [Report::Facts(PEER, facts)]);
+        assert_eq!(world.reports(1), [Report::NodeState(PEER, node_state)]);
     }
 }
 
@@ -81,7 +81,7 @@ fn news_are_taken_when_the_peers_daemon_says_so() {
     let reports = world.reports(1);
     let Some(Report::Records(PEER, _, mark)) = reports.first() else { panic!("{reports:?}") };
     assert_eq!(world.taken(0), 0, "they have arrived, and nothing more");
-    world.handle(1, Event::Took(PEER, *mark));
+    world.handle(1, Event::Acknowledge(PEER, *mark));
     world.run(millis(7));
     assert_eq!(world.taken(0), 1);
 }
@@ -136,7 +136,7 @@ fn a_peer_that_says_nothing_is_lost_and_joins_again() {
     let reports = world.reports(0);
     assert_eq!(reports, [Report::Lost(PEER, "it has sent nothing for 1000 ms".into())]);
     world.publish(0, vec![pins(0..10, 1)]);
-    world.settle();
+    world.converge();
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn a_peer_that_starts_anew_is_told_at_once() {
         reports[..2],
         [Report::Lost(PEER, "it has started anew".into()), Report::Joined(PEER)]
     );
-    world.settle();
+    world.converge();
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_peer_that_says_goodbye_is_told_at_once() {
     world.restart(1, true);
     world.run(millis(1));
     assert_eq!(world.reports(0)[0], Report::Lost(PEER, "it has ended".into()));
-    world.settle();
+    world.converge();
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.run(millis(2_000));
     begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
     assert_eq!(begun, 2);
-    world.settle();
+    world.converge();
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn a_peer_that_takes_nothing_costs_nothing_and_gets_all_later() {
     assert!(world.sent < 2000, "{} datagrams", world.sent);
     // The log alone, at this rate.
     world.run(Duration::from_secs(60));
-    world.settle();
+    world.converge();
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn what_a_peer_has_said_before_it_gave_this_node_up_is_not_taken_for_all() {
     let records =
         is(|report| matches!(report, Report::Records(..))).expect("it reports everything");
     assert!(joined < records, "{reports:?}");
-    world.settle();
+    world.converge();
 }
 
 /// The round trip that is measured next holds the time in which the peer stood still.

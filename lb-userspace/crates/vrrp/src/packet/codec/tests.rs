@@ -295,10 +295,10 @@ fn what_is_signed_by_a_wrong_clock_is_heard_of_known_peers_alone() {
     assert_eq!(refused.why, Refusal::Auth(Failure::Stale));
     assert!(refused.why.is_reported());
     assert_eq!(refused.heard.map(|heard| heard.priority), Some(9));
-    let mut facts = crate::Facts::default();
-    assert!(!facts.accepts_refused(router.key, source, refused.why));
-    facts.active.insert((router.key, source));
-    assert!(facts.accepts_refused(router.key, source, refused.why));
+    let mut external = crate::ExternalState::default();
+    assert!(!external.accepts_refused(router.key, source, refused.why));
+    external.active.insert((router.key, source));
+    assert!(external.accepts_refused(router.key, source, refused.why));
     // What is not signed at all needs more than that.
-    assert!(!facts.accepts_refused(router.key, source, Refusal::Auth(Failure::Missing)));
+    assert!(!external.accepts_refused(router.key, source, Refusal::Auth(Failure::Missing)));
 }

@@ -89,7 +89,7 @@ impl Driver {
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
                         let is_known =
-                            self.facts.accepts_refused(member.router.key, from, refused.why);
+                            self.external.accepts_refused(member.router.key, from, refused.why);
                         let advert = refused.heard.filter(|_| is_known);
                         if !refused.why.is_reported() || notices.contains_key(name) {
                             let Some(advert) = advert else { continue };

@@ -39,7 +39,7 @@ use super::{
     receivers::Receivers,
 };
 use crate::{
-    Facts, Notice, NoticeKind, Order, Report,
+    ExternalState, Notice, NoticeKind, Order, Report,
     addresses::Addresses,
     machine::{Machine, Name, Out},
     macvlan::Device,
@@ -70,7 +70,7 @@ pub struct Driver {
     machine: Machine,
     members: BTreeMap<Name, Member>,
     configured: Routers,
-    facts: Facts,
+    external: ExternalState,
     /// The numbers in tracked files.
     files: BTreeMap<PathBuf, Result<i64, String>>,
     /// The machine's last observations.
@@ -162,7 +162,7 @@ impl Driver {
             machine: Machine::new(),
             members: BTreeMap::new(),
             configured: Routers::default(),
-            facts: Facts::default(),
+            external: ExternalState::default(),
             files: BTreeMap::new(),
             observed: Observed::default(),
             look_anew: false,
@@ -262,7 +262,7 @@ impl Driver {
                 }
                 Ok(Input::Order(order)) => {
                     match &order {
-                        Order::Facts(facts) => self.facts = facts.clone(),
+                        Order::ExternalState(external) => self.external = external.clone(),
                         Order::Stop { .. } => {
                             self.ending = Ending::Stopping;
                             self.begin_late(now, out);

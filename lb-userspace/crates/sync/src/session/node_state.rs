@@ -1,12 +1,12 @@
-//! The facts that this node sends, and those that have arrived of a peer.
+//! The state that this node sends, and the fragments of a peer's state that have arrived.
 
 use std::time::{Duration, Instant};
 
 use crate::{
-    Facts,
+    NodeState,
     wire::{
         bytes::Read,
-        facts::{self, FRAGMENTS, HALVES},
+        node_state::{self, FRAGMENTS, HALVES},
     },
 };
 
@@ -15,7 +15,7 @@ const LONGEST_RETRY: Duration = Duration::from_millis(200);
 /// Changes that follow each other at once are sent together.
 const TOGETHER: Duration = Duration::from_millis(5);
 
-/// A half of the facts that are sent, for all peers.
+/// A half of the encoded state, for all peers.
 #[derive(Debug, Default)]
 pub(super) struct Half {
     /// Rises with each change; 0: nothing was set yet.
@@ -23,16 +23,16 @@ pub(super) struct Half {
     bytes: Vec<u8>,
 }
 
-/// The facts that are sent.
+/// The state that this node sends.
 #[derive(Debug, Default)]
-pub(super) struct SentFacts {
+pub(super) struct SentState {
     pub(super) halves: [Half; HALVES],
 }
 
-impl SentFacts {
-    pub(super) fn set(&mut self, facts: &Facts) {
+impl SentState {
+    pub(super) fn set(&mut self, node_state: &NodeState) {
         for (number, half) in self.halves.iter_mut().enumerate() {
-            let bytes = facts::encode(number as u8, facts);
+            let bytes = node_state::encode(number as u8, node_state);
             if half.generation == 0 || half.bytes != bytes {
                 half.generation += 1;
                 half.bytes = bytes;
@@ -47,27 +47,29 @@ impl SentFacts {
     /// The fragments of a half, with their numbers.
     pub(super) fn fragments(&self, half: usize) -> impl Iterator<Item = ((u16, u16), &[u8])> {
         let bytes = &self.halves[half].bytes;
-        let count = facts::fragments(bytes).count().min(usize::from(FRAGMENTS)) as u16;
-        (0..count).zip(facts::fragments(bytes)).map(move |(at, fragment)| ((at, count), fragment))
+        let count = node_state::fragments(bytes).count().min(usize::from(FRAGMENTS)) as u16;
+        (0..count)
+            .zip(node_state::fragments(bytes))
+            .map(move |(at, fragment)| ((at, count), fragment))
     }
 }
 
 /// How far a peer is with a half.
 #[derive(Debug)]
-pub(super) struct FactsSender {
+pub(super) struct NodeStateSender {
     has: u32,
     sent: u32,
     sent_at: Option<Instant>,
     retry: Duration,
 }
 
-impl Default for FactsSender {
+impl Default for NodeStateSender {
     fn default() -> Self {
         Self { has: 0, sent: 0, sent_at: None, retry: FIRST_RETRY }
     }
 }
 
-impl FactsSender {
+impl NodeStateSender {
     /// The peer reports to have this generation; less than before, if it has begun anew.
     pub(super) const fn acknowledged(&mut self, generation: u32) {
         self.has = generation;
@@ -96,7 +98,7 @@ impl FactsSender {
 
 /// What has arrived of a half.
 #[derive(Debug, Default)]
-pub(super) struct FactsReceiver {
+pub(super) struct NodeStateReceiver {
     /// The last generation that is whole.
     pub(super) generation: u32,
     /// A later one, of which fragments are missing.
@@ -110,16 +112,16 @@ struct Partial {
     missing: u16,
 }
 
-impl FactsReceiver {
-    /// Takes a fragment; with the last one, `facts` as they are with this half.
+impl NodeStateReceiver {
+    /// Takes a fragment; with the last one, `node_state` with this half replaced.
     pub(super) fn take(
         &mut self,
         half: u8,
         generation: u32,
         (index, count): (u16, u16),
         bytes: &[u8],
-        facts: &Facts,
-    ) -> Read<Option<Facts>> {
+        node_state: &NodeState,
+    ) -> Read<Option<NodeState>> {
         let latest = self.partial.as_ref().map_or(self.generation, |partial| partial.generation);
         if count > FRAGMENTS || generation <= self.generation || generation < latest {
             return Ok(None);
@@ -145,8 +147,8 @@ impl FactsReceiver {
         }
         let whole: Vec<u8> = partial.fragments.iter().flatten().flatten().copied().collect();
         self.partial = None;
-        let mut read = facts.clone();
-        facts::decode(half, &whole, &mut read)?;
+        let mut read = node_state.clone();
+        node_state::decode(half, &whole, &mut read)?;
         self.generation = generation;
         Ok(Some(read))
     }

@@ -1,4 +1,4 @@
-//! A node's facts, as bytes: in two halves, so that a change of a router's state is one
+//! A node's state, as bytes: in two halves, so that a change of a router's state is one
 //! packet however many services there are.
 //!
 //! A half has a generation, which rises with each change, and goes as fragments: each datagram of
@@ -13,7 +13,7 @@ use super::{
     FRAGMENT,
     bytes::{Malformed, Read, Reader, Writer},
 };
-use crate::{Facts, Fingerprint, Likeness, RouterFacts};
+use crate::{Fingerprint, Likeness, NodeState, RouterState};
 
 /// How many halves there are.
 pub const HALVES: usize = 2;
@@ -28,19 +28,19 @@ pub const FRAGMENTS: u16 = 1024;
 
 /// Encodes a half.
 #[must_use]
-pub fn encode(half: u8, facts: &Facts) -> Vec<u8> {
+pub fn encode(half: u8, node_state: &NodeState) -> Vec<u8> {
     let mut bytes = Vec::new();
     if half == ROUTERS {
-        bytes.put(&[u8::from(facts.draining)]);
-        bytes.put_varint(facts.routers.len() as u64);
-        for (key, router) in &facts.routers {
+        bytes.put(&[u8::from(node_state.draining)]);
+        bytes.put_varint(node_state.routers.len() as u64);
+        for (key, router) in &node_state.routers {
             put_router_key(&mut bytes, key);
             put_router(&mut bytes, router);
         }
     } else {
-        bytes.put(&facts.fingerprint.seed.to_be_bytes());
-        bytes.put_varint(facts.fingerprint.services.len() as u64);
-        for (key, likeness) in &facts.fingerprint.services {
+        bytes.put(&node_state.fingerprint.seed.to_be_bytes());
+        bytes.put_varint(node_state.fingerprint.services.len() as u64);
+        for (key, likeness) in &node_state.fingerprint.services {
             bytes.put_service(key);
             bytes.put(&likeness.settings.to_be_bytes());
             bytes.put(&likeness.backends.to_be_bytes());
@@ -50,29 +50,29 @@ pub fn encode(half: u8, facts: &Facts) -> Vec<u8> {
     bytes
 }
 
-/// Reads a half into `facts`.
+/// Reads a half into `node_state`.
 ///
 /// # Errors
 ///
-/// The bytes are no such half; `facts` may have been changed in part.
-pub fn decode(half: u8, bytes: &[u8], facts: &mut Facts) -> Read<()> {
+/// The bytes are no such half; `node_state` may have been changed in part.
+pub fn decode(half: u8, bytes: &[u8], node_state: &mut NodeState) -> Read<()> {
     let mut reader = Reader(bytes);
     match half {
         ROUTERS => {
-            facts.draining = reader.bool()?;
-            facts.routers.clear();
+            node_state.draining = reader.bool()?;
+            node_state.routers.clear();
             for _ in 0..reader.varint32()? {
                 let key = router_key(&mut reader)?;
-                facts.routers.insert(key, router(&mut reader)?);
+                node_state.routers.insert(key, router(&mut reader)?);
             }
         }
         FINGERPRINT => {
-            facts.fingerprint = Fingerprint { seed: reader.u64()?, ..Fingerprint::default() };
+            node_state.fingerprint = Fingerprint { seed: reader.u64()?, ..Fingerprint::default() };
             for _ in 0..reader.varint32()? {
                 let key = reader.service()?;
                 let (settings, backends) = (reader.u64()?, reader.u64()?);
                 let likeness = Likeness { settings, backends, shares: reader.u64()? };
-                facts.fingerprint.services.insert(key, likeness);
+                node_state.fingerprint.services.insert(key, likeness);
             }
         }
         _ => return Err(Malformed("no such half")),
@@ -110,7 +110,7 @@ pub fn router_key(reader: &mut Reader<'_>) -> Read<RouterKey> {
     Ok(RouterKey { family, vrid })
 }
 
-fn put_router(bytes: &mut Vec<u8>, router: &RouterFacts) {
+fn put_router(bytes: &mut Vec<u8>, router: &RouterState) {
     let state = match router.state {
         State::Initialize => 0,
         State::Fault => 1,
@@ -128,8 +128,8 @@ fn put_router(bytes: &mut Vec<u8>, router: &RouterFacts) {
     bytes.put(&router.addresses.to_be_bytes());
 }
 
-fn router(reader: &mut Reader<'_>) -> Read<RouterFacts> {
-    Ok(RouterFacts {
+fn router(reader: &mut Reader<'_>) -> Read<RouterState> {
+    Ok(RouterState {
         state: match reader.u8()? {
             0 => State::Initialize,
             1 => State::Fault,
