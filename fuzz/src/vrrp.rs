@@ -15,7 +15,7 @@ use lb_model::router::{
 };
 use lb_vrrp::{
     Yield, announce,
-    fsm::{Action, Event, Settings, Standing, VirtualRouter},
+    fsm::{Action, Assessment, Event, Settings, VirtualRouter},
     packet::{Codec, PROTOCOL, Packet, Path, decode, encode, vrid},
 };
 
@@ -118,7 +118,7 @@ struct Harness {
     own: Codec,
     neighbour: Codec,
     machine: VirtualRouter,
-    standing: Standing,
+    assessment: Assessment,
     now: Instant,
     wall: SystemTime,
     /// Its last state.
@@ -129,7 +129,7 @@ impl Harness {
     fn new(router: &Router) -> Self {
         let now = Instant::now();
         let mut machine = VirtualRouter::new(Settings::from(router), now);
-        let standing = Standing {
+        let assessment = Assessment {
             priority: router.priority.get(),
             fault: None,
             holds_back: None,
@@ -142,13 +142,13 @@ impl Harness {
             handed_over: false,
         };
         let mut out = Vec::new();
-        machine.set_standing(standing.clone(), now, &mut out);
+        machine.set_assessment(assessment.clone(), now, &mut out);
         let mut harness = Self {
             own: Codec::new(router),
             neighbour: Codec::new(router),
             router: router.clone(),
             machine,
-            standing,
+            assessment,
             now,
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             state: State::Initialize,
@@ -187,7 +187,7 @@ impl Harness {
                 1 => Event::MateActive("mate".into()),
                 _ => Event::MateBackup("mate".into()),
             }),
-            13 => self.stand(input),
+            13 => self.assess(input),
             14 => self.configure(input),
             _ => {
                 let _ = announce::claim(input.bytes(90));
@@ -223,9 +223,9 @@ impl Harness {
         panic!("its deadline is always now: {:?}", self.machine);
     }
 
-    fn stand(&mut self, input: &mut Input<'_>) {
+    fn assess(&mut self, input: &mut Input<'_>) {
         let flags = input.byte();
-        self.standing = Standing {
+        self.assessment = Assessment {
             priority: input.of(&[100, 0, 1, 50, 150, 254, 255]).max(1),
             fault: (flags & 3 == 3).then(|| "eth0 is down".into()),
             holds_back: (flags & 12 == 12).then(|| "its flows are not known".into()),
@@ -238,7 +238,7 @@ impl Harness {
             handed_over: flags & 128 != 0,
         };
         let mut out = Vec::new();
-        self.machine.set_standing(self.standing.clone(), self.now, &mut out);
+        self.machine.set_assessment(self.assessment.clone(), self.now, &mut out);
         self.check(&out);
     }
 
@@ -330,9 +330,12 @@ impl Harness {
     fn take(&mut self, packet: &Packet<'_>) {
         self.round_trip(packet);
         if let Ok(taken) = self.own.read(packet, Path::First, self.wall) {
-            assert_eq!(taken.heard.from, packet.source);
-            assert!(!taken.heard.interval.is_zero(), "an interval of 0 is waited for without end");
-            self.handle(Event::Heard(taken.heard));
+            assert_eq!(taken.received.from, packet.source);
+            assert!(
+                !taken.received.interval.is_zero(),
+                "an interval of 0 is waited for without end"
+            );
+            self.handle(Event::Received(taken.received));
         }
     }
 

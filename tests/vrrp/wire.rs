@@ -15,7 +15,7 @@ use lb_vrrp::{
     announce::{Claim, Mac},
     auth::Hmac,
     packet::{self, Advertisement, Packet, Proof},
-    sockets::{Announcer, BUFFER, Interface, Receiver, Sender, Watch},
+    sockets::{Announcer, BUFFER, Receiver, Sender, SocketInterface, Watch},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -72,10 +72,10 @@ fn host(n: u8, family: Family) -> IpAddr {
     })
 }
 
-fn interface(host: &Namespace, name: &str) -> Result<Interface> {
+fn interface(host: &Namespace, name: &str) -> Result<SocketInterface> {
     let shown = host.ip(&format!("link show {name}"))?;
     let index = shown.split(':').next().unwrap_or_default().trim().parse().context(shown)?;
-    Ok(Interface { name: name.into(), index })
+    Ok(SocketInterface { name: name.into(), index })
 }
 
 fn sender(host: &Namespace, name: &str, source: IpAddr) -> Result<Sender> {

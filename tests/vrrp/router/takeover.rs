@@ -10,7 +10,7 @@ use kit::wait::{until, until_true};
 use lb_model::router::{Auth, Family, SecondPath, State, Version};
 use lb_vrrp::{
     ExternalState, NoticeKind, Order, Report, Yield,
-    sockets::{Interface, Sender},
+    sockets::{Sender, SocketInterface},
 };
 
 use super::{
@@ -281,7 +281,7 @@ fn advertisements_that_cannot_be_read_are_told() -> Result<()> {
     testbed.a.start(vec![router(Family::V4, 51)])?;
     testbed.a.wait_for(State::Active)?;
     testbed.client.enter(|| -> Result<()> {
-        let eth0 = Interface { name: "eth0".into(), index: index_of("eth0")? };
+        let eth0 = SocketInterface { name: "eth0".into(), index: index_of("eth0")? };
         // Version 3, with a checksum that is not its own.
         let message = [0x31, 51, 200, 1, 0, 10, 1, 2, 10, 0, 0, 100];
         Sender::open(&eth0, "10.0.0.9".parse()?)?.send(&message, Family::V4.group())?;

@@ -10,7 +10,7 @@ use std::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Interfaces by name; one that is missing does not exist.
-    pub links: BTreeMap<String, Link>,
+    pub links: BTreeMap<String, ObservedLink>,
     /// The address that a router's advertisements are sent from, by the router's name. A router
     /// without one can't advertise, which is a fault.
     pub sources: BTreeMap<String, IpAddr>,
@@ -20,9 +20,9 @@ pub struct Observed {
     pub files: BTreeMap<PathBuf, Result<i64, String>>,
 }
 
-/// An interface.
+/// The state of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Link {
+pub struct ObservedLink {
     /// Whether it is up, and has a carrier.
     pub up: bool,
     /// The interfaces below: what a VLAN device or a macvlan is on, the ports of a bridge, and those below these.

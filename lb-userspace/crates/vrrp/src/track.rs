@@ -14,7 +14,7 @@ use lb_model::router::{Family, OWNER, Router, Track, Tracked};
 
 use super::{
     ExternalState,
-    observed::{Link, Observed},
+    observed::{Observed, ObservedLink},
 };
 
 /// What has been well for so long is trusted again.
@@ -47,9 +47,9 @@ pub struct Change {
     pub cause: String,
 }
 
-/// What all of it makes of a router.
+/// The result of all tracks of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct TrackOutcome {
     /// Its priority.
     pub priority: u8,
     /// Its priority while nothing fails.
@@ -283,9 +283,9 @@ impl Tracks {
         self.own.iter().chain(faults.map(|(_, rating)| rating)).all(|rating| rating.seen.is_some())
     }
 
-    /// What they make of a router with this priority.
+    /// The result of all tracks for a router with this priority.
     #[must_use]
-    pub fn verdict(&self, base: u8) -> Verdict {
+    pub fn outcome(&self, base: u8) -> TrackOutcome {
         let (mut sum, mut best) = (i64::from(base), i64::from(base));
         for (track, rating) in &self.configured {
             sum = sum.saturating_add(weight(track, rating));
@@ -306,7 +306,7 @@ impl Tracks {
             .collect();
         // An owner is one whatever happens (RFC 9568, 5.2.4), and no other router can become one.
         let priority = |sum: i64| if base == OWNER { OWNER } else { sum.clamp(1, 254) as u8 };
-        Verdict {
+        TrackOutcome {
             priority: priority(sum),
             best: priority(best),
             fault: (!faults.is_empty()).then(|| faults.join("; ")),
@@ -411,7 +411,7 @@ fn seen(
 
 fn link_state(observed: &Observed, name: &str) -> Result<(), String> {
     match observed.links.get(name) {
-        Some(Link { up: true, .. }) => Ok(()),
+        Some(ObservedLink { up: true, .. }) => Ok(()),
         Some(_) => Err(format!("interface {name} is down")),
         None => Err(format!("interface {name} does not exist")),
     }

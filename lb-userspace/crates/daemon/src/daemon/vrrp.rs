@@ -3,7 +3,7 @@
 //! They are configured when the daemon starts, and take part when they have its external state: that is when
 //! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
 //! restart of `lbd` forwards all the while by the maps of its predecessor; then lbd sends the
-//! the external state at once, computed from these maps, so that addresses that are held still are advertised
+//! external state at once, computed from these maps, so that addresses that are held still are advertised
 //! soon again.
 
 use std::{
@@ -218,8 +218,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Sends the external state computed from the maps of a predecessor, if they serve all that routers
-    /// hold: the addresses
-    /// may be here still.
+    /// hold: the addresses may be here still.
     pub(super) fn resume_routers(&mut self) {
         if self.routers().is_empty() {
             return;

@@ -43,14 +43,14 @@ pub(super) struct Displaced {
 
 impl Displaced {
     /// A router that was requested to give way, but never seen on a path, is the first one that is seen there now.
-    fn with(mut self, advert: &Heard) -> Self {
+    fn with(mut self, advert: &ReceivedAdvertisement) -> Self {
         if self.by_order {
             self.from[usize::from(advert.second_path)].get_or_insert(advert.from);
         }
         self
     }
 
-    fn is(&self, advert: &Heard, now: Instant) -> bool {
+    fn is(&self, advert: &ReceivedAdvertisement, now: Instant) -> bool {
         now < self.until && self.from[usize::from(advert.second_path)] == Some(advert.from)
     }
 }
@@ -159,7 +159,12 @@ impl VirtualRouter {
         self.notice(NoticeKind::Stalled, "it was not run in time", why, out);
     }
 
-    pub(super) fn active_receive(&mut self, advert: Heard, now: Instant, out: &mut Vec<Action>) {
+    pub(super) fn active_receive(
+        &mut self,
+        advert: ReceivedAdvertisement,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         if advert.priority == 0 {
             // RFC 9568, 6.4.3: another one has ceased, and this one advertises itself. But not if
             // it has announced itself that it leaves.
@@ -176,7 +181,7 @@ impl VirtualRouter {
     }
 
     /// RFC 9568, 6.4.3: the higher one stays, and with equal priorities that with the higher address.
-    fn contest(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
+    fn contest(&mut self, advert: &ReceivedAdvertisement, now: Instant, out: &mut Vec<Action>) {
         let (own, other, from) = (self.priority(), advert.priority, advert.from);
         let displaced = self.when.displaced.take().map(|displaced| displaced.with(advert));
         let expected = displaced.is_some_and(|displaced| displaced.is(advert, now));
@@ -217,7 +222,7 @@ impl VirtualRouter {
         usize::from(*count) <= SENDERS
     }
 
-    fn is_outranked(&mut self, advert: &Heard, now: Instant) -> bool {
+    fn is_outranked(&mut self, advert: &ReceivedAdvertisement, now: Instant) -> bool {
         let own = self.priority();
         if advert.priority != own || advert.from <= advert.own {
             return advert.priority > own;
@@ -238,7 +243,7 @@ impl VirtualRouter {
 
     /// Advertises that this router is Active: to the other one, and to the link, which may have learnt
     /// otherwise from it.
-    fn answer(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
+    fn answer(&mut self, advert: &ReceivedAdvertisement, now: Instant, out: &mut Vec<Action>) {
         let interval = self.settings.interval;
         let is_over = |since: Instant| now.saturating_duration_since(since) >= interval;
         let answered = &mut self.when.answered;
@@ -281,7 +286,12 @@ impl VirtualRouter {
 
     /// While it was not run, another one has become Active, whatever its priority: what has happened
     /// since is known there.
-    fn give_way_after_a_stall(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
+    fn give_way_after_a_stall(
+        &mut self,
+        advert: &ReceivedAdvertisement,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         self.tally.two_active += 1;
         // Priority 0, as its own could be higher, and the other one is to stay and to announce itself.
         out.extend([Action::Release, Action::Advertise { priority: 0 }]);
@@ -294,7 +304,7 @@ impl VirtualRouter {
     pub(super) fn fail(&mut self, fault: String, now: Instant, out: &mut Vec<Action>) {
         out.extend([Action::Advertise { priority: 0 }, Action::Release]);
         let yielding = self.when.yielding.take();
-        self.seen = [None; 2];
+        self.last_adverts = [None; 2];
         match yielding {
             None => self.enter(State::Fault, fault, now, out),
             Some(yielding) => {
@@ -307,7 +317,7 @@ impl VirtualRouter {
     pub(super) fn follow_to_backup(&mut self, mate: &str, now: Instant, out: &mut Vec<Action>) {
         out.extend([Action::Release, Action::Advertise { priority: 0 }]);
         let yielding = self.when.yielding.take();
-        self.seen = [None; 2];
+        self.last_adverts = [None; 2];
         let cause = format!("{mate}, of its sync group, is not active");
         match yielding {
             None => self.enter(State::Backup, cause, now, out),

@@ -7,9 +7,9 @@ impl VirtualRouter {
     pub(super) fn start(&mut self, held: bool, now: Instant, out: &mut Vec<Action>) {
         self.active_interval = self.settings.interval;
         self.learnt = false;
-        self.seen = [None; 2];
+        self.last_adverts = [None; 2];
         self.abstains = false;
-        if let Some(fault) = self.standing.fault.clone() {
+        if let Some(fault) = self.assessment.fault.clone() {
             if held {
                 out.push(Action::Release);
             }
@@ -37,7 +37,7 @@ impl VirtualRouter {
     }
 
     /// In a fault it learns by which interval it will have to listen.
-    pub(super) fn fault_receive(&mut self, advert: &Heard, now: Instant) {
+    pub(super) fn fault_receive(&mut self, advert: &ReceivedAdvertisement, now: Instant) {
         self.note(advert, now);
         if advert.priority > 0 {
             self.learn(advert.interval);
@@ -55,23 +55,28 @@ impl VirtualRouter {
     /// Backup below a router that advertises.
     pub(super) fn become_backup(
         &mut self,
-        advert: &Heard,
+        advert: &ReceivedAdvertisement,
         cause: impl Into<String>,
         now: Instant,
         out: &mut Vec<Action>,
     ) {
         self.learn(advert.interval);
-        self.seen = [None; 2];
+        self.last_adverts = [None; 2];
         self.note(advert, now);
         self.enter(State::Backup, cause, now, out);
         self.timer = Some(now + self.down(self.active_interval));
     }
 
-    pub(super) fn backup_receive(&mut self, advert: Heard, now: Instant, out: &mut Vec<Action>) {
+    pub(super) fn backup_receive(
+        &mut self,
+        advert: ReceivedAdvertisement,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         if advert.priority == 0 {
             // RFC 9568, 6.4.2: the Active router leaves, so only the skew time is waited. What one
             // that isn't the Active router leaves changes nothing.
-            let active = self.seen[usize::from(advert.second_path)];
+            let active = self.last_adverts[usize::from(advert.second_path)];
             if active.is_none_or(|active| active.from == advert.from) {
                 self.note(&advert, now);
                 self.when.left = Some(advert.from);
@@ -85,7 +90,7 @@ impl VirtualRouter {
         if !lower {
             self.has_no_claim();
         }
-        let discarded = lower && self.may_preempt(now) && !self.standing.handed_over;
+        let discarded = lower && self.may_preempt(now) && !self.assessment.handed_over;
         self.when.left = None;
         if std::mem::take(&mut self.when.held) {
             // What the predecessor left is another router's by now.
@@ -131,16 +136,16 @@ impl VirtualRouter {
 
     fn reason_to_take_over(&self) -> String {
         let own = self.priority();
-        match (self.when.left, self.seen.iter().flatten().next()) {
+        match (self.when.left, self.last_adverts.iter().flatten().next()) {
             _ if self.when.held => "it was active before, and nobody else is".into(),
             (Some(left), _) => format!("{left} has left"),
-            (None, Some(seen)) if self.could_since.is_some() && seen.priority < own => {
+            (None, Some(last)) if self.could_since.is_some() && last.priority < own => {
                 let lacks =
                     self.lacks().map_or_else(String::new, |lacks| format!(", though {lacks}"));
-                let Seen { priority, from, .. } = seen;
+                let LastAdvertisement { priority, from, .. } = last;
                 format!("its priority {own} is higher than the {priority} of {from}{lacks}")
             }
-            (None, Some(seen)) => format!("{} is silent", seen.from),
+            (None, Some(last)) => format!("{} is silent", last.from),
             (None, None) => "nobody else is active".into(),
         }
     }
@@ -152,10 +157,10 @@ impl VirtualRouter {
 
     /// The router that was Active until now won't be; its further advertisements are expected.
     pub(super) fn displace(&self, by_order: bool, now: Instant) -> Option<Displaced> {
-        let fresh = |seen: &Seen| {
-            by_order || now.saturating_duration_since(seen.at) < self.short_listening()
+        let fresh = |last: &LastAdvertisement| {
+            by_order || now.saturating_duration_since(last.at) < self.short_listening()
         };
-        let from = self.seen.map(|seen| seen.filter(fresh).map(|seen| seen.from));
+        let from = self.last_adverts.map(|last| last.filter(fresh).map(|last| last.from));
         let wait = if by_order { self.yield_limit() } else { self.short_listening() };
         Some(Displaced { from, until: now + wait, by_order })
     }

@@ -73,7 +73,12 @@ impl VirtualRouter {
     }
 
     /// Another router is Active.
-    pub(super) fn has_yielded(&mut self, advert: &Heard, now: Instant, out: &mut Vec<Action>) {
+    pub(super) fn has_yielded(
+        &mut self,
+        advert: &ReceivedAdvertisement,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) {
         let Some(yielding) = self.when.yielding.take() else { return };
         // Priority 0 lets the other one stay, whatever its priority is, and announce itself once more
         // when the addresses are off here.
@@ -83,7 +88,7 @@ impl VirtualRouter {
         self.end_yield(yielding, State::Backup, Ok(advert.from), cause, now, out);
         if self.state == State::Backup {
             self.abstains = abstains;
-            self.seen = [None; 2];
+            self.last_adverts = [None; 2];
             self.note(advert, now);
             self.learn(advert.interval);
             self.timer = Some(now + self.down(self.active_interval));
@@ -140,8 +145,8 @@ impl VirtualRouter {
     /// There is nothing to give up; but it does not take over again either.
     pub(super) fn yield_without_being_active(&mut self, now: Instant, out: &mut Vec<Action>) {
         let down = self.down(self.active_interval);
-        let fresh = |seen: &&Seen| now.saturating_duration_since(seen.at) < down;
-        let active = self.seen.iter().flatten().find(fresh).map(|seen| seen.from);
+        let fresh = |last: &&LastAdvertisement| now.saturating_duration_since(last.at) < down;
+        let active = self.last_adverts.iter().flatten().find(fresh).map(|last| last.from);
         self.abstains |= active.is_some() && self.state == State::Backup;
         out.push(Action::Yielded(active.ok_or_else(|| {
             format!("it is in state {}, and no other router has advertised", self.state)

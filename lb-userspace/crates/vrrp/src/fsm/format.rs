@@ -17,7 +17,7 @@ pub enum Event {
     /// Its deadline has come.
     Timer,
     /// An advertisement that was taken.
-    Heard(Heard),
+    Received(ReceivedAdvertisement),
     /// It is to give up being Active.
     Yield(Yield),
     /// It is to become Active.
@@ -35,7 +35,7 @@ pub enum Event {
 
 /// An advertisement that was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct ReceivedAdvertisement {
     /// Its sender.
     pub from: IpAddr,
     /// This node's address on the path that it came by: equal priorities are decided by addresses
@@ -120,9 +120,9 @@ impl From<&Router> for Settings {
     }
 }
 
-/// How a virtual router stands at the moment, by what is tracked and known elsewhere.
+/// The inputs of a virtual router's decisions at the moment, by its tracks and by the external state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Assessment {
     /// Its priority.
     pub priority: u8,
     /// Whether something that is tracked has lowered it.

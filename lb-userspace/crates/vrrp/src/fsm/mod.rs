@@ -54,16 +54,16 @@ use std::{
 use lb_api::routers::ActiveRouter;
 use lb_model::router::{Announce, OWNER, State, Version};
 
-pub use self::format::{Action, Event, Heard, Settings, Standing, Tally};
+pub use self::format::{Action, Assessment, Event, ReceivedAdvertisement, Settings, Tally};
 use self::{
     active::{Answers, Displaced},
     ending::Yielding,
 };
 use super::{Notice, NoticeKind, Yield};
 
-/// Another router whose advertisement as Active was received.
+/// The last advertisement of another router that is Active.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
+struct LastAdvertisement {
     from: IpAddr,
     priority: u8,
     /// The highest that it has advertised since its first one.
@@ -75,7 +75,7 @@ struct Seen {
 #[derive(Debug)]
 pub struct VirtualRouter {
     settings: Settings,
-    standing: Standing,
+    assessment: Assessment,
     state: State,
     since: Instant,
     cause: String,
@@ -87,7 +87,7 @@ pub struct VirtualRouter {
     /// Whether an Active router has advertised it.
     learnt: bool,
     /// The routers that advertise, by path.
-    seen: [Option<Seen>; 2],
+    last_adverts: [Option<LastAdvertisement>; 2],
     /// Since when it could take over from a lower one.
     could_since: Option<Instant>,
     /// Since when it would take over from a lower one whose flows are not known here.
@@ -134,7 +134,7 @@ impl VirtualRouter {
     #[must_use]
     pub fn new(settings: Settings, now: Instant) -> Self {
         Self {
-            standing: Standing {
+            assessment: Assessment {
                 priority: 100,
                 fault: None,
                 holds_back: None,
@@ -153,7 +153,7 @@ impl VirtualRouter {
             timer: None,
             active_interval: settings.interval,
             learnt: false,
-            seen: [None; 2],
+            last_adverts: [None; 2],
             could_since: None,
             lacks_since: None,
             abstains: false,
@@ -181,12 +181,12 @@ impl VirtualRouter {
     }
 
     /// From now on it stands like this.
-    pub fn set_standing(&mut self, standing: Standing, now: Instant, out: &mut Vec<Action>) {
+    pub fn set_assessment(&mut self, assessment: Assessment, now: Instant, out: &mut Vec<Action>) {
         let owned = self.priority() == OWNER;
         // It gave way so that the node could leave, and the node stays.
-        self.abstains &= !self.standing.draining || standing.draining;
-        self.standing = standing;
-        if let Some(fault) = self.standing.fault.clone() {
+        self.abstains &= !self.assessment.draining || assessment.draining;
+        self.assessment = assessment;
+        if let Some(fault) = self.assessment.fault.clone() {
             match self.state {
                 State::Active => self.fail(fault, now, out),
                 State::Backup => {
@@ -211,7 +211,7 @@ impl VirtualRouter {
 
     /// Takes one event at `now`; the caller performs `out` in order.
     pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
-        if let Event::Heard(advert) = &event {
+        if let Event::Received(advert) = &event {
             self.count(advert);
         }
         match (self.state, event) {
@@ -221,7 +221,7 @@ impl VirtualRouter {
 
             // RFC 9568, 6.4.2.
             (State::Backup, Event::Timer) => self.backup_timer(now, out),
-            (State::Backup, Event::Heard(advert)) => self.backup_receive(advert, now, out),
+            (State::Backup, Event::Received(advert)) => self.backup_receive(advert, now, out),
             (State::Backup, Event::Stop { release }) => self.backup_stop(release, now, out),
             (State::Backup, Event::Take) => self.take(now, out),
             (State::Backup, Event::MateActive(mate)) => {
@@ -232,14 +232,14 @@ impl VirtualRouter {
 
             // RFC 9568, 6.4.3.
             (State::Active, Event::Timer) => self.active_timer(now, out),
-            (State::Active, Event::Heard(advert)) => self.active_receive(advert, now, out),
+            (State::Active, Event::Received(advert)) => self.active_receive(advert, now, out),
             (State::Active, Event::Stop { release }) => self.active_stop(release, now, out),
             (State::Active, Event::Yield(how)) => self.active_yield(how, now, out),
             (State::Active, Event::Take) => self.active_take(now, out),
             (State::Active, Event::MateBackup(mate)) => self.follow_to_backup(&mate, now, out),
 
             // No state of the RFC: it follows the Active router, and waits for its fault to end.
-            (State::Fault, Event::Heard(advert)) => self.fault_receive(&advert, now),
+            (State::Fault, Event::Received(advert)) => self.fault_receive(&advert, now),
             (State::Fault, Event::Stop { .. }) => {
                 self.enter(State::Initialize, "it was stopped", now, out);
                 out.push(Action::Stopped);
@@ -256,7 +256,7 @@ impl VirtualRouter {
             // Nothing begins twice, nothing is due, and mates matter to those only that differ.
             (State::Backup | State::Active | State::Fault, Event::Startup { .. })
             | (State::Initialize | State::Fault, Event::Timer)
-            | (State::Initialize, Event::Heard(_))
+            | (State::Initialize, Event::Received(_))
             | (State::Initialize | State::Fault, Event::MateActive(_) | Event::MateBackup(_))
             | (State::Backup, Event::MateBackup(_))
             | (State::Active, Event::MateActive(_)) => {}
@@ -277,7 +277,7 @@ impl VirtualRouter {
     #[must_use]
     pub fn sees_active(&self, now: Instant) -> bool {
         let down = self.down(self.active_interval);
-        self.seen.iter().flatten().any(|seen| now.saturating_duration_since(seen.at) < down)
+        self.last_adverts.iter().flatten().any(|last| now.saturating_duration_since(last.at) < down)
     }
 
     /// Whether it is Backup, and has the addresses that a predecessor left.
@@ -302,7 +302,7 @@ impl VirtualRouter {
     pub fn wants(&self, now: Instant) -> bool {
         let owner = self.priority() == OWNER;
         let delay = if owner { Duration::ZERO } else { self.settings.preempt_delay };
-        let since = self.could_since.filter(|_| self.standing.handed_over);
+        let since = self.could_since.filter(|_| self.assessment.handed_over);
         self.state == State::Backup
             && since.is_some_and(|since| now.saturating_duration_since(since) >= delay)
             && self.active().is_some_and(|active| active.priority < self.priority())
@@ -329,13 +329,13 @@ impl VirtualRouter {
     /// Its priority as it is.
     #[must_use]
     pub const fn priority(&self) -> u8 {
-        if self.standing.draining { 1 } else { self.standing.priority }
+        if self.assessment.draining { 1 } else { self.assessment.priority }
     }
 
     /// Whether something that is tracked has lowered its priority.
     #[must_use]
     pub const fn is_lowered(&self) -> bool {
-        self.standing.lowered
+        self.assessment.lowered
     }
 
     /// What it has counted.
@@ -371,8 +371,9 @@ impl VirtualRouter {
     /// The other router that is Active, as far as it has advertised.
     #[must_use]
     pub fn active(&self) -> Option<ActiveRouter> {
-        let seen = self.seen.iter().flatten().next().filter(|_| self.state != State::Active)?;
-        Some(ActiveRouter { address: seen.from, priority: seen.priority })
+        let last =
+            self.last_adverts.iter().flatten().next().filter(|_| self.state != State::Active)?;
+        Some(ActiveRouter { address: last.from, priority: last.priority })
     }
 
     fn enter(&mut self, to: State, cause: impl Into<String>, now: Instant, out: &mut Vec<Action>) {
@@ -387,20 +388,21 @@ impl VirtualRouter {
         out.push(Action::Transition { from, to, cause: self.cause.clone() });
     }
 
-    fn count(&mut self, advert: &Heard) {
+    fn count(&mut self, advert: &ReceivedAdvertisement) {
         self.tally.received += 1;
         self.tally.priority_zero_received += u64::from(advert.priority == 0);
     }
 
     /// Remembers the Active router.
-    fn note(&mut self, advert: &Heard, now: Instant) {
-        let seen = &mut self.seen[usize::from(advert.second_path)];
+    fn note(&mut self, advert: &ReceivedAdvertisement, now: Instant) {
+        let last = &mut self.last_adverts[usize::from(advert.second_path)];
         if advert.priority > 0 {
             let (from, priority) = (advert.from, advert.priority);
-            let before = seen.filter(|seen| seen.from == from).map_or(0, |seen| seen.highest);
-            *seen = Some(Seen { from, priority, highest: priority.max(before), at: now });
-        } else if seen.is_some_and(|seen| seen.from == advert.from) {
-            self.seen = [None; 2];
+            let before = last.filter(|last| last.from == from).map_or(0, |last| last.highest);
+            *last =
+                Some(LastAdvertisement { from, priority, highest: priority.max(before), at: now });
+        } else if last.is_some_and(|last| last.from == advert.from) {
+            self.last_adverts = [None; 2];
         }
     }
 

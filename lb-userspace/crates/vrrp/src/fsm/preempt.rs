@@ -24,7 +24,7 @@ impl VirtualRouter {
     pub fn holds_back(&self, now: Instant) -> Option<String> {
         if self.state == State::Active {
             None
-        } else if self.standing.draining {
+        } else if self.assessment.draining {
             Some("the node is draining".into())
         } else if self.has_fallen() {
             None
@@ -37,11 +37,11 @@ impl VirtualRouter {
 
     /// By which order it, or another router of its sync group, has given way, unless that has ended.
     fn order(&self) -> Option<String> {
-        if self.standing.lowered_there && !self.standing.drains_there {
+        if self.assessment.lowered_there && !self.assessment.drains_there {
             return None;
         }
         let own = self.abstains.then(|| "it has given way by an order".to_owned());
-        own.or_else(|| self.standing.abstains.clone())
+        own.or_else(|| self.assessment.abstains.clone())
     }
 
     /// Whether lower advertisements are discarded, so that the timer runs out. Asking begins the
@@ -64,18 +64,18 @@ impl VirtualRouter {
 
     /// What of the Active router's flows is not known here, if so.
     pub(super) fn lacks(&self) -> Option<String> {
-        let known = self.standing.known_after;
+        let known = self.assessment.known_after;
         if known.is_some_and(|known| known < self.tally.transitions) {
             Some("it is not known yet whether the flows of another node are known here".into())
         } else {
-            self.standing.holds_back.clone()
+            self.assessment.holds_back.clone()
         }
     }
 
     /// Whether the Active router has lowered its priority, for another reason than that its node drains:
     /// that one hands over when its flows are known.
     fn has_fallen(&self) -> bool {
-        let last = self.seen.iter().flatten().max_by_key(|seen| seen.at);
-        !self.standing.drains_there && last.is_some_and(|seen| seen.priority < seen.highest)
+        let last = self.last_adverts.iter().flatten().max_by_key(|last| last.at);
+        !self.assessment.drains_there && last.is_some_and(|last| last.priority < last.highest)
     }
 }

@@ -12,7 +12,7 @@
 //!   it has what a predecessor left, and others may miss it.
 
 use super::*;
-use crate::fsm::Standing;
+use crate::fsm::Assessment;
 
 impl Machine {
     /// The routers of its sync group, itself too, in the order of the group.
@@ -45,8 +45,8 @@ impl Machine {
         }
     }
 
-    /// How a router stands, with what its group makes of that.
-    pub(super) fn standing(&self, index: usize) -> Standing {
+    /// A router's assessment, by its own tracks and those of its group.
+    pub(super) fn assessment(&self, index: usize) -> Assessment {
         let group = self.group_of(index);
         let of = |other: usize| {
             let entry = &self.routers[other];
@@ -54,8 +54,8 @@ impl Machine {
                 true => reason,
                 false => format!("{}, of its sync group: {reason}", entry.name),
             };
-            let verdict = entry.tracks.verdict(entry.router.priority.get());
-            (verdict.priority, verdict.fault.map(why), self.lacks(other).map(why), verdict.best)
+            let outcome = entry.tracks.outcome(entry.router.priority.get());
+            (outcome.priority, outcome.fault.map(why), self.lacks(other).map(why), outcome.best)
         };
         // The own reasons come first.
         let own = of(index);
@@ -70,7 +70,7 @@ impl Machine {
             .map(|mate| &self.routers[*mate])
             .find(|mate| mate.machine.abstains() && mate.name != self.routers[index].name);
         let priority = mates.iter().map(|mate| mate.0).fold(own.0, u8::min);
-        Standing {
+        Assessment {
             priority,
             lowered: priority < mates.iter().map(|mate| mate.3).fold(own.3, u8::min),
             fault: own.1.or_else(|| mates.iter().find_map(|mate| mate.1.clone())),
@@ -100,8 +100,8 @@ impl Machine {
             && self.group_of(index).iter().all(|mate| self.routers[*mate].tracks.are_known())
     }
 
-    /// Brings the groups together, after what was put out from `since` on.
-    pub(super) fn settle(&mut self, since: usize, now: Instant, out: &mut Out) {
+    /// Brings the routers of each group to the same state after the transitions in `out[since..]`.
+    pub(super) fn align_after(&mut self, since: usize, now: Instant, out: &mut Out) {
         let with = |is: fn(State, State) -> bool| -> BTreeSet<Name> {
             let all = out[since..].iter().filter(|(_, action)| {
                 matches!(action, Action::Transition { from, to, .. } if is(*from, *to))
@@ -110,16 +110,16 @@ impl Machine {
         };
         let risen = with(|_, to| to == State::Active);
         let new = with(|from, to| (from, to) == (State::Initialize, State::Backup));
-        self.settle_groups(&risen, &new, now, out);
+        self.align_groups(&risen, &new, now, out);
     }
 
-    /// Brings the groups together, when nothing has happened but that they are other ones.
-    pub(super) fn settle_all(&mut self, now: Instant, out: &mut Out) {
+    /// Brings the routers of each group to the same state after the groups were configured anew.
+    pub(super) fn align_all_groups(&mut self, now: Instant, out: &mut Out) {
         let all = self.routers.iter().map(|entry| entry.name.clone()).collect();
-        self.settle_groups(&BTreeSet::new(), &all, now, out);
+        self.align_groups(&BTreeSet::new(), &all, now, out);
     }
 
-    fn settle_groups(
+    fn align_groups(
         &mut self,
         risen: &BTreeSet<Name>,
         new: &BTreeSet<Name>,
@@ -128,11 +128,11 @@ impl Machine {
     ) {
         for group in self.groups.clone() {
             let members = group.routers.iter().filter_map(|name| self.index(name));
-            self.settle_group(&members.collect::<Vec<_>>(), risen, new, now, out);
+            self.align_group(&members.collect::<Vec<_>>(), risen, new, now, out);
         }
     }
 
-    fn settle_group(
+    fn align_group(
         &mut self,
         members: &[usize],
         risen: &BTreeSet<Name>,

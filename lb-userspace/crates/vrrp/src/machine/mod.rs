@@ -36,7 +36,7 @@ use lb_model::router::{Group, Router, RouterKey, Routers, State};
 
 use super::{
     ExternalState, Notice, NoticeKind, Order,
-    fsm::{Action, Event, Heard, Settings, VirtualRouter},
+    fsm::{Action, Event, ReceivedAdvertisement, Settings, VirtualRouter},
     observed::Observed,
     track::{Change, Tracks},
 };
@@ -120,7 +120,7 @@ impl Machine {
                 .perform(out, |machine, out| machine.set_settings(settings, now, out));
         }
         self.look(now, out);
-        self.settle_all(now, out);
+        self.align_all_groups(now, out);
     }
 
     /// What the daemon knows.
@@ -153,7 +153,13 @@ impl Machine {
     }
 
     /// An advertisement for a router was taken.
-    pub fn receive(&mut self, router: &str, advert: Heard, now: Instant, out: &mut Out) {
+    pub fn receive(
+        &mut self,
+        router: &str,
+        advert: ReceivedAdvertisement,
+        now: Instant,
+        out: &mut Out,
+    ) {
         let Some(index) = self.index(router) else { return };
         let entry = &mut self.routers[index];
         entry.deaf = None;
@@ -162,7 +168,7 @@ impl Machine {
             entry.waiting = Some(false);
             out.push((entry.name.clone(), Action::Release));
         }
-        self.drive(&[index], |_| Event::Heard(advert), now, out);
+        self.drive(&[index], |_| Event::Received(advert), now, out);
     }
 
     /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::ExternalState`], as
@@ -270,8 +276,8 @@ impl Machine {
             matches!(action, Action::Transition { .. } | Action::Yielded(_))
         };
         if out[before..].iter().any(changed) {
-            self.settle(before, now, out);
-            // How others stand depends on a router only within its group.
+            self.align_after(before, now, out);
+            // The assessment of others depends on a router only within its group.
             if indices.iter().any(|index| self.group(*index).is_some()) {
                 self.assess(now, out);
             }
@@ -295,12 +301,13 @@ impl Machine {
         self.assess(now, out);
     }
 
-    /// Gives each router its standing, and begins what can begin.
+    /// Gives each router its assessment, and starts the routers that can start.
     fn assess(&mut self, now: Instant, out: &mut Out) {
         let before = out.len();
-        let standings: Vec<_> = (0..self.routers.len()).map(|index| self.standing(index)).collect();
-        for (entry, standing) in self.routers.iter_mut().zip(standings) {
-            entry.perform(out, |machine, out| machine.set_standing(standing, now, out));
+        let assessments: Vec<_> =
+            (0..self.routers.len()).map(|index| self.assessment(index)).collect();
+        for (entry, assessment) in self.routers.iter_mut().zip(assessments) {
+            entry.perform(out, |machine, out| machine.set_assessment(assessment, now, out));
         }
         for index in 0..self.routers.len() {
             if self.external.is_some() && self.is_ready(index) {
@@ -312,7 +319,7 @@ impl Machine {
             }
         }
         if out.len() > before {
-            self.settle(before, now, out);
+            self.align_after(before, now, out);
         }
     }
 

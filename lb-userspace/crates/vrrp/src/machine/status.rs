@@ -17,7 +17,7 @@ impl Machine {
     fn status_of(&self, index: usize, now: Instant, wall: SystemTime) -> RouterStatus {
         let Entry { router, machine, tracks, deaf, .. } = &self.routers[index];
         let tally = machine.tally();
-        let mut problems = tracks.verdict(router.priority.get()).problems;
+        let mut problems = tracks.outcome(router.priority.get()).problems;
         if let Some(mate) = deaf.as_ref().filter(|_| machine.state() == State::Backup) {
             problems.push(format!(
                 "it receives no advertisements, but {mate}, of its sync group, does"

@@ -11,11 +11,11 @@ use std::{
 use lb_model::router::{Family, OWNER, Router, Tracked};
 use lb_netlink::interfaces::{Interfaces, Seen};
 
-use super::{addresses::PROTOCOL, observed::Link};
+use super::{addresses::PROTOCOL, observed::ObservedLink};
 
 /// The links as the machine has them.
 #[must_use]
-pub fn links(interfaces: &Interfaces) -> BTreeMap<String, Link> {
+pub fn links(interfaces: &Interfaces) -> BTreeMap<String, ObservedLink> {
     let mut below: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (&index, link) in &interfaces.links {
         // Of the ports of a bond one is in use, and which one it is changes.
@@ -27,8 +27,10 @@ pub fn links(interfaces: &Interfaces) -> BTreeMap<String, Link> {
         }
     }
     let links = interfaces.links.iter().map(|(index, link)| {
-        let seen =
-            Link { up: link.up && link.carrier, below: names_below(*index, &below, interfaces) };
+        let seen = ObservedLink {
+            up: link.up && link.carrier,
+            below: names_below(*index, &below, interfaces),
+        };
         (link.name.clone(), seen)
     });
     links.collect()

@@ -104,10 +104,10 @@ fn no_broken_message_panics_and_none_is_taken_that_is_not_proven() {
             assert!(decoded.body.len() <= message.len());
             assert_eq!(super::vrid(&message), Some(decoded.advertisement.vrid));
         }
-        let Ok(heard) = Codec::new(reader).read(&packet, Path::First, now()) else { continue };
+        let Ok(accepted) = Codec::new(reader).read(&packet, Path::First, now()) else { continue };
         taken += 1;
         assert_eq!(sender.key, reader.key, "input {input}");
-        assert_eq!(heard.heard.from, source);
+        assert_eq!(accepted.received.from, source);
         match &reader.auth {
             Auth::None => {}
             Auth::Pass(password) => {

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use lb_api::routers::Counters;
 
-use crate::{auth, fsm::Heard};
+use crate::{auth, fsm::ReceivedAdvertisement};
 
 /// A message that is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Refused {
     pub why: Refusal,
     /// What it would be if it were taken, when nothing else than [`Refusal::is_mismatch`] or
     /// [`Refusal::is_stale`] keeps it from that.
-    pub heard: Option<Heard>,
+    pub received: Option<ReceivedAdvertisement>,
 }
 
 /// Why a message is not taken.

@@ -4,7 +4,7 @@ use lb_model::router::{Announce, Auth, Router, RouterKey, VirtualAddress};
 use proptest::prelude::*;
 
 use super::*;
-use crate::fsm::Heard;
+use crate::fsm::ReceivedAdvertisement;
 
 pub(super) const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -55,8 +55,8 @@ pub(super) fn router(family: Family, vrid: u8, version: Version, addresses: &[&s
     }
 }
 
-/// What keepalived 2.2.7 sends, as seen on a link.
-struct Seen {
+/// A message of keepalived 2.2.7, as captured on a link.
+struct KeepalivedMessage {
     router: Router,
     priority: u8,
     source: &'static str,
@@ -64,7 +64,7 @@ struct Seen {
     message: &'static str,
 }
 
-fn seen() -> Vec<Seen> {
+fn keepalived_messages() -> Vec<KeepalivedMessage> {
     let group = "224.0.0.18";
     let v2 = router(Family::V4, 51, Version::V2, &["10.0.0.100", "10.0.0.101"]);
     let mut v2_password = router(Family::V4, 51, Version::V2, &["10.0.0.100"]);
@@ -74,7 +74,7 @@ fn seen() -> Vec<Seen> {
     let mut v3_unicast = router(Family::V4, 53, Version::V3, &["10.0.0.100"]);
     v3_unicast.peers = vec![ip("10.0.0.1")];
     let v6 = router(Family::V6, 54, Version::V3, &["fe80::100", "2001:db8::100"]);
-    let one = |router, priority, source, destination, message| Seen {
+    let one = |router, priority, source, destination, message| KeepalivedMessage {
         router,
         priority,
         source,
@@ -106,28 +106,28 @@ fn seen() -> Vec<Seen> {
 
 #[test]
 fn what_keepalived_sends_is_taken() {
-    for seen in seen() {
-        let message = hex(seen.message);
-        let packet = packet(seen.source, seen.destination, &message);
-        let taken = Codec::new(&seen.router).read(&packet, Path::First, NOW);
-        let heard = Heard {
-            from: ip(seen.source),
-            own: ip(seen.destination),
+    for captured in keepalived_messages() {
+        let message = hex(captured.message);
+        let packet = packet(captured.source, captured.destination, &message);
+        let taken = Codec::new(&captured.router).read(&packet, Path::First, NOW);
+        let received = ReceivedAdvertisement {
+            from: ip(captured.source),
+            own: ip(captured.destination),
             second_path: false,
-            priority: seen.priority,
-            interval: seen.router.interval,
+            priority: captured.priority,
+            interval: captured.router.interval,
         };
-        assert_eq!(taken, Ok(Taken { heard, mismatch: None }), "{}", seen.message);
+        assert_eq!(taken, Ok(Taken { received, mismatch: None }), "{}", captured.message);
     }
 }
 
 #[test]
 fn the_bytes_sent_are_those_of_keepalived() {
-    for seen in seen() {
-        let mut codec = Codec::new(&seen.router);
-        let (source, destination) = (ip(seen.source), ip(seen.destination));
-        let sent = codec.write(seen.priority, Path::First, source, destination, NOW);
-        assert_eq!(sent, hex(seen.message));
+    for captured in keepalived_messages() {
+        let mut codec = Codec::new(&captured.router);
+        let (source, destination) = (ip(captured.source), ip(captured.destination));
+        let sent = codec.write(captured.priority, Path::First, source, destination, NOW);
+        assert_eq!(sent, hex(captured.message));
     }
 }
 

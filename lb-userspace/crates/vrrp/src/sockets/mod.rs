@@ -18,9 +18,9 @@ pub use self::{
     sender::Sender,
 };
 
-/// An interface at one time.
+/// The interface that a socket belongs to: another one of the same name later has another index.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Interface {
+pub struct SocketInterface {
     /// Its name.
     pub name: String,
     /// Its index.

@@ -23,7 +23,7 @@ use nix::{
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
 
 use super::{
-    Interface,
+    SocketInterface,
     filter::{self, Distance},
 };
 use crate::packet::{MAX_LEN, PROTOCOL, Packet};
@@ -67,7 +67,7 @@ impl Receiver {
     /// # Errors
     ///
     /// From the kernel.
-    pub fn open(interface: &Interface, family: Family) -> io::Result<Self> {
+    pub fn open(interface: &SocketInterface, family: Family) -> io::Result<Self> {
         let (socket, far) = (open(interface, family)?, open(interface, family)?);
         if setsockopt(&socket, RcvBufForce, &BACKLOG).is_err() {
             // As much as is allowed.
@@ -143,7 +143,7 @@ impl AsFd for Receiver {
 }
 
 /// A socket that takes nothing yet.
-fn open(interface: &Interface, family: Family) -> io::Result<Socket> {
+fn open(interface: &SocketInterface, family: Family) -> io::Result<Socket> {
     let domain = match family {
         Family::V4 => Domain::IPV4,
         Family::V6 => Domain::IPV6,

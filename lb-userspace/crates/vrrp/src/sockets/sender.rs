@@ -11,7 +11,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Interface, filter};
+use super::{SocketInterface, filter};
 use crate::packet::{PROTOCOL, TTL};
 
 /// DSCP CS6, network control (RFC 2474, 4.2.2.2), as the byte of the IP header.
@@ -35,7 +35,7 @@ impl Sender {
     /// # Errors
     ///
     /// From the kernel; `AddrNotAvailable` while the node has not that address.
-    pub fn open(interface: &Interface, source: IpAddr) -> io::Result<Self> {
+    pub fn open(interface: &SocketInterface, source: IpAddr) -> io::Result<Self> {
         let domain = if source.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(PROTOCOL))))?;
         socket.set_nonblocking(true)?;

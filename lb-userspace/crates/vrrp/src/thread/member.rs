@@ -13,7 +13,7 @@ use lb_netlink::interfaces::Interfaces;
 use crate::{
     macvlan, observe,
     packet::{Codec, Path},
-    sockets::{Interface, Sender},
+    sockets::{Sender, SocketInterface},
 };
 
 /// So many of the routers that advertise are remembered: a stranger can make up any number.
@@ -54,7 +54,7 @@ pub struct Member {
     pub stray: Option<String>,
     /// That the kernel takes none of its addresses.
     pub refused: Option<Refused>,
-    ways: [Option<Way>; 2],
+    path_senders: [Option<PathSender>; 2],
 }
 
 /// The kernel takes none of a router's addresses.
@@ -65,14 +65,14 @@ pub struct Refused {
     pub ask_at: Instant,
 }
 
-/// How advertisements leave by a path.
-struct Way {
-    interface: Interface,
+/// The socket that sends a router's advertisements by a path, and its interface.
+struct PathSender {
+    interface: SocketInterface,
     sender: Sender,
 }
 
 impl Member {
-    /// A router that sends nothing until [`Self::find_ways`].
+    /// A router that sends nothing until [`Self::open_senders`].
     pub fn new(router: &Router, group: Option<String>) -> Self {
         Self {
             router: router.clone(),
@@ -91,7 +91,7 @@ impl Member {
             problem: None,
             stray: None,
             refused: None,
-            ways: [None, None],
+            path_senders: [None, None],
         }
     }
 
@@ -106,8 +106,9 @@ impl Member {
         self.group = group;
     }
 
-    /// Opens what it sends by, where that is possible, as links and addresses are; returns what is not.
-    pub fn find_ways(&mut self, interfaces: &Interfaces) -> Option<String> {
+    /// Opens the sockets that it sends by, for the present links and addresses; returns an error that kept it
+    /// from that.
+    pub fn open_senders(&mut self, interfaces: &Interfaces) -> Option<String> {
         let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
         let first = device.unwrap_or_else(|| self.router.interface.clone());
         let source =
@@ -115,40 +116,43 @@ impl Member {
         // Until its new device is there, it goes on as before.
         let stays = self.moving && !self.has_device(interfaces);
         let trouble =
-            (!stays).then(|| self.find_way(Path::First, &first, source, interfaces)).flatten();
+            (!stays).then(|| self.open_sender(Path::First, &first, source, interfaces)).flatten();
         let second = self.router.second_path.as_ref().map(|path| path.interface.clone());
         let source = observe::second_source(&self.router, interfaces);
         let other =
-            second.and_then(|second| self.find_way(Path::Second, &second, source, interfaces));
+            second.and_then(|second| self.open_sender(Path::Second, &second, source, interfaces));
         if self.router.second_path.is_none() {
-            self.ways[Path::Second as usize] = None;
+            self.path_senders[Path::Second as usize] = None;
         }
         trouble.or(other)
     }
 
-    fn find_way(
+    fn open_sender(
         &mut self,
         path: Path,
         interface: &str,
         source: Option<IpAddr>,
         interfaces: &Interfaces,
     ) -> Option<String> {
-        let way = &mut self.ways[path as usize];
+        let path_sender = &mut self.path_senders[path as usize];
         let (Some(source), Some(index)) = (source, interfaces.index(interface)) else {
-            *way = None;
+            *path_sender = None;
             return None;
         };
-        let interface = Interface { name: interface.to_owned(), index };
-        if way.as_ref().is_some_and(|w| w.interface == interface && w.sender.source() == source) {
+        let interface = SocketInterface { name: interface.to_owned(), index };
+        if path_sender
+            .as_ref()
+            .is_some_and(|w| w.interface == interface && w.sender.source() == source)
+        {
             return None;
         }
         match Sender::open(&interface, source) {
             Ok(sender) => {
-                *way = Some(Way { interface, sender });
+                *path_sender = Some(PathSender { interface, sender });
                 None
             }
             Err(error) => {
-                *way = None;
+                *path_sender = None;
                 Some(format!("send from {source} by {}: {error}", interface.name))
             }
         }
@@ -190,7 +194,7 @@ impl Member {
 
     /// The address that it sends from by a path, if it can.
     pub fn source(&self, path: Path) -> Option<IpAddr> {
-        self.ways[path as usize].as_ref().map(|way| way.sender.source())
+        self.path_senders[path as usize].as_ref().map(|path_sender| path_sender.sender.source())
     }
 
     /// Sends an advertisement to all peers by all paths; what did not work.
@@ -198,7 +202,7 @@ impl Member {
         let mut result = Ok(());
         let group = [self.router.key.family.group()];
         for path in [Path::First, Path::Second] {
-            let Some(way) = &self.ways[path as usize] else { continue };
+            let Some(path_sender) = &self.path_senders[path as usize] else { continue };
             let peers: &[IpAddr] = match (path, &self.router.second_path) {
                 (Path::First, _) if self.router.peers.is_empty() => &group,
                 (Path::First, _) => &self.router.peers,
@@ -206,13 +210,14 @@ impl Member {
                 (Path::Second, None) => &[],
             };
             for peer in peers {
-                let bytes = self.codec.write(priority, path, way.sender.source(), *peer, now);
-                match way.sender.send(&bytes, *peer) {
+                let bytes =
+                    self.codec.write(priority, path, path_sender.sender.source(), *peer, now);
+                match path_sender.sender.send(&bytes, *peer) {
                     Ok(()) => {
                         self.counters.sent += 1;
                         self.counters.priority_zero_sent += u64::from(priority == 0);
                     }
-                    Err(error) => result = Err(trouble(&error, *peer, &way.interface.name)),
+                    Err(error) => result = Err(trouble(&error, *peer, &path_sender.interface.name)),
                 }
             }
         }

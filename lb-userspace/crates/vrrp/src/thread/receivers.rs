@@ -14,7 +14,7 @@ use super::{claims::Claims, member::Member};
 use crate::{
     machine::Name,
     packet::Path,
-    sockets::{Interface, Receiver, Watch},
+    sockets::{Receiver, SocketInterface, Watch},
 };
 
 /// An interface's name and a family.
@@ -77,7 +77,7 @@ impl Receivers {
             }
             let opened = match self.receivers.remove(&place) {
                 Some((_, receiver)) => Ok(receiver),
-                None => Receiver::open(&Interface { name: place.0.clone(), index }, place.1),
+                None => Receiver::open(&SocketInterface { name: place.0.clone(), index }, place.1),
             };
             let opened = opened.and_then(|receiver| {
                 receiver.set_vrids(vrids.iter().map(|(vrid, least)| (*vrid, *least)))?;

@@ -8,7 +8,7 @@ use std::{
 use lb_model::router::{Announce, State, Version};
 use lb_vrrp::{
     NoticeKind,
-    fsm::{Action, Event, Heard, Settings, Standing, VirtualRouter},
+    fsm::{Action, Assessment, Event, ReceivedAdvertisement, Settings, VirtualRouter},
 };
 
 /// An interval of the tests.
@@ -19,7 +19,7 @@ pub const TENTH: Duration = Duration::from_millis(100);
 /// A router, the clock, and what it has done since the last look.
 pub struct Desk {
     pub router: VirtualRouter,
-    pub standing: Standing,
+    pub assessment: Assessment,
     pub start: Instant,
     pub now: Instant,
     pub out: Vec<Action>,
@@ -40,8 +40,8 @@ pub fn settings() -> Settings {
 }
 
 /// Nothing is wrong.
-pub fn standing(priority: u8) -> Standing {
-    Standing {
+pub fn assessment(priority: u8) -> Assessment {
+    Assessment {
         priority,
         fault: None,
         holds_back: None,
@@ -56,8 +56,8 @@ pub fn standing(priority: u8) -> Standing {
 }
 
 /// 10.0.0.2 has received this from 10.0.0.`from`.
-pub fn advert(from: u8, priority: u8) -> Heard {
-    Heard {
+pub fn advert(from: u8, priority: u8) -> ReceivedAdvertisement {
+    ReceivedAdvertisement {
         from: IpAddr::from([10, 0, 0, from]),
         own: IpAddr::from([10, 0, 0, 2]),
         second_path: false,
@@ -72,12 +72,12 @@ impl Desk {
         let now = Instant::now();
         let mut desk = Self {
             router: VirtualRouter::new(settings, now),
-            standing: standing(100),
+            assessment: assessment(100),
             start: now,
             now,
             out: Vec::new(),
         };
-        desk.stand(|_| {});
+        desk.assess(|_| {});
         desk
     }
 
@@ -103,9 +103,9 @@ impl Desk {
         self
     }
 
-    pub fn stand(&mut self, change: impl FnOnce(&mut Standing)) -> String {
-        change(&mut self.standing);
-        self.router.set_standing(self.standing.clone(), self.now, &mut self.out);
+    pub fn assess(&mut self, change: impl FnOnce(&mut Assessment)) -> String {
+        change(&mut self.assessment);
+        self.router.set_assessment(self.assessment.clone(), self.now, &mut self.out);
         self.done()
     }
 
@@ -121,7 +121,7 @@ impl Desk {
     }
 
     pub fn receives(&mut self, from: u8, priority: u8) -> String {
-        self.does(Event::Heard(advert(from, priority)))
+        self.does(Event::Received(advert(from, priority)))
     }
 
     /// What it does when its deadline has come.

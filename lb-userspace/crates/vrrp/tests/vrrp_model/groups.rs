@@ -10,7 +10,7 @@ use lb_vrrp::{
     ExternalState, Order, Yield,
     fsm::Action,
     machine::{Machine, Out},
-    observed::{Link, Observed},
+    observed::{Observed, ObservedLink},
 };
 
 use crate::world::{LISTENING, NAMES, Operation, Plan, World, address, key, router};
@@ -86,7 +86,7 @@ impl Node {
         let mut routers = Routers { routers: routers.to_vec(), groups: vec![group] };
         change(&mut routers);
         let sources = [0, 1].map(|number| (NAMES[number].to_owned(), address(0, number)));
-        let link = Link { up: true, ..Link::default() };
+        let link = ObservedLink { up: true, ..ObservedLink::default() };
         let observed = Observed {
             links: [("eth0".to_owned(), link)].into(),
             sources: sources.into(),
@@ -160,16 +160,17 @@ fn a_router_is_lowered_by_what_lowers_its_group_and_not_by_a_mate_that_has_less(
         routers.routers[0].tracks.push(tracked.clone());
     });
     node.begin(&[]);
-    let standing = |node: &Node| [0, 1].map(|n| (node.status(n).priority, node.status(n).lowered));
-    assert_eq!(standing(&node), [(50, true); 2]);
+    let assessment =
+        |node: &Node| [0, 1].map(|n| (node.status(n).priority, node.status(n).lowered));
+    assert_eq!(assessment(&node), [(50, true); 2]);
     let mut out = Out::new();
-    node.observed.links.insert("eth1".into(), Link { up: true, ..Link::default() });
+    node.observed.links.insert("eth1".into(), ObservedLink { up: true, ..ObservedLink::default() });
     node.machine.observe(&node.observed, node.now, &mut out);
-    assert_eq!(standing(&node), [(60, false); 2]);
+    assert_eq!(assessment(&node), [(60, false); 2]);
     // A node that drains is low for another reason.
     let draining = ExternalState { draining: true, ..ExternalState::default() };
     node.machine.set_external(&draining, node.now, &mut out);
-    assert_eq!(standing(&node), [(1, false); 2]);
+    assert_eq!(assessment(&node), [(1, false); 2]);
 }
 
 fn script() -> Track {
@@ -200,7 +201,7 @@ fn routers_wait_for_what_could_be_their_fault_and_keep_what_is_held_meanwhile() 
 fn what_is_held_goes_when_another_router_is_heard_even_before_the_start() {
     let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
     node.begin(&NAMES);
-    let advert = lb_vrrp::fsm::Heard {
+    let advert = lb_vrrp::fsm::ReceivedAdvertisement {
         from: address(1, 0),
         own: address(0, 0),
         second_path: false,
@@ -327,8 +328,8 @@ fn routers_that_become_a_group_are_active_together_unless_one_hears_another_node
     }
 }
 
-fn advert(priority: u8, interval: Duration) -> lb_vrrp::fsm::Heard {
-    lb_vrrp::fsm::Heard {
+fn advert(priority: u8, interval: Duration) -> lb_vrrp::fsm::ReceivedAdvertisement {
+    lb_vrrp::fsm::ReceivedAdvertisement {
         from: address(1, 0),
         own: address(0, 0),
         second_path: false,

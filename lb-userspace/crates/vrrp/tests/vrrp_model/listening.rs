@@ -1,7 +1,7 @@
 //! How long a router listens that has not received an Active one's advertisement: after its start, and after a fault.
 
 use lb_model::router::Version;
-use lb_vrrp::fsm::{Event, Heard, Settings, Standing};
+use lb_vrrp::fsm::{Assessment, Event, ReceivedAdvertisement, Settings};
 
 use crate::{
     common::{Desk, SECOND, TENTH, advert, settings, skew},
@@ -27,7 +27,9 @@ fn a_router_that_begins_listens_for_an_active_one_that_advertises_each_second() 
 
 #[test]
 fn a_router_that_has_heard_the_active_one_counts_by_its_interval_at_once() {
-    let often = |priority| Event::Heard(Heard { interval: TENTH, ..advert(3, priority) });
+    let often = |priority| {
+        Event::Received(ReceivedAdvertisement { interval: TENTH, ..advert(3, priority) })
+    };
     for (settings, priority) in [
         (fast(), 50),
         (fast(), 150),
@@ -60,24 +62,24 @@ fn a_router_that_holds_what_a_predecessor_left_listens_for_a_moment_only() {
 
 #[test]
 fn after_a_fault_a_router_listens_by_what_it_has_heard_and_else_as_one_that_begins() {
-    let fault = |standing: &mut Standing| standing.fault = Some("broken".into());
-    let well = |standing: &mut Standing| standing.fault = None;
+    let fault = |assessment: &mut Assessment| assessment.fault = Some("broken".into());
+    let well = |assessment: &mut Assessment| assessment.fault = None;
     // It was Active, and does not know which router is by now.
     let mut desk = Desk::active(fast());
-    desk.stand(fault);
-    desk.after(SECOND).stand(well);
+    desk.assess(fault);
+    desk.after(SECOND).assess(well);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
     for (interval, before) in [(TENTH, true), (TENTH, false), (SECOND, true), (SECOND, false)] {
-        let advert = Event::Heard(Heard { interval, ..advert(3, 150) });
+        let advert = Event::Received(ReceivedAdvertisement { interval, ..advert(3, 150) });
         let mut desk = Desk::backup(fast());
         if before {
             desk.does(advert.clone());
         }
-        desk.stand(fault);
+        desk.assess(fault);
         if !before {
             desk.does(advert);
         }
-        desk.after(SECOND).stand(well);
+        desk.after(SECOND).assess(well);
         assert_eq!(desk.due(), Some(3 * interval + skew(interval)), "{interval:?}, {before}");
     }
 }

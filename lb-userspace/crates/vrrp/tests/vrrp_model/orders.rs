@@ -3,7 +3,7 @@
 use lb_model::router::State;
 use lb_vrrp::{
     Yield,
-    fsm::{Event, Heard, Settings},
+    fsm::{Event, ReceivedAdvertisement, Settings},
 };
 
 use crate::common::{Desk, SECOND, TENTH, advert, settings, skew};
@@ -29,19 +29,20 @@ fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
     desk.does(Event::Yield(Yield::Requested));
     desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
-    desk.stand(|standing| standing.lowered_there = true);
+    desk.assess(|assessment| assessment.lowered_there = true);
     assert_eq!(desk.router.holds_back(desk.now), None);
     // It was well again in time.
-    desk.stand(|standing| standing.lowered_there = false);
+    desk.assess(|assessment| assessment.lowered_there = false);
     desk.after(SECOND).receives(3, 90);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
-    desk.stand(|standing| standing.lowered_there = true);
+    desk.assess(|assessment| assessment.lowered_there = true);
     desk.after(SECOND).receives(3, 90);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| {
-        (standing.abstains, standing.lowered_there) = (Some("main6 has given way".into()), true);
+    desk.assess(|assessment| {
+        (assessment.abstains, assessment.lowered_there) =
+            (Some("main6 has given way".into()), true);
     });
     desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now), None, "nor does that of another of its group");
@@ -51,16 +52,16 @@ fn an_order_to_give_way_ends_while_something_has_lowered_the_active_router() {
 fn an_active_router_that_is_lowered_is_left_to_a_higher_one_to_the_flows_and_to_its_drain() {
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Requested));
-    desk.stand(|standing| standing.lowered_there = true);
+    desk.assess(|assessment| assessment.lowered_there = true);
     desk.receives(3, 101);
     desk.after(SECOND).receives(3, 101);
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "lowered or not, it is the higher one");
-    desk.stand(|standing| (standing.lowered_there, standing.drains_there) = (true, true));
+    desk.assess(|assessment| (assessment.lowered_there, assessment.drains_there) = (true, true));
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("it has given way by an order"));
     // One that begins learns the flows first.
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| {
-        (standing.holds_back, standing.lowered_there) = (Some("unsynced".into()), true);
+    desk.assess(|assessment| {
+        (assessment.holds_back, assessment.lowered_there) = (Some("unsynced".into()), true);
     });
     desk.receives(3, 90);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
@@ -86,10 +87,10 @@ fn a_router_that_gave_way_as_its_node_was_to_leave_takes_over_again_when_the_nod
     let mut desk = Desk::active(settings());
     desk.does(Event::Yield(Yield::Advertised));
     desk.receives(3, 50);
-    desk.stand(|standing| standing.draining = true);
+    desk.assess(|assessment| assessment.draining = true);
     desk.after(SECOND).receives(3, 50);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("the node is draining"));
-    desk.stand(|standing| standing.draining = false);
+    desk.assess(|assessment| assessment.draining = false);
     assert_eq!(desk.router.holds_back(desk.now), None);
     let due = desk.due().expect("it waits for the other to be silent");
     desk.after(TENTH).receives(3, 50);
@@ -159,11 +160,11 @@ fn who_takes_over_by_order_bears_the_higher_one_on_a_path_that_has_just_come_bac
     let mut desk = Desk::backup(settings());
     desk.receives(3, 150);
     desk.does(Event::Take);
-    let second = Event::Heard(Heard { second_path: true, ..advert(33, 150) });
+    let second = Event::Received(ReceivedAdvertisement { second_path: true, ..advert(33, 150) });
     for _ in 0..2 {
         assert_eq!(desk.does(second.clone()), "active: advertise 100, announce once");
         desk.after(SECOND);
     }
-    let another = Event::Heard(Heard { second_path: true, ..advert(4, 150) });
+    let another = Event::Received(ReceivedAdvertisement { second_path: true, ..advert(4, 150) });
     assert!(desk.does(another).starts_with("backup"), "that one was not asked to give way");
 }

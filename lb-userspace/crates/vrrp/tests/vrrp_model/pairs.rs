@@ -39,7 +39,7 @@ fn in_situation(name: &str) -> Desk {
         "initialize" => Desk::new(settings()),
         "fault" => {
             let mut desk = Desk::new(settings());
-            desk.stand(|standing| standing.fault = Some("broken".into()));
+            desk.assess(|assessment| assessment.fault = Some("broken".into()));
             desk.does(Event::Startup { held: false });
             desk
         }
@@ -85,8 +85,8 @@ fn happens(desk: &mut Desk, event: &str) -> String {
         "stop and release" => desk.does(Event::Stop { release: true }),
         "mate active" => desk.does(Event::MateActive("other".into())),
         "mate backup" => desk.does(Event::MateBackup("other".into())),
-        "fault begins" => desk.stand(|standing| standing.fault = Some("broken".into())),
-        "fault ends" => desk.stand(|standing| standing.fault = None),
+        "fault begins" => desk.assess(|assessment| assessment.fault = Some("broken".into())),
+        "fault ends" => desk.assess(|assessment| assessment.fault = None),
         "retired" => {
             let now = desk.now;
             desk.router.retire(now, &mut desk.out);

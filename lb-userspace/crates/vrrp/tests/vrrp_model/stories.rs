@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_model::router::{Announce, State, Version};
 use lb_vrrp::{
     Yield,
-    fsm::{Event, Heard, Settings, Standing},
+    fsm::{Assessment, Event, ReceivedAdvertisement, Settings},
 };
 
 use crate::{
@@ -36,15 +36,15 @@ fn priority_zero_of_one_that_is_not_active_is_nothing() {
 
 #[test]
 fn version_3_counts_by_the_interval_of_the_active_router_and_version_2_by_seconds() {
-    let slow = Heard { interval: 2 * SECOND, ..advert(3, 150) };
+    let slow = ReceivedAdvertisement { interval: 2 * SECOND, ..advert(3, 150) };
     let mut desk = Desk::backup(settings());
-    desk.does(Event::Heard(slow));
+    desk.does(Event::Received(slow));
     assert_eq!(desk.due(), Some(6 * SECOND + skew(2 * SECOND)));
     let v2 = Settings { version: Version::V2, interval: 2 * SECOND, ..settings() };
     let mut desk = Desk::backup(v2);
     desk.receives(3, 150);
     assert_eq!(desk.due(), Some(6 * SECOND + skew(SECOND)), "the own interval");
-    desk.does(Event::Heard(Heard { interval: 3 * SECOND, ..advert(3, 150) }));
+    desk.does(Event::Received(ReceivedAdvertisement { interval: 3 * SECOND, ..advert(3, 150) }));
     assert_eq!(desk.due(), Some(9 * SECOND + skew(SECOND)), "a longer one makes no two owners");
 }
 
@@ -73,14 +73,14 @@ fn a_higher_router_preempts_after_the_delay_only() {
 #[test]
 fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.assess(|assessment| assessment.holds_back = Some("unsynced".into()));
     for _ in 0..10 {
         desk.receives(3, 50);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
         desk.after(SECOND);
     }
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
-    desk.stand(|standing| standing.holds_back = None);
+    desk.assess(|assessment| assessment.holds_back = None);
     desk.receives(3, 50);
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "the timer runs on");
 }
@@ -88,12 +88,12 @@ fn a_router_that_holds_back_hears_lower_ones_until_nothing_holds_it() {
 #[test]
 fn nothing_puts_a_router_off_that_hears_the_active_one_lower_its_priority() {
     for hold in [
-        |standing: &mut Standing| standing.holds_back = Some("unsynced".into()),
-        |standing: &mut Standing| standing.known_after = Some(0),
-        |standing: &mut Standing| standing.abstains = Some("main6 has given way".into()),
+        |assessment: &mut Assessment| assessment.holds_back = Some("unsynced".into()),
+        |assessment: &mut Assessment| assessment.known_after = Some(0),
+        |assessment: &mut Assessment| assessment.abstains = Some("main6 has given way".into()),
     ] {
         let mut desk = Desk::backup(settings());
-        desk.stand(hold);
+        desk.assess(hold);
         desk.receives(3, 150);
         desk.after(SECOND).receives(3, 80);
         assert_eq!(desk.router.holds_back(desk.now), None);
@@ -110,7 +110,7 @@ fn nothing_puts_a_router_off_that_hears_the_active_one_lower_its_priority() {
 #[test]
 fn another_router_that_was_always_lower_has_not_fallen() {
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.assess(|assessment| assessment.holds_back = Some("unsynced".into()));
     desk.receives(3, 150);
     for _ in 0..10 {
         desk.after(SECOND).receives(4, 80);
@@ -121,9 +121,9 @@ fn another_router_that_was_always_lower_has_not_fallen() {
 #[test]
 fn a_node_that_drains_has_not_fallen_and_is_left_until_its_flows_are_known() {
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.assess(|assessment| assessment.holds_back = Some("unsynced".into()));
     desk.receives(3, 150);
-    desk.stand(|standing| standing.drains_there = true);
+    desk.assess(|assessment| assessment.drains_there = true);
     desk.after(SECOND).receives(3, 1);
     assert_eq!(desk.router.holds_back(desk.now).as_deref(), Some("unsynced"));
     assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
@@ -132,7 +132,7 @@ fn a_node_that_drains_has_not_fallen_and_is_left_until_its_flows_are_known() {
 #[test]
 fn flows_that_never_become_known_put_a_router_off_for_a_minute() {
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| standing.holds_back = Some("unsynced".into()));
+    desk.assess(|assessment| assessment.holds_back = Some("unsynced".into()));
     for _ in 0..60 {
         desk.receives(3, 50);
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)));
@@ -172,14 +172,14 @@ fn a_pair_fails_over_by_weight_without_sync_and_after_an_order() {
 #[test]
 fn a_router_that_is_to_be_handed_over_to_says_when_it_would_preempt_and_waits() {
     let mut desk = Desk::backup(Settings { preempt_delay: 2 * SECOND, ..settings() });
-    desk.stand(|standing| standing.handed_over = true);
+    desk.assess(|assessment| assessment.handed_over = true);
     for second in 0..6 {
         desk.receives(3, 50);
         assert_eq!(desk.router.wants(desk.now), second >= 2, "after {second} s");
         assert_eq!(desk.due(), Some(3 * SECOND + skew(SECOND)), "it receives the lower one");
         desk.after(SECOND);
     }
-    desk.stand(|standing| standing.handed_over = false);
+    desk.assess(|assessment| assessment.handed_over = false);
     desk.receives(3, 50);
     assert!(!desk.router.wants(desk.now));
     assert_eq!(desk.due(), Some(2 * SECOND + skew(SECOND)), "in vain: the timer runs on");
@@ -188,13 +188,13 @@ fn a_router_that_is_to_be_handed_over_to_says_when_it_would_preempt_and_waits() 
 #[test]
 fn a_router_that_is_not_to_preempt_wants_nothing() {
     for change in [
-        |standing: &mut Standing| standing.holds_back = Some("unsynced".into()),
-        |standing: &mut Standing| standing.draining = true,
-        |standing: &mut Standing| standing.priority = 40,
+        |assessment: &mut Assessment| assessment.holds_back = Some("unsynced".into()),
+        |assessment: &mut Assessment| assessment.draining = true,
+        |assessment: &mut Assessment| assessment.priority = 40,
     ] {
         let mut desk = Desk::backup(settings());
-        desk.stand(|standing| standing.handed_over = true);
-        desk.stand(change);
+        desk.assess(|assessment| assessment.handed_over = true);
+        desk.assess(change);
         desk.receives(3, 50);
         desk.after(SECOND);
         desk.receives(3, 50);
@@ -227,7 +227,7 @@ fn a_router_without_preemption_leaves_a_lower_one_alone_and_replaces_a_silent_on
 #[test]
 fn a_draining_router_is_the_last_but_takes_over_when_nobody_is_heard() {
     let mut desk = Desk::backup(settings());
-    desk.stand(|standing| standing.draining = true);
+    desk.assess(|assessment| assessment.draining = true);
     assert_eq!(desk.router.priority(), 1);
     desk.receives(3, 50);
     assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 255 / 256));
@@ -238,7 +238,7 @@ fn a_draining_router_is_the_last_but_takes_over_when_nobody_is_heard() {
 fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
     let mut desk = Desk::active(settings());
     let now = desk.router.tally().transitions;
-    desk.stand(|standing| standing.known_after = Some(now));
+    desk.assess(|assessment| assessment.known_after = Some(now));
     // Another one has taken over while it was not run, and is lower.
     desk.after(10 * SECOND);
     desk.receives(3, 50);
@@ -248,7 +248,7 @@ fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
         assert_eq!(desk.due(), Some(3 * SECOND + SECOND * 156 / 256), "it is received");
         desk.after(SECOND);
     }
-    desk.stand(|standing| standing.known_after = Some(now + 1));
+    desk.assess(|assessment| assessment.known_after = Some(now + 1));
     desk.receives(3, 50);
     assert!(desk.due() < Some(3 * SECOND), "it is discarded: the timer runs out");
     assert_eq!(desk.wait(), "active: advertise 100, hold, announce, was backup");
@@ -257,13 +257,13 @@ fn after_a_transition_a_router_waits_until_it_is_told_what_flows_are_known() {
 #[test]
 fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
     let mut desk = Desk::new(settings());
-    desk.stand(|standing| standing.priority = 255);
+    desk.assess(|assessment| assessment.priority = 255);
     assert_eq!(
         desk.does(Event::Startup { held: false }),
         "active: advertise 255, hold, announce, was initialize"
     );
     let mut desk = Desk::new(settings());
-    desk.stand(|standing| (standing.priority, standing.draining) = (255, true));
+    desk.assess(|assessment| (assessment.priority, assessment.draining) = (255, true));
     assert_eq!(desk.does(Event::Startup { held: false }), "backup: was initialize");
 }
 
@@ -331,7 +331,7 @@ fn a_flood_of_others_that_say_they_are_active_is_counted_and_told_of_for_a_few()
 
 #[test]
 fn equal_priorities_on_the_second_path_are_decided_by_the_first_if_it_can() {
-    let second = Event::Heard(Heard { second_path: true, ..advert(3, 100) });
+    let second = Event::Received(ReceivedAdvertisement { second_path: true, ..advert(3, 100) });
     let mut desk = Desk::active(settings());
     for _ in 0..2 {
         assert!(desk.does(second.clone()).starts_with("active"));

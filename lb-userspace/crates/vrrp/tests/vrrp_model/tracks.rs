@@ -12,8 +12,8 @@ use lb_model::router::{
 };
 use lb_vrrp::{
     ExternalState,
-    observed::{Link, Observed},
-    track::{Change, Tracks, Verdict},
+    observed::{Observed, ObservedLink},
+    track::{Change, TrackOutcome, Tracks},
 };
 
 fn address(address: IpAddr) -> VirtualAddress {
@@ -79,13 +79,13 @@ impl Desk {
     }
 
     fn link(&mut self, name: &str, up: bool) {
-        self.observed.links.insert(name.into(), Link { up, ..Link::default() });
+        self.observed.links.insert(name.into(), ObservedLink { up, ..ObservedLink::default() });
     }
 
-    fn look(&mut self) -> Verdict {
+    fn look(&mut self) -> TrackOutcome {
         let (external, observed) = (Some(&self.external), Some(&self.observed));
         self.tracks.look(&self.router, external, observed, self.now, &mut self.changes);
-        self.tracks.verdict(self.router.priority.get())
+        self.tracks.outcome(self.router.priority.get())
     }
 
     fn fault(&mut self) -> Option<String> {
@@ -96,7 +96,7 @@ impl Desk {
         let result = if well { Ok(()) } else { Err("exit status 1".into()) };
         let command = ["/bin/check".to_owned()];
         self.tracks.script_ended(&command, &result, self.now, &mut self.changes);
-        self.tracks.verdict(100).priority
+        self.tracks.outcome(100).priority
     }
 }
 
@@ -160,9 +160,9 @@ fn negative_weights_count_while_it_fails_and_positive_ones_while_it_is_well() {
     desk.link("eth2", true);
     assert_eq!(desk.look().priority, 120);
     desk.link("eth2", false);
-    let verdict = desk.look();
-    assert_eq!((verdict.priority, verdict.fault), (100, None));
-    assert_eq!(verdict.problems, ["interface eth2 is down"]);
+    let outcome = desk.look();
+    assert_eq!((outcome.priority, outcome.fault), (100, None));
+    assert_eq!(outcome.problems, ["interface eth2 is down"]);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_node_that_does_not_forward_is_faulty_and_an_interface_forwards_by_what_is_b
     desk.external.forwarding.insert("eth0".into());
     assert_eq!(desk.fault(), None);
     desk.external.forwarding = ["eth9".to_owned()].into();
-    let above = Link { up: true, below: ["eth9".into()].into() };
+    let above = ObservedLink { up: true, below: ["eth9".into()].into() };
     desk.observed.links.insert("eth0".into(), above);
     assert_eq!(desk.fault(), None);
 }
@@ -217,10 +217,10 @@ fn a_service_that_is_not_served_takes_the_addresses_from_no_other_unless_the_pee
     assert_eq!((desk.look().priority, desk.fault()), (100, None));
     desk.external.healthy.insert("web".into(), 0);
     desk.external.served = [(vip, "dns".to_owned())].into();
-    let verdict = desk.look();
-    assert_eq!((verdict.priority, &verdict.fault), (1, &None), "it is the last choice");
-    assert_eq!(verdict.problems[0], "service web has 0 healthy backends, and needs 1");
-    assert!(verdict.problems[1].contains("a router that is better off"), "{verdict:?}");
+    let outcome = desk.look();
+    assert_eq!((outcome.priority, &outcome.fault), (1, &None), "it is the last choice");
+    assert_eq!(outcome.problems[0], "service web has 0 healthy backends, and needs 1");
+    assert!(outcome.problems[1].contains("a router that is better off"), "{outcome:?}");
     let change = desk.changes.last().expect("it is reported");
     assert!(change.cause.contains("a router that is better off"), "{change:?}");
     // A peer that does not preempt takes nothing from a router of any priority.
@@ -249,7 +249,7 @@ fn the_best_priority_is_that_of_a_router_of_which_nothing_fails() {
     let file = Tracked::File("/run/load".into());
     let mut desk =
         Desk::new(vec![(eth("eth1"), -30), (eth("eth2"), 20), (file, 1), (script(1, 1), 5)]);
-    let both = |verdict: Verdict| (verdict.priority, verdict.best);
+    let both = |outcome: TrackOutcome| (outcome.priority, outcome.best);
     assert_eq!(both(desk.look()), (70, 120), "what is not known has not failed");
     desk.link("eth1", true);
     desk.link("eth2", true);
@@ -282,9 +282,9 @@ fn a_file_multiplies_its_weight_and_one_that_cannot_be_read_says_0_aloud() {
     desk.observed.files.insert("/run/load".into(), Ok(15));
     assert_eq!(desk.look().priority, 70);
     desk.observed.files.insert("/run/load".into(), Err("no such file".into()));
-    let verdict = desk.look();
-    assert_eq!(verdict.priority, 100);
-    assert_eq!(verdict.problems, ["file /run/load: no such file"]);
+    let outcome = desk.look();
+    assert_eq!(outcome.priority, 100);
+    assert_eq!(outcome.problems, ["file /run/load: no such file"]);
     let mut desk = Desk::new(vec![(path(), 0)]);
     desk.observed.files.insert("/run/load".into(), Ok(1));
     assert_eq!(desk.fault().as_deref(), Some("file /run/load says 1"));
@@ -368,7 +368,7 @@ fn what_is_known_survives_a_new_configuration() {
     desk.ran(false);
     desk.router.tracks.insert(0, Track { what: Tracked::Forwarding, weight: -5 });
     desk.tracks.configure(&desk.router);
-    let verdict = desk.look();
-    assert_eq!(verdict.fault.as_deref(), Some("script /bin/check: exit status 1"));
-    assert_eq!(verdict.priority, 95);
+    let outcome = desk.look();
+    assert_eq!(outcome.fault.as_deref(), Some("script /bin/check: exit status 1"));
+    assert_eq!(outcome.priority, 95);
 }

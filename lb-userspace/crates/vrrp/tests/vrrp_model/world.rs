@@ -14,9 +14,9 @@ use lb_model::router::{
 };
 use lb_vrrp::{
     ExternalState, Order, Yield,
-    fsm::{Action, Heard},
+    fsm::{Action, ReceivedAdvertisement},
     machine::{Machine, Out},
-    observed::{Link, Observed},
+    observed::{Observed, ObservedLink},
 };
 
 /// Nodes that begin have listened for others, and the best one is Active.
@@ -74,7 +74,7 @@ struct Node {
     stalled_until: Option<Instant>,
     /// What it waits for, and which wake-up that is; older ones are void.
     waits: (Option<Instant>, u64),
-    inbox: Vec<(usize, Heard)>,
+    inbox: Vec<(usize, ReceivedAdvertisement)>,
     /// By router.
     holds: Vec<bool>,
     side: Vec<u8>,
@@ -187,7 +187,7 @@ impl World {
             self.pass(at);
             match what {
                 What::Packet { to, router, from, priority, interval } => {
-                    let advert = Heard {
+                    let advert = ReceivedAdvertisement {
                         from: address(from, router),
                         own: address(to, router),
                         second_path: false,
@@ -296,7 +296,7 @@ impl World {
     fn observe(&mut self, node: usize) {
         let up = !self.nodes[node].broken;
         let observed = Observed {
-            links: [("eth0".to_owned(), Link { up, ..Link::default() })].into(),
+            links: [("eth0".to_owned(), ObservedLink { up, ..ObservedLink::default() })].into(),
             sources: (0..self.routers())
                 .map(|router| (NAMES[router].to_owned(), address(node, router)))
                 .collect(),
@@ -314,7 +314,7 @@ impl World {
         self.with(node, |machine, now, out| machine.order(order, now, out));
     }
 
-    fn deliver(&mut self, node: usize, router: usize, advert: Heard) {
+    fn deliver(&mut self, node: usize, router: usize, advert: ReceivedAdvertisement) {
         let it = &mut self.nodes[node];
         if it.stalled_until.is_some() {
             it.inbox.push((router, advert));

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     auth::{self, Failure, Hmac},
-    fsm::Heard,
+    fsm::ReceivedAdvertisement,
 };
 
 /// The way that an advertisement takes.
@@ -33,7 +33,7 @@ pub enum Path {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Its content.
-    pub heard: Heard,
+    pub received: ReceivedAdvertisement,
     /// What of it is not this node's, for people: addresses, or the interval of version 3, which is
     /// learnt. RFC 9568, 7.1 wants that reported and no more; a node that refused it would become Active
     /// beside its sender.
@@ -145,7 +145,7 @@ impl Codec {
         path: Path,
         now: SystemTime,
     ) -> Result<Taken, Refused> {
-        let refuse = |why| Refused { why, heard: None };
+        let refuse = |why| Refused { why, received: None };
         if self.sources.contains(&Some(packet.source)) {
             return Err(refuse(Refusal::Own));
         }
@@ -160,7 +160,7 @@ impl Codec {
         if advertisement.vrid != self.key.vrid {
             return Err(refuse(Refusal::Vrid));
         }
-        let heard = Heard {
+        let received = ReceivedAdvertisement {
             from: packet.source,
             // A router that has not sent yet puts its own address here.
             own: self.sources[path as usize].unwrap_or(packet.destination),
@@ -171,10 +171,10 @@ impl Codec {
         if let Err(why) = self.fits(&decoded, packet.source, now) {
             return Err(Refused {
                 why,
-                heard: (why.is_mismatch() || why.is_stale()).then_some(heard),
+                received: (why.is_mismatch() || why.is_stale()).then_some(received),
             });
         }
-        Ok(Taken { heard, mismatch: self.mismatch(advertisement) })
+        Ok(Taken { received, mismatch: self.mismatch(advertisement) })
     }
 
     /// The least TTL or hop limit of what is taken by `path`.

@@ -63,14 +63,14 @@ fn every_reason_to_refuse_is_told_and_counted() {
     // Another configuration of the sender: the refusal carries its content.
     let refused = take(&password, |_, _| {}).unwrap_err();
     assert_eq!(refused.why, Refusal::Version(3));
-    assert_eq!(refused.heard.map(|heard| heard.priority), Some(7));
+    assert_eq!(refused.received.map(|received| received.priority), Some(7));
 
     let mut broken = good;
     broken[2] += 1;
     let broken = Codec::new(&multicast)
         .read(&packet("10.0.0.1", "224.0.0.18", &broken), Path::First, NOW)
         .unwrap_err();
-    assert_eq!(broken, Refused { why: Refusal::Checksum, heard: None });
+    assert_eq!(broken, Refused { why: Refusal::Checksum, received: None });
 
     let mut counters = Counters::default();
     for why in [
@@ -112,7 +112,7 @@ fn version_2_wants_the_same_interval_and_password() {
     };
     let refused = |theirs: &Router| {
         let refused = read(theirs).unwrap_err();
-        assert_eq!(refused.heard.unwrap().priority, 9);
+        assert_eq!(refused.received.unwrap().priority, 9);
         refused.why
     };
     assert!(read(&ours).is_ok());
@@ -140,7 +140,7 @@ fn version_3_learns_the_interval_and_tells_what_differs() {
             .unwrap()
     };
     let slower = read(&Router { interval: Duration::from_millis(40_950), ..ours.clone() });
-    assert_eq!(slower.heard.interval, Duration::from_millis(40_950));
+    assert_eq!(slower.received.interval, Duration::from_millis(40_950));
     assert_eq!(slower.mismatch.as_deref(), Some("its interval is 40950 ms"));
     let other = read(&router(Family::V4, 51, Version::V3, &["10.0.0.101"]));
     assert_eq!(other.mismatch.as_deref(), Some("its addresses are 10.0.0.101"));
@@ -204,7 +204,7 @@ fn each_path_has_its_peers() {
     let read = |source: &str, destination: &str, path| {
         let message = Codec::new(&router).write(9, path, ip(source), ip(destination), NOW);
         let taken = Codec::new(&router).read(&packet(source, destination, &message), path, NOW);
-        taken.map(|taken| taken.heard.from).map_err(|refused| refused.why)
+        taken.map(|taken| taken.received.from).map_err(|refused| refused.why)
     };
     assert_eq!(read("10.0.0.3", "224.0.0.18", Path::First), Ok(ip("10.0.0.3")));
     assert_eq!(read("192.168.9.3", "192.168.9.2", Path::Second), Ok(ip("192.168.9.3")));
@@ -266,9 +266,9 @@ fn a_signed_advertisement_is_taken_once_and_of_either_family_and_version() {
         let group = family.group();
         let message = theirs.write(9, Path::First, ip(source), group, now);
         let packet = Packet { source: ip(source), destination: group, ttl: 255, message: &message };
-        assert_eq!(ours.read(&packet, Path::First, now).unwrap().heard.priority, 9);
+        assert_eq!(ours.read(&packet, Path::First, now).unwrap().received.priority, 9);
         let again = ours.read(&packet, Path::First, now).unwrap_err();
-        let replayed = Refused { why: Refusal::Auth(Failure::Replayed), heard: None };
+        let replayed = Refused { why: Refusal::Auth(Failure::Replayed), received: None };
         assert_eq!(again, replayed, "{family:?} {version:?}");
         // Nor after a change of settings.
         let mut next = Codec::new(&router);
@@ -294,7 +294,7 @@ fn what_is_signed_by_a_wrong_clock_is_heard_of_known_peers_alone() {
     let refused = Codec::new(&router).read(&packet, Path::First, late).unwrap_err();
     assert_eq!(refused.why, Refusal::Auth(Failure::Stale));
     assert!(refused.why.is_reported());
-    assert_eq!(refused.heard.map(|heard| heard.priority), Some(9));
+    assert_eq!(refused.received.map(|received| received.priority), Some(9));
     let mut external = crate::ExternalState::default();
     assert!(!external.accepts_refused(router.key, source, refused.why));
     external.active.insert((router.key, source));

@@ -48,7 +48,7 @@ impl Driver {
         self.ask_for_devices(devices);
 
         // What is seen comes first, or the machine would find new routers without a source.
-        self.find_ways(now);
+        self.open_sockets(now);
         self.patience.get_or_insert(now + PATIENCE);
         let mut out = Out::new();
         self.observe(now, &mut out);
@@ -184,10 +184,10 @@ impl Driver {
     }
 
     /// Opens the sockets that send and receive, as links and addresses are by now.
-    pub(super) fn find_ways(&mut self, now: Instant) {
+    pub(super) fn open_sockets(&mut self, now: Instant) {
         let mut trouble = Vec::new();
         for (name, member) in &mut self.members {
-            let why = member.find_ways(&self.addresses.interfaces);
+            let why = member.open_senders(&self.addresses.interfaces);
             trouble.extend(why.map(|why| (Name::clone(name), why)));
         }
         trouble.extend(self.listening.listen(&self.members, &self.addresses.interfaces));
@@ -215,7 +215,7 @@ impl Driver {
         self.look_afar(now);
         self.report_addresses_set_by_hand(now);
         self.remove_strays(now);
-        self.find_ways(now);
+        self.open_sockets(now);
         self.watch(now);
         self.see_to_devices();
         if self.filter.failed.is_some() && self.filter.requested.is_empty() {

@@ -10,7 +10,7 @@ use std::{
 use lb_netlink::interfaces::Key;
 use tracing::debug;
 
-use super::{Driver, Ending, hear::CHANGEOVER};
+use super::{Driver, Ending, receive::CHANGEOVER};
 use crate::{
     Done, NoticeKind, Report, Transition,
     addresses::placed,
@@ -75,7 +75,7 @@ impl Driver {
             let Some((name, effect)) = self.effects.pop_front() else { break };
             self.apply(&name, effect, now);
         }
-        self.settle(now);
+        self.renew_watch(now);
     }
 
     /// Does all that was put off.
@@ -83,10 +83,10 @@ impl Driver {
         while let Some((name, effect)) = self.effects.pop_front() {
             self.apply(&name, effect, now);
         }
-        self.settle(now);
+        self.renew_watch(now);
     }
 
-    fn settle(&mut self, now: Instant) {
+    fn renew_watch(&mut self, now: Instant) {
         if self.effects.is_empty() && std::mem::take(&mut self.watch_anew) {
             self.watch(now);
         }

@@ -1,9 +1,9 @@
 //! The thread itself: waits, hands what has come to the machine, and performs its actions.
 
+mod announcements;
 mod configure;
 mod effects;
-mod hear;
-mod tell;
+mod receive;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

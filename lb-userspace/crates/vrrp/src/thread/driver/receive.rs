@@ -1,4 +1,4 @@
-//! What comes by the sockets.
+//! Datagrams, frames and events of netlink that the sockets receive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -84,13 +84,13 @@ impl Driver {
                 {
                     Ok(taken) => {
                         member.counters.mismatches += u64::from(taken.mismatch.is_some());
-                        (taken.heard, taken.mismatch.map(|why| ("are others", why)))
+                        (taken.received, taken.mismatch.map(|why| ("are others", why)))
                     }
                     Err(refused) => {
                         refused.why.count(&mut member.counters);
                         let is_known =
                             self.external.accepts_refused(member.router.key, from, refused.why);
-                        let advert = refused.heard.filter(|_| is_known);
+                        let advert = refused.received.filter(|_| is_known);
                         if !refused.why.is_reported() || notices.contains_key(name) {
                             let Some(advert) = advert else { continue };
                             (advert, None)
@@ -198,7 +198,7 @@ impl Driver {
             }
         }
         if matters {
-            self.find_ways(now);
+            self.open_sockets(now);
             self.see_to_devices();
             self.move_addresses();
         }
