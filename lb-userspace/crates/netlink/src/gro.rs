@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 
 use super::{
-    query::{self, Interface},
+    query::{self, InterfaceSnapshot},
     trunks::offloads,
 };
 
@@ -26,7 +26,7 @@ pub fn below(interface: &str) -> Vec<String> {
 /// The ports of a bridge or bond and what a VLAN is on, and what is below those.
 pub(super) fn lower<'a>(
     interface: &str,
-    found: &'a BTreeMap<String, Interface>,
+    found: &'a BTreeMap<String, InterfaceSnapshot>,
 ) -> BTreeSet<&'a str> {
     let mut all = BTreeSet::new();
     let mut above: Vec<_> = found.get(interface).into_iter().collect();
@@ -75,15 +75,15 @@ mod tests {
 
     #[test]
     fn what_is_below_a_vlan_on_a_bond_are_the_bond_and_its_ports() {
-        let own = |ifindex| Interface { ifindex, ..Interface::default() };
-        let port = |ifindex| Interface { port_of: Some(9), ..own(ifindex) };
+        let own = |ifindex| InterfaceSnapshot { ifindex, ..InterfaceSnapshot::default() };
+        let port = |ifindex| InterfaceSnapshot { port_of: Some(9), ..own(ifindex) };
         let found = BTreeMap::from(
             [
                 ("eth0", port(2)),
                 ("eth1", port(3)),
                 ("eth2", own(4)),
                 ("bond0", own(9)),
-                ("bond0.5", Interface { vlan_on: Some(9), ..own(10) }),
+                ("bond0.5", InterfaceSnapshot { vlan_on: Some(9), ..own(10) }),
             ]
             .map(|(name, one)| (name.to_owned(), one)),
         );

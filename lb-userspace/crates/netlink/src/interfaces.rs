@@ -19,9 +19,9 @@ pub const GROUPS: [MulticastGroup; 3] =
 /// The key of an address: the interface's index, the address and the prefix' length.
 pub type Key = (u32, IpAddr, u8);
 
-/// What is known of an address.
+/// The state of an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct AddressState {
     /// Its origin (`IFA_PROTO`); 0: unknown.
     pub protocol: u8,
     /// Whether another host was found to have it (IPv6).
@@ -48,9 +48,9 @@ pub enum Change {
     /// A link is gone.
     LinkGone(u32),
     /// An address is there.
-    Address(Key, Seen),
-    /// An address is gone; what was known of it.
-    AddressGone(Key, Seen),
+    Address(Key, AddressState),
+    /// An address is gone; its last state.
+    AddressGone(Key, AddressState),
 }
 
 /// Links by index, and addresses.
@@ -59,7 +59,7 @@ pub struct Interfaces {
     /// The links by index.
     pub links: BTreeMap<u32, Link>,
     /// The addresses.
-    pub addresses: BTreeMap<Key, Seen>,
+    pub addresses: BTreeMap<Key, AddressState>,
     /// How many have become known.
     count: u64,
     /// The indices of the links by name.
@@ -124,13 +124,13 @@ impl Interfaces {
                 Some(Change::LinkGone(index))
             }
             RouteNetlinkMessage::NewAddress(message) => {
-                let (key, seen) = address(message)?;
-                self.add_address(key, seen).then_some(Change::Address(key, seen))
+                let (key, state) = address(message)?;
+                self.add_address(key, state).then_some(Change::Address(key, state))
             }
             RouteNetlinkMessage::DelAddress(message) => {
                 let (key, _) = address(message)?;
-                let seen = self.addresses.remove(&key)?;
-                Some(Change::AddressGone(key, seen))
+                let state = self.addresses.remove(&key)?;
+                Some(Change::AddressGone(key, state))
             }
             _ => None,
         }
@@ -143,12 +143,12 @@ impl Interfaces {
     }
 
     /// Has an address from now on; whether that is new.
-    pub fn add_address(&mut self, key: Key, mut seen: Seen) -> bool {
+    pub fn add_address(&mut self, key: Key, mut state: AddressState) -> bool {
         let before = self.addresses.get(&key);
         self.count += 1;
-        seen.order = before.map_or(self.count, |before| before.order);
-        let changed = before != Some(&seen);
-        self.addresses.insert(key, seen);
+        state.order = before.map_or(self.count, |before| before.order);
+        let changed = before != Some(&state);
+        self.addresses.insert(key, state);
         changed
     }
 
@@ -167,9 +167,9 @@ impl Interfaces {
 
     /// The addresses of an interface, in the order in which they became known.
     #[must_use]
-    pub fn addresses_of(&self, index: u32) -> Vec<(&Key, &Seen)> {
+    pub fn addresses_of(&self, index: u32) -> Vec<(&Key, &AddressState)> {
         let mut all: Vec<_> = self.addresses.iter().filter(|(key, _)| key.0 == index).collect();
-        all.sort_by_key(|(_, seen)| seen.order);
+        all.sort_by_key(|(_, state)| state.order);
         all
     }
 
@@ -183,28 +183,28 @@ impl Interfaces {
     }
 }
 
-fn address(message: &AddressMessage) -> Option<(Key, Seen)> {
+fn address(message: &AddressMessage) -> Option<(Key, AddressState)> {
     let (mut address, mut local) = (None, None);
-    let mut seen = Seen { scope: message.header.scope, ..Seen::default() };
+    let mut state = AddressState { scope: message.header.scope, ..AddressState::default() };
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(one) => address = Some(*one),
             AddressAttribute::Local(one) => local = Some(*one),
-            AddressAttribute::Protocol(protocol) => seen.protocol = (*protocol).into(),
+            AddressAttribute::Protocol(protocol) => state.protocol = (*protocol).into(),
             AddressAttribute::Flags(flags) => {
-                seen.duplicate = flags.contains(AddressFlags::Dadfailed);
-                seen.tentative = flags.contains(AddressFlags::Tentative);
-                seen.optimistic = flags.contains(AddressFlags::Optimistic);
-                seen.deprecated = flags.contains(AddressFlags::Deprecated);
+                state.duplicate = flags.contains(AddressFlags::Dadfailed);
+                state.tentative = flags.contains(AddressFlags::Tentative);
+                state.optimistic = flags.contains(AddressFlags::Optimistic);
+                state.deprecated = flags.contains(AddressFlags::Deprecated);
                 // The same bit is `IFA_F_TEMPORARY` for IPv6, which is no secondary address.
-                seen.secondary = flags.contains(AddressFlags::Secondary);
+                state.secondary = flags.contains(AddressFlags::Secondary);
             }
             _ => {}
         }
     }
     // On a point-to-point link `Address` is the peer's.
     let address = local.or(address)?;
-    Some(((message.header.index, address, message.header.prefix_len), seen))
+    Some(((message.header.index, address, message.header.prefix_len), state))
 }
 
 #[cfg(test)]
@@ -261,8 +261,8 @@ mod tests {
             AddressAttribute::Protocol(AddressProtocol::Other(112)),
         ];
         let added = RouteNetlinkMessage::NewAddress(new_address(2, attributes));
-        let seen = Seen { protocol: 112, ..Seen::default() };
-        assert_eq!(tables.take(&added), Some(Change::Address((2, vip, 32), seen)));
+        let state = AddressState { protocol: 112, ..AddressState::default() };
+        assert_eq!(tables.take(&added), Some(Change::Address((2, vip, 32), state)));
         let mut gone = LinkMessage::default();
         gone.header.index = 2;
         assert_eq!(tables.take(&RouteNetlinkMessage::DelLink(gone)), Some(Change::LinkGone(2)));

@@ -16,9 +16,9 @@ use super::{
     tables::Route,
 };
 
-/// An interface as it is at one moment.
+/// An interface at one moment: its link and its addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Interface {
+pub struct InterfaceSnapshot {
     /// Its index.
     pub ifindex: u32,
     /// Its MTU.
@@ -40,7 +40,7 @@ pub struct Interface {
 /// # Errors
 ///
 /// If netlink can't be used.
-pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
+pub fn interfaces() -> Result<BTreeMap<String, InterfaceSnapshot>> {
     let read = Client::open().and_then(|mut client| Interfaces::read(&mut client));
     let read = read.context("read the interfaces by netlink")?;
     let with_addresses = |(&ifindex, link): (&u32, &Link)| {
@@ -50,7 +50,7 @@ pub fn interfaces() -> Result<BTreeMap<String, Interface>> {
             matches!(seen.scope, AddressScope::Universe | AddressScope::Host)
                 && !address.is_loopback()
         });
-        let interface = Interface {
+        let interface = InterfaceSnapshot {
             ifindex,
             mtu: link.mtu,
             xdp_prog_id: link.xdp_prog_id,

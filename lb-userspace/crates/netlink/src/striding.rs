@@ -9,7 +9,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::{
     generic::ask,
     gro::lower,
-    query::{self, Interface},
+    query::{self, InterfaceSnapshot},
     trunks::{bits, of_name},
 };
 
@@ -71,7 +71,7 @@ pub fn empty_first_buffers(interface: &str, pulls_data: bool) -> Vec<EmptyFirstB
 
 fn judge(
     name: &str,
-    interface: &Interface,
+    interface: &InterfaceSnapshot,
     flags: &BTreeSet<String>,
     page: u32,
     pulls_data: bool,
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn headers_are_out_of_reach_with_striding_queues_a_large_mtu_and_an_old_kernel_only() {
         let judge = |mtu, names: &[&str], page, pulls_data| {
-            let interface = Interface { mtu, ..Interface::default() };
+            let interface = InterfaceSnapshot { mtu, ..InterfaceSnapshot::default() };
             judge("eth0", &interface, &flags(names), page, pulls_data)
         };
         let striding = ["rx_cqe_moder", FLAG];

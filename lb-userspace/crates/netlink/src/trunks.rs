@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     generic::{NESTED, ask, attribute, attributes, find},
-    query::{self, Interface},
+    query::{self, InterfaceSnapshot},
 };
 
 // From linux/ethtool_netlink.h.
@@ -31,9 +31,9 @@ pub fn stripped(interfaces: &[String]) -> Vec<String> {
     trunks(interfaces, &found).into_iter().filter(strips).cloned().collect()
 }
 
-fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, Interface>) -> Vec<&'a String> {
+fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, InterfaceSnapshot>) -> Vec<&'a String> {
     let parents: BTreeSet<u32> = found.values().filter_map(|one| one.vlan_on).collect();
-    let is_trunk = |one: &Interface| {
+    let is_trunk = |one: &InterfaceSnapshot| {
         parents.contains(&one.ifindex) || one.port_of.is_some_and(|of| parents.contains(&of))
     };
     names.iter().filter(|name| found.get(*name).is_some_and(is_trunk)).collect()
@@ -103,17 +103,17 @@ pub(super) mod tests {
 
     #[test]
     fn an_interface_is_a_trunk_by_its_vlans_or_those_on_its_bridge() {
-        let own = |ifindex| Interface { ifindex, ..Interface::default() };
+        let own = |ifindex| InterfaceSnapshot { ifindex, ..InterfaceSnapshot::default() };
         let mut found = BTreeMap::from([
             ("eth0".to_owned(), own(2)),
-            ("eth1".to_owned(), Interface { port_of: Some(9), ..own(3) }),
+            ("eth1".to_owned(), InterfaceSnapshot { port_of: Some(9), ..own(3) }),
             ("br0".to_owned(), own(9)),
         ]);
         let names = ["eth0", "eth1", "eth7"].map(str::to_owned);
         assert!(trunks(&names, &found).is_empty());
-        found.insert("eth0.5".into(), Interface { vlan_on: Some(2), ..own(10) });
+        found.insert("eth0.5".into(), InterfaceSnapshot { vlan_on: Some(2), ..own(10) });
         assert_eq!(trunks(&names, &found), ["eth0"]);
-        found.insert("br0.5".into(), Interface { vlan_on: Some(9), ..own(11) });
+        found.insert("br0.5".into(), InterfaceSnapshot { vlan_on: Some(9), ..own(11) });
         assert_eq!(trunks(&names, &found), ["eth0", "eth1"]);
     }
 }

@@ -15,7 +15,7 @@ use anyhow::Result;
 use lb_model::router::{OWNER, Router, VirtualAddress};
 use lb_netlink::{
     client::Client,
-    interfaces::{Interfaces, Key, Seen},
+    interfaces::{AddressState, Interfaces, Key},
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -118,8 +118,8 @@ impl Addresses {
                 Ok(()) => {
                     self.added.insert(key);
                     // The event of it may come late: a kernel thread sends that of IPv6.
-                    let seen = Seen { protocol: PROTOCOL, ..Seen::default() };
-                    self.interfaces.add_address(key, seen);
+                    let state = AddressState { protocol: PROTOCOL, ..AddressState::default() };
+                    self.interfaces.add_address(key, state);
                     added.push(key.1);
                 }
                 Err(libc::EEXIST) => {}
@@ -172,8 +172,8 @@ impl Addresses {
     }
 
     /// An address was removed, by whomever. Whether it was not ours, as far as the kernel keeps that.
-    pub fn is_gone(&mut self, key: &Key, seen: &Seen) -> bool {
-        let by_hand = self.marks && seen.protocol != PROTOCOL && !self.added.contains(key);
+    pub fn is_gone(&mut self, key: &Key, state: &AddressState) -> bool {
+        let by_hand = self.marks && state.protocol != PROTOCOL && !self.added.contains(key);
         // If an operator adds it again, it is the operator's; without the mark nothing else shows whose
         // it is.
         if self.marks {
@@ -185,7 +185,8 @@ impl Addresses {
     /// Takes all off that carry the mark, on whatever interface they are, whichever process has put it there. Which
     /// these were, and what did not work.
     pub fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
-        let marked = self.interfaces.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
+        let marked =
+            self.interfaces.addresses.iter().filter(|(_, state)| state.protocol == PROTOCOL);
         let keys: Vec<Key> = marked.map(|(key, _)| *key).collect();
         let name = |key: &Key| format!("{}/{} on {}", key.1, key.2, self.interface(key.0));
         let names: Vec<(Key, String)> = keys.iter().map(|key| (*key, name(key))).collect();
@@ -212,14 +213,14 @@ impl Addresses {
     /// all must be there.
     #[must_use]
     pub fn held(&self, router: &Router) -> bool {
-        let seen = |placed| {
+        let state = |placed| {
             let key = self.key(placed)?;
             self.interfaces.addresses.get(&key)
         };
         if self.marks {
-            placed(router).any(|placed| seen(placed).is_some_and(|one| one.protocol == PROTOCOL))
+            placed(router).any(|placed| state(placed).is_some_and(|one| one.protocol == PROTOCOL))
         } else {
-            !router.addresses.is_empty() && placed(router).all(|placed| seen(placed).is_some())
+            !router.addresses.is_empty() && placed(router).all(|placed| state(placed).is_some())
         }
     }
 
@@ -254,7 +255,8 @@ impl Addresses {
     pub fn leftovers(&self, routers: &[Router]) -> Vec<Key> {
         let wanted: BTreeSet<Key> =
             routers.iter().flat_map(placed).filter_map(|placed| self.key(placed)).collect();
-        let marked = self.interfaces.addresses.iter().filter(|(_, seen)| seen.protocol == PROTOCOL);
+        let marked =
+            self.interfaces.addresses.iter().filter(|(_, state)| state.protocol == PROTOCOL);
         marked.map(|(key, _)| *key).filter(|key| !wanted.contains(key)).collect()
     }
 
@@ -362,8 +364,8 @@ mod tests {
         all.interfaces = Interfaces::default();
         all.interfaces.add_link(2, Link { name: "eth0".into(), up: true, ..Link::default() });
         for (address, protocol) in there {
-            let seen = Seen { protocol: *protocol, ..Seen::default() };
-            all.interfaces.add_address((2, address.parse().expect("an address"), 32), seen);
+            let state = AddressState { protocol: *protocol, ..AddressState::default() };
+            all.interfaces.add_address((2, address.parse().expect("an address"), 32), state);
         }
         all
     }

@@ -8,7 +8,7 @@ use aya::{
     maps::{HashMap, Map, MapData},
 };
 use lb_common::abi::{VipKey, mapped};
-use lb_netlink::query::Interface;
+use lb_netlink::query::InterfaceSnapshot;
 
 use super::Options;
 
@@ -61,9 +61,10 @@ impl Lists {
     pub(super) fn of(
         dev: &str,
         options: &Options,
-        interfaces: &BTreeMap<String, Interface>,
+        interfaces: &BTreeMap<String, InterfaceSnapshot>,
     ) -> Result<Self> {
-        let found = |name| interfaces.get(name).map_or(&[][..], |one: &Interface| &one.addresses);
+        let found =
+            |name| interfaces.get(name).map_or(&[][..], |one: &InterfaceSnapshot| &one.addresses);
         let lists = Self {
             addresses: List::new(&options.addresses, found(dev)),
             vips: List::new(&options.vips, found("lo")),

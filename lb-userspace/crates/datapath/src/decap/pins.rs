@@ -98,7 +98,7 @@ impl Pins {
     pub(super) fn link_of(
         &self,
         dev: &str,
-        interfaces: &BTreeMap<String, query::Interface>,
+        interfaces: &BTreeMap<String, query::InterfaceSnapshot>,
     ) -> Result<Option<FdLink>> {
         let path = self.link();
         if !path.exists() {

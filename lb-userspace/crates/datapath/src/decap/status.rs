@@ -126,7 +126,7 @@ pub fn status(pin_dir: &Path) -> Result<Vec<DecapStatus>> {
 fn status_of(
     pinned: &str,
     pins: &Pins,
-    interfaces: &BTreeMap<String, query::Interface>,
+    interfaces: &BTreeMap<String, query::InterfaceSnapshot>,
 ) -> Result<DecapStatus> {
     let program = pins.program();
     // Two interfaces can have the same name but for dots; the program distinguishes them.

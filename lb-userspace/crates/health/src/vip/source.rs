@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_netlink::{
     client::Client,
-    interfaces::{Interfaces, Key, Seen},
+    interfaces::{AddressState, Interfaces, Key},
 };
 use netlink_packet_route::address::AddressScope;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
@@ -260,7 +260,7 @@ fn read() -> Result<Vec<Own>> {
     Ok(read.addresses.iter().filter_map(own_of).collect())
 }
 
-fn own_of((&(ifindex, address, prefix), seen): (&Key, &Seen)) -> Option<Own> {
+fn own_of((&(ifindex, address, prefix), seen): (&Key, &AddressState)) -> Option<Own> {
     let unusable = (seen.tentative && !seen.optimistic) || seen.duplicate;
     let own = Own { address, prefix, ifindex, deprecated: seen.deprecated };
     (seen.scope == AddressScope::Universe && !unusable).then_some(own)

@@ -36,12 +36,12 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 /// is up and resolves neighbours.
 #[must_use]
 pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
-    let way = way_of(want, tables).ok()?;
-    if way.link.layer == LinkLayer::RawIp {
+    let route = route_to(want, tables).ok()?;
+    if route.link.layer == LinkLayer::RawIp {
         return None;
     }
-    egress::above_bridges((way.oif, way.link), tables).ok()?;
-    Some((way.oif, way.next_hop))
+    egress::above_bridges((route.oif, route.link), tables).ok()?;
+    Some((route.oif, route.next_hop))
 }
 
 /// Which of the wanted neighbours the kernel should be asked for.
@@ -70,8 +70,8 @@ impl Ask {
     }
 }
 
-/// The way to a backend without the MAC address of its next hop.
-struct Way<'a> {
+/// The route to a backend, with its link, before the MAC address of the next hop is known.
+struct ResolvedRoute<'a> {
     /// The interface of the route, on which the neighbour is resolved.
     oif: u32,
     /// Its link.
@@ -86,24 +86,24 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     if tables.routes.get(&want.address) == Some(&Route::Own) {
         return Ok(NextHop::local());
     }
-    let way = way_of(want, tables)?;
-    let top = (way.oif, way.link);
+    let route = route_to(want, tables)?;
+    let top = (route.oif, route.link);
     let egress = egress::above_bridges(top, tables)?;
-    let is_raw_ip = way.link.layer == LinkLayer::RawIp;
+    let is_raw_ip = route.link.layer == LinkLayer::RawIp;
     let (mac, egress) = if is_raw_ip {
         (NO_MAC, egress)
     } else {
-        let mac = mac_of(&way, tables)?;
+        let mac = mac_of(&route, tables)?;
         (mac, egress::of(top, mac, tables)?)
     };
     let Egress { ifindex, link: lowest, tags, mtu } = egress;
-    let mtu = mtu.min(way.mtu.unwrap_or(u32::MAX));
+    let mtu = mtu.min(route.mtu.unwrap_or(u32::MAX));
     let narrow = tables.path_mtus.get(want.address).filter(|_| want.mode == Mode::Ipip);
     let mtu = mtu.min(narrow.map_or(u32::MAX, u32::from));
     let ethertype = if want.address.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     let mut l2 = Vec::with_capacity(14 + 4 * tags.len());
     l2.extend(mac);
-    l2.extend(if is_raw_ip { NO_MAC } else { way.link.mac });
+    l2.extend(if is_raw_ip { NO_MAC } else { route.link.mac });
     for word in tags.iter().flatten() {
         l2.extend(word.to_be_bytes());
     }
@@ -117,7 +117,7 @@ fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     })
 }
 
-fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
+fn route_to<'a>(want: &Want, tables: &'a Tables) -> Result<ResolvedRoute<'a>, Obstacle> {
     let Want { address, mode } = *want;
     let fatal = |reason: String| Err(Obstacle::Fatal(reason));
     let (oif, gateway, route_mtu) = match tables.routes.get(&address) {
@@ -143,13 +143,13 @@ fn way_of<'a>(want: &Want, tables: &'a Tables) -> Result<Way<'a>, Obstacle> {
             return fatal(format!("leaves by {name}, which is no Ethernet interface"));
         }
     }
-    Ok(Way { oif, link, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
+    Ok(ResolvedRoute { oif, link, next_hop: gateway.unwrap_or(address), mtu: route_mtu })
 }
 
-fn mac_of(way: &Way<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
-    let key = (way.oif, way.next_hop);
-    let (next_hop, name) = (way.next_hop, &way.link.name);
-    let no_arp = way.link.no_arp;
+fn mac_of(route: &ResolvedRoute<'_>, tables: &Tables) -> Result<[u8; 6], Obstacle> {
+    let key = (route.oif, route.next_hop);
+    let (next_hop, name) = (route.next_hop, &route.link.name);
+    let no_arp = route.link.no_arp;
     match tables.neighbours.get(&key) {
         // The kernel fills in the interface's own address where it is set to resolve none.
         Some(Neighbour { state: NeighbourState::NoArp, .. }) if no_arp => {

@@ -1,4 +1,4 @@
-//! What the virtual routers depend on, as it is seen from here: links, sources, files.
+//! Reads the state that the virtual routers depend on: links, sources, files.
 
 pub mod files;
 
@@ -9,7 +9,7 @@ use std::{
 };
 
 use lb_model::router::{Family, OWNER, Router, Tracked};
-use lb_netlink::interfaces::{Interfaces, Seen};
+use lb_netlink::interfaces::{AddressState, Interfaces};
 
 use super::{addresses::PROTOCOL, observed::ObservedLink};
 
@@ -27,11 +27,11 @@ pub fn links(interfaces: &Interfaces) -> BTreeMap<String, ObservedLink> {
         }
     }
     let links = interfaces.links.iter().map(|(index, link)| {
-        let seen = ObservedLink {
+        let observed = ObservedLink {
             up: link.up && link.carrier,
             below: names_below(*index, &below, interfaces),
         };
-        (link.name.clone(), seen)
+        (link.name.clone(), observed)
     });
     links.collect()
 }
@@ -70,10 +70,10 @@ fn first_address(
     configured: Option<IpAddr>,
     interfaces: &Interfaces,
 ) -> Option<IpAddr> {
-    let usable = |seen: &Seen| !seen.tentative && !seen.duplicate;
+    let usable = |state: &AddressState| !state.tentative && !state.duplicate;
     if let Some(source) = configured {
         let mut all = interfaces.addresses.iter();
-        return all.any(|(key, seen)| key.1 == source && usable(seen)).then_some(source);
+        return all.any(|(key, state)| key.1 == source && usable(state)).then_some(source);
     }
     let index = interfaces.index(interface)?;
     let virtual_one = |address| router.addresses.iter().any(|one| one.address == address);
@@ -82,14 +82,14 @@ fn first_address(
         // RFC 9568, 5.1.2.1.
         IpAddr::V6(v6) => router.key.family == Family::V6 && v6.is_unicast_link_local(),
     };
-    let own = interfaces.addresses.iter().filter(|(key, seen)| {
+    let own = interfaces.addresses.iter().filter(|(key, state)| {
         key.0 == index
             && of_family(key.1)
-            && seen.protocol != PROTOCOL
-            && usable(seen)
+            && state.protocol != PROTOCOL
+            && usable(state)
             && !(virtual_one(key.1) && router.priority.get() != OWNER)
     });
-    own.min_by_key(|(_, seen)| (seen.secondary, seen.order)).map(|(key, _)| key.1)
+    own.min_by_key(|(_, state)| (state.secondary, state.order)).map(|(key, _)| key.1)
 }
 
 /// The first link-local IPv6 address of an interface that is its own.
@@ -97,7 +97,7 @@ fn first_address(
 pub fn link_local(index: u32, interfaces: &Interfaces) -> Option<Ipv6Addr> {
     let from = (index, IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 0);
     let own = interfaces.addresses.range(from..).take_while(|((at, ..), _)| *at == index);
-    own.filter(|(_, seen)| seen.protocol != PROTOCOL && !seen.tentative && !seen.duplicate)
+    own.filter(|(_, state)| state.protocol != PROTOCOL && !state.tentative && !state.duplicate)
         .find_map(|(key, _)| match key.1 {
             IpAddr::V6(v6) if v6.is_unicast_link_local() => Some(v6),
             _ => None,
@@ -134,11 +134,11 @@ mod tests {
         test_router("main", RouterKey { family, vrid: NonZeroU8::MIN })
     }
 
-    fn interfaces(addresses: &[(&str, Seen)]) -> Interfaces {
+    fn interfaces(addresses: &[(&str, AddressState)]) -> Interfaces {
         let mut interfaces = Interfaces::default();
         interfaces.add_link(2, link::Link { name: "eth0".into(), ..link::Link::default() });
-        for (order, (address, seen)) in (0..).zip(addresses) {
-            interfaces.addresses.insert((2, ip(address), 24), Seen { order, ..*seen });
+        for (order, (address, state)) in (0..).zip(addresses) {
+            interfaces.addresses.insert((2, ip(address), 24), AddressState { order, ..*state });
         }
         interfaces
     }
@@ -167,11 +167,11 @@ mod tests {
 
     #[test]
     fn source_is_the_first_address_and_not_the_lowest() {
-        let secondary = Seen { secondary: true, ..Seen::default() };
+        let secondary = AddressState { secondary: true, ..AddressState::default() };
         let interfaces = interfaces(&[
             ("10.0.0.5", secondary),
-            ("10.0.0.9", Seen::default()),
-            ("10.0.0.2", Seen::default()),
+            ("10.0.0.9", AddressState::default()),
+            ("10.0.0.2", AddressState::default()),
         ]);
         assert_eq!(source(&router(Family::V4), &interfaces), Some(ip("10.0.0.9")));
         assert_eq!(source(&router(Family::V6), &interfaces), None);
@@ -179,16 +179,16 @@ mod tests {
 
     #[test]
     fn virtual_address_is_no_source_whoever_put_it_there() {
-        let ours = Seen { protocol: PROTOCOL, ..Seen::default() };
+        let ours = AddressState { protocol: PROTOCOL, ..AddressState::default() };
         let vip = router(Family::V4).addresses[0].address;
         let vip = vip.to_string();
-        let with = |own: &[(&str, Seen)]| {
-            let mut all = vec![("10.0.0.77", ours), (vip.as_str(), Seen::default())];
+        let with = |own: &[(&str, AddressState)]| {
+            let mut all = vec![("10.0.0.77", ours), (vip.as_str(), AddressState::default())];
             all.extend(own);
             interfaces(&all)
         };
         assert_eq!(source(&router(Family::V4), &with(&[])), None);
-        let own = [("10.0.0.2", Seen::default())];
+        let own = [("10.0.0.2", AddressState::default())];
         assert_eq!(source(&router(Family::V4), &with(&own)), Some(ip("10.0.0.2")));
         // But of the owner it is: that is its own.
         let mut owner = router(Family::V4);
@@ -198,17 +198,18 @@ mod tests {
 
     #[test]
     fn ipv6_source_is_link_local_and_settled() {
-        let tentative = Seen { tentative: true, ..Seen::default() };
-        let tables_with = |seen| interfaces(&[("fd00::1", Seen::default()), ("fe80::1", seen)]);
+        let tentative = AddressState { tentative: true, ..AddressState::default() };
+        let tables_with =
+            |state| interfaces(&[("fd00::1", AddressState::default()), ("fe80::1", state)]);
         let router = router(Family::V6);
-        assert_eq!(source(&router, &tables_with(Seen::default())), Some(ip("fe80::1")));
+        assert_eq!(source(&router, &tables_with(AddressState::default())), Some(ip("fe80::1")));
         assert_eq!(source(&router, &tables_with(tentative)), None);
     }
 
     #[test]
     fn a_question_is_asked_from_the_interfaces_own_link_local_address() {
-        let ours = Seen { protocol: PROTOCOL, ..Seen::default() };
-        let own = Seen::default();
+        let ours = AddressState { protocol: PROTOCOL, ..AddressState::default() };
+        let own = AddressState::default();
         let interfaces = interfaces(&[("fd00::1", own), ("fe80::1", ours), ("fe80::2", own)]);
         assert_eq!(link_local(2, &interfaces), "fe80::2".parse().ok());
         assert_eq!(link_local(1, &interfaces), None);
@@ -218,8 +219,11 @@ mod tests {
     fn configured_source_counts_only_if_the_node_has_it() {
         let mut router = router(Family::V4);
         router.source = Some(ip("10.0.0.3"));
-        assert_eq!(source(&router, &interfaces(&[("10.0.0.2", Seen::default())])), None);
-        let there = interfaces(&[("10.0.0.2", Seen::default()), ("10.0.0.3", Seen::default())]);
+        assert_eq!(source(&router, &interfaces(&[("10.0.0.2", AddressState::default())])), None);
+        let there = interfaces(&[
+            ("10.0.0.2", AddressState::default()),
+            ("10.0.0.3", AddressState::default()),
+        ]);
         assert_eq!(source(&router, &there), router.source);
     }
 }

@@ -181,16 +181,16 @@ impl Driver {
         let (mut gone, mut by_hand) = (false, BTreeSet::new());
         for change in changes {
             match change {
-                Change::AddressGone(key, seen) => {
-                    matters |= seen.protocol != PROTOCOL;
+                Change::AddressGone(key, state) => {
+                    matters |= state.protocol != PROTOCOL;
                     gone = true;
-                    if self.addresses.is_gone(&key, &seen) {
+                    if self.addresses.is_gone(&key, &state) {
                         by_hand.insert(key.1);
                     }
                 }
-                Change::Address(key, seen) => {
-                    matters |= seen.protocol != PROTOCOL;
-                    if seen.duplicate {
+                Change::Address(key, state) => {
+                    matters |= state.protocol != PROTOCOL;
+                    if state.duplicate {
                         self.is_elsewhere(key, now);
                     }
                 }
@@ -244,7 +244,7 @@ impl Driver {
                         }
                     }
                     Ok(None) => break,
-                    // Once when the interface has gone down; what else it may be is seen to soon.
+                    // Once when the interface has gone down; other causes are found at the next look.
                     Err(error) => {
                         tracing::debug!(interface = place.0, "watch: {error}");
                         if error.kind() == io::ErrorKind::Interrupted {
