@@ -23,16 +23,16 @@ use super::{
     variants::{Mode, Variants},
 };
 
-/// The program on one interface.
+/// The pinned link of the program on one interface.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct ProgramLink {
     interface: String,
     ifindex: u32,
     mode: Mode,
     path: PathBuf,
 }
 
-impl Link {
+impl ProgramLink {
     /// The interface's name.
     pub(super) fn interface(&self) -> &str {
         &self.interface
@@ -97,7 +97,7 @@ pub(super) fn attach(
     programs: &mut Variants<'_>,
     settings: &Settings,
     done: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<Link>> {
+) -> Result<Vec<ProgramLink>> {
     let context = |interface: &str| format!("attach the balancer's program to {interface}");
     let mut places = Vec::new();
     for interface in &settings.interfaces {
@@ -110,7 +110,7 @@ pub(super) fn attach(
     }
     // A mode that is configured anew ends the old one first, which is risky: last.
     places.sort_by_key(|place| place.task);
-    let mut links: Vec<Link> = Vec::new();
+    let mut links: Vec<ProgramLink> = Vec::new();
     let mut made = Vec::new();
     for place in places {
         let interface = place.interface.clone();
@@ -137,7 +137,8 @@ pub(super) fn attach(
             info!(link = %path.display(), "program detached: it is not configured there");
         }
     }
-    let order = |link: &Link| settings.interfaces.iter().position(|name| *name == link.interface);
+    let order =
+        |link: &ProgramLink| settings.interfaces.iter().position(|name| *name == link.interface);
     links.sort_by_key(order);
     Ok(links)
 }
@@ -147,7 +148,7 @@ pub(super) fn reattach(
     programs: &mut Variants<'_>,
     interface: &str,
     settings: &Settings,
-) -> Result<Link> {
+) -> Result<ProgramLink> {
     let place = Place::of(interface, settings)?;
     if let Some((mode, kept)) = place.there {
         // Another process has put another program into our link on purpose.
@@ -242,7 +243,7 @@ impl Place {
     }
 
     /// Gives the interface the program; whether by a new link.
-    fn take(self, programs: &mut Variants<'_>, settings: &Settings) -> Result<(Link, bool)> {
+    fn take(self, programs: &mut Variants<'_>, settings: &Settings) -> Result<(ProgramLink, bool)> {
         let mut refused = None;
         for &mode in &self.allowed {
             let Self { interface, ifindex, there, .. } = &self;
@@ -266,7 +267,8 @@ impl Place {
                             "the driver refuses native XDP, it gets {mode}: {error:#}"
                         );
                     }
-                    let link = Link { interface: interface.clone(), ifindex: *ifindex, mode, path };
+                    let link =
+                        ProgramLink { interface: interface.clone(), ifindex: *ifindex, mode, path };
                     if mode == Mode::Generic {
                         warn_of_generic(interface);
                     }

@@ -70,7 +70,7 @@ impl Loader {
             reserved: 0,
         };
         let folder = folders::current(&xdp.settings.pin_dir);
-        let modes = xdp.links.iter().map(attach::Link::mode).collect();
+        let modes = xdp.links.iter().map(attach::ProgramLink::mode).collect();
         Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan, modes })
     }
 

@@ -124,9 +124,9 @@ struct Set {
     whole: bool,
 }
 
-/// What a start has to do.
+/// The plan of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct StartupPlan {
     /// Where the maps come from.
     pub plan: Plan,
     /// Folders that nothing needs.
@@ -164,8 +164,8 @@ pub fn map_ids(folder: &Path) -> Result<BTreeSet<u32>> {
     Ok(maps)
 }
 
-/// What is there, and what to do with it.
-pub fn stand(pin_dir: &Path) -> Result<Standing> {
+/// Reads the folders and the attached programs, and plans the start.
+pub fn plan_startup(pin_dir: &Path) -> Result<StartupPlan> {
     let (mut sets, mut programs) = (Vec::new(), BTreeMap::new());
     for folder in all(pin_dir)? {
         let path = folder.path(pin_dir);
@@ -186,14 +186,14 @@ pub fn stand(pin_dir: &Path) -> Result<Standing> {
     Ok(decide(&sets, &running, ABI_VERSION, known))
 }
 
-/// The same from what was found: the sets, and the maps of each attached program. `known` decides
+/// Plans the start by the sets and the maps of each attached program. `known` decides
 /// which layouts can be read.
 fn decide(
     sets: &[Set],
     running: &[BTreeSet<u32>],
     own: u32,
     known: impl Fn(u32) -> bool,
-) -> Standing {
+) -> StartupPlan {
     // Whether a program has a map that is in this set alone.
     let runs = |set: &Set| {
         let elsewhere = |id: &u32| {
@@ -214,7 +214,7 @@ fn decide(
         match (readable, stage) {
             (true, Stage::Current) => older.push(set),
             _ if runs(set) => {
-                return Standing { plan: Plan::Refuse(set.folder), stale: Vec::new(), strange };
+                return StartupPlan { plan: Plan::Refuse(set.folder), stale: Vec::new(), strange };
             }
             (true, _) => stale.push(set.folder),
             (false, _) => strange.push(set.folder),
@@ -226,7 +226,7 @@ fn decide(
     let folder = |set: &Set| set.folder;
     if next.is_some_and(runs) {
         let from = old.or(current).or(latest).or(older.last().copied());
-        return Standing { plan: Plan::Finish(from.map(folder)), stale, strange };
+        return StartupPlan { plan: Plan::Finish(from.map(folder)), stale, strange };
     }
     stale.extend(next.map(folder));
     // A set of this version that was set aside is the one, if the crash came before the next took
@@ -243,7 +243,7 @@ fn decide(
     };
     let rest = older.into_iter().chain(current).chain(old).map(folder);
     stale.extend(rest.filter(|folder| Some(*folder) != used));
-    Standing { plan, stale, strange }
+    StartupPlan { plan, stale, strange }
 }
 
 #[cfg(test)]
@@ -261,9 +261,9 @@ mod tests {
     /// What version 3, which can read 1 and 2, does with these; the names of what it removes.
     fn planned(sets: &[Set], running: &[&[u32]]) -> (Plan, Vec<String>) {
         let running: Vec<_> = running.iter().map(|ids| ids.iter().copied().collect()).collect();
-        let standing = decide(sets, &running, 3, |version| version > 0);
+        let startup = decide(sets, &running, 3, |version| version > 0);
         let name = |folder: &Folder| folder.path(Path::new("")).to_str().unwrap().to_owned();
-        (standing.plan, standing.stale.iter().map(name).collect())
+        (startup.plan, startup.stale.iter().map(name).collect())
     }
 
     #[test]
@@ -301,8 +301,8 @@ mod tests {
             let sets = [set("v3", &[1]), set(name, &[2])];
             assert_eq!(planned(&sets, &[&[2]]), (Plan::Refuse(folder(name)), vec![]), "{name}");
         }
-        let standing = decide(&[set("v4", &[])], &[], 3, |_| true);
-        assert_eq!((standing.plan, standing.strange), (Plan::Make, vec![folder("v4")]));
+        let startup = decide(&[set("v4", &[])], &[], 3, |_| true);
+        assert_eq!((startup.plan, startup.strange), (Plan::Make, vec![folder("v4")]));
     }
 
     /// Every moment of a migration at which a crash leaves something to distinguish.

@@ -83,8 +83,8 @@ fn tidy(pin_dir: &Path, made: bool) {
         let _ = super::detach::remove(pin_dir);
         return;
     }
-    if let Ok(standing) = folders::stand(pin_dir) {
-        let next = standing.stale.iter().filter(|folder| folder.stage == Stage::Next);
+    if let Ok(startup) = folders::plan_startup(pin_dir) {
+        let next = startup.stale.iter().filter(|folder| folder.stage == Stage::Next);
         for folder in next {
             let _ = folders::remove(&folder.path(pin_dir));
         }
@@ -123,7 +123,7 @@ impl Start {
         let cpus = aya::util::nr_cpus()
             .map_err(|(what, error)| anyhow::Error::new(error).context(what))?
             as u32;
-        let standing = folders::stand(pin_dir)?;
+        let startup = folders::plan_startup(pin_dir)?;
         let next = CURRENT.as_stage(Stage::Next);
         let open = |folder| Source::open(pin_dir, folder, settings.limits, cpus);
         let start = |folder, from, limits| Self {
@@ -131,13 +131,13 @@ impl Start {
             from,
             limits,
             cpus,
-            makes: standing.plan == Plan::Make,
+            makes: startup.plan == Plan::Make,
             finishes: false,
         };
         let pinned = |folder: Folder| {
             layouts::pinned_limits(&folder.path(pin_dir), &layouts::SHAPES, settings.limits, cpus)
         };
-        let start = match standing.plan {
+        let start = match startup.plan {
             Plan::Refuse(folder) => bail!(
                 "{} holds the maps of another version of lbd, whose program is attached; start that \
                  version, or end its forwarding with `lbctl detach`",
@@ -167,15 +167,15 @@ impl Start {
                 Self { finishes: true, ..start(next, from, pinned(next)?) }
             }
         };
-        for folder in standing.stale {
+        for folder in startup.stale {
             folders::remove(&folder.path(pin_dir))?;
             info!(folder = %folder.path(pin_dir).display(), "maps removed that nothing used");
         }
-        for folder in standing.strange {
+        for folder in startup.strange {
             let folder = folder.path(pin_dir);
             warn!(folder = %folder.display(), "maps of another version; `lbctl detach` removes them");
         }
-        if let Plan::Adopt(folder) = standing.plan
+        if let Plan::Adopt(folder) = startup.plan
             && folder != CURRENT
         {
             let (aside, current) = (folder.path(pin_dir), CURRENT.path(pin_dir));
@@ -205,7 +205,7 @@ impl Start {
         if let Some(from) = from.as_ref().filter(|_| !finishes) {
             from.copy(&maps)?;
         }
-        maps.rings.settle().context("pin the rings")?;
+        maps.rings.repair_pins().context("pin the rings")?;
         done(Step::Copied)?;
         // Before the program is borrowed; it needs the maps until it is loaded, and so they are kept.
         let log = ProgramLog::take(&mut object)?;

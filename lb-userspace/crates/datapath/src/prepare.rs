@@ -28,7 +28,7 @@ pub fn prepare(pin_dir: &Path) -> Result<Vec<String>> {
         // What another version keeps beside maps that this one does not know is its own affair.
         if layouts::of(folder.version).is_some() {
             if let Some(rings) = maps::open_rings(&path)? {
-                let rings = rings.settle()?;
+                let rings = rings.repair_pins()?;
                 if rings > 0 {
                     done.push(format!("{rings} rings pinned: {}", path.display()));
                 }

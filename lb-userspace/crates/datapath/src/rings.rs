@@ -100,7 +100,7 @@ impl Rings {
         }
         let ids: Vec<_> = rings.iter().map(|(id, _)| u32::from(*id)).collect();
         let maps: Vec<_> = rings.iter().map(|(_, ring)| sys::map_fd(ring)).collect();
-        // The pins stay after an error: `get` and `settle` find by the ids which of a service's two is
+        // The pins stay after an error: `get` and `repair_pins` find by the ids which of a service's two is
         // in use.
         self.table.put_all(&ids, &maps).context("publish rings")?;
         for &(id, _) in rings {
@@ -146,18 +146,18 @@ impl Rings {
         next.put_all(&rings)
     }
 
-    /// Makes the pins equal to what `RINGS` holds, whatever a predecessor's end or an earlier version,
-    /// which had none, has left; how many had none.
-    pub fn settle(&self) -> Result<usize> {
+    /// Makes the pins equal to the rings in `RINGS`, after a predecessor that ended between two steps or an
+    /// earlier version, which pinned none; returns how many rings had no pin.
+    pub fn repair_pins(&self) -> Result<usize> {
         let mut rings = self.all().context("read RINGS")?;
         let listed = || format!("list {}", self.folder.display());
         let entries = fs::read_dir(&self.folder).with_context(listed)?;
         let entries = entries.collect::<io::Result<Vec<_>>>().with_context(listed)?;
-        let mut settled = Vec::new();
+        let mut kept = Vec::new();
         for entry in entries {
             let Some((id, next)) = entry.file_name().to_str().and_then(of_name) else { continue };
             let pin = entry.path();
-            let context = || format!("settle {}", pin.display());
+            let context = || format!("repair the pin {}", pin.display());
             // One whose name another has taken meanwhile is that other.
             if MapInfo::from_pin(&pin).with_context(context)?.id()
                 != rings.get(&id).copied().unwrap_or(0)
@@ -168,9 +168,9 @@ impl Rings {
             if next {
                 fs::rename(&pin, self.pin(id)).with_context(context)?;
             }
-            settled.push(id);
+            kept.push(id);
         }
-        rings.retain(|id, _| !settled.contains(id));
+        rings.retain(|id, _| !kept.contains(id));
         for (&id, &ring) in &rings {
             let pin = self.pin(id);
             open(ring, id)?.pin(&pin).with_context(|| format!("pin {}", pin.display()))?;

@@ -8,7 +8,7 @@ use lb_model::settings::{Limits, Settings};
 use tracing::warn;
 
 use super::{
-    attach::Link,
+    attach::ProgramLink,
     folders,
     maps::Maps,
     pin_log::PinLog,
@@ -32,7 +32,7 @@ pub struct Xdp {
     /// Holds the program, to attach it again.
     pub(super) object: Ebpf,
     pub(super) settings: Settings,
-    pub(super) links: Vec<Link>,
+    pub(super) links: Vec<ProgramLink>,
     /// Ids of the variants that a running capture has put in the place of the program.
     pub(super) capture: Option<Vec<u32>>,
     /// Of the folder of the pins: there is one writer.

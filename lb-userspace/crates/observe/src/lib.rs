@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 /// Where the daemon puts the requested status.
 pub type StatusReply = oneshot::Sender<Result<Status, Refusal>>;
 
-/// The daemon's inputs, among which is the request for its status.
-pub trait Question: From<StatusReply> + Send + 'static {}
+/// A daemon's input that can be a request for its status.
+pub trait StatusRequest: From<StatusReply> + Send + 'static {}
 
-impl<Q: From<StatusReply> + Send + 'static> Question for Q {}
+impl<Q: From<StatusReply> + Send + 'static> StatusRequest for Q {}

@@ -10,7 +10,7 @@ use lb_datapath::{
     capture::{Capturer, Loader, Tap},
 };
 use lb_inspect::{
-    capture::{Spec, book::Book},
+    capture::{Spec, annotator::PacketAnnotator},
     explain::{self, Answers, Around, Questions},
 };
 use lb_model::{
@@ -28,20 +28,24 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// The filter makes no sense, its service or backend is not there, or a capture is running.
-    pub fn prepare_capture(&self, spec: &Spec, status: &Status) -> Result<(Loader, Book)> {
+    pub fn prepare_capture(
+        &self,
+        spec: &Spec,
+        status: &Status,
+    ) -> Result<(Loader, PacketAnnotator)> {
         spec.check().map_err(anyhow::Error::msg)?;
-        let mut book = Book::default();
+        let mut annotator = PacketAnnotator::default();
         for (name, service) in &status.services {
             if let Some(value) = self.maps.applied.services.get(&service.key) {
-                book.services.insert(value.id, name.clone());
+                annotator.services.insert(value.id, name.clone());
             }
             let ids = service.backends.iter().map(|(address, backend)| (backend.id, *address));
-            book.backends.extend(ids.filter(|(id, _)| *id != 0));
+            annotator.backends.extend(ids.filter(|(id, _)| *id != 0));
         }
         let interfaces = status.interfaces.iter();
-        book.interfaces = interfaces.map(|i| (i.ifindex, i.name.clone())).collect();
+        annotator.interfaces = interfaces.map(|i| (i.ifindex, i.name.clone())).collect();
         let service = spec.service.as_ref().map(|name| {
-            let found = book.services.iter().find(|(_, known)| *known == name);
+            let found = annotator.services.iter().find(|(_, known)| *known == name);
             let near = || nearest(name, status.services.keys().map(String::as_str));
             found.map(|(id, _)| *id).with_context(|| match near() {
                 Some(near) => format!("no service {name}; did you mean {near}?"),
@@ -61,7 +65,7 @@ impl<D: DataPlane> Engine<D> {
             }
         });
         let loader = self.maps.plane.prepare_capture(spec, service, backend.transpose()?)?;
-        Ok((loader, book))
+        Ok((loader, annotator))
     }
 
     /// Begins a capture.

@@ -64,7 +64,7 @@ async fn begin(State(state): State<CaptureRoute>, bytes: Bytes) -> Result<Respon
     let spec: Spec = body(&bytes)?;
     let stopped = state.stops.subscribe();
     let requested = Box::new(spec.clone());
-    let (loader, book) =
+    let (loader, annotator) =
         request(&state.daemon, |reply| Request::PrepareCapture(requested, reply)).await?;
     // To load the program takes a second; the daemon goes on meanwhile.
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
@@ -76,7 +76,7 @@ async fn begin(State(state): State<CaptureRoute>, bytes: Bytes) -> Result<Respon
         Ok::<_, Refusal>((tap, Ending(Some(state.daemon))))
     });
     let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
-    let (writer, first) = Writer::begin(&spec, book, time::monotonic(), SystemTime::now());
+    let (writer, first) = Writer::begin(&spec, annotator, time::monotonic(), SystemTime::now());
     let (to, records) = mpsc::channel(PIECES);
     let until = Instant::now() + Duration::from_millis(spec.millis);
     tokio::spawn(Capture { tap, writer, until, ending, stopped, to }.run(first));

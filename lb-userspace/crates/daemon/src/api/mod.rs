@@ -56,7 +56,7 @@ use lb_api::{
 };
 use lb_datapath::capture::{Capturer, Loader, Tap};
 use lb_inspect::{
-    capture::{Spec, book::Book},
+    capture::{Spec, annotator::PacketAnnotator},
     explain::{Answers, Questions},
 };
 use lb_model::{edit::Edit, refusal::Refusal};
@@ -96,7 +96,7 @@ pub enum Request {
     /// Virtual routers that are to be Active elsewhere; answered when they are.
     Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
     /// The loader of the capturing program, and the names for its frames.
-    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, Book), Refusal>>),
+    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, PacketAnnotator), Refusal>>),
     /// A capture begins.
     BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
     /// It ends; answered when the normal program is back.

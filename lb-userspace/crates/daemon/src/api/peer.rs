@@ -76,11 +76,11 @@ fn groups_of(stream: &UnixStream) -> io::Result<Vec<u32>> {
     Err(io::Error::other("in more groups than the kernel allows"))
 }
 
-/// The credentials of a connection; none after an error.
+/// The credentials of a connection's client; none if they could not be read.
 #[derive(Clone, Debug)]
-pub(super) struct Seen(Option<Peer>);
+pub(super) struct ConnectedPeer(Option<Peer>);
 
-impl Connected<IncomingStream<'_, UnixListener>> for Seen {
+impl Connected<IncomingStream<'_, UnixListener>> for ConnectedPeer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let peer = Peer::of(stream.io());
         Self(
@@ -95,7 +95,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Seen {
 /// Answers only permitted clients. `group` is the name of the group that is permitted.
 pub(super) async fn check(
     State(group): State<Arc<str>>,
-    ConnectInfo(Seen(peer)): ConnectInfo<Seen>,
+    ConnectInfo(ConnectedPeer(peer)): ConnectInfo<ConnectedPeer>,
     request: Request,
     next: Next,
 ) -> Response {

@@ -67,7 +67,7 @@ pub async fn serve(
     };
     let router = router(daemon, events, samples, flows)
         .layer(middleware::from_fn_with_state(listener.group, peer::check));
-    let router = router.into_make_service_with_connect_info::<peer::Seen>();
+    let router = router.into_make_service_with_connect_info::<peer::ConnectedPeer>();
     let serving = axum::serve(listener.listener, router).with_graceful_shutdown(stopped);
     lasting("socket", serving.into_future()).await
 }

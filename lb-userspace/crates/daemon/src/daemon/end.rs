@@ -21,7 +21,7 @@ use lb_vrrp::{Order, notify::LIMIT_AT_END};
 use super::{
     Daemon, Ended, Reply,
     failover::{Initiator, Unit},
-    handover::Way,
+    handover::HandoverMethod,
 };
 
 /// How long the virtual routers may take to end: they wait for another Active router for 5 s at most,
@@ -60,7 +60,7 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn hand_all_over(&mut self) {
         let mut units = self.units(&self.active_routers());
         // Routers that are given up by an advertisement send it when they end.
-        units.retain(|(_, way)| matches!(way, Way::Requested(..)));
+        units.retain(|(_, method)| matches!(method, HandoverMethod::Requested(..)));
         match units.is_empty() {
             true => self.go_on_leaving(),
             false => {
@@ -138,7 +138,8 @@ impl<D: DataPlane> Daemon<D> {
     /// Services whose packets another node gets when this one ends: those of routers that are handed
     /// over to a peer, or that another node is Active for.
     fn services_elsewhere(&self, units: &[Unit]) -> BTreeSet<String> {
-        let requested = units.iter().filter(|(_, way)| matches!(way, Way::Requested(..)));
+        let requested =
+            units.iter().filter(|(_, method)| matches!(method, HandoverMethod::Requested(..)));
         let handed_over = requested.flat_map(|(keys, _)| keys.iter().copied());
         let active = self.active_routers();
         let others = self.vrrp.advertisers().into_keys().filter(|key| !active.contains(key));

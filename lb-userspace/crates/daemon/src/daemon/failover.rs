@@ -29,7 +29,7 @@ use lb_vrrp::{Order, Yield};
 
 use super::{
     Daemon, Reply,
-    handover::{Ending, Handover, Way},
+    handover::{Ending, Handover, HandoverMethod},
 };
 
 /// How long a packet can be on its way through the program, with much to spare.
@@ -99,7 +99,7 @@ impl Handovers {
 }
 
 /// Routers that go together, and how: those of a sync group, or one.
-pub(super) type Unit = (BTreeSet<RouterKey>, Way);
+pub(super) type Unit = (BTreeSet<RouterKey>, HandoverMethod);
 
 impl<D: DataPlane> Daemon<D> {
     /// Hands virtual routers over, and answers when they are with another node.
@@ -129,18 +129,18 @@ impl<D: DataPlane> Daemon<D> {
 
     /// The text of the destination of routers that are handed over.
     pub(super) fn destination(&self, unit: &Unit) -> String {
-        let (keys, way) = unit;
+        let (keys, method) = unit;
         let names = self.names(keys.iter().copied());
         let follows = |id| self.group.as_ref().is_some_and(|group| group.follows(id));
-        match way {
-            Way::Requested(id, peer) if !follows(*id) => {
+        match method {
+            HandoverMethod::Requested(id, peer) if !follows(*id) => {
                 format!("{names} goes to {peer}, when it has all flows")
             }
-            Way::Requested(_, peer) if self.lost_by([unit]).is_empty() => {
+            HandoverMethod::Requested(_, peer) if self.lost_by([unit]).is_empty() => {
                 format!("{names} goes to {peer}, which has all flows")
             }
-            Way::Requested(_, peer) => format!("{names} goes to {peer}"),
-            Way::Advertised => format!(
+            HandoverMethod::Requested(_, peer) => format!("{names} goes to {peer}"),
+            HandoverMethod::Advertised => format!(
                 "{names} is given up by an advertisement, to any node that receives it; no peer is \
                  there that could have all flows, so some may break"
             ),
@@ -187,7 +187,7 @@ impl<D: DataPlane> Daemon<D> {
         all.filter(|key| self.vrrp.state(*key) == State::Active).collect()
     }
 
-    /// The routers with those of their groups, as they go together, and the way of each.
+    /// The routers with those of their groups, as they go together, and the method of each handover.
     pub(super) fn units(&self, keys: &BTreeSet<RouterKey>) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
         for key in keys {
@@ -199,9 +199,10 @@ impl<D: DataPlane> Daemon<D> {
             let services = self.services_of(unit.iter().copied());
             let successor =
                 group.and_then(|group| Some((group, group.successor(&unit, &services)?)));
-            let way =
-                successor.map_or(Way::Advertised, |(group, id)| Way::Requested(id, group.name(id)));
-            units.push((unit, way));
+            let method = successor.map_or(HandoverMethod::Advertised, |(group, id)| {
+                HandoverMethod::Requested(id, group.name(id))
+            });
+            units.push((unit, method));
         }
         units
     }
@@ -210,8 +211,8 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn lost_by<'u>(&self, units: impl IntoIterator<Item = &'u Unit>) -> Vec<String> {
         let Some(group) = &self.group else { return Vec::new() };
         let mut all = Vec::new();
-        for (keys, way) in units {
-            let Way::Requested(id, peer) = way else { continue };
+        for (keys, method) in units {
+            let HandoverMethod::Requested(id, peer) = method else { continue };
             let services = self.services_of(keys.iter().copied());
             let lost = group.refused_by(*id, &services);
             let named = self.store.desired().services.iter();
@@ -243,7 +244,8 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Begins a handover.
     pub(super) fn hand_over(&mut self, units: Vec<Unit>, initiator: Initiator) {
-        let requested = units.iter().filter(|(_, way)| matches!(way, Way::Requested(..)));
+        let requested =
+            units.iter().filter(|(_, method)| matches!(method, HandoverMethod::Requested(..)));
         let requested: BTreeSet<RouterKey> =
             requested.flat_map(|(keys, _)| keys).copied().collect();
         if !requested.is_empty() {
@@ -258,21 +260,23 @@ impl<D: DataPlane> Daemon<D> {
         for lost in self.lost_by(&units) {
             self.record_event(EventBody::new(Kind::VrrpHandover, lost, initiator.name()));
         }
-        for (keys, way) in &units {
-            let how = match way {
-                Way::Requested(..) if matches!(initiator, Initiator::Higher(_)) => Yield::Outranked,
-                Way::Requested(..) => Yield::Requested,
-                Way::Advertised => Yield::Advertised,
+        for (keys, method) in &units {
+            let how = match method {
+                HandoverMethod::Requested(..) if matches!(initiator, Initiator::Higher(_)) => {
+                    Yield::Outranked
+                }
+                HandoverMethod::Requested(..) => Yield::Requested,
+                HandoverMethod::Advertised => Yield::Advertised,
             };
             // The others of its group go along.
             if let Some(first) = keys.first() {
                 self.vrrp.driver.order(Order::Yield(*first, how));
             }
         }
-        let routers = units.into_iter().flat_map(|(keys, way)| {
-            keys.into_iter().map(move |key| (key, way.clone())).collect::<Vec<_>>()
+        let routers = units.into_iter().flat_map(|(keys, method)| {
+            keys.into_iter().map(move |key| (key, method.clone())).collect::<Vec<_>>()
         });
-        let routers = routers.map(|(key, way)| (key, self.router_name(key), way));
+        let routers = routers.map(|(key, method)| (key, self.router_name(key), method));
         let handover = Handover::new(routers.collect::<Vec<_>>(), Instant::now());
         if let Some(group) = &self.group {
             for (peer, keys) in handover.requests() {
@@ -302,8 +306,8 @@ impl<D: DataPlane> Daemon<D> {
         let (keys, peers): (BTreeSet<_>, BTreeSet<_>) =
             wanted.into_iter().map(|(key, (peer, _))| (key, peer)).unzip();
         let mut units = self.units(&keys);
-        units.retain(|(_, way)| matches!(way, Way::Requested(peer, _) if peers.contains(peer)));
-        let Some((_, Way::Requested(_, peer))) = units.first() else { return };
+        units.retain(|(_, method)| matches!(method, HandoverMethod::Requested(peer, _) if peers.contains(peer)));
+        let Some((_, HandoverMethod::Requested(_, peer))) = units.first() else { return };
         let why = format!("{peer} has the higher priority");
         self.handovers
             .gave_way

@@ -23,7 +23,7 @@ const TAIL: Duration = Duration::from_millis(200);
 
 /// How a router is handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum HandoverMethod {
     /// This peer, of this name, is requested to take it.
     Requested(PeerId, String),
     /// By an advertisement, to any node that receives it.
@@ -34,7 +34,7 @@ pub(super) enum Way {
 #[derive(Clone, Debug)]
 struct Wait {
     name: String,
-    way: Way,
+    method: HandoverMethod,
     /// The peer's answer.
     answer: Option<Result<(), String>>,
     /// Whether it has left its state already.
@@ -43,9 +43,9 @@ struct Wait {
 
 impl Wait {
     fn ends(self, router: RouterKey, outcome: Result<String, String>) -> Ending {
-        let peer = match self.way {
-            Way::Requested(peer, _) => Some(peer),
-            Way::Advertised => None,
+        let peer = match self.method {
+            HandoverMethod::Requested(peer, _) => Some(peer),
+            HandoverMethod::Advertised => None,
         };
         Ending { router, name: self.name, peer, outcome }
     }
@@ -74,10 +74,10 @@ pub(super) struct Handover {
 
 impl Handover {
     pub(super) fn new(
-        routers: impl IntoIterator<Item = (RouterKey, String, Way)>,
+        routers: impl IntoIterator<Item = (RouterKey, String, HandoverMethod)>,
         now: Instant,
     ) -> Self {
-        let wait = |(key, name, way)| (key, Wait { name, way, answer: None, left: false });
+        let wait = |(key, name, method)| (key, Wait { name, method, answer: None, left: false });
         Self {
             started: now,
             deadline: now + PATIENCE,
@@ -95,7 +95,7 @@ impl Handover {
     pub(super) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
         let mut requests: BTreeMap<PeerId, BTreeSet<RouterKey>> = BTreeMap::new();
         for (key, wait) in &self.waits {
-            if let Way::Requested(peer, _) = &wait.way {
+            if let HandoverMethod::Requested(peer, _) = &wait.method {
                 requests.entry(*peer).or_default().insert(*key);
             }
         }
@@ -112,7 +112,8 @@ impl Handover {
     /// A peer that refuses won't advertise, even if the yield still waits.
     pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>, now: Instant) {
         for wait in self.waits.values_mut() {
-            if matches!(&wait.way, Way::Requested(requested, _) if *requested == peer) {
+            if matches!(&wait.method, HandoverMethod::Requested(requested, _) if *requested == peer)
+            {
                 wait.answer.get_or_insert_with(|| answer.clone());
             }
         }
@@ -125,21 +126,21 @@ impl Handover {
     pub(super) fn yielded(&mut self, router: RouterKey, by: Result<IpAddr, String>, now: Instant) {
         let Some(wait) = self.waits.remove(&router) else { return };
         let after = format_duration(now.saturating_duration_since(self.started));
-        let outcome = match (by, &wait.way, &wait.answer) {
-            (Ok(by), Way::Requested(_, peer), _) => {
+        let outcome = match (by, &wait.method, &wait.answer) {
+            (Ok(by), HandoverMethod::Requested(_, peer), _) => {
                 Ok(format!("{peer} ({by}) has it, after {after}"))
             }
-            (Ok(by), Way::Advertised, _) => Ok(format!("{by} has it, after {after}")),
-            (Err(_), Way::Requested(_, peer), Some(Err(why))) => {
+            (Ok(by), HandoverMethod::Advertised, _) => Ok(format!("{by} has it, after {after}")),
+            (Err(_), HandoverMethod::Requested(_, peer), Some(Err(why))) => {
                 Err(format!("{peer} does not take it: {why}"))
             }
-            (Err(why), Way::Requested(_, peer), Some(Ok(()))) => {
+            (Err(why), HandoverMethod::Requested(_, peer), Some(Ok(()))) => {
                 Err(format!("{peer} takes it, but its advertisement was not received: {why}"))
             }
-            (Err(why), Way::Requested(_, peer), None) => {
+            (Err(why), HandoverMethod::Requested(_, peer), None) => {
                 Err(format!("{peer} has not answered: {why}"))
             }
-            (Err(why), Way::Advertised, _) => Err(why),
+            (Err(why), HandoverMethod::Advertised, _) => Err(why),
         };
         self.endings.push(wait.ends(router, outcome));
     }
@@ -162,9 +163,9 @@ impl Handover {
             return None;
         }
         for (router, wait) in std::mem::take(&mut self.waits) {
-            let outcome = match (wait.left, &wait.way, &wait.answer) {
+            let outcome = match (wait.left, &wait.method, &wait.answer) {
                 (true, ..) => Ok("another node has it".into()),
-                (false, Way::Requested(_, peer), Some(Err(why))) => {
+                (false, HandoverMethod::Requested(_, peer), Some(Err(why))) => {
                     Err(format!("{peer} does not take it: {why}"))
                 }
                 (false, ..) => {
@@ -194,13 +195,13 @@ mod tests {
         endings.expect("it has ended").into_iter().map(|ending| ending.outcome).collect()
     }
 
-    fn one(way: Way, now: Instant) -> Handover {
-        Handover::new([(key(1), "main".into(), way)], now)
+    fn one(method: HandoverMethod, now: Instant) -> Handover {
+        Handover::new([(key(1), "main".into(), method)], now)
     }
 
     #[test]
     fn what_comes_of_a_router_is_told_in_words() {
-        let requested = || Way::Requested(PEER, "lb2".into());
+        let requested = || HandoverMethod::Requested(PEER, "lb2".into());
         let nobody = || Err("nobody advertised".to_owned());
         let table = [
             (requested(), Some(Ok(())), Ok(BY), Ok("lb2 (10.0.0.3) has it, after 3ms")),
@@ -219,12 +220,12 @@ mod tests {
                 Err("lb2 takes it, but its advertisement was not received: nobody advertised"),
             ),
             (requested(), None, nobody(), Err("lb2 has not answered: nobody advertised")),
-            (Way::Advertised, None, Ok(BY), Ok("10.0.0.3 has it, after 3ms")),
-            (Way::Advertised, None, nobody(), Err("nobody advertised")),
+            (HandoverMethod::Advertised, None, Ok(BY), Ok("10.0.0.3 has it, after 3ms")),
+            (HandoverMethod::Advertised, None, nobody(), Err("nobody advertised")),
         ];
-        for (way, answer, by, expected) in table {
+        for (method, answer, by, expected) in table {
             let start = Instant::now();
-            let mut handover = one(way, start);
+            let mut handover = one(method, start);
             if let Some(answer) = &answer {
                 handover.answered(PEER, answer, start);
                 handover.answered(PEER, &Err("too late".into()), start);
@@ -240,8 +241,8 @@ mod tests {
     fn it_ends_with_its_last_router() {
         let start = Instant::now();
         let routers = [
-            (key(1), "main".to_owned(), Way::Advertised),
-            (key(2), "other".to_owned(), Way::Requested(PEER, "lb2".into())),
+            (key(1), "main".to_owned(), HandoverMethod::Advertised),
+            (key(2), "other".to_owned(), HandoverMethod::Requested(PEER, "lb2".into())),
         ];
         let mut handover = Handover::new(routers, start);
         assert_eq!(handover.requests(), [(PEER, [key(2)].into())].into());
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn a_router_that_is_heard_no_more_of_stays_after_a_while() {
         let start = Instant::now();
-        let mut handover = one(Way::Advertised, start);
+        let mut handover = one(HandoverMethod::Advertised, start);
         assert_eq!(handover.ended(start + PATIENCE - Duration::from_millis(1)), None);
         let outcomes = outcomes(handover.ended(start + PATIENCE));
         assert_eq!(outcomes, [Err("nothing was reported for 6s".to_owned())]);
@@ -266,7 +267,7 @@ mod tests {
     #[test]
     fn a_refusal_is_not_waited_upon() {
         let start = Instant::now();
-        let mut handover = one(Way::Requested(PEER, "lb2".into()), start);
+        let mut handover = one(HandoverMethod::Requested(PEER, "lb2".into()), start);
         handover.answered(PEER, &Err("it drains".into()), start);
         assert_eq!(handover.deadline(), start + TAIL);
         let endings = handover.ended(start + TAIL).expect("it has ended");
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn a_router_that_has_left_is_not_awaited_for_long() {
         let start = Instant::now();
-        let mut handover = one(Way::Advertised, start);
+        let mut handover = one(HandoverMethod::Advertised, start);
         handover.moved(key(1), State::Active, start);
         assert_eq!(handover.deadline(), start + PATIENCE);
         handover.moved(key(1), State::Backup, start);

@@ -8,7 +8,7 @@ use lb_api::{
 };
 use lb_datapath::{DataPlane, capture::Loader};
 use lb_inspect::{
-    capture::{Spec, book::Book},
+    capture::{Spec, annotator::PacketAnnotator},
     explain::{Answers, Questions},
 };
 use lb_model::{
@@ -99,7 +99,7 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, Book), Refusal> {
+    fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, PacketAnnotator), Refusal> {
         let status = self.status()?;
         self.engine.prepare_capture(spec, &status).map_err(conflict)
     }

@@ -73,11 +73,11 @@ impl Memory {
     }
 }
 
-/// How many frames each interface has not taken.
+/// The number of frames that each interface has lost, by its index.
 #[derive(Debug, Default)]
-pub(super) struct Seen(BTreeMap<u32, u64>);
+pub(super) struct LossCounters(BTreeMap<u32, u64>);
 
-impl Seen {
+impl LossCounters {
     /// The indexes of interfaces that have lost frames since the last call.
     pub(super) fn grown(&mut self, errors: &[TxError]) -> Vec<u32> {
         let mut sums = BTreeMap::new();
@@ -233,11 +233,11 @@ mod tests {
 
     #[test]
     fn only_an_interface_that_loses_more_is_asked() {
-        let mut seen = Seen::default();
+        let mut loss_counters = LossCounters::default();
         let at = |a, b| [error(2, 7, Reason::Redirect, a), error(3, 3, Reason::Tx, b)];
-        assert!(seen.grown(&[]).is_empty());
-        assert_eq!(seen.grown(&at(1, 1)), [3, 7]);
-        assert!(seen.grown(&at(1, 1)).is_empty());
-        assert_eq!(seen.grown(&at(2, 1)), [7]);
+        assert!(loss_counters.grown(&[]).is_empty());
+        assert_eq!(loss_counters.grown(&at(1, 1)), [3, 7]);
+        assert!(loss_counters.grown(&at(1, 1)).is_empty());
+        assert_eq!(loss_counters.grown(&at(2, 1)), [7]);
     }
 }

@@ -52,9 +52,9 @@ use tokio::{
 };
 use tracing::debug;
 
-pub use self::schedule::Verdict;
+pub use self::schedule::ProbeResult;
 use self::{
-    losses::{Memory, Seen},
+    losses::{LossCounters, Memory},
     schedule::Schedule,
 };
 
@@ -127,7 +127,7 @@ pub trait Check: Send {
     fn watch(&self, plan: Plan);
     /// The events since the last call.
     fn take_events(&self) -> Vec<EventBody>;
-    /// Adds the verdicts of the exits to the status.
+    /// Adds the results of the exits' probes to the status.
     fn report(&self, status: &mut Status);
 }
 
@@ -141,7 +141,7 @@ pub struct Checker {
 
 #[derive(Debug, Default)]
 struct Shared {
-    verdicts: BTreeMap<Exit, Verdict>,
+    results: BTreeMap<Exit, ProbeResult>,
     memory: Memory,
     events: Vec<EventBody>,
 }
@@ -175,7 +175,7 @@ impl Checker {
             planned,
             shared: Arc::clone(&shared),
             tx_errors: tx_errors.clone(),
-            seen: Seen::default(),
+            loss_counters: LossCounters::default(),
             since: Vec::new(),
         };
         lb_threads::spawn("egress", move || runtime.block_on(task.run()))
@@ -203,13 +203,13 @@ impl Check for Checker {
             losses::report(&read(tx_errors), &shared.memory, status);
         }
         status.egress = shared
-            .verdicts
+            .results
             .iter()
-            .map(|(exit, verdict)| EgressStatus {
+            .map(|(exit, result)| EgressStatus {
                 interface: exit.interface.clone(),
                 mac: exit.mac_text(),
-                state: verdict.name().into(),
-                detail: verdict.detail().map(str::to_owned),
+                state: result.name().into(),
+                detail: result.detail().map(str::to_owned),
             })
             .collect();
         let lost: Vec<_> =
@@ -251,7 +251,7 @@ struct Task {
     planned: watch::Receiver<Plan>,
     shared: Arc<Mutex<Shared>>,
     tx_errors: Option<Arc<TxErrors>>,
-    seen: Seen,
+    loss_counters: LossCounters,
     /// The indexes of those that have lost frames since it was last looked which are gone.
     since: Vec<u32>,
 }
@@ -265,7 +265,7 @@ impl Task {
             schedule.follow(&plan);
             {
                 let mut shared = lock(&self.shared);
-                shared.verdicts.retain(|exit, _| plan.contains_key(exit));
+                shared.results.retain(|exit, _| plan.contains_key(exit));
                 let names = plan.keys().map(|exit| (exit.ifindex, exit.interface.clone()));
                 if self.tx_errors.is_some() {
                     shared.memory.add_names(names);
@@ -273,7 +273,7 @@ impl Task {
             }
             if let Some(tx_errors) = &self.tx_errors {
                 let errors = read(tx_errors);
-                let grown = self.seen.grown(&errors);
+                let grown = self.loss_counters.grown(&errors);
                 grown.iter().for_each(|ifindex| schedule.doubt(*ifindex));
                 self.since.extend(grown);
                 if prune_at <= Instant::now() {
@@ -329,7 +329,7 @@ impl Task {
         let served = match self.program.served() {
             Ok(served) => served,
             Err(error) => {
-                let reason = Verdict::Unknown(format!("{error:#}"));
+                let reason = ProbeResult::Unknown(format!("{error:#}"));
                 for exit in due {
                     schedule.take(exit, &reason, Instant::now());
                 }
@@ -341,20 +341,20 @@ impl Task {
         let (prober, ingress) = (&prober, &ingress);
         let probes = due.iter().filter_map(|exit| Some((exit, plan.get(exit)?)));
         let probes = probes.map(|(exit, subjects)| async move {
-            let verdict = match ingress_for(exit, ingress) {
+            let result = match ingress_for(exit, ingress) {
                 Ok(ingress) => prober.exit(subjects, ingress).await,
-                Err(reason) => Verdict::Unknown(reason.into()),
+                Err(reason) => ProbeResult::Unknown(reason.into()),
             };
-            (exit, verdict)
+            (exit, result)
         });
-        let mut verdicts = pin!(stream::iter(probes).buffer_unordered(AT_A_TIME));
-        while let Some((exit, verdict)) = verdicts.next().await {
-            debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {verdict:?}");
-            let change = schedule.take(exit, &verdict, Instant::now());
+        let mut results = pin!(stream::iter(probes).buffer_unordered(AT_A_TIME));
+        while let Some((exit, result)) = results.next().await {
+            debug!(interface = exit.interface, mac = exit.mac_text(), "egress: {result:?}");
+            let change = schedule.take(exit, &result, Instant::now());
             {
                 let mut shared = lock(&self.shared);
-                shared.verdicts.insert(exit.clone(), verdict.clone());
-                shared.events.extend(change.map(|lost| event(exit, lost, &verdict)));
+                shared.results.insert(exit.clone(), result.clone());
+                shared.events.extend(change.map(|lost| event(exit, lost, &result)));
             }
             // New exits are probed first.
             if self.planned.has_changed().unwrap_or(true) {
@@ -379,12 +379,12 @@ fn ingress_for(exit: &Exit, native: &[u32]) -> Result<u32, &'static str> {
     own.or(native.first()).copied().ok_or("no interface has the program in its driver")
 }
 
-fn event(exit: &Exit, lost: bool, verdict: &Verdict) -> EventBody {
+fn event(exit: &Exit, lost: bool, result: &ProbeResult) -> EventBody {
     let (interface, mac) = (&exit.interface, exit.mac_text());
     if lost {
         let fault = EgressStatus::LOST;
         let message = format!("{fault}: what the program sends to {mac} by {interface} is lost");
-        EventBody::new(Kind::EgressNotForwarding, message, verdict.detail().unwrap_or_default())
+        EventBody::new(Kind::EgressNotForwarding, message, result.detail().unwrap_or_default())
     } else {
         let message = format!("what the program sends to {mac} by {interface} arrives");
         EventBody::new(Kind::EgressForwarding, message, "a probe by the program was answered")
@@ -399,19 +399,19 @@ struct RoundProber<'a> {
 }
 
 impl RoundProber<'_> {
-    async fn exit(&self, subjects: &[Subject], ingress: u32) -> Verdict {
-        let mut last = Verdict::Unknown("it has no backend".into());
+    async fn exit(&self, subjects: &[Subject], ingress: u32) -> ProbeResult {
+        let mut last = ProbeResult::Unknown("it has no backend".into());
         for subject in subjects.iter().take(CANDIDATES) {
-            last = self.subject(subject, ingress).await.unwrap_or_else(Verdict::Unknown);
-            if !matches!(last, Verdict::Unknown(_)) {
+            last = self.subject(subject, ingress).await.unwrap_or_else(ProbeResult::Unknown);
+            if !matches!(last, ProbeResult::Unknown(_)) {
                 break;
             }
         }
         last
     }
 
-    /// The verdict on an exit by a backend's answers; else the reason why there is none.
-    async fn subject(&self, subject: &Subject, ingress: u32) -> Result<Verdict, String> {
+    /// The result for an exit by a backend's answers; else the reason why there is none.
+    async fn subject(&self, subject: &Subject, ingress: u32) -> Result<ProbeResult, String> {
         let Subject { service, way } = subject;
         let backend = way.backend;
         let source = self.source(way).await.map_err(|error| error.to_string())?;
@@ -442,14 +442,14 @@ impl RoundProber<'_> {
         }
         for _ in 0..TRIES {
             if probe(true).await? {
-                return Ok(Verdict::Forwards);
+                return Ok(ProbeResult::Forwards);
             }
         }
         // It may have died meanwhile.
         if !probe(false).await? {
             return Err(silent());
         }
-        Ok(Verdict::Lost(format!(
+        Ok(ProbeResult::Lost(format!(
             "{backend} answers the packet socket, and {TRIES} probes that the program sent were \
              not answered"
         )))

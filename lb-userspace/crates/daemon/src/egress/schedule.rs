@@ -11,25 +11,25 @@ use super::{Exit, Plan};
 
 /// Between two probes of an exit by which frames arrive.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// Between two probes of any other exit. While the verdict is unknown, as behind a firewall that drops the
+/// Between two probes of any other exit. While the result is unknown, as behind a firewall that drops the
 /// probes, twice as long each time, up to [`INTERVAL`].
 const SOON: Duration = Duration::from_secs(5);
 
 /// Between two probes of one that loses frames, but forwards the probes.
 const DOUBTED: Duration = Duration::from_secs(10);
 
-/// The verdict on an exit.
+/// The result of the probes of an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Frames arrive.
+pub enum ProbeResult {
+    /// The probes' frames arrive.
     Forwards,
     /// They do not; with the evidence.
     Lost(String),
-    /// There is no verdict, for this reason.
+    /// The probes have no result, for this reason.
     Unknown(String),
 }
 
-impl Verdict {
+impl ProbeResult {
     /// Its name in status.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -56,7 +56,7 @@ struct State {
     next: Option<Instant>,
     /// When it was probed last.
     probed: Option<Instant>,
-    /// How long until it is probed again if the verdict is unknown then.
+    /// How long until it is probed again if the result is unknown then.
     patience: Duration,
     /// Whether lost frames were reported.
     lost: bool,
@@ -98,23 +98,23 @@ impl Schedule {
         }
     }
 
-    /// Takes a verdict of `now` over; whether frames are lost, if that is to be reported.
-    pub(super) fn take(&mut self, exit: &Exit, verdict: &Verdict, now: Instant) -> Option<bool> {
+    /// Takes over a result of `now`; returns whether frames are lost, if that is to be reported.
+    pub(super) fn take(&mut self, exit: &Exit, result: &ProbeResult, now: Instant) -> Option<bool> {
         let state = self.0.get_mut(exit)?;
-        let wait = match verdict {
-            Verdict::Forwards => INTERVAL,
-            Verdict::Lost(_) => SOON,
-            Verdict::Unknown(_) => state.patience,
+        let wait = match result {
+            ProbeResult::Forwards => INTERVAL,
+            ProbeResult::Lost(_) => SOON,
+            ProbeResult::Unknown(_) => state.patience,
         };
-        let is_unknown = matches!(verdict, Verdict::Unknown(_));
+        let is_unknown = matches!(result, ProbeResult::Unknown(_));
         state.patience = if is_unknown { INTERVAL.min(wait * 2) } else { SOON };
         state.probed = Some(now);
         state.next = Some(now + wait);
-        let lost = match verdict {
-            Verdict::Forwards => false,
-            Verdict::Lost(_) => true,
+        let lost = match result {
+            ProbeResult::Forwards => false,
+            ProbeResult::Lost(_) => true,
             // A backend that is silent meanwhile ends no fault.
-            Verdict::Unknown(_) => return None,
+            ProbeResult::Unknown(_) => return None,
         };
         (std::mem::replace(&mut state.lost, lost) != lost).then_some(lost)
     }
@@ -132,8 +132,8 @@ mod tests {
         exits.iter().map(|ifindex| (exit(*ifindex), Vec::new())).collect()
     }
 
-    fn lost() -> Verdict {
-        Verdict::Lost("no answer".into())
+    fn lost() -> ProbeResult {
+        ProbeResult::Lost("no answer".into())
     }
 
     #[test]
@@ -141,16 +141,16 @@ mod tests {
         let mut schedule = Schedule::default();
         schedule.follow(&plan(&[1]));
         let now = Instant::now();
-        let unknown = Verdict::Unknown("the backend is silent".into());
-        for (verdict, reported) in [
-            (Verdict::Forwards, None),
+        let unknown = ProbeResult::Unknown("the backend is silent".into());
+        for (result, reported) in [
+            (ProbeResult::Forwards, None),
             (lost(), Some(true)),
             (unknown, None),
             (lost(), None),
-            (Verdict::Forwards, Some(false)),
-            (Verdict::Forwards, None),
+            (ProbeResult::Forwards, Some(false)),
+            (ProbeResult::Forwards, None),
         ] {
-            assert_eq!(schedule.take(&exit(1), &verdict, now), reported, "{verdict:?}");
+            assert_eq!(schedule.take(&exit(1), &result, now), reported, "{result:?}");
         }
     }
 
@@ -164,7 +164,7 @@ mod tests {
             (schedule.due(now), schedule.rest(now)),
             (vec![exit(1), exit(2)], Duration::ZERO)
         );
-        schedule.take(&exit(1), &Verdict::Forwards, now);
+        schedule.take(&exit(1), &ProbeResult::Forwards, now);
         schedule.take(&exit(2), &lost(), now);
         assert_eq!((schedule.due(now), schedule.rest(now)), (vec![], SOON));
         assert_eq!(schedule.due(now + SOON), [exit(2)]);
@@ -178,7 +178,7 @@ mod tests {
         let mut schedule = Schedule::default();
         let mut now = Instant::now();
         schedule.follow(&plan(&[1]));
-        let unknown = Verdict::Unknown("the backend is silent".into());
+        let unknown = ProbeResult::Unknown("the backend is silent".into());
         for secs in [5, 10, 20, 40, 60, 60] {
             schedule.take(&exit(1), &unknown, now);
             assert_eq!(schedule.rest(now), Duration::from_secs(secs));
@@ -196,8 +196,8 @@ mod tests {
         let mut schedule = Schedule::default();
         let now = Instant::now();
         schedule.follow(&plan(&[1, 2, 3]));
-        schedule.take(&exit(1), &Verdict::Forwards, now);
-        schedule.take(&exit(2), &Verdict::Forwards, now);
+        schedule.take(&exit(1), &ProbeResult::Forwards, now);
+        schedule.take(&exit(2), &ProbeResult::Forwards, now);
         schedule.take(&exit(3), &lost(), now);
         schedule.doubt(1);
         schedule.doubt(3);

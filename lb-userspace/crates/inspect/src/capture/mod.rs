@@ -11,7 +11,7 @@
 //! the normal program in. The ring buffer has no wakeups: the daemon reads it every 20 ms. The object of the normal
 //! program contains nothing of all this.
 
-pub mod book;
+pub mod annotator;
 pub mod pcapng;
 pub mod session;
 

@@ -9,14 +9,14 @@ use lb_common::capture::{FORWARDED, Head, flags};
 
 use super::{
     Counts, Spec,
-    book::Book,
+    annotator::PacketAnnotator,
     pcapng::{self, Packet, Statistics},
 };
 
 /// Turns the saved packets into a file.
 #[derive(Debug)]
 pub struct Writer {
-    book: Book,
+    annotator: PacketAnnotator,
     snaplen: u32,
     /// Packets that may still be written.
     left: u64,
@@ -32,15 +32,20 @@ pub struct Writer {
 
 impl Writer {
     /// Begins a file; `mono` and `wall` are the same moment.
-    pub fn begin(spec: &Spec, book: Book, mono: Duration, wall: SystemTime) -> (Self, Vec<u8>) {
+    pub fn begin(
+        spec: &Spec,
+        annotator: PacketAnnotator,
+        mono: Duration,
+        wall: SystemTime,
+    ) -> (Self, Vec<u8>) {
         let wall = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let offset = (wall.as_nanos() as u64).wrapping_sub(mono.as_nanos() as u64);
         let mut out = Vec::new();
         let version = concat!("lbd ", env!("CARGO_PKG_VERSION"));
         pcapng::section(&mut out, version, "packets before and after the balancer's decision");
-        let known: Vec<u32> = book.interfaces.keys().copied().collect();
+        let known: Vec<u32> = annotator.interfaces.keys().copied().collect();
         let mut writer = Self {
-            book,
+            annotator,
             snaplen: spec.snaplen,
             left: spec.count,
             written: 0,
@@ -89,7 +94,7 @@ impl Writer {
             nanos: head.nanos.wrapping_add(self.offset),
             length: head.length,
             bytes,
-            comment: &self.book.comment(head),
+            comment: &self.annotator.comment(head),
             inbound: !after,
             id: u64::from(head.cpu) << 48 | head.number,
             action: after.then_some(head.action.into()),
@@ -121,7 +126,7 @@ impl Writer {
         }
         let number = self.interfaces.len() as u32;
         self.interfaces.insert((index, after), number);
-        let name = self.book.interface(index);
+        let name = self.annotator.interface(index);
         let (word, description) = match after {
             false => ("before", "as they come in"),
             true => ("after", "as they leave"),

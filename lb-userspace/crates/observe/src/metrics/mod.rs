@@ -36,19 +36,19 @@ use prometheus_client::{
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use self::{format::Format, page::Page, process::Process};
-use crate::Question;
+use crate::StatusRequest;
 
 /// How many scrapes are answered at once; others wait. Each takes megabytes where there are a thousand
 /// backends.
 const AT_ONCE: usize = 2;
 
 /// Serves `GET /metrics`.
-pub fn router<Q: Question>(daemon: mpsc::Sender<Q>) -> Router {
+pub fn router<Q: StatusRequest>(daemon: mpsc::Sender<Q>) -> Router {
     serve("/metrics", daemon, Names::Own)
 }
 
 /// Serves `GET /metrics/haproxy`: the figures by the names of HAProxy's exporter.
-pub fn haproxy_router<Q: Question>(daemon: mpsc::Sender<Q>) -> Router {
+pub fn haproxy_router<Q: StatusRequest>(daemon: mpsc::Sender<Q>) -> Router {
     serve("/metrics/haproxy", daemon, Names::HaProxy)
 }
 
@@ -65,12 +65,12 @@ struct Exporter<Q> {
     turns: Arc<Semaphore>,
 }
 
-fn serve<Q: Question>(path: &str, daemon: mpsc::Sender<Q>, names: Names) -> Router {
+fn serve<Q: StatusRequest>(path: &str, daemon: mpsc::Sender<Q>, names: Names) -> Router {
     let exporter = Exporter { daemon, names, turns: Arc::new(Semaphore::new(AT_ONCE)) };
     Router::new().route(path, get(scrape::<Q>)).with_state(Arc::new(exporter))
 }
 
-async fn scrape<Q: Question>(
+async fn scrape<Q: StatusRequest>(
     State(exporter): State<Arc<Exporter<Q>>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {

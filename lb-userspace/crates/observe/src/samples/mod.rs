@@ -33,7 +33,7 @@ use tokio::{
 
 use self::history::History;
 pub use self::history::{KEPT, Rate, Rates, ServiceRates};
-use crate::Question;
+use crate::StatusRequest;
 
 /// Between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ pub struct Samples {
 impl Samples {
     /// Requests the status once a second from now on, until the daemon has ended.
     #[must_use]
-    pub fn start<Q: Question>(daemon: mpsc::Sender<Q>) -> Self {
+    pub fn start<Q: StatusRequest>(daemon: mpsc::Sender<Q>) -> Self {
         let (to, last) = watch::channel(None);
         let samples = Self { last, history: Arc::default() };
         tokio::spawn(lasting("samples", take(daemon, to, Arc::clone(&samples.history))));
@@ -119,7 +119,7 @@ fn lock(history: &Mutex<History>) -> MutexGuard<'_, History> {
     history.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn take<Q: Question>(
+async fn take<Q: StatusRequest>(
     daemon: mpsc::Sender<Q>,
     to: watch::Sender<Option<Arc<Sample>>>,
     history: Arc<Mutex<History>>,

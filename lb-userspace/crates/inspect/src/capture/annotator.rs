@@ -8,9 +8,9 @@ use lb_common::{
     verdict::{Drop, Pass, events},
 };
 
-/// The names for the ids in the maps, as they were when the capture began.
+/// Annotates packets with the names for the ids in the maps, as they were when the capture began.
 #[derive(Clone, Debug, Default)]
-pub struct Book {
+pub struct PacketAnnotator {
     /// Services by their ids.
     pub services: BTreeMap<u16, String>,
     /// Backends by their ids.
@@ -19,7 +19,7 @@ pub struct Book {
     pub interfaces: BTreeMap<u32, String>,
 }
 
-impl Book {
+impl PacketAnnotator {
     /// The comment of a packet.
     #[must_use]
     pub fn comment(&self, head: &Head) -> String {
@@ -112,11 +112,11 @@ mod tests {
 
     #[test]
     fn a_comment_tells_verdict_service_backend_slot_and_pin() {
-        let mut book = Book::default();
-        book.services.insert(3, "web".into());
-        book.backends.insert(1, [10, 0, 0, 11].into());
-        book.backends.insert(2, [10, 0, 0, 12].into());
-        book.interfaces.insert(7, "eth0".into());
+        let mut annotator = PacketAnnotator::default();
+        annotator.services.insert(3, "web".into());
+        annotator.backends.insert(1, [10, 0, 0, 11].into());
+        annotator.backends.insert(2, [10, 0, 0, 12].into());
+        annotator.interfaces.insert(7, "eth0".into());
         let blank = Head { service: NO_SERVICE, slot: NO_SLOT, ..Head::new_zeroed() };
         let forwarded = Head {
             reason: FORWARDED as u16,
@@ -131,13 +131,13 @@ mod tests {
             ..blank
         };
         assert_eq!(
-            book.comment(&forwarded),
+            annotator.comment(&forwarded),
             "verdict forwarded by eth0; service web; backend 10.0.0.11; slot 99 in flux, current \
              owner 10.0.0.11, base owner 10.0.0.12; pin made; new flow"
         );
         let passed = Head { reason: Pass::NotIp.index() as u16, ..blank };
-        assert_eq!(book.comment(&passed), "verdict passed, not_ip");
+        assert_eq!(annotator.comment(&passed), "verdict passed, not_ip");
         let dropped = Head { reason: Drop::NoBackend.index() as u16, service: 9, ..blank };
-        assert_eq!(book.comment(&dropped), "verdict dropped, no_backend; service id 9");
+        assert_eq!(annotator.comment(&dropped), "verdict dropped, no_backend; service id 9");
     }
 }
