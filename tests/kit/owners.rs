@@ -23,12 +23,12 @@ const EVERY: Duration = Duration::from_millis(1);
 pub struct Watch {
     stop: Arc<AtomicBool>,
     begin: Instant,
-    threads: Vec<JoinHandle<Result<Seen>>>,
+    threads: Vec<JoinHandle<Result<OwnershipSamples>>>,
 }
 
 /// The samples of one node: when it took the address and when it gave it up, by turns.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+struct OwnershipSamples {
     changes: Vec<(Instant, bool)>,
     longest: Duration,
 }
@@ -72,12 +72,12 @@ impl Watch {
     pub fn finish(mut self) -> Result<Owners> {
         let end = Instant::now();
         self.stop.store(true, Ordering::Relaxed);
-        let seen: Vec<Seen> = self
+        let samples: Vec<OwnershipSamples> = self
             .threads
             .drain(..)
             .map(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
             .collect::<Result<_>>()?;
-        Ok(Owners::new(self.begin, end, &seen))
+        Ok(Owners::new(self.begin, end, &samples))
     }
 }
 
@@ -88,27 +88,27 @@ impl Drop for Watch {
 }
 
 /// Looks until `stop` is set. The kernel lets a socket have an address if it is this host's.
-fn look(address: IpAddr, stop: &AtomicBool) -> Seen {
-    let mut seen = Seen::default();
+fn look(address: IpAddr, stop: &AtomicBool) -> OwnershipSamples {
+    let mut samples = OwnershipSamples::default();
     let (mut held, mut last) = (false, Instant::now());
     while !stop.load(Ordering::Relaxed) {
         let holds = UdpSocket::bind((address, 0)).is_ok();
         let now = Instant::now();
         if holds != held {
-            seen.changes.push((now, holds));
+            samples.changes.push((now, holds));
             held = holds;
         }
-        seen.longest = seen.longest.max(now - last);
+        samples.longest = samples.longest.max(now - last);
         last = now;
         thread::sleep(EVERY);
     }
-    seen
+    samples
 }
 
 impl Owners {
-    fn new(begin: Instant, end: Instant, seen: &[Seen]) -> Self {
-        let changes = seen.iter().enumerate().flat_map(|(node, seen)| {
-            seen.changes.iter().map(move |&(at, holds)| (at, node, holds))
+    fn new(begin: Instant, end: Instant, samples: &[OwnershipSamples]) -> Self {
+        let changes = samples.iter().enumerate().flat_map(|(node, samples)| {
+            samples.changes.iter().map(move |&(at, holds)| (at, node, holds))
         });
         let mut changes: Vec<_> = changes.collect();
         changes.sort();
@@ -122,7 +122,7 @@ impl Owners {
             }
             turns.push((at, holders.clone()));
         }
-        let precision = seen.iter().map(|seen| seen.longest).max().unwrap_or_default();
+        let precision = samples.iter().map(|samples| samples.longest).max().unwrap_or_default();
         Self { turns, begin, end, precision }
     }
 
@@ -227,12 +227,14 @@ mod tests {
     /// Two nodes: the first gives the address up at 100 ms, the second takes it at 130 ms; the first
     /// has it back at 200 ms, and the second lets go at 210 ms.
     fn owners(begin: Instant) -> Owners {
-        let seen = |changes: &[(u64, bool)]| Seen {
+        let samples = |changes: &[(u64, bool)]| OwnershipSamples {
             changes: changes.iter().map(|&(at, holds)| (begin + ms(at), holds)).collect(),
             longest: ms(1),
         };
-        let both =
-            [seen(&[(0, true), (100, false), (200, true)]), seen(&[(130, true), (210, false)])];
+        let both = [
+            samples(&[(0, true), (100, false), (200, true)]),
+            samples(&[(130, true), (210, false)]),
+        ];
         Owners::new(begin, begin + ms(300), &both)
     }
 

@@ -40,9 +40,9 @@ struct Load {
     license: u64,
 }
 
-/// For `LINK_CREATE`.
+/// The fields of `union bpf_attr` for `LINK_CREATE`.
 #[repr(C)]
-struct Link {
+struct LinkCreateAttr {
     program: u32,
     ifindex: u32,
     attach: u32,
@@ -91,7 +91,7 @@ fn attach(namespace: &Namespace, interface: &str, code: &[u64], pin: &Path) -> R
     let link = namespace.enter(|| {
         // SAFETY: the name is a string that ends with a zero byte.
         let ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        let link = Link {
+        let link = LinkCreateAttr {
             program: program.as_raw_fd() as u32,
             ifindex,
             attach: ATTACH_XDP,

@@ -19,8 +19,8 @@ use kit::{
 use crate::{
     clients::Clients,
     clock::Clock,
-    facts::Reader,
-    model::{self, Answer, Done, Facts, History, Life, Span},
+    model::{self, Answer, Done, History, Life, Observations, Span},
+    node_logs::Reader,
     plan::{Op, Plan, Step, WAYS, epoch},
     samples::{Sample, Sampler, growths},
     testbed::Testbed,
@@ -62,12 +62,12 @@ struct Run {
     clock: Clock,
     testbed: Testbed,
     reader: Reader,
-    facts: Facts,
+    observations: Observations,
     sampler: Sampler,
     report: Report,
     /// Connections that have ended and are not judged yet.
     pending: Vec<Life>,
-    /// The counts of the facts that are judged.
+    /// The counts of the observations that are judged.
     looked_at: (usize, usize),
     /// Since when each node was spared.
     turns: Vec<(usize, Duration)>,
@@ -102,7 +102,7 @@ pub fn run(arguments: Arguments) -> Result<Report> {
         clock,
         testbed,
         reader,
-        facts: Facts::default(),
+        observations: Observations::default(),
         sampler,
         pending: Vec::new(),
         looked_at: (0, 0),
@@ -122,8 +122,8 @@ impl Run {
         let mut plan = Plan::new(self.arguments.seed);
         let begun = self.clock.now();
         // The nodes' logs of their start are not of this run.
-        self.reader.read(&mut self.facts)?;
-        self.looked_at = (self.facts.moved.len(), self.facts.takeovers.len());
+        self.reader.read(&mut self.observations)?;
+        self.looked_at = (self.observations.moved.len(), self.observations.takeovers.len());
         let end = begun + self.arguments.length;
         let mut late = begun;
         while self.clock.now() < end && !signals::caught() {
@@ -211,24 +211,24 @@ impl Run {
 
     /// Judges connections that have ended long enough ago; without a time, everything.
     fn judge(&mut self, now: Option<Duration>) -> Result<()> {
-        for alarm in self.reader.read(&mut self.facts)? {
+        for alarm in self.reader.read(&mut self.observations)? {
             self.violation(self.clock.now(), "alarm", alarm);
         }
         for (at, late) in self.sampler.stalls() {
-            self.facts.stalls.insert(at, late);
+            self.observations.stalls.insert(at, late);
             self.report.longest_stall_ns = self.report.longest_stall_ns.max(late.as_nanos() as u64);
         }
         self.report.load_average = self.report.load_average.max(load());
         let ripe = |at: Duration| now.is_none_or(|now| at + JUDGED <= now);
         let history = History::of(&self.testbed.log);
         let (moved, takeovers) = self.looked_at;
-        let new: Vec<_> = self.facts.moved[moved..]
+        let new: Vec<_> = self.observations.moved[moved..]
             .iter()
             .take_while(|moved| ripe(moved.span.from))
             .copied()
             .collect();
         for moved in &new {
-            if model::unfounded(&history, &self.facts, moved) {
+            if model::unfounded(&history, &self.observations, moved) {
                 let what = format!(
                     "lb{} has moved the flows of {}, whose host was not cut off",
                     moved.node + 1,
@@ -238,13 +238,13 @@ impl Run {
             }
         }
         self.looked_at.0 += new.len();
-        let new: Vec<_> = self.facts.takeovers[takeovers..]
+        let new: Vec<_> = self.observations.takeovers[takeovers..]
             .iter()
             .take_while(|(_, at)| ripe(*at))
             .copied()
             .collect();
         for &(node, at) in &new {
-            if model::uncalled(&history, &self.facts, at) {
+            if model::uncalled(&history, &self.observations, at) {
                 let what = format!("lb{} became Active, and nothing was wrong", node + 1);
                 self.violation(at, "takeover", what);
             }
@@ -261,7 +261,7 @@ impl Run {
 
     fn judge_life(&mut self, history: &History, life: &Life) {
         if life.end.is_err() {
-            match model::excuse(history, &self.facts, life) {
+            match model::excuse(history, &self.observations, life) {
                 Some(reason) => {
                     *self.report.broken_allowed.entry(format!("{reason:?}")).or_default() += 1;
                 }
@@ -271,7 +271,7 @@ impl Run {
                 }
             }
         }
-        match model::may_answer(history, &self.facts, life) {
+        match model::may_answer(history, &self.observations, life) {
             Answer::Right => {}
             Answer::BaseOwner => self.report.answers_of_base_owners += 1,
             Answer::Wrong => {
@@ -310,11 +310,12 @@ impl Run {
             lines.push((done.began, describe(done)));
         }
         let shown = Span { from: first, until: soon };
-        for moved in self.facts.moved.iter().filter(|moved| shown.contains(moved.span.from)) {
+        for moved in self.observations.moved.iter().filter(|moved| shown.contains(moved.span.from))
+        {
             let (node, backend) = (moved.node + 1, moved.backend);
             lines.push((moved.span.from, format!("  lb{node} moves the flows of {backend}")));
         }
-        for (node, at) in self.facts.takeovers.iter().filter(|(_, at)| shown.contains(*at)) {
+        for (node, at) in self.observations.takeovers.iter().filter(|(_, at)| shown.contains(*at)) {
             lines.push((*at, format!("  lb{} becomes Active", node + 1)));
         }
         for trouble in &self.testbed.log.troubles {
@@ -322,7 +323,7 @@ impl Run {
                 lines.push((trouble.span.until, format!("  whole again after {}", trouble.op)));
             }
         }
-        let stalls = self.facts.stalls.range(shown.from..shown.until);
+        let stalls = self.observations.stalls.range(shown.from..shown.until);
         for (at, late) in stalls.filter(|(_, late)| **late >= Duration::from_millis(100)) {
             lines.push((*at, format!("  the machine was late by {late:.0?}")));
         }
@@ -374,20 +375,20 @@ impl Run {
         self.report.requests = counts.requests.into_inner();
         self.report.downloads = counts.downloads.into_inner();
         self.report.bytes_verified = counts.bytes.into_inner();
-        thread::sleep(crate::facts::DELAY);
+        thread::sleep(crate::node_logs::DELAY);
         self.judge(None)?;
         if went_well && !signals::caught() {
             eprintln!("soak: what flows have left behind has to go");
-            self.settle();
+            self.wait_until_empty();
         }
-        self.report.takeovers = self.facts.takeovers.len() as u64;
-        self.report.flows_moved = self.facts.moved.len() as u64;
+        self.report.takeovers = self.observations.takeovers.len() as u64;
+        self.report.flows_moved = self.observations.moved.len() as u64;
         self.keep();
         self.grown()
     }
 
     /// Waits until no state is left, for as long as it becomes less.
-    fn settle(&mut self) {
+    fn wait_until_empty(&mut self) {
         let (mut least, mut limit) = (u64::MAX, self.clock.now() + SETTLED);
         loop {
             let left = self.testbed.left();

@@ -26,19 +26,19 @@ const VIPS: [&str; 2] = ["10.0.0.100", "2001:db8::100"];
 const MAC: Mac = [2, 0, 0, 0, 0, 0x77];
 
 /// Two hosts on a link, each with an interface `eth0`.
-struct Link {
+struct HostPair {
     a: Namespace,
     b: Namespace,
 }
 
-impl Link {
+impl HostPair {
     fn new() -> Result<Option<Self>> {
         if !can_run() {
             return Ok(None);
         }
-        let link = Self { a: Namespace::new("a")?, b: Namespace::new("b")? };
-        link.connect()?;
-        Ok(Some(link))
+        let pair = Self { a: Namespace::new("a")?, b: Namespace::new("b")? };
+        pair.connect()?;
+        Ok(Some(pair))
     }
 
     fn connect(&self) -> Result<()> {
@@ -140,16 +140,16 @@ fn wait_for_claim(watch: &Watch) -> Result<Claim> {
 
 #[test]
 fn advertisements_to_the_group_and_to_a_peer_arrive_whole() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
         let source = host(1, family);
-        let sender = sender(&link.a, "eth0", source)?;
-        let receiver = receiver(&link.b, family, 51)?;
+        let sender = sender(&pair.a, "eth0", source)?;
+        let receiver = receiver(&pair.b, family, 51)?;
         for destination in [family.group(), host(2, family)] {
             let sent = message(51, source, destination);
             sender.send(&sent, destination)?;
             let advert = wait_for(&receiver)?;
-            let interface = interface(&link.b, "eth0")?.index;
+            let interface = interface(&pair.b, "eth0")?.index;
             let expected = Received { interface, source, destination, ttl: 255, message: sent };
             assert_eq!(advert, expected);
             let packet = Packet { source, destination, ttl: advert.ttl, message: &advert.message };
@@ -161,15 +161,15 @@ fn advertisements_to_the_group_and_to_a_peer_arrive_whole() -> Result<()> {
 
 #[test]
 fn what_has_crossed_a_router_does_not_come_and_is_seen_by_who_looks_for_it() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
         let (source, destination) = (host(1, family), host(2, family));
-        let interface = interface(&link.a, "eth0")?;
-        let receiver = receiver(&link.b, family, 51)?;
+        let interface = interface(&pair.a, "eth0")?;
+        let receiver = receiver(&pair.b, family, 51)?;
         let send = |vrid: u8, hops: u32| -> Result<()> {
             let domain = if source.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
             let socket =
-                link.a.enter(|| Socket::new(domain, Type::RAW, Some(Protocol::from(112))))??;
+                pair.a.enter(|| Socket::new(domain, Type::RAW, Some(Protocol::from(112))))??;
             let to: SocketAddr = match destination {
                 IpAddr::V4(to) => SocketAddrV4::new(to, 0).into(),
                 IpAddr::V6(to) => SocketAddrV6::new(to, 0, 0, interface.index).into(),
@@ -205,15 +205,15 @@ fn what_has_crossed_a_router_does_not_come_and_is_seen_by_who_looks_for_it() -> 
 
 #[test]
 fn a_signed_advertisement_arrives_as_it_was_signed() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
         let (source, group) = (host(1, family), family.group());
-        let receiver = receiver(&link.b, family, 51)?;
+        let receiver = receiver(&pair.b, family, 51)?;
         let mut key = Hmac::new(1, &[7; 32], SOON);
         let mut sent = message(51, source, group);
         let len = sent.len();
         key.sign(&mut sent, Version::V3, source, SystemTime::now());
-        sender(&link.a, "eth0", source)?.send(&sent, group)?;
+        sender(&pair.a, "eth0", source)?.send(&sent, group)?;
         let advert = wait_for(&receiver)?.message;
         let trailer = advert[len..].try_into()?;
         let verified = key.verify(&advert[..len], trailer, Version::V3, source, SystemTime::now());
@@ -224,12 +224,12 @@ fn a_signed_advertisement_arrives_as_it_was_signed() -> Result<()> {
 
 #[test]
 fn other_virtual_routers_are_not_heard_and_neither_is_this_node() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
         let group = family.group();
-        let ours = sender(&link.a, "eth0", host(1, family))?;
-        let theirs = sender(&link.b, "eth0", host(2, family))?;
-        let receiver = receiver(&link.a, family, 51)?;
+        let ours = sender(&pair.a, "eth0", host(1, family))?;
+        let theirs = sender(&pair.b, "eth0", host(2, family))?;
+        let receiver = receiver(&pair.a, family, 51)?;
         // All of these come before the last one.
         ours.send(&message(51, host(1, family), group), group)?;
         theirs.send(&message(52, host(2, family), group), group)?;
@@ -271,21 +271,21 @@ fn first_frame(
 
 #[test]
 fn frames_are_network_control_and_have_the_virtual_mac_address() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for (family, mac, name) in [
         (Family::V4, "00:00:5e:00:01:33", "vrrp.51"),
         (Family::V6, "00:00:5e:00:02:33", "vrrp6.51"),
     ] {
-        link.a.ip(&format!(
+        pair.a.ip(&format!(
             "link add {name} link eth0 address {mac} type macvlan mode bridge\n\
              link set {name} addrgenmode none\n\
              link set {name} up"
         ))?;
         let (source, group) = (host(1, family), family.group());
-        let receiver = receiver(&link.a, family, 51)?;
-        let sender = sender(&link.a, name, source)?;
+        let receiver = receiver(&pair.a, family, 51)?;
+        let sender = sender(&pair.a, name, source)?;
         let frame =
-            first_frame(&link.b, family, || Ok(sender.send(&message(51, source, group), group)?))?;
+            first_frame(&pair.b, family, || Ok(sender.send(&message(51, source, group), group)?))?;
         let from: Vec<_> = frame[6..12].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(from.join(":"), mac);
         let (class, ttl) = match family {
@@ -294,7 +294,7 @@ fn frames_are_network_control_and_have_the_virtual_mac_address() -> Result<()> {
         };
         assert_eq!((class, ttl), (48 << 2, 255));
         // The interface below receives others' and not this one's.
-        let theirs = self::sender(&link.b, "eth0", host(2, family))?;
+        let theirs = self::sender(&pair.b, "eth0", host(2, family))?;
         theirs.send(&message(51, host(2, family), group), group)?;
         assert_eq!(wait_for(&receiver)?.source, host(2, family));
         assert_eq!(next(&receiver)?, None);
@@ -304,17 +304,17 @@ fn frames_are_network_control_and_have_the_virtual_mac_address() -> Result<()> {
 
 #[test]
 fn an_announcement_moves_an_address_and_is_seen_by_others_only() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
-    let announcer = link.a.enter(Announcer::open)??;
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
+    let announcer = pair.a.enter(Announcer::open)??;
     for vip in VIPS.map(ip) {
         // The holder before, in the other host's neighbour table.
-        link.b
+        pair.b
             .ip(&format!("neigh replace {vip} lladdr 02:00:00:00:00:01 dev eth0 nud reachable"))?;
-        let (ours, theirs) = (watch(&link.a, vip)?, watch(&link.b, vip)?);
-        announcer.announce(interface(&link.a, "eth0")?.index, MAC, vip, false)?;
+        let (ours, theirs) = (watch(&pair.a, vip)?, watch(&pair.b, vip)?);
+        announcer.announce(interface(&pair.a, "eth0")?.index, MAC, vip, false)?;
         assert_eq!(wait_for_claim(&theirs)?, Claim { address: vip, mac: MAC });
         wait::until_true(SOON, "the other host knows", || {
-            Ok(link.b.ip(&format!("neigh show {vip}"))?.contains("02:00:00:00:00:77"))
+            Ok(pair.b.ip(&format!("neigh show {vip}"))?.contains("02:00:00:00:00:77"))
         })?;
         assert_eq!(ours.claim()?, None);
     }
@@ -323,11 +323,11 @@ fn an_announcement_moves_an_address_and_is_seen_by_others_only() -> Result<()> {
 
 #[test]
 fn only_claims_of_the_watched_address_are_seen() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
-    let announcer = link.b.enter(Announcer::open)??;
-    let by = interface(&link.b, "eth0")?.index;
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
+    let announcer = pair.b.enter(Announcer::open)??;
+    let by = interface(&pair.b, "eth0")?.index;
     for (vip, other) in [(VIPS[0], "10.0.0.101"), (VIPS[1], "2001:db8::101")] {
-        let watch = watch(&link.a, ip(vip))?;
+        let watch = watch(&pair.a, ip(vip))?;
         announcer.announce(by, MAC, ip(other), false)?;
         announcer.announce(by, MAC, ip(vip), false)?;
         assert_eq!(wait_for_claim(&watch)?, Claim { address: ip(vip), mac: MAC });
@@ -338,29 +338,29 @@ fn only_claims_of_the_watched_address_are_seen() -> Result<()> {
 
 #[test]
 fn any_number_of_addresses_and_routers_is_listened_to() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
-    let announcer = link.b.enter(Announcer::open)??;
-    let watch = watch(&link.a, ip(VIPS[0]))?;
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
+    let announcer = pair.b.enter(Announcer::open)??;
+    let watch = watch(&pair.a, ip(VIPS[0]))?;
     for many in [2_000, 60_000_u32] {
         watch
             .set_addresses((0..many).map(|n| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + n))))?;
-        announcer.announce(interface(&link.b, "eth0")?.index, MAC, ip(VIPS[0]), false)?;
+        announcer.announce(interface(&pair.b, "eth0")?.index, MAC, ip(VIPS[0]), false)?;
         assert_eq!(wait_for_claim(&watch)?.address, ip(VIPS[0]));
     }
-    let receiver = receiver(&link.a, Family::V4, 1)?;
+    let receiver = receiver(&pair.a, Family::V4, 1)?;
     receiver.set_vrids((1..=u8::MAX).filter_map(NonZeroU8::new).map(|vrid| (vrid, 255)))?;
     let (source, group) = (host(2, Family::V4), Family::V4.group());
-    sender(&link.b, "eth0", source)?.send(&message(255, source, group), group)?;
+    sender(&pair.b, "eth0", source)?.send(&message(255, source, group), group)?;
     assert_eq!(wait_for(&receiver)?.message[1], 255);
     Ok(())
 }
 
 #[test]
 fn what_comes_while_nobody_reads_is_kept() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
-    let receiver = receiver(&link.a, Family::V4, 1)?;
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
+    let receiver = receiver(&pair.a, Family::V4, 1)?;
     let (source, group) = (host(2, Family::V4), Family::V4.group());
-    let sender = sender(&link.b, "eth0", source)?;
+    let sender = sender(&pair.b, "eth0", source)?;
     // Of a hundred routers in two seconds, ten a second.
     let message = message(1, source, group);
     for _ in 0..2_000 {
@@ -377,24 +377,24 @@ fn what_comes_while_nobody_reads_is_kept() -> Result<()> {
 
 #[test]
 fn an_interface_that_comes_back_is_another_one() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     for family in [Family::V4, Family::V6] {
         let (source, group) = (host(1, family), family.group());
-        let old = sender(&link.a, "eth0", source)?;
-        let unreachable = receiver(&link.b, family, 51)?;
-        link.a.ip("link delete eth0")?;
+        let old = sender(&pair.a, "eth0", source)?;
+        let unreachable = receiver(&pair.b, family, 51)?;
+        pair.a.ip("link delete eth0")?;
         let Err(error) = old.send(&message(51, source, group), group) else {
             bail!("sent by an interface that is gone");
         };
         let number = error.raw_os_error();
         ensure!([Some(libc::ENODEV), Some(libc::ENETUNREACH)].contains(&number), "{error}");
-        link.connect()?;
+        pair.connect()?;
         ensure!(
             old.send(&message(51, source, group), group).is_err(),
             "{family:?}: it is bound to the name"
         );
-        let receiver = receiver(&link.b, family, 51)?;
-        sender(&link.a, "eth0", source)?.send(&message(51, source, group), group)?;
+        let receiver = receiver(&pair.b, family, 51)?;
+        sender(&pair.a, "eth0", source)?.send(&message(51, source, group), group)?;
         assert_eq!(wait_for(&receiver)?.source, source);
         assert_eq!(next(&unreachable)?, None);
     }
@@ -403,13 +403,13 @@ fn an_interface_that_comes_back_is_another_one() -> Result<()> {
 
 #[test]
 fn a_source_that_was_removed_is_good_again_when_it_is_back() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
     let (source, group) = (host(1, Family::V4), Family::V4.group());
-    let sender = sender(&link.a, "eth0", source)?;
-    let receiver = receiver(&link.b, Family::V4, 51)?;
-    link.a.ip("addr del 10.0.0.1/24 dev eth0")?;
+    let sender = sender(&pair.a, "eth0", source)?;
+    let receiver = receiver(&pair.b, Family::V4, 51)?;
+    pair.a.ip("addr del 10.0.0.1/24 dev eth0")?;
     ensure!(sender.send(&message(51, source, group), group).is_err(), "sent from nowhere");
-    link.a.ip("addr add 10.0.0.1/24 dev eth0")?;
+    pair.a.ip("addr add 10.0.0.1/24 dev eth0")?;
     sender.send(&message(51, source, group), group)?;
     assert_eq!(wait_for(&receiver)?.source, source);
     Ok(())
@@ -417,10 +417,10 @@ fn a_source_that_was_removed_is_good_again_when_it_is_back() -> Result<()> {
 
 #[test]
 fn an_address_that_the_node_has_not_is_no_source() -> Result<()> {
-    let Some(link) = Link::new()? else { return Ok(()) };
-    let interface = interface(&link.a, "eth0")?;
+    let Some(pair) = HostPair::new()? else { return Ok(()) };
+    let interface = interface(&pair.a, "eth0")?;
     for source in ["10.0.0.9", "fe80::9"] {
-        let opened = link.a.enter(|| Sender::open(&interface, ip(source)))?;
+        let opened = pair.a.enter(|| Sender::open(&interface, ip(source)))?;
         assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
     }
     Ok(())

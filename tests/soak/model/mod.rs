@@ -1,7 +1,7 @@
 //! The connections that may break: a pure function of the operations, the nodes' logs, and a
 //! connection's life.
 //!
-//! The operations are the causes. The nodes' logs ([`Facts`]) only narrow down the failures that a cause
+//! The operations are the causes. The nodes' logs ([`Observations`]) only narrow down the failures that a cause
 //! may excuse, and never excuse by themselves: the host of a backend whose flows a node has moved must
 //! have been cut off ([`unfounded`]), and a node that took over must have had a reason ([`uncalled`]).
 //!
@@ -120,9 +120,9 @@ pub enum Reason {
     Raced,
 }
 
-/// The facts beside the operations.
+/// The observations beside the operations: from the nodes' logs, and of this program's own delays.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct Observations {
     /// Backends whose flows a node has moved, by its log, and until when.
     pub moved: Vec<Moved>,
     /// When a node became Active.
@@ -153,7 +153,7 @@ pub enum Answer {
     Wrong,
 }
 
-impl Facts {
+impl Observations {
     /// The longest delay in a time.
     #[must_use]
     pub fn stall(&self, from: Duration, until: Duration) -> Duration {
@@ -168,27 +168,27 @@ impl Facts {
 
 /// Why a connection that broke may have; none: it may not.
 #[must_use]
-pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
+pub fn excuse(history: &History, observations: &Observations, life: &Life) -> Option<Reason> {
     let failure = life.end.as_ref().err()?;
     if let Failure::Wrong(_) = failure {
         return None;
     }
-    let slack = facts.slack(life.opened, life.ended);
+    let slack = observations.slack(life.opened, life.ended);
     let lived = Span { from: life.opened.saturating_sub(slack), until: life.ended + slack };
     // One that has had no answer may have been on any of them.
     let hosts = life.host.map_or(0..HOSTS, |host| host..host + 1);
     let found = hosts.filter_map(|host| {
         let backend = Backend { service: life.service, host };
-        of_backend(history, facts, life, backend, lived, slack)
+        of_backend(history, observations, life, backend, lived, slack)
     });
     found.min().or_else(|| {
-        if is_unexported(history, facts, life, slack) {
+        if is_unexported(history, observations, life, slack) {
             return Some(Reason::Untold);
         }
-        if is_parted(history, facts, life, slack) {
+        if is_parted(history, observations, life, slack) {
             return Some(Reason::Parted);
         }
-        let nobody = life.answered.is_none() && nobody_there(history, facts, life);
+        let nobody = life.answered.is_none() && nobody_there(history, observations, life);
         nobody.then_some(Reason::NoBackend)
     })
 }
@@ -196,7 +196,7 @@ pub fn excuse(history: &History, facts: &Facts, life: &Life) -> Option<Reason> {
 /// The possible faults of one backend in the life of a connection to it.
 fn of_backend(
     history: &History,
-    facts: &Facts,
+    observations: &Observations,
     life: &Life,
     backend: Backend,
     lived: Span,
@@ -219,7 +219,7 @@ fn of_backend(
         }
     }
     // A node that was cut off itself may find that a host has been, too, when it is back.
-    let moved = facts.moved.iter().any(|moved| {
+    let moved = observations.moved.iter().any(|moved| {
         moved.backend == backend
             && moved.span.overlaps(lived)
             && (history.is_lost(host, moved.span.from, slack)
@@ -266,9 +266,14 @@ fn is_reset_when_new(life: &Life) -> bool {
 }
 
 /// Whether a connection began when the only node that could have known of it died.
-fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+fn is_unexported(
+    history: &History,
+    observations: &Observations,
+    life: &Life,
+    slack: Duration,
+) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
-    facts.takeovers.iter().any(|&(node, at)| {
+    observations.takeovers.iter().any(|&(node, at)| {
         if began.from > at + slack || began.until + TAKEOVER + PATIENCE < at {
             return false;
         }
@@ -282,7 +287,7 @@ fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration)
             }
             Some(_) => return false,
             // A machine that is so busy that a node was thought dead kept it from exporting, too.
-            None if facts.stall(at.saturating_sub(TAKEOVER), at) >= LATE => {
+            None if observations.stall(at.saturating_sub(TAKEOVER), at) >= LATE => {
                 Span { from: at.saturating_sub(TAKEOVER), until: at }
             }
             None => return false,
@@ -296,14 +301,15 @@ fn is_unexported(history: &History, facts: &Facts, life: &Life, slack: Duration)
 }
 
 /// Whether a connection began when both nodes were Active, and neither could send it to the other.
-fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> bool {
+fn is_parted(history: &History, observations: &Observations, life: &Life, slack: Duration) -> bool {
     let began = Span { from: life.opened, until: life.answered.unwrap_or(life.ended) };
     let early = EXPORT_LAG + slack;
     history.troubles.iter().any(|trouble| {
         let Span { from, until } = trouble.span;
         let until = until.saturating_add(slack);
         let in_time = |at: &&Duration| trouble.span.contains(**at);
-        let mut takeovers = facts.takeovers.iter().map(|(_, at)| at).filter(in_time).peekable();
+        let mut takeovers =
+            observations.takeovers.iter().map(|(_, at)| at).filter(in_time).peekable();
         if takeovers.peek().is_none() {
             return false;
         }
@@ -326,12 +332,15 @@ fn is_parted(history: &History, facts: &Facts, life: &Life, slack: Duration) -> 
 }
 
 /// Whether there was a moment in the life of a connection when no backend could be counted on.
-fn nobody_there(history: &History, facts: &Facts, life: &Life) -> bool {
+fn nobody_there(history: &History, observations: &Observations, life: &Life) -> bool {
     let step = Duration::from_millis(50);
     let mut at = life.opened;
     while at <= life.ended {
         let moved = |backend: Backend| {
-            facts.moved.iter().any(|moved| moved.backend == backend && moved.span.contains(at))
+            observations
+                .moved
+                .iter()
+                .any(|moved| moved.backend == backend && moved.span.contains(at))
         };
         let counts = |host| {
             let backend = Backend { service: life.service, host };
@@ -347,9 +356,9 @@ fn nobody_there(history: &History, facts: &Facts, life: &Life) -> bool {
 
 /// Whether a host may have answered a new connection.
 #[must_use]
-pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
+pub fn may_answer(history: &History, observations: &Observations, life: &Life) -> Answer {
     let (Some(host), Some(answered)) = (life.host, life.answered) else { return Answer::Right };
-    let slack = facts.slack(life.opened, answered);
+    let slack = observations.slack(life.opened, answered);
     let began = Span { from: life.opened.saturating_sub(slack), until: answered + slack };
     if history.takes[life.service][host].iter().any(|takes| takes.overlaps(began)) {
         return Answer::Right;
@@ -361,7 +370,7 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
     {
         return Answer::Wrong;
     }
-    if may_lack_pins(history, facts, life.opened, began, slack) {
+    if may_lack_pins(history, observations, life.opened, began, slack) {
         return Answer::BaseOwner;
     }
     Answer::Wrong
@@ -373,7 +382,7 @@ pub fn may_answer(history: &History, facts: &Facts, life: &Life) -> Answer {
 /// to import them. A change of a ring is many of them.
 fn may_lack_pins(
     history: &History,
-    facts: &Facts,
+    observations: &Observations,
     opened: Duration,
     began: Span,
     slack: Duration,
@@ -381,19 +390,19 @@ fn may_lack_pins(
     let begun = opened.saturating_sub(Duration::from_millis(100));
     let window = Span { from: began.from.saturating_sub(IMPORT_TIME), until: began.until };
     let changed = history.changes.iter().any(|change| change.overlaps(window))
-        || facts
+        || observations
             .moved
             .iter()
             .any(|moved| window.contains(moved.span.from) || window.contains(moved.span.until));
     let troubled = history.troubles.iter().any(|trouble| trouble.span.overlaps(began));
-    troubled || changed || facts.stall(begun, began.until.saturating_sub(slack)) >= LEASE
+    troubled || changed || observations.stall(begun, began.until.saturating_sub(slack)) >= LEASE
 }
 
 /// Whether a node had no reason to move the flows of a backend.
 #[must_use]
-pub fn unfounded(history: &History, facts: &Facts, moved: &Moved) -> bool {
+pub fn unfounded(history: &History, observations: &Observations, moved: &Moved) -> bool {
     let at = moved.span.from;
-    let slack = facts.slack(at, at);
+    let slack = observations.slack(at, at);
     let own_cable =
         |trouble: &Trouble| trouble.op == Op::CutNode(moved.node) && trouble.span.contains(at);
     !history.is_lost(moved.backend.host, at, slack) && !history.troubles.iter().any(own_cable)
@@ -401,7 +410,8 @@ pub fn unfounded(history: &History, facts: &Facts, moved: &Moved) -> bool {
 
 /// Whether a node had no reason to become Active.
 #[must_use]
-pub fn uncalled(history: &History, facts: &Facts, at: Duration) -> bool {
-    let slack = facts.slack(at, at);
-    history.strike(at, slack).is_none() && facts.stall(at.saturating_sub(TAKEOVER), at) < LATE
+pub fn uncalled(history: &History, observations: &Observations, at: Duration) -> bool {
+    let slack = observations.slack(at, at);
+    history.strike(at, slack).is_none()
+        && observations.stall(at.saturating_sub(TAKEOVER), at) < LATE
 }

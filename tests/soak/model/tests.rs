@@ -36,7 +36,7 @@ fn refused(opened: u32, ended: u32) -> Life {
 }
 
 fn why(ops: &[(u32, Op)], life: &Life) -> Option<Reason> {
-    excuse(&history(ops), &Facts::default(), life)
+    excuse(&history(ops), &Observations::default(), life)
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_node_that_was_away_may_move_flows_when_it_is_told() {
     let mut log = log(&[(5_000, Op::ForceDown(B))]);
     log.done[0].ended = Some(9_000 * MS);
     let life = reset(8_000, 9_500);
-    let judge = |log: &Log| excuse(&History::of(log), &Facts::default(), &life);
+    let judge = |log: &Log| excuse(&History::of(log), &Observations::default(), &life);
     assert_eq!(judge(&log), Some(Reason::Forced));
     log.done[0].ended = None;
     assert_eq!(judge(&log), Some(Reason::Forced));
@@ -115,34 +115,37 @@ fn a_drained_connection_may_break_at_the_deadline_and_not_before() {
 fn a_cut_cable_breaks_only_what_a_node_has_moved() {
     let history = history(&[(5_000, Op::Cut(1)), (9_000, Op::Mend(1))]);
     let life = reset(1_000, 11_000);
-    assert_eq!(excuse(&history, &Facts::default(), &life), None);
+    assert_eq!(excuse(&history, &Observations::default(), &life), None);
     let at = |from: u32| Moved {
         node: 0,
         backend: B,
         span: Span { from: from * MS, until: (from + 2_000) * MS },
     };
-    let facts = |from| Facts { moved: vec![at(from)], ..Facts::default() };
-    assert_eq!(excuse(&history, &facts(6_000), &life), Some(Reason::Moved));
-    assert!(!unfounded(&history, &facts(6_000), &at(6_000)));
+    let observations = |from| Observations { moved: vec![at(from)], ..Observations::default() };
+    assert_eq!(excuse(&history, &observations(6_000), &life), Some(Reason::Moved));
+    assert!(!unfounded(&history, &observations(6_000), &at(6_000)));
     // A node's word alone excuses nothing.
     let late = reset(21_000, 31_000);
-    assert_eq!(excuse(&history, &facts(30_000), &late), None);
-    assert!(unfounded(&history, &facts(30_000), &at(30_000)));
+    assert_eq!(excuse(&history, &observations(30_000), &late), None);
+    assert!(unfounded(&history, &observations(30_000), &at(30_000)));
 }
 
 #[test]
 fn the_flows_of_a_dead_nginx_stay() {
     let history = history(&[(5_000, Op::Kill(1)), (20_000, Op::Revive(1))]);
     let moved = Moved { node: 0, backend: B, span: Span::since(8_000 * MS) };
-    assert!(unfounded(&history, &Facts::default(), &moved));
+    assert!(unfounded(&history, &Observations::default(), &moved));
 }
 
 #[test]
 fn a_node_that_comes_back_may_find_a_host_cut_off_that_was_not_when_it_left() {
     let cut = |from| history(&[(from, Op::Cut(1)), (from + 6_000, Op::Mend(1))]);
     let span = Span { from: 5_000 * MS, until: 14_000 * MS };
-    let facts = Facts { moved: vec![Moved { node: 0, backend: B, span }], ..Facts::default() };
-    let why = |cut: &History, life: &Life| excuse(cut, &facts, life);
+    let observations = Observations {
+        moved: vec![Moved { node: 0, backend: B, span }],
+        ..Observations::default()
+    };
+    let why = |cut: &History, life: &Life| excuse(cut, &observations, life);
     assert_eq!(why(&cut(7_000), &reset(1_000, 13_500)), Some(Reason::Moved));
     assert_eq!(why(&cut(7_000), &reset(1_000, 6_000)), None, "before it was cut off");
     assert_eq!(why(&cut(16_000), &reset(1_000, 18_000)), None, "the node had found it by then");
@@ -195,63 +198,76 @@ fn wrong_bytes_are_never_excused() {
 
 /// A trouble of a node from the fifth second to the ninth, and a takeover by another one shortly after
 /// its begin.
-fn struck(op: Op, node: usize) -> (History, Facts) {
+fn struck(op: Op, node: usize) -> (History, Observations) {
     let span = Span { from: 5_000 * MS, until: 9_000 * MS };
     let log = Log { troubles: vec![Trouble { op, span }], ..Log::default() };
-    let facts = Facts { takeovers: vec![(node, 5_400 * MS)], ..Facts::default() };
-    (History::of(&log), facts)
+    let observations =
+        Observations { takeovers: vec![(node, 5_400 * MS)], ..Observations::default() };
+    (History::of(&log), observations)
 }
 
 #[test]
 fn a_flow_of_the_last_moment_before_a_death_may_break_and_no_older_one() {
-    let (history, facts) = struck(Op::Slay(0), 1);
-    assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), Some(Reason::Untold));
-    assert_eq!(excuse(&history, &facts, &reset(4_950, 6_000)), Some(Reason::Untold));
-    assert_eq!(excuse(&history, &facts, &reset(4_000, 6_000)), None);
-    assert_eq!(excuse(&history, &facts, &reset(5_390, 8_000)), None, "past the lease");
-    let (history, facts) = struck(Op::Slay(1), 1);
-    assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), None, "the one that died came back");
+    let (history, observations) = struck(Op::Slay(0), 1);
+    assert_eq!(excuse(&history, &observations, &reset(5_000, 6_000)), Some(Reason::Untold));
+    assert_eq!(excuse(&history, &observations, &reset(4_950, 6_000)), Some(Reason::Untold));
+    assert_eq!(excuse(&history, &observations, &reset(4_000, 6_000)), None);
+    assert_eq!(excuse(&history, &observations, &reset(5_390, 8_000)), None, "past the lease");
+    let (history, observations) = struck(Op::Slay(1), 1);
+    assert_eq!(
+        excuse(&history, &observations, &reset(5_000, 6_000)),
+        None,
+        "the one that died came back"
+    );
 }
 
 #[test]
 fn what_begins_while_both_are_active_may_break_and_nothing_older() {
-    let (history, facts) = struck(Op::Part(true, true), 1);
-    assert_eq!(excuse(&history, &facts, &reset(7_000, 8_000)), Some(Reason::Parted));
-    assert_eq!(excuse(&history, &facts, &reset(4_000, 8_000)), None);
-    assert_eq!(excuse(&history, &facts, &reset(11_000, 12_000)), None);
-    let (mut history, facts) = struck(Op::Part(true, false), 1);
+    let (history, observations) = struck(Op::Part(true, true), 1);
+    assert_eq!(excuse(&history, &observations, &reset(7_000, 8_000)), Some(Reason::Parted));
+    assert_eq!(excuse(&history, &observations, &reset(4_000, 8_000)), None);
+    assert_eq!(excuse(&history, &observations, &reset(11_000, 12_000)), None);
+    let (mut history, observations) = struck(Op::Part(true, false), 1);
     history.heals.push(8_500 * MS);
     assert_eq!(
-        excuse(&history, &facts, &reset(7_000, 8_000)),
+        excuse(&history, &observations, &reset(7_000, 8_000)),
         None,
         "each node sent its flows to the other"
     );
-    let changed = |opened| excuse(&history, &facts, &reset(opened, opened + 1_000));
+    let changed = |opened| excuse(&history, &observations, &reset(opened, opened + 1_000));
     assert_eq!(changed(5_390), Some(Reason::Parted), "clients go to the other node");
     assert_eq!(changed(8_480), Some(Reason::Parted), "and come back");
     assert_eq!(changed(10_000), None);
-    assert_eq!(excuse(&history, &Facts::default(), &reset(8_480, 9_000)), None, "one was Active");
+    assert_eq!(
+        excuse(&history, &Observations::default(), &reset(8_480, 9_000)),
+        None,
+        "one was Active"
+    );
     let (history, _) = struck(Op::Part(true, true), 1);
-    assert_eq!(excuse(&history, &Facts::default(), &reset(7_000, 8_000)), None, "one was Active");
+    assert_eq!(
+        excuse(&history, &Observations::default(), &reset(7_000, 8_000)),
+        None,
+        "one was Active"
+    );
 }
 
 #[test]
 fn a_planned_handover_breaks_nothing() {
     for op in [Op::HandOver, Op::Stop(0)] {
-        let (history, facts) = struck(op, 1);
-        assert_eq!(excuse(&history, &facts, &reset(5_000, 6_000)), None, "{op}");
+        let (history, observations) = struck(op, 1);
+        assert_eq!(excuse(&history, &observations, &reset(5_000, 6_000)), None, "{op}");
     }
 }
 
 #[test]
 fn a_takeover_takes_a_fault_or_a_busy_machine() {
-    let (history, mut facts) = struck(Op::Slay(0), 1);
-    assert!(!uncalled(&history, &facts, 5_400 * MS));
-    assert!(uncalled(&history, &facts, 30_000 * MS));
-    facts.stalls.insert(29_500 * MS, 400 * MS);
-    assert!(!uncalled(&history, &facts, 30_000 * MS));
-    facts.stalls.insert(29_500 * MS, 40 * MS);
-    assert!(uncalled(&history, &facts, 30_000 * MS));
+    let (history, mut observations) = struck(Op::Slay(0), 1);
+    assert!(!uncalled(&history, &observations, 5_400 * MS));
+    assert!(uncalled(&history, &observations, 30_000 * MS));
+    observations.stalls.insert(29_500 * MS, 400 * MS);
+    assert!(!uncalled(&history, &observations, 30_000 * MS));
+    observations.stalls.insert(29_500 * MS, 40 * MS);
+    assert!(uncalled(&history, &observations, 30_000 * MS));
 }
 
 #[test]
@@ -261,17 +277,19 @@ fn a_new_connection_goes_to_who_takes_new_flows() {
         (20_000, Op::Enable(B)),
         (30_000, Op::ForceDown(B)),
     ]);
-    let mut facts = Facts::default();
-    let answer = |facts: &Facts, opened| may_answer(&history, facts, &reset(opened, opened + 100));
-    assert_eq!(answer(&facts, 1_000), Answer::Right);
-    assert_eq!(answer(&facts, 5_100), Answer::Right, "just then");
-    assert_eq!(answer(&facts, 10_000), Answer::Wrong);
-    assert_eq!(answer(&facts, 25_000), Answer::Right);
-    assert_eq!(answer(&facts, 35_000), Answer::Wrong);
+    let mut observations = Observations::default();
+    let answer = |observations: &Observations, opened| {
+        may_answer(&history, observations, &reset(opened, opened + 100))
+    };
+    assert_eq!(answer(&observations, 1_000), Answer::Right);
+    assert_eq!(answer(&observations, 5_100), Answer::Right, "just then");
+    assert_eq!(answer(&observations, 10_000), Answer::Wrong);
+    assert_eq!(answer(&observations, 25_000), Answer::Right);
+    assert_eq!(answer(&observations, 35_000), Answer::Wrong);
     // Without a lease of pins, the base owner has to take it: one that has flows.
-    facts.stalls.extend([(9_990 * MS, 40 * MS), (34_990 * MS, 40 * MS)]);
-    assert_eq!(answer(&facts, 10_000), Answer::BaseOwner);
-    assert_eq!(answer(&facts, 35_000), Answer::Wrong);
+    observations.stalls.extend([(9_990 * MS, 40 * MS), (34_990 * MS, 40 * MS)]);
+    assert_eq!(answer(&observations, 10_000), Answer::BaseOwner);
+    assert_eq!(answer(&observations, 35_000), Answer::Wrong);
 }
 
 #[test]
@@ -279,8 +297,9 @@ fn a_backend_that_left_and_came_back_while_a_node_was_away_takes_new_flows() {
     let mut log = log(&[(5_000, Op::Drain(B, None)), (7_000, Op::Enable(B))]);
     log.done[0].ended = Some(9_000 * MS);
     log.done[1].ended = Some(9_010 * MS);
-    let answer =
-        |opened| may_answer(&History::of(&log), &Facts::default(), &reset(opened, opened + 100));
+    let answer = |opened| {
+        may_answer(&History::of(&log), &Observations::default(), &reset(opened, opened + 100))
+    };
     for opened in [1_000, 8_000, 20_000] {
         assert_eq!(answer(opened), Answer::Right, "{opened}");
     }
@@ -303,8 +322,8 @@ fn whatever_is_not_done_yet_there_is_a_judgement() {
         let mut reasons = std::collections::BTreeSet::new();
         for at in (0..300_000).step_by(500) {
             for life in [reset(at, at + 900), refused(at, at + 1_200)] {
-                reasons.insert(excuse(&history, &Facts::default(), &life));
-                let _ = may_answer(&history, &Facts::default(), &life);
+                reasons.insert(excuse(&history, &Observations::default(), &life));
+                let _ = may_answer(&history, &Observations::default(), &life);
             }
         }
         assert!(reasons.len() > 2, "{reasons:?}");

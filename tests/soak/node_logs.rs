@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 use crate::{
     clock::Clock,
-    model::{FOUND_OUT, Facts, Moved, Span},
+    model::{FOUND_OUT, Moved, Observations, Span},
     plan::{Backend, WAYS},
 };
 
@@ -87,7 +87,7 @@ impl Reader {
     /// # Errors
     ///
     /// If a log can't be read.
-    pub fn read(&mut self, facts: &mut Facts) -> Result<Vec<String>> {
+    pub fn read(&mut self, observations: &mut Observations) -> Result<Vec<String>> {
         let mut alarms = Vec::new();
         for node in 0..self.logs.len() {
             let mut file = File::open(&self.logs[node].path).context("open a node's log")?;
@@ -101,14 +101,14 @@ impl Reader {
                     break;
                 }
                 self.logs[node].offset += read as u64;
-                alarms.extend(self.take(node, &line, facts));
+                alarms.extend(self.take(node, &line, observations));
             }
         }
         Ok(alarms)
     }
 
     /// Takes a line in; returns the alarm in it.
-    fn take(&mut self, node: usize, line: &str, facts: &mut Facts) -> Option<String> {
+    fn take(&mut self, node: usize, line: &str, observations: &mut Observations) -> Option<String> {
         let alarm = || Some(format!("lb{} logs: {}", node + 1, line.trim_end()));
         let Ok(event) = serde_json::from_str::<Event>(line) else {
             return line.contains("panicked").then(alarm).flatten();
@@ -121,7 +121,7 @@ impl Reader {
             ("started", _) => {
                 // The state of a backend in the maps holds until it has answered.
                 for index in std::mem::take(moved).into_values() {
-                    facts.moved[index].span.until = at + FOUND_OUT;
+                    observations.moved[index].span.until = at + FOUND_OUT;
                 }
             }
             ("backend_down", Some(backend)) => {
@@ -130,8 +130,8 @@ impl Reader {
                     message if message.ends_with("can't be reached") => Cause::Unreachable,
                     _ => return None,
                 };
-                facts.moved.push(Moved { node, backend, span: Span::since(at) });
-                moved.insert((backend, cause), facts.moved.len() - 1);
+                observations.moved.push(Moved { node, backend, span: Span::since(at) });
+                moved.insert((backend, cause), observations.moved.len() - 1);
             }
             ("backend_up", Some(backend)) => {
                 let cause = match event.message.as_str() {
@@ -139,10 +139,10 @@ impl Reader {
                     _ => Cause::Silent,
                 };
                 if let Some(index) = moved.remove(&(backend, cause)) {
-                    facts.moved[index].span.until = at;
+                    observations.moved[index].span.until = at;
                 }
             }
-            ("vrrp_active", _) => facts.takeovers.push((node, at)),
+            ("vrrp_active", _) => observations.takeovers.push((node, at)),
             (kind, _) if ALARMS.contains(&kind) => return alarm(),
             _ => {}
         }
