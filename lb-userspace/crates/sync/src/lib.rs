@@ -189,6 +189,6 @@ pub trait Peers: Send {
     fn withdraw(&self, peer: PeerId);
     /// Answers [`Report::TakeOver`].
     fn answer(&self, peer: PeerId, answer: Result<(), String>);
-    /// How they stand.
+    /// The status of each peer.
     fn status(&self) -> Vec<PeerStatus>;
 }

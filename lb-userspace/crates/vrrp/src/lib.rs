@@ -201,6 +201,6 @@ pub enum NoticeKind {
 pub trait Vrrp: Send {
     /// Gives an order.
     fn order(&self, order: Order);
-    /// How they stand.
+    /// The status of each router.
     fn status(&self) -> Vec<RouterStatus>;
 }

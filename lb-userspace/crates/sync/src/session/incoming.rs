@@ -37,11 +37,11 @@ const ACK_PACKETS: u32 = 32;
 /// How far this node has imported a peer's history.
 #[derive(Debug)]
 enum ImportPhase {
-    /// Nothing is known.
+    /// None of it counts, and no transfer has begun.
     Nothing,
-    /// All of it is arriving.
+    /// A transfer of all of it is arriving.
     Transferring,
-    /// It has arrived, and what is new is.
+    /// The transfer has arrived, and updates arrive.
     Following,
 }
 

@@ -252,7 +252,7 @@ impl Session {
         self.peers.iter().map(|peer| peer.deadline(&self.common)).chain(waits).min()
     }
 
-    /// How the peers stand; `wall` is what the time of day is at `now`.
+    /// The status of each peer; `wall` is the time of day at `now`.
     #[must_use]
     pub fn status(&self, now: Instant, wall: SystemTime) -> Vec<PeerStatus> {
         self.peers.iter().map(|peer| peer.status(&self.common.log, now, wall)).collect()

@@ -68,13 +68,13 @@ impl Log {
 /// How far this node has exported its history to a peer.
 #[derive(Debug)]
 enum ExportPhase {
-    /// It has none, or has fallen behind; it was not requested from the daemon.
+    /// The peer has none, or has fallen behind; the records were not requested from the daemon.
     Behind,
-    /// It was requested from the daemon.
+    /// The records were requested from the daemon.
     Wanting,
-    /// It is being sent.
+    /// A transfer of all of it is being sent.
     Transferring(Box<Transfer>),
-    /// It has all that was, and gets what is new.
+    /// The peer has the transfer, and gets updates.
     Following,
 }
 

@@ -365,7 +365,7 @@ impl Runner {
         }
     }
 
-    /// Lets the daemon see how the peers stand.
+    /// Publishes the peers' status for the daemon.
     fn show(&mut self) {
         self.taken.store(self.session.taken(), Ordering::Relaxed);
         let mut status = self.session.status(Instant::now(), SystemTime::now());

@@ -7,7 +7,7 @@ use lb_api::routers::{Counters, RouterStatus};
 use super::*;
 
 impl Machine {
-    /// How they stand. Of the counters, these are counted here: received, became_active,
+    /// The status of each router. Of the counters, these are counted here: received, became_active,
     /// transitions, priority_zero_received and two_active; the rest is the driver's and 0.
     #[must_use]
     pub fn status(&self, now: Instant, wall: SystemTime) -> Vec<RouterStatus> {

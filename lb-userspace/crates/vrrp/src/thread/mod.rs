@@ -3,7 +3,7 @@
 //!
 //! It waits for nothing but its next deadline, its sockets and its orders, and has a real-time
 //! priority where that is allowed ([`super::realtime`]); what may take time is done by a helper
-//! thread. Its reports go through a channel that has always room, and how the routers stand is
+//! thread. Its reports go through a channel that has always room, and the routers' status is
 //! left where others read it, so nothing outside makes it late.
 //!
 //! ```text

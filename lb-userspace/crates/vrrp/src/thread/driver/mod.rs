@@ -445,7 +445,7 @@ impl Driver {
         let _ = self.reports.send(report);
     }
 
-    /// Lets others see how the routers stand.
+    /// Publishes the routers' status.
     fn show(&mut self, now: Instant) {
         // Not for each of many effects.
         if now < self.show_at && !(self.changed && self.effects.is_empty()) {
