@@ -26,7 +26,7 @@ const MOST_PEERS: usize = 15;
 const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(12_500_000).expect("it is not zero");
 /// Less than 1 Mbit/s can't carry the flows that are born.
 const LEAST_RATE: u64 = 125_000;
-/// Facts are sent every 100 ms: a peer is not gone because two of them are lost.
+/// The node state is sent every 100 ms: a peer is not gone because two of them are lost.
 const TIMEOUT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(60));
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
