@@ -24,19 +24,6 @@ pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
             ("tables", "steer"),
         ],
     ),
-    (
-        "lb_cli::cli",
-        &[
-            ("args", "doctor"),
-            ("args", "events"),
-            ("args", "explain"),
-            ("args", "flows"),
-            ("args", "node"),
-            ("args", "top"),
-            ("args", "vrrp"),
-            ("drain_wait", "status"),
-        ],
-    ),
     ("lb_cli::doctor", &[("first_buffer", "backend")]),
 ];
 

@@ -1,16 +1,15 @@
 //! The grammar of `lbctl`.
 
-use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::ArgValueCandidates;
-use lb_api::requests::Terms;
 use lb_model::{
     defaults,
     desired::{Mode, Protocol, Service, UdpPolicy, Weight},
     rules,
-    units::{parse_duration, unknown_word, whole_secs},
+    units::{parse_duration, whole_secs},
 };
 
 use super::{
@@ -20,11 +19,13 @@ use super::{
     complete,
     decap::DecapCommand,
     doctor::DoctorArgs,
+    drain_wait::Until,
     events::EventsArgs,
     explain::ExplainArgs,
     flows::FlowsArgs,
     log::LogCommand,
     node::NodeCommand,
+    options::{Confirm, Dry, Output, Target, number, word},
     top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
 };
@@ -42,16 +43,6 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(super) command: Command,
-}
-
-/// How to print.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
-    /// Tables.
-    #[default]
-    Text,
-    /// JSON.
-    Json,
 }
 
 /// What to do.
@@ -108,37 +99,6 @@ pub(super) enum Command {
     Decap(DecapCommand),
     /// Examine this machine: what is wrong, why it matters, and the command that mends it.
     Doctor(DoctorArgs),
-}
-
-/// For what changes something.
-#[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Dry {
-    /// Change nothing, and show what would change.
-    #[arg(long)]
-    pub(super) dry_run: bool,
-}
-
-/// For what may take a service from its clients.
-#[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Confirm {
-    /// Change nothing, and show what would change.
-    #[arg(long)]
-    dry_run: bool,
-    /// Don't ask before the last backend of a service, or more, is taken away.
-    #[arg(short, long)]
-    yes: bool,
-}
-
-impl From<Dry> for Terms {
-    fn from(Dry { dry_run }: Dry) -> Self {
-        Self { dry_run, yes: false }
-    }
-}
-
-impl From<Confirm> for Terms {
-    fn from(Confirm { dry_run, yes }: Confirm) -> Self {
-        Self { dry_run, yes }
-    }
 }
 
 /// What to do with services.
@@ -296,17 +256,6 @@ pub(super) enum BackendCommand {
     },
 }
 
-/// A backend of a service.
-#[derive(Clone, Debug, Args)]
-pub(super) struct Target {
-    /// The service's name.
-    #[arg(add = ArgValueCandidates::new(complete::services))]
-    pub(super) service: String,
-    /// The backend's address.
-    #[arg(value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
-    pub(super) address: IpAddr,
-}
-
 /// What to do with the configuration.
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -355,43 +304,6 @@ impl ServiceAdd {
         service.drain_silence = self.drain_silence.unwrap_or(service.drain_silence);
         Ok(service)
     }
-}
-
-/// Which end of a drain is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Until {
-    /// All pinned flows are closed, and no packet has come for drain_silence or longer.
-    Estimated,
-    /// No flow can be left.
-    Proven,
-}
-
-/// A number within a range, refused with the configuration's messages.
-fn number<T: TryFrom<u64> + Clone + Send + Sync + 'static>(
-    range: RangeInclusive<u64>,
-) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let number = text.parse().ok().filter(|number| range.contains(number));
-        number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| {
-            let (least, most) = (range.start(), range.end());
-            let wrong = match text.parse::<i128>() {
-                Ok(number) => format!("{number} is out of range"),
-                Err(_) => format!("`{text}` is no number"),
-            };
-            format!("{wrong}; a number from {least} to {most} is expected")
-        })
-    }
-}
-
-/// The name of an enum's variant, as in JSON.
-pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|error| {
-        // Each known name is in quotes there.
-        let error = error.to_string();
-        let known = error.split_once(", expected").map_or("", |(_, known)| known);
-        let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
-        unknown_word(text, &known)
-    })
 }
 
 #[cfg(test)]

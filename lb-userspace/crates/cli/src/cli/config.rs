@@ -6,11 +6,7 @@ use anyhow::Result;
 use hyper::{Method, body::Bytes};
 use lb_api::paths;
 
-use super::{
-    Printer,
-    args::{ConfigCommand, Dry},
-    done_text,
-};
+use super::{Printer, args::ConfigCommand, done_text, options::Dry};
 use lb_api::client::Client;
 use lb_api::requests::{ConfigDiff, Reloaded, Saved, Shown};
 use lb_config::{Config, Error, host};

@@ -17,7 +17,7 @@ use lb_model::{
     units::counted,
 };
 
-use super::{Printer, args::word};
+use super::{Printer, options::word};
 use crate::doctor::{
     self, Finding, Grade, Report,
     backend::{self, Question},

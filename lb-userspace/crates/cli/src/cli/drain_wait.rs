@@ -7,8 +7,9 @@ use std::{
 };
 
 use anyhow::Result;
+use clap::ValueEnum;
 
-use super::{Target, args::Until, patience::Patient, progress::on_one_line, status::silence};
+use super::{options::Target, patience::Patient, progress::on_one_line};
 use lb_api::client::{self, Client};
 use lb_api::status::Backend;
 use lb_model::{
@@ -22,6 +23,21 @@ const POLL: Duration = Duration::from_millis(500);
 /// This node does not know a backend's remaining flows.
 pub(super) const UNSYNCED: &str =
     "unknown: only the Active sees the traffic, and does not send its flows to this node";
+
+/// Which end of a drain is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Until {
+    /// All pinned flows are closed, and no packet has come for drain_silence or longer.
+    Estimated,
+    /// No flow can be left.
+    Proven,
+}
+
+/// For how long flows of a backend have no packet when its drain is over by estimate.
+pub(super) fn silence(backend: &Backend) -> String {
+    let secs = backend.drain.map_or(0, |drain| drain.silence_secs);
+    format_duration(Duration::from_secs(secs))
+}
 
 /// Waits; 0 when no flow is left, 1 after `timeout`, if it does not drain any more, or if this node
 /// does not know.

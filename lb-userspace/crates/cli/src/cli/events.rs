@@ -11,7 +11,7 @@ use clap::Args;
 use clap_complete::ArgValueCandidates;
 use lb_api::paths;
 
-use super::{args::Output, args::word, complete, patience::Patient};
+use super::{complete, options::Output, options::word, patience::Patient};
 use lb_api::client::{Client, Error};
 use lb_api::event::{Event, KEPT, Kind, Page};
 use lb_api::requests::Line;

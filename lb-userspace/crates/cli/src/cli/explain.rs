@@ -33,7 +33,7 @@ const BATCH_BYTES: usize = 256 * 1024;
 #[derive(Debug, Args)]
 pub(super) struct ExplainArgs {
     /// tcp or udp.
-    #[arg(value_parser = super::args::word::<Protocol>, required_unless_present = "pcap", requires = "destination")]
+    #[arg(value_parser = super::options::word::<Protocol>, required_unless_present = "pcap", requires = "destination")]
     protocol: Option<Protocol>,
     #[allow(rustdoc::broken_intra_doc_links, reason = "an address, and the words of --help")]
     /// The client, as 198.51.100.7:4242 or [2001:db8::7]:4242; without a port, one is chosen.

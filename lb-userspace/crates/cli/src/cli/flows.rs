@@ -13,7 +13,7 @@ use lb_api::{client::Client, paths};
 use lb_inspect::flows::{Flow, Found, Kind, LIMIT, Line, MOST};
 use lb_model::{prefix::Prefix, rules, units::format_duration};
 
-use super::{Misuse, Printer, args::Output, complete, table::Table};
+use super::{Misuse, Printer, complete, options::Output, table::Table};
 
 /// Which flows, and how.
 #[derive(Debug, Args)]

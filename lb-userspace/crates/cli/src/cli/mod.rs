@@ -18,6 +18,7 @@ mod health;
 mod lbd;
 mod log;
 mod node;
+mod options;
 mod patience;
 mod plan;
 mod progress;
@@ -49,15 +50,10 @@ use lb_model::{
 };
 use serde::Serialize;
 
-use self::args::{BackendCommand, Command, ConfigCommand, Output, ServiceCommand, Target};
+use self::args::{BackendCommand, Command, ConfigCommand, ServiceCommand};
 use self::change::Changer;
+use self::options::{Output, Target};
 pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
-
-impl Target {
-    fn path(&self) -> String {
-        paths::backend(&self.service, self.address)
-    }
-}
 
 impl Cli {
     /// Does it; prints errors.

@@ -13,9 +13,9 @@ use hyper::Method;
 use lb_api::paths;
 
 use super::{
-    args::Dry,
     change::Changer,
     drain_wait::{Progress, Pulse},
+    options::Dry,
     patience::Patient,
 };
 use lb_api::client::Client;

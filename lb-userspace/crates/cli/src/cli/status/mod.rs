@@ -240,12 +240,6 @@ pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> Stri
     table.render()
 }
 
-/// For how long flows of a backend have no packet when its drain is over by estimate.
-pub(super) fn silence(backend: &Backend) -> String {
-    let secs = backend.drain.map_or(0, |drain| drain.silence_secs);
-    format_duration(Duration::from_secs(secs))
-}
-
 /// A backend's state, and the notes on it.
 pub(super) fn state(backend: &Backend) -> String {
     let left = |deadline: Option<SystemTime>| {
@@ -264,7 +258,8 @@ pub(super) fn state(backend: &Backend) -> String {
     let left = left.filter(|_| drained.is_none());
     let why = backend.why();
     let drained = drained.map(String::from).filter(|drained| why.as_ref() != Some(drained));
-    let silent = backend.is_estimated_over().then(|| format!("silent for {}", silence(backend)));
+    let silent =
+        backend.is_estimated_over().then(|| format!("silent for {}", drain_wait::silence(backend)));
     let closing = backend.drains() && backend.pins_closing > 0;
     let closing = closing.then(|| {
         let plural = if backend.pins_closing == 1 { "" } else { "s" };

@@ -17,7 +17,7 @@ use super::{
     rates::{Of, Rate},
     rows::{self, Column, Row},
 };
-use crate::cli::{args::Output, patience::Patient, table::Table};
+use crate::cli::{options::Output, patience::Patient, table::Table};
 use lb_api::client::Client;
 use lb_api::status::Status;
 use lb_model::units::rfc3339;

@@ -23,7 +23,7 @@ use std::{
 use anyhow::Result;
 use clap::Args;
 
-use super::{Misuse, args::Output};
+use super::{Misuse, options::Output};
 use lb_api::client::Client;
 use lb_model::units::parse_duration;
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use lb_api::paths;
 
-use super::{Misuse, args::Confirm, change::Changer, table::Table};
+use super::{Misuse, change::Changer, options::Confirm, table::Table};
 use lb_api::requests::Failover;
 use lb_api::routers::RouterStatus;
 use lb_api::status::{Pair, Peer, Status};
