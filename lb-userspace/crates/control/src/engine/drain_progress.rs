@@ -30,11 +30,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_api::status::{Drain, Unseen};
-use lb_common::abi::FlowValue;
 use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Admin, Service, ServiceKey},
-    flow::is_closed,
     ring,
     time::Now,
 };
@@ -45,31 +43,6 @@ use super::{
     walk::Walk,
     wanted::Wanted,
 };
-
-/// The live flows of one backend in all tables, as a walk has met them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
-    /// All of them.
-    pub(super) flows: u64,
-    /// Those that are closed.
-    pub(super) closing: u64,
-    /// Second of the last packet of any.
-    last_packet: Option<u32>,
-    /// Second in which the last of all ends if none sends any more.
-    ends: u32,
-}
-
-impl Tally {
-    /// Counts a flow whose last packet came at `seen` and that may be idle for `kept` seconds.
-    pub(super) fn count(&mut self, value: FlowValue, seen: u32, kept: u32, now: Now) {
-        self.flows += 1;
-        self.last_packet = self.last_packet.max(Some(seen));
-        self.ends = self.ends.max(seen.saturating_add(kept).saturating_add(1));
-        if is_closed(value, now.mono_secs().saturating_sub(seen)) {
-            self.closing += 1;
-        }
-    }
-}
 
 /// The silences that flows without a pin have broken, as far as the sweeps of a ring have met them.
 ///

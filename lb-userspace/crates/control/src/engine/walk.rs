@@ -7,12 +7,11 @@ use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, stamp, udp_policy};
 use lb_datapath::DataPlane;
 use lb_model::{
-    flow::{FlowRef, FlowTable, idle_secs, is_embryonic, kept_secs, slot_of_flow},
+    flow::{FlowRef, FlowTable, idle_secs, is_closed, is_embryonic, kept_secs, slot_of_flow},
     time::Now,
 };
 
 use super::{
-    drain_progress::Tally,
     history::{History, Role, off_ring},
     maps::Maps,
 };
@@ -24,6 +23,31 @@ const REST_SECS: u32 = 2;
 pub(super) const FULL_LOOK_SECS: u32 = 64;
 /// Flows that are kept fresh in a second at most: some tens of milliseconds.
 const REFRESHED: usize = 16_384;
+
+/// The live flows of one backend in all tables, as a walk has met them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// All of them.
+    pub(super) flows: u64,
+    /// Those that are closed.
+    pub(super) closing: u64,
+    /// Second of the last packet of any.
+    pub(super) last_packet: Option<u32>,
+    /// Second in which the last of all ends if none sends any more.
+    pub(super) ends: u32,
+}
+
+impl Tally {
+    /// Counts a flow whose last packet came at `seen` and that may be idle for `kept` seconds.
+    fn count(&mut self, value: FlowValue, seen: u32, kept: u32, now: Now) {
+        self.flows += 1;
+        self.last_packet = self.last_packet.max(Some(seen));
+        self.ends = self.ends.max(seen.saturating_add(kept).saturating_add(1));
+        if is_closed(value, now.mono_secs().saturating_sub(seen)) {
+            self.closing += 1;
+        }
+    }
+}
 
 /// The results of the last walk through the flow tables.
 #[derive(Debug, Default)]
