@@ -12,8 +12,8 @@
 
 use crate::{
     abi::{PeerKey, Service, service_flags},
+    choice::{Choice, Kind},
     packet::{Packet, ethernet::Ethernet},
-    steer::{Choice, Kind},
     tables::Tables,
     verdict::events,
 };

@@ -10,6 +10,7 @@ use zerocopy::network_endian::U16;
 
 use crate::{
     abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
+    choice::{Choice, Found, Kind, Query},
     deliver,
     fragment::{later_fragment_v4, later_fragment_v6, remember_v4, remember_v6, told},
     gso::Wire,
@@ -24,7 +25,7 @@ use crate::{
         udp::{self, Udp},
     },
     quoted::{quoted_v4, quoted_v6},
-    steer::{self, Choice, Found, Kind, Query},
+    steer,
     tables::Tables,
     verdict::{Drop, Forward, Pass, Reply, ReplyKind, Verdict, events},
 };

@@ -2,8 +2,8 @@
 
 use crate::{
     abi::{Fragment, FragmentKey, VipKey, mapped},
+    choice::{Choice, Found},
     packet::{Packet, ipv4::Ipv4, ipv6::Ipv6},
-    steer::{Choice, Found},
     tables::Tables,
     verdict::{Drop, Pass},
 };

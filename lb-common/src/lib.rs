@@ -10,6 +10,7 @@
 
 pub mod abi;
 pub mod capture;
+pub mod choice;
 pub mod decap;
 pub mod deliver;
 pub mod forward;
@@ -18,7 +19,11 @@ pub mod gso;
 pub mod hash;
 pub mod icmp_error;
 pub mod packet;
+mod pinning;
 pub mod plain;
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
+mod pod;
 pub mod quoted;
 pub mod rewrite;
 pub mod second_choice;

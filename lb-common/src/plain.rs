@@ -36,11 +36,12 @@ use zerocopy::{
 
 use crate::{
     abi::ServiceKeyV4,
+    choice::Kind,
     deliver,
     forward::{Envelope, forward, is_own},
     hash::{entropy_of, flow_hash_v4},
     packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
-    steer::{Kind, by_slot_v4},
+    steer::by_slot_v4,
     tables::Tables,
     verdict::{Pass, Verdict},
 };

@@ -2,6 +2,7 @@
 
 use crate::{
     abi::{ServiceKeyV4, ServiceKeyV6, mapped},
+    choice::{Found, Kind, Query},
     deliver,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
     packet::{
@@ -10,7 +11,7 @@ use crate::{
         ipv4::{self, Ipv4},
         ipv6::{self, Fragmentation, Ipv6},
     },
-    steer::{self, Found, Kind, Query},
+    steer,
     tables::Tables,
     verdict::Pass,
 };

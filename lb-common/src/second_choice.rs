@@ -41,8 +41,9 @@ use core::hint::black_box;
 
 use crate::{
     abi::{FlowValue, SYN_MARKS, Service, Slot, backend_flags, flow_flags, service_flags, stamp},
+    choice::{Choice, Query},
     hash::{GOLDEN, slot_of},
-    steer::{Choice, Query, affords_pin, may_change_pins},
+    pinning::{affords_pin, may_change_pins},
     tables::Tables,
     verdict::events,
 };

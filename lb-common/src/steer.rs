@@ -57,163 +57,22 @@
 //! opened, regardless of the ring by then. If its backend has become soft down, and the client's packets still have
 //! the connection id that the client chose, no server has answered, and the packet counts as the first one again.
 
-use zerocopy::network_endian::U16;
-
 use crate::{
     abi::{
         ConnectionKey, FlowKey, FlowValue, Handshake, Owners, Service, Slot, backend_flags,
-        flow_flags, mapped, proto, service_flags, stamp, udp_policy,
+        flow_flags, mapped, proto, stamp, udp_policy,
     },
+    choice::{Choice, Kind, Query, kind},
     hash::{flow_hash_v4, slot_of},
     packet::{
         MAX_OFFSET, Packet,
         quic::{self, Datagram},
     },
+    pinning::{REFUSES, flags_of_backend, is_usable, may_pin, takes_token},
     second_choice,
     tables::Tables,
-    token_bucket::take,
-    verdict::{Drop, Pass, events},
+    verdict::events,
 };
-
-/// A backend, by id, and what is to be counted for the choice. Id 0 means that there is none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Choice {
-    /// The backend's id.
-    pub id: u16,
-    /// Bits of [`events`], which are below 2^8.
-    pub events: u32,
-}
-
-impl Choice {
-    const NONE: Self = Self { id: 0, events: 0 };
-
-    /// That backend, with nothing else to count.
-    #[inline(always)]
-    pub const fn of(id: u16) -> Self {
-        Self { id, events: 0 }
-    }
-
-    /// As one word of 24 bits, which is what a function that isn't inlined can return in the
-    /// kernel.
-    #[inline(always)]
-    pub const fn to_word(self) -> u64 {
-        self.id as u64 | (self.events as u64) << 16
-    }
-
-    /// The inverse of [`Self::to_word`].
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self { id: word as u16, events: (word >> 16 & 0xff) as u32 }
-    }
-}
-
-/// What the functions that aren't inlined find out, as one word: a choice, and the entropy that
-/// goes with it; or why there is none.
-#[derive(Clone, Copy)]
-pub enum Found {
-    /// A choice, and the bits of the flow's hash that vary the outer source of a tunnel.
-    Choice(Choice, u32),
-    /// The packet is not the balancer's.
-    Pass(Pass),
-    /// The packet can't be sent on.
-    Drop(Drop),
-}
-
-impl Found {
-    const PASS: u64 = 1 << 62;
-    const DROP: u64 = 1 << 63;
-
-    /// As one word.
-    #[inline(always)]
-    pub const fn to_word(self) -> u64 {
-        match self {
-            Self::Choice(choice, entropy) => choice.to_word() | (entropy as u64) << 24,
-            Self::Pass(reason) => reason.index() as u64 | Self::PASS,
-            Self::Drop(reason) => reason.index() as u64 | Self::DROP,
-        }
-    }
-
-    /// The inverse of [`Self::to_word`].
-    #[inline(always)]
-    pub fn from_word(word: u64) -> Self {
-        if word & Self::PASS != 0 {
-            return Self::Pass(Pass::from_index(word as u32).unwrap_or(Pass::NotAService));
-        }
-        if word & Self::DROP != 0 {
-            return Self::Drop(Drop::from_index(word as u32).unwrap_or(Drop::NoBackend));
-        }
-        Self::Choice(Choice::from_word(word), (word >> 24) as u32)
-    }
-}
-
-/// What a packet means for its flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Opens it: a SYN.
-    Opens {
-        /// The initial sequence number, in any byte order.
-        sequence: u32,
-    },
-    /// Belongs to it.
-    Continues,
-    /// Belongs to it and only acknowledges: an ACK without data.
-    Acknowledges,
-    /// Belongs to it and ends the client's side: FIN or RST.
-    Closes,
-}
-
-impl Kind {
-    /// As one of [`kind`].
-    #[inline(always)]
-    const fn number(self) -> u32 {
-        match self {
-            Self::Opens { .. } => kind::OPENS,
-            Self::Continues | Self::Acknowledges => kind::CONTINUES,
-            Self::Closes => kind::CLOSES,
-        }
-    }
-
-    /// The sequence number, if it opens a flow.
-    #[inline(always)]
-    const fn sequence(self) -> Option<u32> {
-        match self {
-            Self::Opens { sequence } => Some(sequence),
-            _ => None,
-        }
-    }
-}
-
-/// What [`in_flux`] takes.
-mod kind {
-    pub(super) const OPENS: u32 = 0;
-    pub(super) const CONTINUES: u32 = 1;
-    pub(super) const CLOSES: u32 = 2;
-    /// An ICMP error about the flow: it finds the backend and changes nothing.
-    pub(super) const CONCERNS: u32 = 3;
-    /// Another packet of a QUIC handshake whose server was not seen to answer.
-    pub(super) const REPEATS: u32 = 4;
-    /// Another packet of a QUIC handshake whose server has answered.
-    pub(super) const PROCEEDS: u32 = 5;
-}
-
-/// A flow of a service, as the functions that aren't inlined take it.
-pub struct Query<'a> {
-    /// The service.
-    pub service: &'a Service,
-    /// The flow's key.
-    pub key: FlowKey,
-    /// The flow's hash.
-    pub hash: u64,
-}
-
-impl<'a> Query<'a> {
-    /// The flow of a client's address (IPv4-mapped, or IPv6) and port.
-    #[inline(always)]
-    pub fn new(service: &'a Service, source: [u8; 16], port: [u8; 2], hash: u64) -> Self {
-        let key = FlowKey { source, port: U16::from_bytes(port), service: service.id };
-        Self { service, key, hash }
-    }
-}
 
 /// TCP: the slot rule. `query` is called only where the slot has history, and for a SYN that is sent
 /// again.
@@ -442,70 +301,8 @@ const fn flags_of(what: u32) -> u16 {
     }
 }
 
-#[inline(always)]
-fn flags_of_backend<T: Tables + ?Sized>(tables: &T, id: u16) -> u8 {
-    match tables.backend(id) {
-        Some(backend) => backend.flags,
-        None => 0,
-    }
-}
-
-#[inline(always)]
-fn is_usable<T: Tables + ?Sized>(tables: &T, id: u16) -> bool {
-    flags_of_backend(tables, id) & backend_flags::USABLE != 0
-}
-
-/// A backend that can be sent to, and takes no new flow.
-const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
-
 /// A new flow that nothing takes: its client sends the SYN again.
 const UNPINNABLE: Choice = Choice { id: 0, events: events::UNPINNABLE };
-
-/// Whether a new flow may be given a pin, or the pin of an older one, if it goes to a backend with
-/// these flags otherwise. A backend that is soft down would refuse the flow on every node, so a peer need
-/// not know of the pin in time: if this node dies before the peer has it, the peer sends the flow to the
-/// backend that refuses it, as this node would have without a pin. While pins are held, none is made: a
-/// peer is about to take over, and gets the client's next SYN.
-#[inline(always)]
-fn may_pin<T: Tables + ?Sized>(tables: &T, service: &Service, holder: u8) -> bool {
-    service.flags & service_flags::PINS_HELD == 0
-        && (holder & REFUSES == REFUSES || is_leased(tables))
-}
-
-/// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
-/// ceased to renew its lease: then no daemon would export them to a peer, which must find each flow
-/// when it takes over.
-#[inline(always)]
-pub fn may_change_pins<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
-    service.flags & service_flags::PINS_HELD == 0 && is_leased(tables)
-}
-
-#[inline(always)]
-fn is_leased<T: Tables + ?Sized>(tables: &T) -> bool {
-    let until = tables.pin_lease();
-    until == 0 || tables.now_nanos() <= until
-}
-
-/// Whether another flow of a service may be pinned; takes a token of its budget if so.
-#[inline(always)]
-pub fn affords_pin<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
-    may_change_pins(tables, service) && takes_token(tables, service)
-}
-
-/// Whether there was a token left in a service's budget of pins on this CPU.
-#[inline(always)]
-fn takes_token<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
-    match tables.syn_budget(service.id) {
-        Some(budget) => {
-            let share = match budget.share.load() {
-                0 => service.syn_budget,
-                share => share,
-            };
-            take(&budget, share, share, tables.now_nanos())
-        }
-        None => false,
-    }
-}
 
 /// UDP whose every packet stands alone.
 #[inline(always)]

@@ -7,9 +7,7 @@ use crate::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
         Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
     },
-    second_choice,
     shared::{SharedU32, SharedU64},
-    steer,
 };
 
 /// The maps, or a model of them.
@@ -69,20 +67,14 @@ pub trait Tables {
     fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>>;
     /// Whether a backend seems to answer this CPU's clients.
     fn unanswered(&self, id: u16) -> Unanswered;
-    /// [`steer::in_flux`] over these tables.
+    /// `steer::in_flux` over these tables.
     ///
     /// Here for the kernel, where it is a global function (Linux 5.6): the verifier walks such a one once, by itself,
     /// and all others once for each state in which they are called.
-    #[inline(always)]
-    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
-        steer::in_flux(self, service, key, slot, what as u32)
-    }
-    /// [`second_choice::search`] over these tables, likewise: of a service's id and slots, a flow's hash, the backend
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64;
+    /// `second_choice::search` over these tables, likewise: of a service's id and slots, a flow's hash, the backend
     /// that is silent, and the time.
-    #[inline(always)]
-    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
-        second_choice::search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
-    }
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64;
     /// Nanoseconds of CLOCK_MONOTONIC, coarse.
     fn now_nanos(&self) -> u64;
     /// Seconds of the same clock.

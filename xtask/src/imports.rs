@@ -14,18 +14,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The imports that close a cycle and are there still. None is added; one that is gone goes from the list.
-pub const KNOWN: &[(&str, &[(&str, &str)])] = &[
-    (
-        "lb_common",
-        &[
-            ("abi", "service_index"),
-            ("second_choice", "steer"),
-            ("tables", "second_choice"),
-            ("tables", "steer"),
-        ],
-    ),
-    ("lb_cli::doctor", &[("first_buffer", "backend")]),
-];
+pub const KNOWN: &[(&str, &[(&str, &str)])] = &[("lb_cli::doctor", &[("first_buffer", "backend")])];
 
 /// The packages that are checked, of a workspace.
 ///

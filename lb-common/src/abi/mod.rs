@@ -559,35 +559,3 @@ const _: () = {
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);
 };
-
-/// The one place that marks these types as plain bytes for aya.
-#[cfg(feature = "user")]
-#[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
-mod pod {
-    macro_rules! pod {
-        ($($t:ty),+ $(,)?) => {$(
-            const _: () = {
-                const fn is_plain<T: zerocopy::FromBytes + zerocopy::IntoBytes + Copy>() {}
-                is_plain::<$t>();
-            };
-            // SAFETY: FromBytes, IntoBytes and Copy hold: any bytes are a valid value, none is padding.
-            unsafe impl aya::Pod for $t {}
-        )+};
-    }
-    pod!(
-        super::ServiceKeyV4,
-        super::ServiceKeyV6,
-        super::Service,
-        super::Backend,
-        super::FlowKey,
-        super::FlowValue,
-        super::FragmentKey,
-        super::Fragment,
-        super::ConnectionKey,
-        super::VipKey,
-        super::OwnMac,
-        super::PeerKey,
-        crate::service_index::Entry,
-        crate::tx_errors::Key,
-    );
-}

@@ -17,7 +17,9 @@ use lb_common::{
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     packet::number,
     plain,
+    second_choice::search,
     shared::{SharedU32, SharedU64},
+    steer::in_flux,
     tables::Tables,
     verdict::{Forward, Verdict, events},
 };
@@ -373,6 +375,14 @@ impl Tables for Model {
     fn unanswered(&self, id: u16) -> Unanswered {
         let counter = self.counters.get(usize::from(id));
         Unanswered(counter.map_or(0, |counter| counter.unanswered.load()))
+    }
+
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        in_flux(self, service, key, slot, what as u32)
+    }
+
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
     }
 
     fn now_nanos(&self) -> u64 {

@@ -17,7 +17,9 @@ use lb_common::{
     forward::decide,
     packet::{Packet, ipv4, ipv6, number},
     rewrite,
+    second_choice::search,
     shared::{SharedU32, SharedU64},
+    steer::in_flux,
     tables::Tables,
     verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
 };
@@ -378,6 +380,14 @@ impl Tables for Model {
 
     fn unanswered(&self, id: u16) -> Unanswered {
         Unanswered(self.counts.get(&id).map_or(0, |count| count[5]))
+    }
+
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        in_flux(self, service, key, slot, what as u32)
+    }
+
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
     }
 
     fn now_nanos(&self) -> u64 {

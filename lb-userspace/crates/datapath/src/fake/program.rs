@@ -17,7 +17,9 @@ use lb_common::{
         OwnMac, PIN_NOTES, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
         Unanswered, VipKey,
     },
+    second_choice::search,
     shared::{SharedU32, SharedU64},
+    steer::in_flux,
     tables::Tables,
 };
 
@@ -209,6 +211,14 @@ impl Tables for Fake {
 
     fn unanswered(&self, id: u16) -> Unanswered {
         self.program.unanswered.borrow().get(&id).copied().unwrap_or_default()
+    }
+
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        in_flux(self, service, key, slot, what as u32)
+    }
+
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
     }
 
     fn now_nanos(&self) -> u64 {

@@ -17,7 +17,9 @@ use lb_common::{
         Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
         Unanswered, VipKey,
     },
+    second_choice::search,
     shared::{SharedU32, SharedU64},
+    steer::in_flux,
     tables::Tables,
     verdict::{Verdict, events},
 };
@@ -507,6 +509,14 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         let word = Unanswered(self.counter(id).unanswered.load());
         self.note(Note::Unanswered(id, word));
         word
+    }
+
+    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
+        in_flux(self, service, key, slot, what as u32)
+    }
+
+    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
+        search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
     }
 
     fn now_nanos(&self) -> u64 {
