@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use lb_config::{
     Config,
-    fold::{Writable, fold},
+    write_back::{Writable, write_back},
 };
 use lb_model::{
     desired::{Desired, Service},
@@ -32,7 +32,7 @@ fn accepted(text: &str, config: &Config) {
     let _ = config.summary();
     let desired = &config.desired;
     assert_eq!(
-        fold(text, desired).expect("the file has them already"),
+        write_back(text, desired).expect("the file has them already"),
         text,
         "nothing was to be changed"
     );
@@ -49,11 +49,12 @@ fn accepted(text: &str, config: &Config) {
         "these were read from a file, so a file can hold them"
     );
     assert_eq!(writable.desired, *desired);
-    let written = fold(&skeleton(&config.limits), desired).expect("the services can be written");
+    let written =
+        write_back(&skeleton(&config.limits), desired).expect("the services can be written");
     let again = Config::parse(&written).expect("what was written is read");
     assert_eq!(again.desired, config.desired);
     // Tables may be laid out so that nothing can be cut out of them; that is an error, then.
-    if let Ok(empty) = fold(text, &nothing) {
+    if let Ok(empty) = write_back(text, &nothing) {
         let config = Config::parse(&empty).expect("what was written is read");
         assert!(config.desired.services.is_empty());
     }

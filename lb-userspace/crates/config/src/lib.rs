@@ -3,7 +3,7 @@
 //! The file is walked by hand over its spanned tree, since a serde type would stop at the first
 //! mistake and know no line for mistakes between two values.
 //!
-//! [`fold`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`]
+//! [`write_back`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`]
 //! prints the configuration in force as a file. [`seed`] is the secret that rings are keyed with, in a file of its own.
 //!
 //! It knows the desired state and the settings of every part, and nothing of the running daemon.
@@ -11,7 +11,6 @@
 mod address;
 mod check;
 mod clash;
-pub mod fold;
 mod group;
 pub mod host;
 pub mod http;
@@ -28,6 +27,7 @@ mod sync;
 mod track;
 mod tree;
 pub mod unit;
+pub mod write_back;
 
 use std::{
     collections::BTreeSet,

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 
-use super::fold::{Writable, fold};
+use super::write_back::{Writable, write_back};
 
 /// Keys that stay as at the start of `lbd` until it starts again, by all their names.
 const OF_THE_START: [&str; 14] = [
@@ -34,8 +34,8 @@ const HIDDEN: &str = "(hidden)";
 ///
 /// One of the texts is no configuration any more, as when a file is gone that it names.
 pub fn show(text: &str, at_start: &str, in_force: &Writable) -> Result<String> {
-    let folded = fold(text, &in_force.desired)?;
-    let mut shown: DocumentMut = folded.parse().context("read the configuration")?;
+    let written = write_back(text, &in_force.desired)?;
+    let mut shown: DocumentMut = written.parse().context("read the configuration")?;
     if text != at_start {
         let started: DocumentMut =
             at_start.parse().context("read the configuration of the start")?;

@@ -5,9 +5,9 @@ use std::{fs, path::Path};
 use lb_api::requests::{ConfigDiff, Done, Pending, Saved, Shown};
 use lb_config::{
     Config,
-    fold::{Writable, fold},
     save::replace,
     show::show,
+    write_back::{Writable, write_back},
 };
 use lb_datapath::DataPlane;
 use lb_model::{
@@ -73,7 +73,7 @@ impl<D: DataPlane> Daemon<D> {
                 .and_then(|(text, on_disk)| daemon.unless_edited(&on_disk).map(|()| text))
             {
                 Err(refusal) => drop(reply.send(Err(refusal))),
-                Ok(text) => daemon.fold_config(text, dry_run, reply),
+                Ok(text) => daemon.write_config_back(text, dry_run, reply),
             },
         );
     }
@@ -92,8 +92,8 @@ impl<D: DataPlane> Daemon<D> {
             .hint("run 'lbctl config reload' first; 'lbctl config diff' shows what it does"))
     }
 
-    /// Has the state in force folded into the file's text, and written unless this is a dry run.
-    fn fold_config(&mut self, text: String, dry_run: bool, reply: Reply<Saved>) {
+    /// Writes the state in force back into the file's text, and that into the file unless this is a dry run.
+    fn write_config_back(&mut self, text: String, dry_run: bool, reply: Reply<Saved>) {
         let writable = Writable::of(&self.store.config().desired, self.store.desired());
         let differences = diff(&self.store.config().desired, &writable.desired);
         let file = self.store.file().to_owned();
@@ -135,7 +135,7 @@ impl<D: DataPlane> Daemon<D> {
         notes.extend(written.doubt);
         let mut kept = None;
         if !dry_run {
-            self.store.set_saved(written.folded, writable.desired);
+            self.store.set_saved(written.text, writable.desired);
             kept = Some(self.keep());
             tracing::info!(?notes, "{message}");
         }
@@ -147,7 +147,7 @@ impl<D: DataPlane> Daemon<D> {
 /// The outcome of a save.
 struct Written {
     /// The text with the state in force.
-    folded: String,
+    text: String,
     /// How it differs from the file's.
     diff: String,
     /// A warning for the answer.
@@ -170,19 +170,19 @@ fn read(file: &Path) -> Result<(String, Config), Refusal> {
     Ok((text, config))
 }
 
-/// Folds `writable` into the file's text, and writes that unless this is a dry run.
+/// Writes `writable` back into the file's text, and that into the file unless this is a dry run.
 fn write(file: &Path, text: &str, writable: &Writable, dry_run: bool) -> Result<Written, Refusal> {
-    let folded = fold(text, &writable.desired).map_err(|error| failed(&error))?;
+    let new = write_back(text, &writable.desired).map_err(|error| failed(&error))?;
     let name = file.display().to_string();
-    let diff = similar::TextDiff::from_lines(text, &folded);
+    let diff = similar::TextDiff::from_lines(text, &new);
     let diff = diff.unified_diff().header(&name, &name).to_string();
     let mut doubt = None;
-    if !dry_run && folded != text {
-        doubt = replace(file, text, &folded).map_err(|error| {
+    if !dry_run && new != text {
+        doubt = replace(file, text, &new).map_err(|error| {
             failed(&error).hint(
                 "nothing was changed; 'lbctl config save --dry-run' shows what to write by hand",
             )
         })?;
     }
-    Ok(Written { folded, diff, doubt })
+    Ok(Written { text: new, diff, doubt })
 }
