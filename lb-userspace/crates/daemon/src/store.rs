@@ -133,7 +133,7 @@ impl Store {
         let runtime = state.overrides.apply(&state.configured);
         let configured = &self.config.desired;
         let mut merged = merge(&state.configured, configured, &runtime, wall, &self.config.unsaid);
-        if let Err(violation) = merged.fit(configured, &self.limits) {
+        if let Err(violation) = merged.enforce_rules(configured, &self.limits) {
             let to = state_file::set_aside(path)?;
             let message = format!(
                 "the state file {} does not go with the configuration, and is {} from here on: \

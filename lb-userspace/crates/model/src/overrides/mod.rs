@@ -3,7 +3,7 @@
 //! The desired state is the configuration with the overrides over it, so a change that is taken back
 //! leaves no trace. [`merge()`] applies them when the configuration changes.
 
-mod fit;
+mod enforce_rules;
 mod merge;
 
 use std::{collections::BTreeMap, net::IpAddr};

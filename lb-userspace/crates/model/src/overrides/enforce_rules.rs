@@ -16,7 +16,11 @@ impl Merged {
     /// # Errors
     ///
     /// The configuration itself breaks a rule: the first one.
-    pub fn fit(&mut self, configured: &Desired, limits: &Limits) -> Result<(), Violation> {
+    pub fn enforce_rules(
+        &mut self,
+        configured: &Desired,
+        limits: &Limits,
+    ) -> Result<(), Violation> {
         loop {
             let violations = rules::violations_beside(configured, &self.desired, limits);
             let Some(first) = violations.first() else { return Ok(()) };
@@ -197,7 +201,7 @@ mod tests {
         ];
         for (given, limits, expected, named) in cases {
             let mut merged = given.clone();
-            merged.fit(&base.desired, limits).expect("the configuration is fine");
+            merged.enforce_rules(&base.desired, limits).expect("the configuration is fine");
             assert_eq!(merged.desired, expected.desired, "{given:?}");
             let found: Vec<_> =
                 merged.conflicts.iter().map(|c| (c.service.as_str(), c.backend)).collect();
@@ -211,7 +215,7 @@ mod tests {
         let base = merged(&[("web", service(1, &[(vip, Admin::Enabled)]))]);
         let down = service(1, &[(vip, Admin::Down)]);
         let mut both = merged(&[("web", down.clone()), ("mine", service(2, &[]))]);
-        both.fit(&base.desired, &limits(9, 9)).expect("the configuration is fine");
+        both.enforce_rules(&base.desired, &limits(9, 9)).expect("the configuration is fine");
         assert_eq!(both.desired, merged(&[("web", down)]).desired);
     }
 
@@ -219,7 +223,8 @@ mod tests {
     fn a_configuration_that_breaks_a_rule_itself_is_told() {
         let base = merged(&[("web", service(1, &[(A, Admin::Enabled), (B, Admin::Enabled)]))]);
         let mut merged = merged(&[("web", service(1, &[(A, Admin::Down), (B, Admin::Down)]))]);
-        let violation = merged.fit(&base.desired, &limits(9, 1)).expect_err("two are too many");
+        let violation =
+            merged.enforce_rules(&base.desired, &limits(9, 1)).expect_err("two are too many");
         assert_eq!(violation.field, "backends");
         assert_eq!(merged.conflicts, []);
     }
