@@ -1,16 +1,58 @@
-//! Keeps lasting conditions from being reported again and again.
+//! Reports to the daemon; lasting conditions are not reported again and again.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use crate::NoticeKind;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::{Notice, NoticeKind, Report};
 
 /// How long the same notice is not reported again.
 const PAUSE: Duration = Duration::from_secs(60);
 /// So much of one kind is reported of one router meanwhile: more differ only if a sender makes them up.
 const MOST: usize = 32;
+
+/// Sends reports to the daemon.
+pub struct Reporter {
+    reports: UnboundedSender<Report>,
+    /// The notices that were sent.
+    pub log: NoticeLog,
+}
+
+impl Reporter {
+    /// Sends to this channel.
+    pub fn new(reports: UnboundedSender<Report>) -> Self {
+        Self { reports, log: NoticeLog::default() }
+    }
+
+    /// Sends a report.
+    pub fn report(&self, report: Report) {
+        // The channel may be closed, when the daemon ends.
+        let _ = self.reports.send(report);
+    }
+
+    /// Sends a notice, unless the same was sent just now.
+    pub fn notice(
+        &mut self,
+        router: &str,
+        kind: NoticeKind,
+        message: &str,
+        cause: &str,
+        now: Instant,
+    ) {
+        if self.log.is_new(router, kind, &format!("{message}: {cause}"), now) {
+            // The daemon logs it, as all that is reported.
+            self.report(Report::Notice(Notice {
+                router: router.to_owned(),
+                kind,
+                message: message.to_owned(),
+                cause: cause.to_owned(),
+            }));
+        }
+    }
+}
 
 /// The notices that were reported, and when.
 #[derive(Debug, Default)]

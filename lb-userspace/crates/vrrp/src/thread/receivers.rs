@@ -14,7 +14,7 @@ use super::{claims::Claims, member::Member};
 use crate::{
     machine::Name,
     packet::Path,
-    sockets::{Receiver, SocketInterface, Watch},
+    sockets::{BUFFER, Receiver, SocketInterface, Watch},
 };
 
 /// An interface's name and a family.
@@ -24,7 +24,6 @@ type Place = (String, Family);
 type Vrids = BTreeMap<NonZeroU8, u8>;
 
 /// All sockets that receive something.
-#[derive(Default)]
 pub struct Receivers {
     /// For advertisements, with the index of the interface that each was opened for.
     pub receivers: BTreeMap<Place, (u32, Receiver)>,
@@ -36,6 +35,22 @@ pub struct Receivers {
     pub next: usize,
     vrids: BTreeMap<Place, Vrids>,
     claimed: BTreeMap<Place, BTreeSet<IpAddr>>,
+    /// Room for a datagram.
+    pub buffer: Vec<u8>,
+}
+
+impl Default for Receivers {
+    fn default() -> Self {
+        Self {
+            receivers: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            whose: BTreeMap::new(),
+            next: 0,
+            vrids: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            buffer: vec![0; BUFFER],
+        }
+    }
 }
 
 impl Receivers {

@@ -2,13 +2,30 @@
 
 use std::{fs, net::IpAddr, ops::Range, time::Instant};
 
+use anyhow::{Context as _, Result};
+
 use super::Driver;
 use crate::{
     NoticeKind,
     addresses::{Placed, placed},
     machine::Name,
     observe,
+    sockets::Announcer,
+    thread::pace::Pace,
 };
+
+/// The sender of announcements, and those that wait for their turn.
+pub(super) struct Announcements {
+    pub(super) announcer: Announcer,
+    pub(super) pace: Pace,
+}
+
+impl Announcements {
+    pub(super) fn open() -> Result<Self> {
+        let announcer = Announcer::open().context("open a packet socket")?;
+        Ok(Self { announcer, pace: Pace::default() })
+    }
+}
 
 impl Driver {
     /// Announces all addresses of a router, at once.
@@ -19,7 +36,7 @@ impl Driver {
     /// Announces what has waited for its turn.
     pub(super) fn announce_in_turn(&mut self, now: Instant) {
         let members = &self.members;
-        let turns = self.pace.turn(now, |name| {
+        let turns = self.announcements.pace.turn(now, |name| {
             let member = members.get(name)?;
             let holds = member.holding && member.releases == 0;
             holds.then_some(member.router.addresses.len())
@@ -49,7 +66,7 @@ impl Driver {
                     router
                 }
             };
-            match self.announcer.announce(index, link.mac, address.address, router) {
+            match self.announcements.announcer.announce(index, link.mac, address.address, router) {
                 Ok(()) => member.counters.announcements += 1,
                 Err(error) => {
                     trouble = Some(format!("{} on {interface}: {error}", address.address))
@@ -57,7 +74,13 @@ impl Driver {
             }
         }
         if let Some(why) = trouble {
-            self.notice(name, NoticeKind::Trouble, "an address was not announced", &why, now);
+            self.reporter.notice(
+                name,
+                NoticeKind::Trouble,
+                "an address was not announced",
+                &why,
+                now,
+            );
         }
     }
 
@@ -73,12 +96,13 @@ impl Driver {
             let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
             let Some((index, link)) = interfaces.link(interface) else { continue };
             let from = observe::link_local(index, interfaces);
-            if let Err(error) = self.announcer.ask(index, link.mac, one.address, from) {
+            if let Err(error) = self.announcements.announcer.ask(index, link.mac, one.address, from)
+            {
                 trouble = Some(format!("{} on {interface}: {error}", one.address));
             }
         }
         if let Some(why) = trouble {
-            self.notice(
+            self.reporter.notice(
                 name,
                 NoticeKind::Trouble,
                 "an address's owner could not be requested",

@@ -39,17 +39,17 @@ impl Driver {
         self.move_addresses();
         self.work_to_the_end(now);
 
-        self.give(Job::Scripts(scripts(&self.configured.routers)));
+        self.preparations.give(Job::Scripts(scripts(&self.configured.routers)));
         let files = observe::files(&self.configured.routers);
-        self.files.retain(|path, _| files.contains(path));
-        self.give(Job::Files(files));
-        self.ask_for_filter(filter::closed(&self.configured.routers));
+        self.view.files.retain(|path, _| files.contains(path));
+        self.preparations.give(Job::Files(files));
+        self.preparations.ask_for_filter(filter::closed(&self.configured.routers));
         let devices = self.configured.routers.iter().filter_map(Device::of).collect();
-        self.ask_for_devices(devices);
+        self.preparations.ask_for_devices(devices);
 
         // What is seen comes first, or the machine would find new routers without a source.
         self.open_sockets(now);
-        self.patience.get_or_insert(now + PATIENCE);
+        self.beginning.patience.get_or_insert(now + PATIENCE);
         let mut out = Out::new();
         self.observe(now, &mut out);
         self.begin(held, now, &mut out);
@@ -58,11 +58,11 @@ impl Driver {
         self.watch(now);
         let short = realtime::short_interval(self.scheduling, &self.configured.routers);
         if let Some((message, cause)) = short
-            && self.notice_log.is_new("", NoticeKind::Trouble, &message, now)
+            && self.reporter.log.is_new("", NoticeKind::Trouble, &message, now)
         {
             warn!("{message}: {cause}");
         }
-        self.changed = true;
+        self.publication.changed = true;
     }
 
     /// Has the machine know the routers. New ones that still wait for their device or the filter are
@@ -71,7 +71,7 @@ impl Driver {
         let is_late = |router: &&Router| {
             let member = self.members.get(router.name.as_str());
             let awaits = member.is_some_and(|member| self.awaits(member));
-            self.has_begun() && awaits && self.machine.state(&router.name).is_none()
+            self.view.has_begun() && awaits && self.machine.state(&router.name).is_none()
         };
         let late: BTreeSet<String> =
             self.configured.routers.iter().filter(is_late).map(|one| one.name.clone()).collect();
@@ -79,13 +79,14 @@ impl Driver {
         routers.routers.retain(|router| !late.contains(&router.name));
         self.machine.configure(&routers, &held, now, out);
         let until = now + PATIENCE;
-        self.late_routers = (!late.is_empty()).then_some(LateRouters { late, held, until });
+        self.beginning.late_routers =
+            (!late.is_empty()).then_some(LateRouters { late, held, until });
     }
 
     /// Has those begin that were left out, when they have what they waited for, or when that has
     /// taken too long: then it is a fault.
     pub(super) fn begin_late(&mut self, now: Instant, out: &mut Out) {
-        let Some(waiting) = &self.late_routers else { return };
+        let Some(waiting) = &self.beginning.late_routers else { return };
         let mut waiting_members = waiting.late.iter().filter_map(|name| self.members.get(&**name));
         if self.ending == Ending::No
             && now < waiting.until
@@ -93,9 +94,10 @@ impl Driver {
         {
             return;
         }
-        let held = self.late_routers.take().map(|waiting| waiting.held).unwrap_or_default();
+        let held =
+            self.beginning.late_routers.take().map(|waiting| waiting.held).unwrap_or_default();
         self.machine.configure(&self.configured, &held, now, out);
-        self.changed = true;
+        self.publication.changed = true;
     }
 
     /// Has those held anew that are to move and have the place for it.
@@ -106,18 +108,18 @@ impl Driver {
             member.moving = false;
             let name = Name::from(member.router.name.as_str());
             if member.holding {
-                self.effects.push_back((Name::clone(&name), Effect::Action(Action::Hold)));
-                self.effects.push_back((Name::clone(&name), Effect::MoveOff));
-                self.effects.push_back((name, Effect::Action(Action::Announce)));
+                self.effects.queue.push_back((Name::clone(&name), Effect::Action(Action::Hold)));
+                self.effects.queue.push_back((Name::clone(&name), Effect::MoveOff));
+                self.effects.queue.push_back((name, Effect::Action(Action::Announce)));
             }
         }
     }
 
     /// Has these as members; the names of the new ones whose addresses were left by a predecessor.
     fn set_members(&mut self, routers: &Routers, now: Instant) -> BTreeSet<String> {
-        let is_first = self.devices.is_none();
+        let is_first = !self.preparations.has_devices();
         let mut before = std::mem::take(&mut self.members);
-        let mut held = self.late_routers.take().map(|late| late.held).unwrap_or_default();
+        let mut held = self.beginning.late_routers.take().map(|late| late.held).unwrap_or_default();
         held.retain(|name| routers.routers.iter().any(|router| router.name == *name));
         for router in &routers.routers {
             let name = Name::from(router.name.as_str());
@@ -139,7 +141,7 @@ impl Driver {
                     held.insert(router.name.clone());
                     let what = "addresses of a predecessor are there";
                     let cause = "it was Active here when it ended";
-                    self.notice(&router.name, NoticeKind::Leftover, what, cause, now);
+                    self.reporter.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
                 let mut member = Member::new(router, group);
                 member.left = held.contains(&router.name);
@@ -148,7 +150,7 @@ impl Driver {
             self.members.insert(name, member);
         }
         let members = &self.members;
-        self.notice_log.keep(|router| members.contains_key(router));
+        self.reporter.log.keep(|router| members.contains_key(router));
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
@@ -166,7 +168,7 @@ impl Driver {
         });
         let problems = self.addresses.release(dropped);
         for why in problems {
-            self.notice(&router.name, NoticeKind::Trouble, "an address stays", &why, now);
+            self.reporter.notice(&router.name, NoticeKind::Trouble, "an address stays", &why, now);
         }
     }
 
@@ -180,7 +182,7 @@ impl Driver {
         let mut problems = self.addresses.remove(leftovers);
         problems.insert(0, "no virtual router has them".to_owned());
         let message = format!("removed {which}, left by a predecessor");
-        self.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
+        self.reporter.notice("", NoticeKind::Leftover, &message, &problems.join("; "), now);
     }
 
     /// Opens the sockets that send and receive, as links and addresses are by now.
@@ -191,16 +193,16 @@ impl Driver {
             trouble.extend(why.map(|why| (Name::clone(name), why)));
         }
         trouble.extend(self.listening.listen(&self.members, &self.addresses.interfaces));
-        self.look_anew = true;
+        self.view.is_stale = true;
         for (name, why) in trouble {
-            self.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
+            self.reporter.notice(&name, NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }
     }
 
     /// Looks for others that have the addresses held here.
     pub(super) fn watch(&mut self, now: Instant) {
         for why in self.listening.watch(&self.members, &self.claims, &self.addresses.interfaces) {
-            self.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
+            self.reporter.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);
         }
     }
 
@@ -218,10 +220,7 @@ impl Driver {
         self.open_sockets(now);
         self.watch(now);
         self.see_to_devices();
-        if self.filter.failed.is_some() && self.filter.requested.is_empty() {
-            let wanted = self.filter.wanted.take().unwrap_or_default();
-            self.ask_for_filter(wanted);
-        }
+        self.preparations.retry_filter();
     }
 
     /// Addresses that this node does not hold, and that an operator has put on its interfaces all the same:
@@ -250,11 +249,11 @@ impl Driver {
             let problem = problem.map(|(which, remedy)| {
                 let message = format!("{which} is set by hand, and this node is not active");
                 let cause = format!("hosts may find two nodes that have it; run '{remedy}'");
-                self.notice(&name, NoticeKind::Trouble, &message, &cause, now);
+                self.reporter.notice(&name, NoticeKind::Trouble, &message, &cause, now);
                 format!("{message}: {cause}")
             });
             if let Some(member) = self.members.get_mut(&name) {
-                self.changed |= member.stray != problem;
+                self.publication.changed |= member.stray != problem;
                 member.stray = problem;
             }
         }
@@ -266,30 +265,8 @@ impl Driver {
         let missing = self.members.values().any(|member| {
             !member.has_device(interfaces) && interfaces.index(&member.router.interface).is_some()
         });
-        if missing && self.device_jobs == 0 {
-            self.make_devices();
-        }
-    }
-
-    fn make_devices(&mut self) {
-        let devices = self.devices.clone().unwrap_or_default();
-        self.device_jobs += 1;
-        self.give(Job::Devices(devices));
-    }
-
-    fn ask_for_devices(&mut self, devices: Vec<Device>) {
-        // At the start those of a predecessor may be there, which are to go.
-        if self.devices.as_ref() != Some(&devices) {
-            self.devices = Some(devices);
-            self.make_devices();
-        }
-    }
-
-    fn ask_for_filter(&mut self, closed: Vec<std::net::IpAddr>) {
-        if self.filter.wanted.as_ref() != Some(&closed) {
-            self.filter.requested.push_back(closed.clone());
-            self.filter.wanted = Some(closed.clone());
-            self.give(Job::Filter(closed));
+        if missing {
+            self.preparations.make_missing_devices();
         }
     }
 
@@ -299,11 +276,11 @@ impl Driver {
             .filter(|member| member.holding)
             .map(|member| member.router.clone())
             .collect();
-        self.give(Job::Scripts(Vec::new()));
-        self.give(Job::Files(BTreeSet::new()));
-        self.ask_for_filter(filter::closed(&stays));
-        self.ask_for_devices(stays.iter().filter_map(Device::of).collect());
-        self.give(Job::Mark);
+        self.preparations.give(Job::Scripts(Vec::new()));
+        self.preparations.give(Job::Files(BTreeSet::new()));
+        self.preparations.ask_for_filter(filter::closed(&stays));
+        self.preparations.ask_for_devices(stays.iter().filter_map(Device::of).collect());
+        self.preparations.give(Job::Mark);
     }
 }
 

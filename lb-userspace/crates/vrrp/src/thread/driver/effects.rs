@@ -1,7 +1,7 @@
 //! What is done for the routers.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     net::IpAddr,
     sync::mpsc::sync_channel,
     time::{Duration, Instant, SystemTime},
@@ -30,6 +30,15 @@ const TURN: Duration = Duration::from_millis(2);
 
 /// How often lbd tries again whether the kernel takes addresses that it has refused.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// The effects that were put off.
+#[derive(Default)]
+pub(super) struct Effects {
+    /// What is to be done, in order.
+    pub(super) queue: VecDeque<(Name, Effect)>,
+    /// Whether other addresses are held than those that claims are looked for of.
+    watch_anew: bool,
+}
 
 /// Something to be done for a router.
 pub(super) enum Effect {
@@ -64,7 +73,7 @@ impl Driver {
                 Action::Announce if std::mem::replace(&mut member.announcing, true) => continue,
                 _ => {}
             }
-            self.effects.push_back((name, Effect::Action(action)));
+            self.effects.queue.push_back((name, Effect::Action(action)));
         }
     }
 
@@ -72,7 +81,7 @@ impl Driver {
     pub(super) fn work(&mut self, now: Instant) {
         let began = Instant::now();
         while began.elapsed() < TURN {
-            let Some((name, effect)) = self.effects.pop_front() else { break };
+            let Some((name, effect)) = self.effects.queue.pop_front() else { break };
             self.apply(&name, effect, now);
         }
         self.renew_watch(now);
@@ -80,14 +89,14 @@ impl Driver {
 
     /// Does all that was put off.
     pub(super) fn work_to_the_end(&mut self, now: Instant) {
-        while let Some((name, effect)) = self.effects.pop_front() {
+        while let Some((name, effect)) = self.effects.queue.pop_front() {
             self.apply(&name, effect, now);
         }
         self.renew_watch(now);
     }
 
     fn renew_watch(&mut self, now: Instant) {
-        if self.effects.is_empty() && std::mem::take(&mut self.watch_anew) {
+        if self.effects.queue.is_empty() && std::mem::take(&mut self.effects.watch_anew) {
             self.watch(now);
         }
     }
@@ -99,12 +108,12 @@ impl Driver {
             Effect::Action(Action::Hold) => {
                 self.take_macs(name);
                 self.hold(name, now);
-                self.watch_anew = true;
+                self.effects.watch_anew = true;
             }
             Effect::Action(Action::Release) => {
                 member.releases = member.releases.saturating_sub(1);
                 self.release(name, now);
-                self.watch_anew = true;
+                self.effects.watch_anew = true;
             }
             Effect::Action(Action::Announce) if member.releases > 0 => {}
             Effect::Action(Action::Announce) => {
@@ -114,11 +123,11 @@ impl Driver {
                 let since = member.held_since;
                 let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
                 if settled {
-                    self.pace.add(name, repeat, true);
+                    self.announcements.pace.add(name, repeat, true);
                 } else {
                     self.announce(name, now);
                     debug!(router = &**name, after = ?now.elapsed(), "announced");
-                    self.pace.add(name, repeat.saturating_sub(1), false);
+                    self.announcements.pace.add(name, repeat.saturating_sub(1), false);
                 }
             }
             Effect::Action(Action::AnnounceOnce) => {
@@ -131,12 +140,12 @@ impl Driver {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 debug!(router, %key, %from, %to, cause, "virtual router");
                 self.report_transition(name, Transition { router, key, from, to, cause });
-                self.changed = true;
+                self.publication.changed = true;
             }
-            Effect::Action(Action::Notice(notice)) => self.report(Report::Notice(notice)),
+            Effect::Action(Action::Notice(notice)) => self.reporter.report(Report::Notice(notice)),
             Effect::Action(Action::Yielded(by)) => {
                 let router = member.router.key;
-                self.report(Report::Yielded { router, by });
+                self.reporter.report(Report::Yielded { router, by });
             }
             Effect::Action(Action::Stopped) => debug!(router = &**name, "stopped"),
         }
@@ -150,15 +159,10 @@ impl Driver {
             let priority = self.machine.priority(&transition.router).unwrap_or(configured);
             let group = member.group.as_deref();
             if let Some(call) = Call::of(&member.router, group, &transition, priority) {
-                self.give(Job::Notify(call));
+                self.preparations.give(Job::Notify(call));
             }
         }
-        self.report(Report::Transition(transition));
-    }
-
-    pub(super) fn give(&self, job: Job) {
-        // The helper ends only after this thread.
-        let _ = self.jobs.send(job);
+        self.reporter.report(Report::Transition(transition));
     }
 
     /// Before a router holds addresses on a virtual MAC address, frames to that must be taken; those
@@ -171,7 +175,7 @@ impl Driver {
         if !needs(name) {
             return;
         }
-        let waiting = self.effects.iter().filter_map(|(other, effect)| {
+        let waiting = self.effects.queue.iter().filter_map(|(other, effect)| {
             // One that is to release before gives it back with that.
             let holds = matches!(effect, Effect::Action(Action::Hold))
                 && self.members.get(other).is_some_and(|member| member.releases == 0);
@@ -184,7 +188,7 @@ impl Driver {
             member.mac_taken = true;
             let (done, answer) = sync_channel(1);
             let mac = macvlan::mac(member.router.key);
-            self.report(Report::TakeMac { mac, take: true, done: Done(done) });
+            self.reporter.report(Report::TakeMac { mac, take: true, done: Done(done) });
             answers.push(answer);
         }
         let until = Instant::now() + TAKE_MAC;
@@ -197,13 +201,19 @@ impl Driver {
     /// Frames to a virtual MAC address are not taken any more.
     pub(super) fn return_mac(&self, mac: [u8; 6]) {
         let (done, _) = sync_channel(1);
-        self.report(Report::TakeMac { mac, take: false, done: Done(done) });
+        self.reporter.report(Report::TakeMac { mac, take: false, done: Done(done) });
     }
 
     fn advertise(&mut self, name: &Name, priority: u8, now: Instant) {
         let Some(member) = self.members.get_mut(name) else { return };
         if let Err(why) = member.advertise(priority, SystemTime::now()) {
-            self.notice(name, NoticeKind::Trouble, "an advertisement was not sent", &why, now);
+            self.reporter.notice(
+                name,
+                NoticeKind::Trouble,
+                "an advertisement was not sent",
+                &why,
+                now,
+            );
         }
     }
 
@@ -229,7 +239,7 @@ impl Driver {
         if none && !problems.is_empty() {
             let ask_at = now + ASK_AGAIN;
             member.refused = Some(Refused { why: problems.join("; "), ask_at });
-            self.look_anew = true;
+            self.view.is_stale = true;
         }
     }
 
@@ -248,7 +258,7 @@ impl Driver {
             if taken.is_empty() {
                 member.refused = Some(Refused { ask_at: now + ASK_AGAIN, ..refused });
             } else {
-                self.look_anew = true;
+                self.view.is_stale = true;
             }
         }
     }
@@ -280,7 +290,7 @@ impl Driver {
                     "somebody has removed it",
                 ),
             };
-            self.notice(name, kind, &message, cause, now);
+            self.reporter.notice(name, kind, &message, cause, now);
             self.announce(name, now);
         }
         self.see_refusal(name, &problems, now);
@@ -290,10 +300,16 @@ impl Driver {
     fn report_problems(&mut self, name: &Name, problems: Vec<String>, now: Instant) {
         let problem = (!problems.is_empty()).then(|| problems.join("; "));
         if let Some(why) = &problem {
-            self.notice(name, NoticeKind::Trouble, "addresses are not as they should be", why, now);
+            self.reporter.notice(
+                name,
+                NoticeKind::Trouble,
+                "addresses are not as they should be",
+                why,
+                now,
+            );
         }
         if let Some(member) = self.members.get_mut(name) {
-            self.changed |= member.problem != problem;
+            self.publication.changed |= member.problem != problem;
             member.problem = problem;
         }
     }
@@ -315,7 +331,10 @@ impl Driver {
     /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
     /// on an interface that has another name by now.
     pub(super) fn remove_strays(&mut self, now: Instant) {
-        if self.ending != Ending::No || !self.effects.is_empty() || self.devices.is_none() {
+        if self.ending != Ending::No
+            || !self.effects.queue.is_empty()
+            || !self.preparations.has_devices()
+        {
             return;
         }
         let mut strays = self.strays();
@@ -329,10 +348,10 @@ impl Driver {
         if problems.is_empty() {
             let cause = "no virtual router holds them";
             let message = format!("removed {which}");
-            self.notice("", NoticeKind::Leftover, &message, cause, now);
+            self.reporter.notice("", NoticeKind::Leftover, &message, cause, now);
         } else {
             let why = problems.join("; ");
-            self.notice("", NoticeKind::Trouble, "an address stays", &why, now);
+            self.reporter.notice("", NoticeKind::Trouble, "an address stays", &why, now);
         }
     }
 

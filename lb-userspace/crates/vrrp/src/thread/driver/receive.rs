@@ -64,7 +64,7 @@ impl Driver {
                 if began.elapsed() >= turn {
                     break;
                 }
-                let received = match receiver.receive(&mut self.buffer) {
+                let received = match receiver.receive(&mut self.listening.buffer) {
                     Ok(Some(received)) => received,
                     Ok(None) => break,
                     Err(error) => {
@@ -120,12 +120,12 @@ impl Driver {
         }
         for (name, (from, what, why)) in notices {
             let message = format!("advertisements of {from} {what}");
-            self.notice(&name, NoticeKind::Mismatch, &message, &why, now);
+            self.reporter.notice(&name, NoticeKind::Mismatch, &message, &why, now);
         }
         for (place, error) in broken {
             self.listening.receivers.remove(&place);
             let cause = format!("listen on {}: {error}", place.0);
-            self.notice("", NoticeKind::Trouble, "a socket is broken", &cause, now);
+            self.reporter.notice("", NoticeKind::Trouble, "a socket is broken", &cause, now);
         }
     }
 
@@ -136,7 +136,9 @@ impl Driver {
         for (place, (_, receiver)) in &self.listening.receivers {
             for _ in 0..FAR_ROUND {
                 // What is wrong with a socket shows with the other one.
-                let Ok(Some(received)) = receiver.receive_far(&mut self.buffer) else { break };
+                let Ok(Some(received)) = receiver.receive_far(&mut self.listening.buffer) else {
+                    break;
+                };
                 let Some(vrid) = packet::vrid(received.packet.message) else { continue };
                 let key = (received.interface, place.1, vrid);
                 let Some((name, path)) = self.listening.whose.get(&key) else { continue };
@@ -152,7 +154,7 @@ impl Driver {
         }
         for (name, (from, why)) in notices {
             let message = format!("advertisements of {from} are not taken");
-            self.notice(&name, NoticeKind::Mismatch, &message, &why.to_string(), now);
+            self.reporter.notice(&name, NoticeKind::Mismatch, &message, &why.to_string(), now);
         }
     }
 
@@ -160,18 +162,18 @@ impl Driver {
     pub(super) fn read_events(&mut self, now: Instant) {
         let mut changes = Vec::new();
         let interfaces = &mut self.addresses.interfaces;
-        let read = self.events.read(|message| changes.extend(interfaces.take(&message)));
-        self.events_lost |= matches!(read, Ok(Read::Lost));
+        let read = self.events.events.read(|message| changes.extend(interfaces.take(&message)));
+        self.events.are_lost |= matches!(read, Ok(Read::Lost));
         let read = match read {
-            Ok(_) if self.events_lost => self.addresses.read_anew(),
+            Ok(_) if self.events.are_lost => self.addresses.read_anew(),
             read => read.map(drop),
         };
         if let Err(error) = read {
             let cause = format!("{error:#}");
-            self.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
+            self.reporter.notice("", NoticeKind::Trouble, "netlink can't be read", &cause, now);
             return;
         }
-        if std::mem::take(&mut self.events_lost) {
+        if std::mem::take(&mut self.events.are_lost) {
             changes.clear();
         } else if changes.is_empty() {
             return;
@@ -276,7 +278,7 @@ impl Driver {
         let from = observe::link_local(index, interfaces);
         for peer in requested {
             // A peer that was not requested counts as one that does not answer.
-            if let Err(error) = self.announcer.ask(index, link.mac, peer, from) {
+            if let Err(error) = self.announcements.announcer.ask(index, link.mac, peer, from) {
                 tracing::debug!(%peer, interface = link.name, "ask for a peer: {error}");
             }
         }
@@ -296,7 +298,7 @@ impl Driver {
             let Some(member) = self.holder(address, now) else { continue };
             let router = member.router.name.clone();
             let (message, cause) = claimed.describe(self.addresses.interface(index));
-            self.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
+            self.reporter.notice(&router, NoticeKind::AddressElsewhere, &message, &cause, now);
         }
     }
 
@@ -307,7 +309,7 @@ impl Driver {
         let interface = self.addresses.interface(index).to_owned();
         let message = format!("another host on {interface} has {address}");
         let cause = "the kernel has found it as a duplicate";
-        self.notice(&router, NoticeKind::AddressElsewhere, &message, cause, now);
+        self.reporter.notice(&router, NoticeKind::AddressElsewhere, &message, cause, now);
     }
 
     /// The router that holds an address and does not give it up.
