@@ -54,16 +54,16 @@ impl Prober {
             runtime.block_on(async {
                 let prober = Self { network: Network::new(), hops: hops(lab).await? };
                 prober.network.set_vips(vips());
-                first(&prober.network, &prober.way(lab, Way::DsrV4, 0)).await?;
+                first(&prober.network, &prober.path(lab, Way::DsrV4, 0)).await?;
                 work(&prober).await
             })
         })?
     }
 
-    /// A way to one web host.
-    fn way(&self, lab: &Lab, way: Way, web: usize) -> vip::Way {
+    /// The path to one web host.
+    fn path(&self, lab: &Lab, way: Way, web: usize) -> vip::ProbePath {
         let want = want(lab, way, web);
-        vip::Way {
+        vip::ProbePath {
             vip: way.vip(),
             backend: want.address,
             mode: want.mode,
@@ -72,20 +72,20 @@ impl Prober {
         }
     }
 
-    async fn handshake(&self, way: &vip::Way) -> Result<(), Error> {
-        let shaken = timeout(SOON, self.network.handshake(way, 80)).await;
-        shaken.unwrap_or_else(|_| panic!("{} is silent at {}", way.vip, way.backend))
+    async fn handshake(&self, path: &vip::ProbePath) -> Result<(), Error> {
+        let shaken = timeout(SOON, self.network.handshake(path, 80)).await;
+        shaken.unwrap_or_else(|_| panic!("{} is silent at {}", path.vip, path.backend))
     }
 
     /// The result of a handshake within [`SILENCE`].
-    async fn brief(&self, way: &vip::Way) -> Answer<()> {
-        timeout(SILENCE, self.network.handshake(way, 80)).await.ok()
+    async fn brief(&self, path: &vip::ProbePath) -> Answer<()> {
+        timeout(SILENCE, self.network.handshake(path, 80)).await.ok()
     }
 
-    /// The answer to `GET path`, to its end.
-    async fn get(&self, way: &vip::Way, path: &str) -> Result<Vec<u8>> {
-        let mut stream = self.network.connect(way, 80).await?;
-        request(&mut stream, path).await?;
+    /// The answer to `GET uri`, to its end.
+    async fn get(&self, path: &vip::ProbePath, uri: &str) -> Result<Vec<u8>> {
+        let mut stream = self.network.connect(path, 80).await?;
+        request(&mut stream, uri).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.context("read the answer")?;
         Ok(answer)
@@ -94,10 +94,10 @@ impl Prober {
 
 /// The result of the first handshake. On a busy machine it takes a while until the node's addresses are
 /// known, and no probe waits for that.
-async fn first(network: &Network, way: &vip::Way) -> Result<Answer<()>> {
+async fn first(network: &Network, path: &vip::ProbePath) -> Result<Answer<()>> {
     let attempt = timeout(2 * SOON, async {
         loop {
-            let answer = timeout(SILENCE, network.handshake(way, 80)).await.ok();
+            let answer = timeout(SILENCE, network.handshake(path, 80)).await.ok();
             let Some(Err(Error::Local(text))) = &answer else { return answer };
             if !text.contains("addresses are not known yet") {
                 return answer;
@@ -217,7 +217,7 @@ fn handshake_works_on_every_way_and_the_kernel_notices_nothing() -> Result<()> {
         Prober::run(&lab, async |prober| {
             for way in Way::ALL {
                 for web in 0..lab.webs.len() {
-                    let to = prober.way(&lab, way, web);
+                    let to = prober.path(&lab, way, web);
                     for _ in 0..10 {
                         let shaken = prober.handshake(&to).await;
                         shaken.with_context(|| format!("{way:?}, VIPs here: {holds_the_vips}"))?;
@@ -243,7 +243,7 @@ fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
     let before = resets(&lab.balancer)?;
     Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            let (dead, alive) = (prober.way(&lab, way, 0), prober.way(&lab, way, 1));
+            let (dead, alive) = (prober.path(&lab, way, 0), prober.path(&lab, way, 1));
             assert_eq!(prober.handshake(&dead).await, Err(Error::Refused), "{way:?}");
             assert_eq!(prober.handshake(&alive).await, Ok(()), "{way:?}");
             let refused = timeout(SOON, prober.network.connect(&dead, 80)).await?;
@@ -255,7 +255,7 @@ fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
     web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
     Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            assert_eq!(prober.handshake(&prober.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.handshake(&prober.path(&lab, way, 0)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })?;
@@ -274,8 +274,8 @@ fn backend_without_the_vip_is_silent() -> Result<()> {
     lab.webs[0].host.namespace.ip(&lines)?;
     Prober::run(&lab, async |prober| {
         for way in Way::ALL {
-            assert_eq!(prober.brief(&prober.way(&lab, way, 0)).await, None, "{way:?}");
-            assert_eq!(prober.handshake(&prober.way(&lab, way, 1)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.brief(&prober.path(&lab, way, 0)).await, None, "{way:?}");
+            assert_eq!(prober.handshake(&prober.path(&lab, way, 1)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })
@@ -291,11 +291,11 @@ fn backend_without_the_tunnel_is_silent_until_it_has_one() -> Result<()> {
     let tunnels: Vec<_> = tunnels.collect();
     Prober::run(&lab, async |prober| {
         for &way in &tunnels {
-            assert_eq!(prober.brief(&prober.way(&lab, way, 0)).await, None, "{way:?}");
+            assert_eq!(prober.brief(&prober.path(&lab, way, 0)).await, None, "{way:?}");
         }
         decapsulate(&lab)?;
         for &way in &tunnels {
-            assert_eq!(prober.handshake(&prober.way(&lab, way, 0)).await, Ok(()), "{way:?}");
+            assert_eq!(prober.handshake(&prober.path(&lab, way, 0)).await, Ok(()), "{way:?}");
         }
         Ok(())
     })
@@ -317,13 +317,13 @@ fn stream_brings_nginxs_page_and_a_long_body() -> Result<()> {
         Prober::run(&lab, async |prober| {
             for way in Way::ALL {
                 for (web, host) in lab.webs.iter().enumerate() {
-                    let page = timeout(SOON, prober.get(&prober.way(&lab, way, web), "/")).await;
+                    let page = timeout(SOON, prober.get(&prober.path(&lab, way, web), "/")).await;
                     let page = page.with_context(|| format!("{way:?}"))??;
                     let text = String::from_utf8_lossy(&page);
                     assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{way:?}: {text}");
                     assert!(text.ends_with(&format!("\r\n\r\n{}\n", host.host.name)), "{text}");
                 }
-                let long = timeout(6 * SOON, prober.get(&prober.way(&lab, way, 0), "/big")).await;
+                let long = timeout(6 * SOON, prober.get(&prober.path(&lab, way, 0), "/big")).await;
                 let long = long.with_context(|| format!("{way:?}, the long body"))??;
                 assert!(long.ends_with(&big), "{way:?}: {} bytes", long.len());
             }
@@ -344,7 +344,7 @@ fn halves_of_a_stream_can_be_in_two_tasks() -> Result<()> {
     let body: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
     Prober::run(&lab, async |prober| {
         for way in [Way::DsrV4, Way::DsrV6] {
-            let stream = prober.network.connect(&prober.way(&lab, way, 2), 80).await?;
+            let stream = prober.network.connect(&prober.path(&lab, way, 2), 80).await?;
             let (mut reader, mut writer) = tokio::io::split(stream);
             let mut tasks = JoinSet::new();
             let body = body.clone();
@@ -375,7 +375,7 @@ fn stream_takes_no_more_than_its_window_while_nobody_reads() -> Result<()> {
     let lab = Lab::new(&Options::default())?;
     let web = &lab.webs[0].host.namespace;
     Prober::run(&lab, async |prober| {
-        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
+        let mut stream = prober.network.connect(&prober.path(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big").await?;
         let mut first = [0; 1];
         stream.read_exact(&mut first).await?;
@@ -385,7 +385,7 @@ fn stream_takes_no_more_than_its_window_while_nobody_reads() -> Result<()> {
         timeout(6 * SOON, stream.read_to_end(&mut rest)).await??;
         assert!(rest.ends_with(&nginx::big()));
         // One that is dropped in the midst of it is reset.
-        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
+        let mut stream = prober.network.connect(&prober.path(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big").await?;
         stream.read_exact(&mut first).await?;
         assert_eq!(connections(web, ESTABLISHED)?, 1);
@@ -402,7 +402,7 @@ fn end_of_what_is_written_reaches_the_server() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     Prober::run(&lab, async |prober| {
-        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
+        let mut stream = prober.network.connect(&prober.path(&lab, Way::DsrV4, 0), 80).await?;
         stream.shutdown().await?;
         let mut answer = Vec::new();
         // nginx ends a connection without a request.
@@ -422,7 +422,7 @@ fn server_that_dies_resets_the_stream() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     Prober::run(&lab, async |prober| {
-        let mut stream = prober.network.connect(&prober.way(&lab, Way::DsrV4, 0), 80).await?;
+        let mut stream = prober.network.connect(&prober.path(&lab, Way::DsrV4, 0), 80).await?;
         request(&mut stream, "/big?rate=10k").await?;
         stream.read_exact(&mut [0; 1]).await?;
         // Unread data of an nginx that dies makes a reset of the end.
@@ -453,7 +453,7 @@ fn datagram_is_answered_and_a_closed_port_refuses() -> Result<()> {
             let _echo = Echo::start(&lab, way.vip(), 5353)?;
             Prober::run(&lab, async |prober| {
                 for (web, host) in lab.webs.iter().enumerate() {
-                    let to = prober.way(&lab, way, web);
+                    let to = prober.path(&lab, way, web);
                     for question in [&b"even"[..], b"odd", b""] {
                         let answer = prober.network.exchange(&to, 5353, question);
                         let answer = timeout(SOON, answer).await;
@@ -465,7 +465,7 @@ fn datagram_is_answered_and_a_closed_port_refuses() -> Result<()> {
                     let refused = refused.with_context(|| format!("{way:?}, closed port"))?;
                     assert_eq!(refused, Err(Error::Refused), "{way:?}");
                 }
-                let to = prober.way(&lab, way, 0);
+                let to = prober.path(&lab, way, 0);
                 // The answer is five bytes longer, and comes without a tunnel.
                 let link = 1500 - if way.vip().is_ipv4() { 28 } else { 48 };
                 let largest = link - way.overhead();
@@ -490,25 +490,25 @@ fn questions_that_nobody_answers_leave_nothing_behind() -> Result<()> {
     let lab = Lab::new(&Options::default())?;
     lab.webs[0].host.namespace.ip("addr del 10.0.0.100 dev lo")?;
     Prober::run(&lab, async |prober| {
-        let silent = prober.way(&lab, Way::DsrV4, 0);
+        let silent = prober.path(&lab, Way::DsrV4, 0);
         // More than there are ports, so that one that is lost would be missed.
         for _ in 0..25 {
-            let mut questions = JoinSet::new();
+            let mut probes = JoinSet::new();
             for _ in 0..200 {
-                let (network, way) = (prober.network.clone(), silent.clone());
-                questions.spawn(async move {
+                let (network, path) = (prober.network.clone(), silent.clone());
+                probes.spawn(async move {
                     let wait = Duration::from_millis(20);
-                    timeout(wait, network.handshake(&way, 80)).await
+                    timeout(wait, network.handshake(&path, 80)).await
                 });
             }
-            while let Some(answer) = questions.join_next().await {
+            while let Some(answer) = probes.join_next().await {
                 match answer? {
                     Err(_) => {}
                     Ok(answer) => bail!("{answer:?} is no silence"),
                 }
             }
         }
-        prober.handshake(&prober.way(&lab, Way::DsrV4, 1)).await?;
+        prober.handshake(&prober.path(&lab, Way::DsrV4, 1)).await?;
         Ok(())
     })
 }
@@ -523,7 +523,7 @@ fn question_that_is_given_up_is_taken_back() -> Result<()> {
     // The backend does not know whom to answer to: its SYN-ACK waits.
     web.namespace.ip("neigh replace 10.0.0.5 lladdr 02:00:00:00:00:99 dev eth0 nud permanent\n")?;
     Prober::run(&lab, async |prober| {
-        let to = prober.way(&lab, Way::DsrV4, 0);
+        let to = prober.path(&lab, Way::DsrV4, 0);
         let half_open = || async {
             while connections(&web.namespace, SYN_RECEIVED)? != 1 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -554,12 +554,12 @@ fn node_without_an_address_says_so() -> Result<()> {
         lab.balancer.namespace.ip("addr del 10.0.0.5/24 dev eth0")?;
         let network = Network::new();
         network.set_vips(vips());
-        let to = prober.way(&lab, Way::DsrV4, 0);
+        let to = prober.path(&lab, Way::DsrV4, 0);
         let none = first(&network, &to).await?;
         let text = "this node has no IPv4 address of its own on eth0 to check from; use via = \
                     \"backend\"";
         assert_eq!(none, Some(Err(Error::Local(text.into()))));
-        assert_eq!(network.handshake(&prober.way(&lab, Way::DsrV6, 0), 80).await, Ok(()));
+        assert_eq!(network.handshake(&prober.path(&lab, Way::DsrV6, 0), 80).await, Ok(()));
         // Another one is found when there is one.
         lab.balancer.namespace.ip("addr add 10.0.0.6/24 dev eth0")?;
         let found = timeout(SOON, async {
@@ -578,7 +578,7 @@ fn only_vips_that_are_known_can_be_asked() -> Result<()> {
     }
     let lab = Lab::new(&Options::default())?;
     Prober::run(&lab, async |prober| {
-        let (v4, v6) = (prober.way(&lab, Way::DsrV4, 0), prober.way(&lab, Way::DsrV6, 0));
+        let (v4, v6) = (prober.path(&lab, Way::DsrV4, 0), prober.path(&lab, Way::DsrV6, 0));
         prober.handshake(&v4).await?;
         prober.network.set_vips(BTreeSet::from([v6.vip]));
         let unknown = prober.network.handshake(&v4, 80).await;
@@ -605,7 +605,7 @@ fn without_the_capability_it_says_so() -> Result<()> {
         ensure!(gave_up == 0, "become nobody");
         let network = Network::new();
         network.set_vips(vips());
-        let refused = network.handshake(&prober.way(&lab, Way::DsrV4, 0), 80).await;
+        let refused = network.handshake(&prober.path(&lab, Way::DsrV4, 0), 80).await;
         let Err(Error::Local(text)) = refused else { bail!("{refused:?}") };
         assert!(text.contains("CAP_NET_RAW"), "{text}");
         Ok(())
@@ -621,7 +621,7 @@ fn checks_pass_the_data_plane_at_work() -> Result<()> {
     Prober::run(&lab, async |prober| {
         for way in Way::ALL {
             for (web, host) in lab.webs.iter().enumerate() {
-                let to = prober.way(&lab, way, web);
+                let to = prober.path(&lab, way, web);
                 prober.handshake(&to).await.with_context(|| format!("{way:?}"))?;
                 let page = timeout(SOON, prober.get(&to, "/")).await??;
                 assert!(String::from_utf8_lossy(&page).ends_with(&format!("{}\n", host.host.name)));
@@ -643,13 +643,13 @@ fn thousands_of_questions_at_a_time_are_answered() -> Result<()> {
     let lab = Lab::new(&Options::default())?;
     let before = resets(&lab.balancer)?;
     Prober::run(&lab, async |prober| {
-        let mut questions = JoinSet::new();
+        let mut probes = JoinSet::new();
         for n in 0..3_000 {
             let way = [Way::DsrV4, Way::DsrV6][n % 2];
-            let (network, way) = (prober.network.clone(), prober.way(&lab, way, n % 3));
-            questions.spawn(async move { timeout(4 * SOON, network.handshake(&way, 80)).await });
+            let (network, path) = (prober.network.clone(), prober.path(&lab, way, n % 3));
+            probes.spawn(async move { timeout(4 * SOON, network.handshake(&path, 80)).await });
         }
-        while let Some(answer) = questions.join_next().await {
+        while let Some(answer) = probes.join_next().await {
             answer?.context("silence")??;
         }
         Ok(())

@@ -13,7 +13,7 @@ use kit::{
     ways::Way,
 };
 use lb_health::{
-    probe::{self, Failure, Outcome, Question, Route, tls},
+    probe::{self, Failure, Outcome, Probe, Route, tls},
     vip,
 };
 use lb_model::{
@@ -43,8 +43,8 @@ fn mac(text: &str) -> Result<[u8; 6]> {
     bytes.try_into().ok().with_context(|| text.to_owned())
 }
 
-/// The way of the balancer's frames to the web host.
-fn path(lab: &Lab, way: Way) -> Result<vip::Way> {
+/// The path of the balancer's frames to the web host.
+fn path(lab: &Lab, way: Way) -> Result<vip::ProbePath> {
     let node = &lab.balancer.namespace;
     let link = node.ip(&format!("link show {INTERFACE}"))?;
     let ifindex = link.split(':').next().unwrap_or_default().trim().parse().context(link)?;
@@ -54,24 +54,24 @@ fn path(lab: &Lab, way: Way) -> Result<vip::Way> {
     let l2 = [&to[..], &mac(&node.mac(INTERFACE)?)?, &ether_type].concat();
     let hop = NextHop { ifindex, interface: INTERFACE.into(), mac: to, l2, mtu: 1_500 };
     let (vip, backend) = (way.vip(), way.backend(web));
-    Ok(vip::Way { vip, backend, mode: Mode::Dsr, hop, tunnel: Tunnel::default() })
+    Ok(vip::ProbePath { vip, backend, mode: Mode::Dsr, hop, tunnel: Tunnel::default() })
 }
 
-fn question(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -> Question {
+fn make_probe(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -> Probe {
     let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
     let target = Target { service, backend };
-    Question { service: "web".into(), target, kind, port, route, timeout: TIMEOUT }
+    Probe { service: "web".into(), target, kind, port, route, timeout: TIMEOUT }
 }
 
 /// Sends probes from the balancer's namespace.
-fn send_probe(lab: &Lab, question: &Question) -> Result<Outcome> {
+fn send_probe(lab: &Lab, probe: &Probe) -> Result<Outcome> {
     let started = Instant::now();
     let outcome = lab.balancer.namespace.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let network = vip::Network::new();
             network.set_vips(WAYS.map(Way::vip).into());
-            anyhow::Ok(probe::ask(question, &network, &tls::Cache::new()).await)
+            anyhow::Ok(probe::run(probe, &network, &tls::Cache::new()).await)
         })
     })??;
     // A loaded machine may stop this process for a while; an error takes for ever.
@@ -79,9 +79,9 @@ fn send_probe(lab: &Lab, question: &Question) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn ask_vip(lab: &Lab, way: Way, kind: Kind, port: u16) -> Result<Outcome> {
+fn probe_vip(lab: &Lab, way: Way, kind: Kind, port: u16) -> Result<Outcome> {
     let path = path(lab, way)?;
-    send_probe(lab, &question(kind, path.backend, path.vip, port, Route::Vip(path.clone())))
+    send_probe(lab, &make_probe(kind, path.backend, path.vip, port, Route::Vip(path.clone())))
 }
 
 fn kinds() -> [Kind; 2] {
@@ -101,14 +101,14 @@ fn nginx_is_asked_through_the_vip_and_at_its_own_address() -> Result<()> {
     let Some(lab) = one_web()? else { return Ok(()) };
     for way in WAYS {
         for kind in kinds() {
-            assert_eq!(ask_vip(&lab, way, kind.clone(), 80)?, Outcome::Up, "{way:?} {kind:?}");
+            assert_eq!(probe_vip(&lab, way, kind.clone(), 80)?, Outcome::Up, "{way:?} {kind:?}");
             let at = way.backend(&lab.webs[0]);
-            let own = question(kind.clone(), at, way.vip(), 80, Route::Backend);
+            let own = make_probe(kind.clone(), at, way.vip(), 80, Route::Backend);
             assert_eq!(send_probe(&lab, &own)?, Outcome::Up, "{way:?} {kind:?}");
         }
     }
     let wrong = Http { status: vec![204..=204], ..Http::default() };
-    let outcome = ask_vip(&lab, Way::DsrV4, Kind::Http(wrong), 80)?;
+    let outcome = probe_vip(&lab, Way::DsrV4, Kind::Http(wrong), 80)?;
     assert_eq!(failure(outcome, Failure::Wrong)?, "status 200 OK");
     Ok(())
 }
@@ -121,7 +121,7 @@ fn a_vip_that_is_missing_on_the_loopback_is_named() -> Result<()> {
         let length = if vip.is_ipv4() { 32 } else { 128 };
         lab.webs[0].host.namespace.ip(&format!("addr del {vip}/{length} dev lo"))?;
         for kind in kinds() {
-            let reason = failure(ask_vip(&lab, way, kind, 80)?, Failure::Wrong)?;
+            let reason = failure(probe_vip(&lab, way, kind, 80)?, Failure::Wrong)?;
             assert_eq!(
                 reason,
                 format!(
@@ -139,13 +139,13 @@ fn a_port_that_nobody_listens_on_refuses_through_the_vip() -> Result<()> {
     for way in WAYS {
         for kind in [Kind::Tcp, Kind::Http(Http::default())] {
             assert_eq!(
-                failure(ask_vip(&lab, way, kind, 9)?, Failure::Refusal)?,
+                failure(probe_vip(&lab, way, kind, 9)?, Failure::Refusal)?,
                 "connection refused"
             );
         }
         let datagram = Kind::Udp(Udp { send: b"x".into(), expect: Vec::new() });
         assert_eq!(
-            failure(ask_vip(&lab, way, datagram, 9)?, Failure::Refusal)?,
+            failure(probe_vip(&lab, way, datagram, 9)?, Failure::Refusal)?,
             "port unreachable"
         );
     }
@@ -156,10 +156,10 @@ fn a_port_that_nobody_listens_on_refuses_through_the_vip() -> Result<()> {
 fn a_host_that_is_cut_off_is_silent_for_the_vip_as_at_its_own_address() -> Result<()> {
     let Some(lab) = one_web()? else { return Ok(()) };
     let way = Way::DsrV4;
-    assert_eq!(ask_vip(&lab, way, Kind::Tcp, 80)?, Outcome::Up);
+    assert_eq!(probe_vip(&lab, way, Kind::Tcp, 80)?, Outcome::Up);
     let path = path(&lab, way)?;
     lab.cut(&lab.webs[0].host.name)?;
-    let probe = question(Kind::Tcp, path.backend, path.vip, 80, Route::Vip(path.clone()));
+    let probe = make_probe(Kind::Tcp, path.backend, path.vip, 80, Route::Vip(path.clone()));
     let reason = failure(send_probe(&lab, &probe)?, Failure::Silence)?;
     assert_eq!(
         reason,
@@ -185,7 +185,7 @@ fn a_host_that_drops_the_packets_of_a_port_is_alive_by_whatever_else_it_answers(
         for way in WAYS {
             let path = path(&lab, way)?;
             for route in [Route::Vip(path.clone()), Route::Backend] {
-                let mut probe = question(Kind::Tcp, path.backend, path.vip, 80, route);
+                let mut probe = make_probe(Kind::Tcp, path.backend, path.vip, 80, route);
                 probe.timeout = Duration::from_millis(600);
                 let reason = failure(send_probe(&lab, &probe)?, how)?;
                 assert!(reason.ends_with(sign), "{packets:?}: {reason}");
@@ -209,10 +209,10 @@ fn a_port_that_the_hosts_firewall_rejects_is_an_answer() -> Result<()> {
     }
     for way in WAYS {
         let path = path(&lab, way)?;
-        let refused = failure(ask_vip(&lab, way, Kind::Tcp, 80)?, Failure::Refusal)?;
+        let refused = failure(probe_vip(&lab, way, Kind::Tcp, 80)?, Failure::Refusal)?;
         assert_eq!(refused, "connection refused");
         // The kernel has the same error for IPv4 as for a host without an ARP reply.
-        let own = question(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
+        let own = make_probe(Kind::Tcp, path.backend, path.vip, 80, Route::Backend);
         let reason = failure(send_probe(&lab, &own)?, Failure::Wrong)?;
         let output = ["its host is alive", "administratively prohibited"];
         assert!(output.iter().any(|words| reason.contains(words)), "{reason}");
@@ -229,13 +229,13 @@ fn what_the_network_says_is_told_from_what_this_node_lacks() -> Result<()> {
     node.ip(&format!("route add unreachable {unreachable}/32"))?;
     node.ip(&format!("route add throw {no_route}/32"))?;
     for kind in [Kind::Tcp, Kind::Http(Http::default()), Kind::Udp(Udp::default())] {
-        let probe = question(kind.clone(), unreachable.into(), vip, 80, Route::Backend);
+        let probe = make_probe(kind.clone(), unreachable.into(), vip, 80, Route::Backend);
         assert_eq!(
             failure(send_probe(&lab, &probe)?, Failure::Silence)?,
             "host unreachable",
             "{kind:?}"
         );
-        let probe = question(kind.clone(), no_route.into(), vip, 80, Route::Backend);
+        let probe = make_probe(kind.clone(), no_route.into(), vip, 80, Route::Backend);
         let reason = String::from("network is unreachable");
         assert_eq!(send_probe(&lab, &probe)?, Outcome::Unknown { reason }, "{kind:?}");
     }

@@ -28,7 +28,7 @@ use lb_api::check_status::Load;
 use lb_health::{
     probe::Route,
     prober::{Assignment, Prober},
-    vip::Way,
+    vip::ProbePath,
 };
 use lb_model::{
     check::{Check, Http, Kind},
@@ -99,7 +99,7 @@ pub fn survey(
     let often = backends.div_ceil(20);
     let second = Duration::from_secs(1);
     let (tcp, http) = (Kind::Tcp, Kind::Http(Http::default()));
-    let (own, vip) = (Route::Backend, Route::Vip(hosts.way.clone()));
+    let (own, vip) = (Route::Backend, Route::Vip(hosts.path.clone()));
     let cases = [
         ("tcp", backends, second, &tcp, &own),
         ("http", backends, second, &http, &own),
@@ -130,7 +130,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, 
     let assignment = |n| {
         let backend = backend(n);
         let route = match route.clone() {
-            Route::Vip(way) => Route::Vip(Way { backend, ..way }),
+            Route::Vip(path) => Route::Vip(ProbePath { backend, ..path }),
             own => own,
         };
         let assignment = Assignment {
@@ -248,7 +248,7 @@ struct Hosts {
     _web: Namespace,
     server: Child,
     /// To the VIP at any backend.
-    way: Way,
+    path: ProbePath,
 }
 
 impl Hosts {
@@ -270,8 +270,8 @@ impl Hosts {
             Self::give_packets(&web, OTHER_CPU)?;
         }
         harness::stay_on_one_cpu()?;
-        let way = Self::way(&balancer, &web)?;
-        Ok(Self { balancer, _web: web, server, way })
+        let path = Self::path(&balancer, &web)?;
+        Ok(Self { balancer, _web: web, server, path })
     }
 
     fn server(web: &Namespace) -> Result<Child> {
@@ -297,7 +297,7 @@ impl Hosts {
         Ok(())
     }
 
-    fn way(balancer: &Namespace, web: &Namespace) -> Result<Way> {
+    fn path(balancer: &Namespace, web: &Namespace) -> Result<ProbePath> {
         let (own_mac, mac) = (bytes(&balancer.mac("eth0")?)?, bytes(&web.mac("eth0")?)?);
         let ifindex =
             balancer.enter(|| -> Result<u32> { Ok(nix::net::if_::if_nametoindex("eth0")?) })??;
@@ -309,7 +309,7 @@ impl Hosts {
             mtu: MTU,
         };
         let tunnel = Tunnel::default();
-        Ok(Way { vip: VIP.into(), backend: WEB.into(), mode: Mode::Dsr, hop, tunnel })
+        Ok(ProbePath { vip: VIP.into(), backend: WEB.into(), mode: Mode::Dsr, hop, tunnel })
     }
 
     fn stop(mut self) -> Result<()> {

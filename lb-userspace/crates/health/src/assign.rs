@@ -1,4 +1,4 @@
-//! The backends to check, how, and by which way: what is desired and what is known of next hops, as
+//! The backends to check, how, and by which path: what is desired and what is known of next hops, as
 //! assignments for the prober.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,13 +11,13 @@ use lb_model::{
     settings::Tunnel,
 };
 
-use super::{probe::Route, prober::Assignment, vip::Way};
+use super::{probe::Route, prober::Assignment, vip::ProbePath};
 
 /// The assignments of all backends. `start` is what they count as until they have answered;
 /// `found_out` are those of which an earlier run has found that out.
 ///
-/// A question by the way of the traffic waits until that way is known. A backend that can't be
-/// reached is not asked: that is seen without it.
+/// A probe along the path of the clients' packets waits until that path is known. lbd does not probe a backend
+/// that can't be reached: its state is known without it.
 #[must_use]
 pub fn assignments(
     desired: &Desired,
@@ -39,7 +39,7 @@ pub fn assignments(
             let route = hop.map(|hop| match check.via {
                 Via::Backend => Route::Backend,
                 Via::Vip if hop.is_local() => Route::Here(service.key.vip),
-                Via::Vip => Route::Vip(Way {
+                Via::Vip => Route::Vip(ProbePath {
                     vip: service.key.vip,
                     backend: address,
                     mode: service.mode,
@@ -113,8 +113,11 @@ mod tests {
         let known = known(&[A, B]);
         let made =
             assignments(&web(), Some(&known), Tunnel::default(), &View::new(), &BTreeSet::new());
-        let Some(Route::Vip(way)) = &made[&target(A)].route else { panic!("{made:?}") };
-        assert_eq!((way.vip, way.backend, way.hop.ifindex), (IpAddr::from([10, 0, 0, 100]), A, 3));
+        let Some(Route::Vip(path)) = &made[&target(A)].route else { panic!("{made:?}") };
+        assert_eq!(
+            (path.vip, path.backend, path.hop.ifindex),
+            (IpAddr::from([10, 0, 0, 100]), A, 3)
+        );
         assert_eq!(made[&target(B)].route, Some(Route::Backend));
     }
 

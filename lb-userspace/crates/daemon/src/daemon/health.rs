@@ -162,8 +162,9 @@ impl Health {
         self.suspected.retain(|target, _| there.contains(target));
         self.found_out.retain(|target| there.contains(target));
         self.known = there;
-        let ways = self.neighbourhood.as_ref();
-        let assignments = assignments(desired, ways, self.tunnel, &self.view, &self.found_out);
+        let neighbourhood = self.neighbourhood.as_ref();
+        let assignments =
+            assignments(desired, neighbourhood, self.tunnel, &self.view, &self.found_out);
         self.checks.assign(assignments);
     }
 

@@ -38,7 +38,7 @@ use lb_api::{
     status::{EgressStatus, Status},
 };
 use lb_datapath::{LiveProgram, Served, TxError, TxErrors};
-use lb_health::vip::{Error, Network, Way};
+use lb_health::vip::{Error, Network, ProbePath};
 use lb_model::{
     desired::{Desired, Protocol, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
@@ -89,8 +89,8 @@ pub struct Exit {
 pub struct Subject {
     /// Its service.
     pub service: ServiceKey,
-    /// The way to it.
-    pub way: Way,
+    /// The path of probes to it.
+    pub path: ProbePath,
 }
 
 /// The exits of all backends that can be sent to.
@@ -114,8 +114,8 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
             let exit =
                 Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
             let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());
-            let way = Way { vip, backend, mode, hop, tunnel };
-            plan.entry(exit).or_default().push(Subject { service: service.key, way });
+            let path = ProbePath { vip, backend, mode, hop, tunnel };
+            plan.entry(exit).or_default().push(Subject { service: service.key, path });
         }
     }
     plan
@@ -325,7 +325,7 @@ impl Task {
     async fn round(&self, plan: &Plan, due: &[Exit], schedule: &mut Schedule) {
         // Sockets are open for as long as it takes: each costs something for every packet of the node.
         let network = Network::new();
-        network.set_vips(plan.values().flatten().map(|one| one.way.vip).collect());
+        network.set_vips(plan.values().flatten().map(|one| one.path.vip).collect());
         let served = match self.program.served() {
             Ok(served) => served,
             Err(error) => {
@@ -412,9 +412,9 @@ impl RoundProber<'_> {
 
     /// The result for an exit by a backend's answers; else the reason why there is none.
     async fn subject(&self, subject: &Subject, ingress: u32) -> Result<ProbeResult, String> {
-        let Subject { service, way } = subject;
-        let backend = way.backend;
-        let source = self.source(way).await.map_err(|error| error.to_string())?;
+        let Subject { service, path } = subject;
+        let backend = path.backend;
+        let source = self.source(path).await.map_err(|error| error.to_string())?;
         let first = self.network.draw() as u16;
         let ports = self.program.ports(self.served, (service, backend), (source, first), 2 * TRIES);
         let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
@@ -422,7 +422,7 @@ impl RoundProber<'_> {
             let Some(port) = ports.next() else {
                 return Err(format!("no slot leads to {backend} at this moment"));
             };
-            let stray = self.network.stray(way, SocketAddr::new(source, port), service.port);
+            let stray = self.network.stray(path, SocketAddr::new(source, port), service.port);
             let stray = stray.map_err(|error| error.to_string())?;
             if live {
                 let taken = self.program.take(self.served, ingress, stray.packet());
@@ -456,10 +456,10 @@ impl RoundProber<'_> {
     }
 
     /// The node's addresses are known a moment after the first request for them.
-    async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
+    async fn source(&self, path: &ProbePath) -> Result<IpAddr, Error> {
         let mut left = 20;
         loop {
-            match self.network.source(way).await {
+            match self.network.source(path).await {
                 Err(_) if left > 0 => {
                     left -= 1;
                     sleep(Duration::from_millis(50)).await;

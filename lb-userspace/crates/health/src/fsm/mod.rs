@@ -1,4 +1,4 @@
-//! The state machine of one backend's checks: what is asked next and when, and what the answers
+//! The state machine of one backend's checks: which probe is next and when, and what the answers
 //! mean.
 //!
 //! ```text
@@ -12,13 +12,13 @@
 //!      └────────────── was known before ──────────────┴────────────────┘
 //! ```
 //!
-//! Silence is that of the host: `fall` questions in a row, each for its whole time, without an answer
+//! Silence is that of the host: `fall` probes in a row, each for its whole time, without an answer
 //! of any kind to it or to what needs no listener ([`super::vip::Sign`]), while another backend of the service
 //! gave one: where none does, the fault is likelier in the network between. Where its address still resolves,
 //! its clients' packets must have gone unanswered, too. If these are all that bring a backend down, it is hard
 //! down at once. A backend whose service has `on_down = "move"` is hard down whenever it is down.
 //!
-//! A question that couldn't be asked changes nothing. Time is passed in and only ever compared, so
+//! A probe that couldn't be sent changes nothing. Time is passed in and only ever compared, so
 //! the time of day does not matter.
 
 #[cfg(test)]
@@ -37,10 +37,10 @@ use super::{
     probe::{Failure, Outcome},
 };
 
-/// What a question after a suspicion waits at least, unless the check itself waits less. A dead host
+/// What a probe after a suspicion waits at least, unless the check itself waits less. A dead host
 /// in the same network is found after twice that time.
 const SHORTEST_DOUBT: Duration = Duration::from_millis(200);
-/// How many times the usual latency a question after a suspicion waits.
+/// How many times the usual latency a probe after a suspicion waits.
 const DOUBT: u32 = 20;
 /// How many silent answers a suspicion takes at most. Anybody can raise one with a SYN that is not
 /// followed up, and a single packet may be lost: both together may not eject a backend.
@@ -57,7 +57,7 @@ const OVERDUE: Duration = Duration::from_secs(5);
 pub enum Event {
     /// The deadline has come.
     Due,
-    /// The last question was answered.
+    /// The last probe was answered.
     Answered {
         /// What it found out.
         outcome: Outcome,
@@ -71,7 +71,7 @@ pub enum Event {
         /// The evidence of it.
         reason: String,
     },
-    /// The last question was dropped, since the way that it took is no more.
+    /// The last probe was dropped, since its path is no more.
     Interrupted,
     /// This process did not run for a while: silence of that time means nothing.
     Slept,
@@ -89,12 +89,12 @@ pub enum Event {
 /// What a machine wants to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// To ask; the question before, if there is one, is abandoned.
-    Ask {
+    /// To probe; the probe before, if there is one, is abandoned.
+    Probe {
         /// How long the answer may take.
         timeout: Duration,
     },
-    /// To abandon the last question.
+    /// To abandon the last probe.
     Abandon,
     /// Report that what is seen has changed, and why if it is the condition.
     Report(Option<Change>),
@@ -111,9 +111,9 @@ pub struct Change {
     pub cause: String,
 }
 
-/// A question that was not answered yet.
+/// A probe that was not answered yet.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct Pending {
     at: Instant,
     /// When its answer is no longer awaited.
     overdue: Instant,
@@ -132,25 +132,25 @@ pub struct Machine {
     assumed: bool,
     /// Answers in a row that contradict the condition.
     against: u8,
-    /// Whether the last question that was asked got an answer of any kind, or there was none yet.
+    /// Whether the last probe that was sent got an answer of any kind, or there was none yet.
     answers: bool,
     /// Whether it was refused.
     refused: bool,
-    /// If the last answer was silence: the questions in a row that had their whole time and no answer
+    /// If the last answer was silence: the probes in a row that had their whole time and no answer
     /// of any kind, while others had one.
     silent: Option<u8>,
-    /// When the last of them was asked.
-    silent_asked: Option<Instant>,
-    /// When another backend had answered last as a question without an answer was over.
+    /// When the last of them was sent.
+    silent_sent_at: Option<Instant>,
+    /// When another backend had answered last as a probe without an answer was over.
     silent_but: Option<Instant>,
-    /// Questions in a row that couldn't be asked.
-    unasked: u32,
+    /// Probes in a row that couldn't be sent.
+    unsent: u32,
     /// Whether a failure was forgiven because the process slept, and none since.
     excused: bool,
-    asked: Option<Asked>,
-    /// When the next question is due, or, if nothing is asked, when a suspicion lapses.
+    pending: Option<Pending>,
+    /// When the next probe is due, or, if there is none, when a suspicion lapses.
     next: Instant,
-    /// The clients' evidence; the answers to the next questions decide.
+    /// The clients' evidence; the answers to the next probes decide.
     suspicion: Option<String>,
     /// Whether there was such evidence since the last good answer.
     blamed: bool,
@@ -163,7 +163,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A backend that was `initial` so far and is first asked at `first`. If an earlier run has
+    /// A backend that was `initial` so far and is first probed at `first`. If an earlier run has
     /// found that out, it takes as many answers as ever to overthrow it. `seed` makes its intervals
     /// vary otherwise than those of others.
     #[must_use]
@@ -189,11 +189,11 @@ impl Machine {
             answers: true,
             refused: false,
             silent: None,
-            silent_asked: None,
+            silent_sent_at: None,
             silent_but: None,
-            unasked: 0,
+            unsent: 0,
             excused: false,
-            asked: None,
+            pending: None,
             next: first,
             suspicion: None,
             blamed: false,
@@ -228,7 +228,7 @@ impl Machine {
         self.against
     }
 
-    /// Questions in a row without an answer of any kind while the backend keeps its flows; `fall` of
+    /// Probes in a row without an answer of any kind while the backend keeps its flows; `fall` of
     /// them move these.
     #[must_use]
     pub fn silent(&self) -> u8 {
@@ -247,17 +247,17 @@ impl Machine {
         self.damping.forgive();
     }
 
-    /// Whether a question waits for its answer.
+    /// Whether a probe waits for its answer.
     #[must_use]
-    pub const fn is_asking(&self) -> bool {
-        self.asked.is_some()
+    pub const fn is_waiting(&self) -> bool {
+        self.pending.is_some()
     }
 
     /// When [`Event::Due`] is due; none: nothing will happen by itself.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let waits = match self.asked {
-            Some(asked) => Some(asked.overdue),
+        let waits = match self.pending {
+            Some(pending) => Some(pending.overdue),
             None if self.check.is_active() || self.suspicion.is_some() => Some(self.next),
             None => None,
         };
@@ -274,16 +274,16 @@ impl Machine {
             }
             Event::Suspected { reason } => self.suspected(reason, now, out),
             Event::Interrupted => {
-                if self.asked.take().is_some() {
+                if self.pending.take().is_some() {
                     out.push(Action::Abandon);
                     self.next = now;
                 }
                 None
             }
             Event::Slept => {
-                if let Some(asked) = &mut self.asked {
-                    asked.slept = true;
-                    asked.overdue = now + asked.timeout + OVERDUE;
+                if let Some(pending) = &mut self.pending {
+                    pending.slept = true;
+                    pending.overdue = now + pending.timeout + OVERDUE;
                 }
                 None
             }
@@ -314,33 +314,33 @@ impl Machine {
     }
 
     fn due(&mut self, now: Instant, out: &mut Vec<Action>) -> Option<String> {
-        match self.asked {
-            Some(asked) if now < asked.overdue => return None,
-            Some(asked) => {
-                // Every question ends by itself in its time. One that did not must not leave its
-                // backend unasked for ever.
+        match self.pending {
+            Some(pending) if now < pending.overdue => return None,
+            Some(pending) => {
+                // Every probe ends by itself in its time. One that did not must not leave its
+                // backend without probes for ever.
                 out.push(Action::Abandon);
-                let reason = format!("no answer within {}", text(asked.timeout));
+                let reason = format!("no answer within {}", text(pending.timeout));
                 let outcome = Outcome::Failed { how: Failure::Wrong, reason };
-                let took = now.saturating_duration_since(asked.at);
+                let took = now.saturating_duration_since(pending.at);
                 return self.answered(outcome, took, None, now, out);
             }
             None if now < self.next => return None,
             None => {}
         }
         if self.check.is_active() {
-            self.ask(now, out);
+            self.probe(now, out);
         } else {
             self.suspicion = None;
         }
         None
     }
 
-    fn ask(&mut self, now: Instant, out: &mut Vec<Action>) {
+    fn probe(&mut self, now: Instant, out: &mut Vec<Action>) {
         let timeout = if self.suspicion.is_some() { self.doubt() } else { self.check.timeout };
         let overdue = now + timeout + OVERDUE;
-        self.asked = Some(Asked { at: now, overdue, timeout, slept: false });
-        out.push(Action::Ask { timeout });
+        self.pending = Some(Pending { at: now, overdue, timeout, slept: false });
+        out.push(Action::Probe { timeout });
     }
 
     /// How long an answer after a suspicion may take.
@@ -357,11 +357,11 @@ impl Machine {
         now: Instant,
         out: &mut Vec<Action>,
     ) -> Option<String> {
-        let asked = self.asked.take()?;
+        let pending = self.pending.take()?;
         let cause = match outcome {
             Outcome::Unknown { .. } => {
-                self.unasked = self.unasked.saturating_add(1);
-                let backoff = 1 << (self.unasked - 1).min(16);
+                self.unsent = self.unsent.saturating_add(1);
+                let backoff = 1 << (self.unsent - 1).min(16);
                 let wait = self.check.fast_interval * backoff;
                 let wait = wait.min(self.check.interval.max(self.check.fast_interval));
                 self.next = now + self.vary(wait);
@@ -369,7 +369,7 @@ impl Machine {
             }
             Outcome::Failed {
                 how: Failure::Silence | Failure::Resolves | Failure::Wrong, ..
-            } if asked.slept && !self.excused => {
+            } if pending.slept && !self.excused => {
                 self.excused = true;
                 self.next = now;
                 return None;
@@ -382,21 +382,21 @@ impl Machine {
             Outcome::Failed { how, reason } => {
                 self.answers = how.is_answer();
                 self.refused = how == Failure::Refusal;
-                self.count_silence(how, asked.at, others_answered);
+                self.count_silence(how, pending.at, others_answered);
                 self.bad(how, &reason)
             }
         };
-        self.unasked = 0;
+        self.unsent = 0;
         self.excused = false;
         self.assumed = false;
         if self.suspicion.is_some() {
             // It is not decided yet, and clients wait.
-            self.ask(now, out);
+            self.probe(now, out);
             return cause;
         }
         let interval = self.interval();
-        // From question to question; an answer that took longer is followed by the next question.
-        self.next = (asked.at + self.vary(interval)).max(now);
+        // From probe to probe; an answer that took longer is followed by the next probe.
+        self.next = (pending.at + self.vary(interval)).max(now);
         cause
     }
 
@@ -427,24 +427,24 @@ impl Machine {
         Some(cause)
     }
 
-    /// Counts a question without an answer if another backend has answered since the one before it was
-    /// asked, or this one if it is the first: then the network between is in order. An answer proves that
+    /// Counts a probe without an answer if another backend has answered since the one before it was
+    /// sent, or this one if it is the first: then the network between is in order. An answer proves that
     /// once. While nobody answers, what was counted before proves nothing any more: the answers that came
     /// as the network was about to fail, and those after it was mended, are none in a row.
-    fn count_silence(&mut self, how: Failure, asked: Instant, others_answered: Option<Instant>) {
+    fn count_silence(&mut self, how: Failure, sent_at: Instant, others_answered: Option<Instant>) {
         if how.is_answer() || how == Failure::Resolves && !self.blamed {
             self.silent = None;
             return;
         }
-        let since = self.silent_asked.replace(asked).filter(|_| self.silent.is_some());
+        let since = self.silent_sent_at.replace(sent_at).filter(|_| self.silent.is_some());
         let Some(answer) = others_answered else {
             self.silent = Some(0);
             return;
         };
         let is_new = self.silent_but.replace(answer).is_none_or(|before| answer > before);
         let before = self.silent.unwrap_or(0);
-        // A question after a suspicion is given up early.
-        let counts = is_new && answer >= since.unwrap_or(asked) && self.suspicion.is_none();
+        // lbd gives up a probe after a suspicion early.
+        let counts = is_new && answer >= since.unwrap_or(sent_at) && self.suspicion.is_none();
         self.silent = Some(before.saturating_add(counts.into()));
     }
 
@@ -493,7 +493,7 @@ impl Machine {
         }
     }
 
-    /// From the last question to the next, as things are.
+    /// From the last probe to the next, as things are.
     fn interval(&self) -> Duration {
         match self.seen.condition {
             _ if self.against > 0 => self.check.fast_interval,
@@ -514,7 +514,7 @@ impl Machine {
         let is_trusted = self.trusted.is_some_and(|trusted| now < trusted);
         if self.seen.condition == Condition::Up && self.suspicion.is_none() && !is_trusted {
             self.suspicion = Some(reason);
-            self.ask(now, out);
+            self.probe(now, out);
         }
         None
     }
@@ -526,8 +526,8 @@ impl Machine {
         let earlier = self.interval();
         self.check = check;
         if same {
-            // What was counted counts on; only a question that would now be due sooner is.
-            if self.asked.is_none() && self.unasked == 0 && self.interval() < earlier {
+            // What was counted counts on; only a probe that would now be due sooner is.
+            if self.pending.is_none() && self.unsent == 0 && self.interval() < earlier {
                 let interval = self.interval();
                 self.next = self.next.min(now + self.vary(interval));
             }
@@ -537,14 +537,14 @@ impl Machine {
             }
             return None;
         }
-        if self.asked.take().is_some() {
+        if self.pending.take().is_some() {
             out.push(Action::Abandon);
         }
         self.against = 0;
         self.answers = true;
         self.refused = false;
         self.silent = None;
-        self.unasked = 0;
+        self.unsent = 0;
         self.excused = false;
         self.trusted = None;
         self.latency = None;
@@ -555,7 +555,7 @@ impl Machine {
             self.seen.condition = Condition::Up;
             return (!was_up).then(|| "it is not checked any more".into());
         }
-        // Another question may be a wrong one: where the condition was found out, it takes as many
+        // Another probe may be a wrong one: where the condition was found out, it takes as many
         // answers as ever to overthrow it.
         self.assumed |= !was_active;
         self.next = if self.suspicion.is_some() {

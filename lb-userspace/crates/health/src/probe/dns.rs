@@ -3,30 +3,30 @@
 use std::hash::{BuildHasher as _, RandomState};
 
 use simple_dns::{
-    CLASS, Name, Packet, PacketFlag, QTYPE, Question as Asked, RCODE, TYPE, header_buffer,
+    CLASS, Name, Packet, PacketFlag, QTYPE, Question as DnsQuestion, RCODE, TYPE, header_buffer,
 };
 use tokio::time::Instant;
 
-use super::{Question, check, reason::Miss, udp, vip};
+use super::{Probe, check, reason::ProbeError, udp, vip};
 
 /// Bytes of a message's header.
 const HEADER: usize = 12;
 
-/// Asks a backend to answer a query.
-pub(super) async fn ask(
-    question: &Question,
+/// Sends a query to a backend, and checks its answer.
+pub(super) async fn run(
+    probe: &Probe,
     dns: &check::Dns,
     network: &vip::Network,
     deadline: Instant,
-) -> Result<(), Miss> {
+) -> Result<(), ProbeError> {
     // A hash under random keys: no other process can predict it.
-    let id = RandomState::new().hash_one(question.port) as u16;
+    let id = RandomState::new().hash_one(probe.port) as u16;
     let query = query(id, dns)?;
-    let answer = udp::exchange(question, &query, query.len(), network, deadline).await?;
+    let answer = udp::exchange(probe, &query, query.len(), network, deadline).await?;
     judge(&query, &answer)
 }
 
-fn query(id: u16, dns: &check::Dns) -> Result<Vec<u8>, Miss> {
+fn query(id: u16, dns: &check::Dns) -> Result<Vec<u8>, ProbeError> {
     let record = match dns.record.as_str() {
         "A" => TYPE::A,
         "AAAA" => TYPE::AAAA,
@@ -37,44 +37,44 @@ fn query(id: u16, dns: &check::Dns) -> Result<Vec<u8>, Miss> {
         "SRV" => TYPE::SRV,
         "CNAME" => TYPE::CNAME,
         "PTR" => TYPE::PTR,
-        other => return Err(Miss::unknown(format!("unknown record type `{other}`"))),
+        other => return Err(ProbeError::unknown(format!("unknown record type `{other}`"))),
     };
-    let no_name = |_| Miss::unknown(format!("`{}` is no domain name", dns.name));
+    let no_name = |_| ProbeError::unknown(format!("`{}` is no domain name", dns.name));
     let name = Name::new(dns.name.trim_end_matches('.')).map_err(no_name)?;
     let mut packet = Packet::new_query(id);
     // As a client's resolver asks; a server that is only an authority ignores it.
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
-    packet.questions.push(Asked::new(name, QTYPE::TYPE(record), CLASS::IN.into(), false));
+    packet.questions.push(DnsQuestion::new(name, QTYPE::TYPE(record), CLASS::IN.into(), false));
     packet.build_bytes_vec().map_err(no_name)
 }
 
 /// Whether an answer is one to this query, and without an error.
 ///
 /// The records are left alone: an answer that was cut off (TC) has an end that can't be read.
-fn judge(query: &[u8], answer: &[u8]) -> Result<(), Miss> {
-    let not_dns = || Miss::failed("answers, but not with DNS");
+fn judge(query: &[u8], answer: &[u8]) -> Result<(), ProbeError> {
+    let not_dns = || ProbeError::failed("answers, but not with DNS");
     if answer.len() < HEADER
         || !header_buffer::has_flags(answer, PacketFlag::RESPONSE).unwrap_or(false)
     {
         return Err(not_dns());
     }
     if answer[..2] != query[..2] {
-        return Err(Miss::failed("answers to another query"));
+        return Err(ProbeError::failed("answers to another query"));
     }
     // RFC 1035 4.1.1: the low four bits; the names are those of IANA's registry.
     match header_buffer::rcode(answer).map_err(|_| not_dns())? {
         RCODE::NoError => {}
-        rcode => return Err(Miss::failed(name_of(rcode, answer[3] & 0x0f))),
+        rcode => return Err(ProbeError::failed(name_of(rcode, answer[3] & 0x0f))),
     }
     // The letters of a name may come back in another case, the type and class may not.
-    let asked = &query[HEADER..];
+    let question = &query[HEADER..];
     let echoed = answer.get(HEADER..query.len()).unwrap_or_default();
-    let (name, kind) = asked.split_at(asked.len() - 4);
+    let (name, kind) = question.split_at(question.len() - 4);
     let same = header_buffer::questions(answer) == Ok(1)
-        && echoed.len() == asked.len()
+        && echoed.len() == question.len()
         && echoed[..name.len()].eq_ignore_ascii_case(name)
         && echoed[name.len()..] == *kind;
-    if same { Ok(()) } else { Err(Miss::failed("answers to another question")) }
+    if same { Ok(()) } else { Err(ProbeError::failed("answers to another question")) }
 }
 
 fn name_of(rcode: RCODE, number: u8) -> String {
@@ -140,7 +140,7 @@ mod tests {
     fn a_query_that_cannot_be_written_is_unknown() {
         for (name, record) in [(&*"x.".repeat(150), "A"), (&*"x".repeat(64), "A"), (".", "XYZZY")] {
             let dns = check::Dns { name: name.into(), record: record.into() };
-            assert!(matches!(query(1, &dns), Err(Miss::Unknown(_))), "{name} {record}");
+            assert!(matches!(query(1, &dns), Err(ProbeError::Unknown(_))), "{name} {record}");
         }
     }
 
@@ -163,11 +163,11 @@ mod tests {
         for (number, name) in
             [(1, "FORMERR"), (2, "SERVFAIL"), (3, "NXDOMAIN"), (5, "REFUSED"), (15, "RCODE 15")]
         {
-            assert_eq!(judge(&query, &answer(&query, number)), Err(Miss::failed(name)));
+            assert_eq!(judge(&query, &answer(&query, number)), Err(ProbeError::failed(name)));
         }
         let mut bare = answer(&query, 4)[..HEADER].to_vec();
         bare[5] = 0;
-        assert_eq!(judge(&query, &bare), Err(Miss::failed("NOTIMP")));
+        assert_eq!(judge(&query, &bare), Err(ProbeError::failed("NOTIMP")));
     }
 
     #[test]
@@ -182,11 +182,14 @@ mod tests {
         other_type[query.len() - 3] = 2;
         for wrong in [other_id, other_name, other_type, good[..good.len() - 1].to_vec()] {
             assert!(
-                matches!(judge(&query, &wrong), Err(Miss::Failed(why)) if why.contains("another"))
+                matches!(judge(&query, &wrong), Err(ProbeError::Failed(why)) if why.contains("another"))
             );
         }
         for garbage in [&b""[..], b"HTTP", &query, &[0xff; 11], &[0; 600]] {
-            assert_eq!(judge(&query, garbage), Err(Miss::failed("answers, but not with DNS")));
+            assert_eq!(
+                judge(&query, garbage),
+                Err(ProbeError::failed("answers, but not with DNS"))
+            );
         }
     }
 }

@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Question, check, reason::Miss};
+use super::{Probe, check, reason::ProbeError};
 
 /// Bytes of the first line that are kept.
 const LINE: usize = 200;
@@ -48,24 +48,24 @@ static STARTS: Mutex<BTreeMap<String, Arc<Semaphore>>> = Mutex::new(BTreeMap::ne
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs a command.
-pub(super) async fn ask(
-    question: &Question,
+pub(super) async fn run(
+    probe: &Probe,
     exec: &check::Exec,
     deadline: Instant,
-) -> Result<(), Miss> {
+) -> Result<(), ProbeError> {
     let Some((program, arguments)) = exec.command.split_first() else {
-        return Err(Miss::unknown("exec: no command"));
+        return Err(ProbeError::unknown("exec: no command"));
     };
-    let key = question.target.service;
+    let key = probe.target.service;
     let mut command = Command::new(program);
     command
         .args(arguments)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| PATH.into()))
-        .env("LB_SERVICE", &question.service)
+        .env("LB_SERVICE", &probe.service)
         .env("LB_VIP", key.vip.to_string())
-        .env("LB_BACKEND", question.target.backend.to_string())
-        .env("LB_PORT", question.port.to_string())
+        .env("LB_BACKEND", probe.target.backend.to_string())
+        .env("LB_PORT", probe.port.to_string())
         .env("LB_PROTOCOL", key.protocol.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -75,32 +75,32 @@ pub(super) async fn ask(
     let mut group = match timeout_at(deadline, start(program, command)).await {
         Ok(Ok(group)) => group,
         Ok(Err(error)) => {
-            return Err(Miss::unknown(format!("exec: {program}: {}", text_of(&error))));
+            return Err(ProbeError::unknown(format!("exec: {program}: {}", text_of(&error))));
         }
         Err(_) => {
-            let asked = format_duration(question.timeout);
-            return Err(Miss::unknown(format!("exec: {program}: not started after {asked}")));
+            let limit = format_duration(probe.timeout);
+            return Err(ProbeError::unknown(format!("exec: {program}: not started after {limit}")));
         }
     };
     let mut lines = [FirstLine::default(), FirstLine::default()];
     let status = match timeout_at(deadline, end(&mut group.0, &mut lines)).await {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => {
-            return Err(Miss::unknown(format!("exec: {program}: {}", text_of(&error))));
+            return Err(ProbeError::unknown(format!("exec: {program}: {}", text_of(&error))));
         }
         Err(_) => {
             group.kill();
             // Bounded: a process in the middle of a system call to dead storage goes when it can.
             let _ = timeout(REAP, group.0.wait()).await;
-            let asked = format_duration(question.timeout);
-            return Err(Miss::failed(format!("exec: still running after {asked}")));
+            let limit = format_duration(probe.timeout);
+            return Err(ProbeError::failed(format!("exec: still running after {limit}")));
         }
     };
     if status.success() {
         return Ok(());
     }
     let line = lines.iter().map(FirstLine::text).find(|line| !line.is_empty());
-    Err(Miss::failed(match line {
+    Err(ProbeError::failed(match line {
         Some(line) => format!("{}: {line}", words(status)),
         None => words(status),
     }))

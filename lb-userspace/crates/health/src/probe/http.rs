@@ -1,7 +1,7 @@
 //! An HTTP/1.1 request (RFC 9110, RFC 9112), with TLS or without, and what its answer must be.
 //!
 //! hyper reads and writes; here are the limits. An answer's head may have 16 KiB, interim answers
-//! (1xx) included; of a body at most 64 KiB are read, and none if nothing is asked of it.
+//! (1xx) included; of a body at most 64 KiB are read, and none if the check has no pattern for it.
 
 use std::{
     error::Error as _,
@@ -30,10 +30,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    Question, Route, check, here,
+    Probe, Route, check, here,
     limit::{Allowance, Limited},
     own_address,
-    reason::{Miss, quoted},
+    reason::{ProbeError, quoted},
     tcp, through, tls, vip, within,
 };
 
@@ -50,7 +50,7 @@ const AGENT: &str = concat!("lb-health/", env!("CARGO_PKG_VERSION"));
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// How far a question came, for the words when its time is over.
+/// How far a probe came, for the error text when its time is over.
 #[derive(Clone, Copy)]
 enum Stage {
     Handshake,
@@ -59,9 +59,9 @@ enum Stage {
 }
 
 impl Stage {
-    fn late(self, timeout: Duration) -> Miss {
+    fn late(self, timeout: Duration) -> ProbeError {
         let timeout = format_duration(timeout);
-        Miss::failed(match self {
+        ProbeError::failed(match self {
             Self::Handshake => format!("connects, but no TLS handshake within {timeout}"),
             Self::Head => format!("connects, but no answer within {timeout}"),
             Self::Body(status) => {
@@ -71,39 +71,39 @@ impl Stage {
     }
 }
 
-/// Asks a backend to answer a request.
-pub(super) async fn ask(
-    question: &Question,
+/// Sends a request to a backend, and checks its answer.
+pub(super) async fn run(
+    probe: &Probe,
     http: &check::Http,
     tls: Option<(&check::Tls, &tls::Cache)>,
     network: &vip::Network,
     deadline: Instant,
-) -> Result<(), Miss> {
-    let asked = match &question.route {
-        Route::Backend => question.target.backend,
-        Route::Vip(way) => way.vip,
+) -> Result<(), ProbeError> {
+    let address = match &probe.route {
+        Route::Backend => probe.target.backend,
+        Route::Vip(path) => path.vip,
         Route::Here(vip) => *vip,
     };
     let default_port = if tls.is_some() { 443 } else { 80 };
-    let request = request(http, asked, question.port, default_port)?;
+    let request = request(http, address, probe.port, default_port)?;
     let secure = match tls {
         Some((tls, cache)) => {
-            let config = cache.config(tls, deadline).await.map_err(Miss::unknown)?;
-            Some((config, server_name(tls, http, asked)?))
+            let config = cache.config(tls, deadline).await.map_err(ProbeError::unknown)?;
+            Some((config, server_name(tls, http, address)?))
         }
         None => None,
     };
-    let own = tcp::connect(own_address(question), network);
-    let wire: Box<dyn Wire> = match &question.route {
-        Route::Backend => Box::new(within(deadline, question.timeout, own).await?),
+    let own = tcp::connect(own_address(probe), network);
+    let wire: Box<dyn Wire> = match &probe.route {
+        Route::Backend => Box::new(within(deadline, probe.timeout, own).await?),
         Route::Here(vip) => {
-            let at = SocketAddr::new(*vip, question.port);
-            Box::new(here::connect(at, question.timeout, deadline).await?)
+            let at = SocketAddr::new(*vip, probe.port);
+            Box::new(here::connect(at, probe.timeout, deadline).await?)
         }
-        Route::Vip(way) => {
-            let answer = network.connect(way, question.port);
+        Route::Vip(path) => {
+            let answer = network.connect(path, probe.port);
             let own = async { own.await.map(drop) };
-            Box::new(through::ask(way, question.timeout, deadline, answer, own).await?)
+            Box::new(through::run(path, probe.timeout, deadline, answer, own).await?)
         }
     };
     let ca_file = tls.and_then(|(tls, _)| tls.ca_file.as_deref());
@@ -122,17 +122,17 @@ pub(super) async fn ask(
     };
     match timeout_at(deadline, answer).await {
         Ok(answer) => answer,
-        Err(_) => Err(stage.late(question.timeout)),
+        Err(_) => Err(stage.late(probe.timeout)),
     }
 }
 
 fn request(
     http: &check::Http,
-    asked: IpAddr,
+    address: IpAddr,
     port: u16,
     default_port: u16,
-) -> Result<Request<Empty<Bytes>>, Miss> {
-    let host = http.host.clone().unwrap_or_else(|| authority(asked, port, default_port));
+) -> Result<Request<Empty<Bytes>>, ProbeError> {
+    let host = http.host.clone().unwrap_or_else(|| authority(address, port, default_port));
     Request::builder()
         .method(http.method.as_str())
         .uri(http.path.as_str())
@@ -141,7 +141,9 @@ fn request(
         .header(header::ACCEPT, "*/*")
         .header(header::CONNECTION, "close")
         .body(Empty::new())
-        .map_err(|error| Miss::unknown(format!("the request of the check can't be sent: {error}")))
+        .map_err(|error| {
+            ProbeError::unknown(format!("the request of the check can't be sent: {error}"))
+        })
 }
 
 /// RFC 9110 7.2: the scheme's own port is left out, an IPv6 address stands in brackets.
@@ -158,15 +160,17 @@ fn authority(address: IpAddr, port: u16, default_port: u16) -> String {
 fn server_name(
     tls: &check::Tls,
     http: &check::Http,
-    asked: IpAddr,
-) -> Result<ServerName<'static>, Miss> {
+    address: IpAddr,
+) -> Result<ServerName<'static>, ProbeError> {
     let name = match (&tls.server_name, &http.host) {
         (Some(name), _) => name,
         (None, Some(host)) => without_port(host),
-        (None, None) => return Ok(ServerName::from(asked)),
+        (None, None) => return Ok(ServerName::from(address)),
     };
     ServerName::try_from(name.to_owned()).map_err(|_| {
-        Miss::unknown(format!("`{name}` is no name of a server; set `server_name` in the check"))
+        ProbeError::unknown(format!(
+            "`{name}` is no name of a server; set `server_name` in the check"
+        ))
     })
 }
 
@@ -186,22 +190,22 @@ async fn handshake(
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
     ca_file: Option<&Path>,
-) -> Result<Box<dyn Wire>, Miss> {
+) -> Result<Box<dyn Wire>, ProbeError> {
     match TlsConnector::from(config).connect(name, wire).await {
         Ok(wire) => Ok(Box::new(wire)),
         Err(error) => Err(of_io(&error, ca_file).unwrap_or_else(|| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
-                Miss::failed("closed the connection in the TLS handshake")
+                ProbeError::failed("closed the connection in the TLS handshake")
             }
-            _ => Miss::of_socket(&error),
+            _ => ProbeError::of_socket(&error),
         })),
     }
 }
 
 /// The reason in an error of a TLS connection, if it is TLS's.
-fn of_io(error: &io::Error, ca_file: Option<&Path>) -> Option<Miss> {
+fn of_io(error: &io::Error, ca_file: Option<&Path>) -> Option<ProbeError> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(Miss::failed(tls::words(error, ca_file)))
+    Some(ProbeError::failed(tls::words(error, ca_file)))
 }
 
 /// Sends the request and judges the answer.
@@ -210,29 +214,29 @@ async fn exchange(
     request: Request<Empty<Bytes>>,
     http: &check::Http,
     stage: &mut Stage,
-) -> Result<(), Miss> {
+) -> Result<(), ProbeError> {
     let allowance = Allowance::new(HEAD);
     let wire = TokioIo::new(Limited::new(wire, allowance.clone()));
-    let miss = |error: hyper::Error| of_hyper(&error, &allowance);
+    let probe_error = |error: hyper::Error| of_hyper(&error, &allowance);
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD)
         .max_header_size(HEAD)
         .handshake(wire)
         .await
-        .map_err(miss)?;
+        .map_err(probe_error)?;
     let answer = async {
-        let answer = sender.send_request(request).await.map_err(miss)?;
+        let answer = sender.send_request(request).await.map_err(probe_error)?;
         let status = answer.status();
         if !http.status.iter().any(|range| range.contains(&status.as_u16())) {
-            return Err(Miss::failed(words(status)));
+            return Err(ProbeError::failed(words(status)));
         }
         let Some(pattern) = &http.body else { return Ok(()) };
         *stage = Stage::Body(status);
         allowance.set(BODY_ON_WIRE);
-        if contains(answer.into_body(), pattern.as_bytes()).await.map_err(miss)? {
+        if contains(answer.into_body(), pattern.as_bytes()).await.map_err(probe_error)? {
             return Ok(());
         }
-        Err(Miss::failed(format!(
+        Err(ProbeError::failed(format!(
             "{}, but the body does not contain {}",
             words(status),
             quoted(pattern.as_bytes())
@@ -244,8 +248,8 @@ async fn exchange(
         answer = &mut answer => answer,
         // The connection is over; what it read is at hand. hyper does not pass the cause to the request.
         ended = connection => {
-            let local = ended.err().and_then(|error| Miss::of_this_node(cause(&error)?));
-            answer.await.map_err(|miss| local.unwrap_or(miss))
+            let local = ended.err().and_then(|error| ProbeError::of_this_node(cause(&error)?));
+            answer.await.map_err(|error| local.unwrap_or(error))
         }
     }
 }
@@ -278,31 +282,31 @@ fn words(status: StatusCode) -> String {
     }
 }
 
-fn of_hyper(error: &hyper::Error, allowance: &Allowance) -> Miss {
-    if let Some(local) = cause(error).and_then(Miss::of_this_node) {
+fn of_hyper(error: &hyper::Error, allowance: &Allowance) -> ProbeError {
+    if let Some(local) = cause(error).and_then(ProbeError::of_this_node) {
         return local;
     }
     if error.is_parse_too_large() || allowance.is_spent() {
-        return Miss::failed("the answer's headers are larger than 16 KiB, or more than 100");
+        return ProbeError::failed("the answer's headers are larger than 16 KiB, or more than 100");
     }
     if error.is_parse_version_h2() {
-        return Miss::failed("answers with HTTP/2, which is not asked for");
+        return ProbeError::failed("answers with HTTP/2, which is not asked for");
     }
     if error.is_parse() {
-        return Miss::failed(format!("answers, but not with HTTP: {error}"));
+        return ProbeError::failed(format!("answers, but not with HTTP: {error}"));
     }
     if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        return Miss::failed("closed the connection before its answer was complete");
+        return ProbeError::failed("closed the connection before its answer was complete");
     }
     if let Some(cause) = cause(error) {
         return of_io(cause, None).unwrap_or_else(|| match cause.kind() {
             io::ErrorKind::UnexpectedEof => {
-                Miss::failed("closed the connection before its answer was complete")
+                ProbeError::failed("closed the connection before its answer was complete")
             }
-            _ => Miss::of_socket(cause),
+            _ => ProbeError::of_socket(cause),
         });
     }
-    Miss::failed(error.to_string())
+    ProbeError::failed(error.to_string())
 }
 
 /// The error of the connection that is behind an error of hyper.
@@ -339,12 +343,12 @@ mod tests {
     /// A connection whose link goes down.
     struct Broken {
         down: Down,
-        asked: bool,
+        requested: bool,
     }
 
     impl Broken {
         fn new(down: Down) -> Box<Self> {
-            Box::new(Self { down, asked: false })
+            Box::new(Self { down, requested: false })
         }
 
         fn error() -> io::Error {
@@ -358,7 +362,7 @@ mod tests {
             context: &mut Context<'_>,
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            if !self.asked {
+            if !self.requested {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -380,7 +384,7 @@ mod tests {
             if self.down == Down::Before {
                 return Poll::Ready(Err(Self::error()));
             }
-            self.asked = true;
+            self.requested = true;
             Poll::Ready(Ok(bytes.len()))
         }
 
@@ -396,11 +400,11 @@ mod tests {
     #[tokio::test]
     async fn link_that_goes_down_under_a_request_says_nothing_about_the_backend() {
         let http = check::Http { body: Some("ready".into()), ..check::Http::default() };
-        let local = Err(Miss::unknown("send on eth0: network is down"));
+        let local = Err(ProbeError::unknown("send on eth0: network is down"));
         for down in [Down::Before, Down::AfterTheRequest, Down::InTheBody] {
             let request = request(&http, IpAddr::from([127, 0, 0, 1]), 80, 80).unwrap();
-            let miss = exchange(Broken::new(down), request, &http, &mut Stage::Head).await;
-            assert_eq!(miss, local, "{down:?}");
+            let error = exchange(Broken::new(down), request, &http, &mut Stage::Head).await;
+            assert_eq!(error, local, "{down:?}");
         }
         let tls = check::Tls { insecure: true, ..check::Tls::default() };
         let config = tls::Cache::default().config(&tls, Instant::now()).await.unwrap();
@@ -423,39 +427,42 @@ mod tests {
 
     #[test]
     fn the_certificate_is_for_the_configured_name_the_host_or_the_address() {
-        let asked: IpAddr = "10.0.0.1".parse().unwrap();
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
         let name = |server_name: Option<&str>, host: Option<&str>| {
             let tls =
                 check::Tls { server_name: server_name.map(Into::into), ..check::Tls::default() };
             let http = check::Http { host: host.map(Into::into), ..check::Http::default() };
-            server_name_text(&tls, &http, asked)
+            server_name_text(&tls, &http, address)
         };
         assert_eq!(name(Some("a.example"), Some("b.example")).unwrap(), "a.example");
         assert_eq!(name(None, Some("b.example:8443")).unwrap(), "b.example");
         assert_eq!(name(None, Some("[2001:db8::1]:8443")).unwrap(), "2001:db8::1");
         assert_eq!(name(None, Some("2001:db8::1")).unwrap(), "2001:db8::1");
         assert_eq!(name(None, None).unwrap(), "10.0.0.1");
-        assert!(matches!(name(Some("not a name"), None), Err(Miss::Unknown(_))));
+        assert!(matches!(name(Some("not a name"), None), Err(ProbeError::Unknown(_))));
     }
 
     fn server_name_text(
         tls: &check::Tls,
         http: &check::Http,
-        asked: IpAddr,
-    ) -> Result<String, Miss> {
-        server_name(tls, http, asked).map(|name| name.to_str().into_owned())
+        address: IpAddr,
+    ) -> Result<String, ProbeError> {
+        server_name(tls, http, address).map(|name| name.to_str().into_owned())
     }
 
     #[test]
     fn a_request_that_cannot_be_written_is_unknown() {
-        let asked = IpAddr::from([127, 0, 0, 1]);
+        let address = IpAddr::from([127, 0, 0, 1]);
         let wrong = [
             check::Http { method: "G T".into(), ..check::Http::default() },
             check::Http { path: "/\u{1}".into(), ..check::Http::default() },
             check::Http { host: Some("a\r\nb".into()), ..check::Http::default() },
         ];
         for http in wrong {
-            assert!(matches!(request(&http, asked, 80, 80), Err(Miss::Unknown(_))), "{http:?}");
+            assert!(
+                matches!(request(&http, address, 80, 80), Err(ProbeError::Unknown(_))),
+                "{http:?}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why a question has no good answer, in words for people.
+//! Why a probe failed, in words for people.
 //!
 //! A reason is a short phrase in lower case: one line, at most [`MOST`] characters, with whatever a
 //! peer or a command has sent escaped, since it ends in logs and on terminals.
@@ -18,9 +18,9 @@ pub(super) const REFUSED: &str = "connection refused";
 /// Bytes of a peer's answer that are quoted.
 const QUOTED: usize = 40;
 
-/// Why a question has no good answer.
+/// Why a probe failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Miss {
+pub(super) enum ProbeError {
     /// The peer refuses: nothing listens there.
     Refused(Cow<'static, str>),
     /// Nothing comes from the peer.
@@ -29,11 +29,11 @@ pub(super) enum Miss {
     Resolves(Cow<'static, str>),
     /// There is an answer, and it is a bad one.
     Failed(Cow<'static, str>),
-    /// The question could not be asked.
+    /// This node could not send the probe.
     Unknown(Cow<'static, str>),
 }
 
-impl Miss {
+impl ProbeError {
     pub(super) fn failed(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::Failed(reason.into())
     }
@@ -51,8 +51,8 @@ impl Miss {
         Self::silent(format!("no answer within {}", format_duration(timeout)))
     }
 
-    /// What went wrong on this node with a connection by the way of the traffic, if that is what the
-    /// error is.
+    /// What went wrong on this node with a connection along the path of the clients' packets, if the error
+    /// is of that kind.
     pub(super) fn of_this_node(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref()? {
             vip::Error::Local(reason) => Some(Self::unknown(reason.clone())),
@@ -97,14 +97,14 @@ impl Miss {
     }
 }
 
-impl From<Miss> for Outcome {
-    fn from(miss: Miss) -> Self {
-        match miss {
-            Miss::Silent(reason) => Self::failed(Failure::Silence, &reason),
-            Miss::Resolves(reason) => Self::failed(Failure::Resolves, &reason),
-            Miss::Refused(reason) => Self::failed(Failure::Refusal, &reason),
-            Miss::Failed(reason) => Self::failed(Failure::Wrong, &reason),
-            Miss::Unknown(reason) => Self::Unknown { reason: tidy(&reason) },
+impl From<ProbeError> for Outcome {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Silent(reason) => Self::failed(Failure::Silence, &reason),
+            ProbeError::Resolves(reason) => Self::failed(Failure::Resolves, &reason),
+            ProbeError::Refused(reason) => Self::failed(Failure::Refusal, &reason),
+            ProbeError::Failed(reason) => Self::failed(Failure::Wrong, &reason),
+            ProbeError::Unknown(reason) => Self::Unknown { reason: tidy(&reason) },
         }
     }
 }
@@ -167,16 +167,16 @@ pub(super) fn quoted(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn of(number: i32) -> Miss {
-        Miss::of_socket(&io::Error::from_raw_os_error(number))
+    fn of(number: i32) -> ProbeError {
+        ProbeError::of_socket(&io::Error::from_raw_os_error(number))
     }
 
     #[test]
     fn a_refusal_and_a_reset_are_answers_and_an_unreachable_host_is_silent() {
-        assert_eq!(of(libc::ECONNREFUSED), Miss::Refused("connection refused".into()));
-        assert_eq!(of(libc::EHOSTUNREACH), Miss::silent("host unreachable"));
-        assert_eq!(of(libc::ECONNRESET), Miss::failed("connection reset"));
-        assert_eq!(of(libc::ETIMEDOUT), Miss::silent("connection timed out"));
+        assert_eq!(of(libc::ECONNREFUSED), ProbeError::Refused("connection refused".into()));
+        assert_eq!(of(libc::EHOSTUNREACH), ProbeError::silent("host unreachable"));
+        assert_eq!(of(libc::ECONNRESET), ProbeError::failed("connection reset"));
+        assert_eq!(of(libc::ETIMEDOUT), ProbeError::silent("connection timed out"));
     }
 
     #[test]
@@ -190,17 +190,20 @@ mod tests {
             libc::ENOMEM,
             libc::EPERM,
         ] {
-            assert!(matches!(of(number), Miss::Unknown(_)), "{number}: {:?}", of(number));
+            assert!(matches!(of(number), ProbeError::Unknown(_)), "{number}: {:?}", of(number));
         }
-        assert_eq!(of(libc::ENETUNREACH), Miss::unknown("network is unreachable"));
+        assert_eq!(of(libc::ENETUNREACH), ProbeError::unknown("network is unreachable"));
     }
 
     #[test]
     fn what_breaks_on_the_way_out_says_nothing_about_the_backend() {
         let local = vip::Error::Local("send on eth0: network is down".into());
-        let miss = Miss::of_socket(&io::Error::other(local));
-        assert_eq!(miss, Miss::unknown("send on eth0: network is down"));
-        assert!(matches!(Miss::of_socket(&io::Error::other(vip::Error::Refused)), Miss::Failed(_)));
+        let error = ProbeError::of_socket(&io::Error::other(local));
+        assert_eq!(error, ProbeError::unknown("send on eth0: network is down"));
+        assert!(matches!(
+            ProbeError::of_socket(&io::Error::other(vip::Error::Refused)),
+            ProbeError::Failed(_)
+        ));
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
-use super::reason::{Miss, REFUSED};
+use super::reason::{ProbeError, REFUSED};
 
 /// Connects from this address; none: the kernel chooses.
 pub(super) async fn connect(
     address: SocketAddr,
     source: Option<IpAddr>,
-) -> Result<TcpStream, Miss> {
+) -> Result<TcpStream, ProbeError> {
     let connected = async {
         let socket = match address {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -24,8 +24,10 @@ pub(super) async fn connect(
     };
     connected.await.map_err(|error| match error.raw_os_error() {
         // ICMPv6 of the host's firewall (RFC 4443, 3.1, code 1); from a route of this node it comes as well.
-        Some(libc::EACCES) if has_route(address) => Miss::failed("administratively prohibited"),
-        _ => Miss::of_socket(&error),
+        Some(libc::EACCES) if has_route(address) => {
+            ProbeError::failed("administratively prohibited")
+        }
+        _ => ProbeError::of_socket(&error),
     })
 }
 
@@ -44,7 +46,7 @@ pub(super) async fn exchange(
     source: IpAddr,
     payload: &[u8],
     most: usize,
-) -> Result<Vec<u8>, Miss> {
+) -> Result<Vec<u8>, ProbeError> {
     let exchanged = async {
         let socket = UdpSocket::bind((source, 0)).await?;
         socket.connect(address).await?;
@@ -55,13 +57,15 @@ pub(super) async fn exchange(
         answer.truncate(length);
         Ok(answer)
     };
-    exchanged.await.map_err(|error| as_udp(Miss::of_socket(&error)))
+    exchanged.await.map_err(|error| as_udp(ProbeError::of_socket(&error)))
 }
 
 /// UDP has no connections that could be refused.
-pub(super) fn as_udp(miss: Miss) -> Miss {
-    match miss {
-        Miss::Refused(reason) if reason == REFUSED => Miss::Refused("port unreachable".into()),
-        miss => miss,
+pub(super) fn as_udp(error: ProbeError) -> ProbeError {
+    match error {
+        ProbeError::Refused(reason) if reason == REFUSED => {
+            ProbeError::Refused("port unreachable".into())
+        }
+        error => error,
     }
 }

@@ -4,24 +4,24 @@ use std::net::SocketAddr;
 
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{Question, Route, here, own_address, reason::Miss, sockets, through, vip, within};
+use super::{Probe, Route, here, own_address, reason::ProbeError, sockets, through, vip, within};
 
-/// Asks a backend to take a connection, and closes it at once.
-pub(super) async fn ask(
-    question: &Question,
+/// Opens a connection to a backend, and closes it at once.
+pub(super) async fn run(
+    probe: &Probe,
     network: &vip::Network,
     deadline: Instant,
-) -> Result<(), Miss> {
-    let own = async { connect(own_address(question), network).await.map(drop) };
-    match &question.route {
-        Route::Backend => within(deadline, question.timeout, own).await,
+) -> Result<(), ProbeError> {
+    let own = async { connect(own_address(probe), network).await.map(drop) };
+    match &probe.route {
+        Route::Backend => within(deadline, probe.timeout, own).await,
         Route::Here(vip) => {
-            let at = SocketAddr::new(*vip, question.port);
-            here::connect(at, question.timeout, deadline).await.map(drop)
+            let at = SocketAddr::new(*vip, probe.port);
+            here::connect(at, probe.timeout, deadline).await.map(drop)
         }
-        Route::Vip(way) => {
-            let answer = network.handshake(way, question.port);
-            through::ask(way, question.timeout, deadline, answer, own).await
+        Route::Vip(path) => {
+            let answer = network.handshake(path, probe.port);
+            through::run(path, probe.timeout, deadline, answer, own).await
         }
     }
 }
@@ -31,7 +31,7 @@ pub(super) async fn ask(
 pub(super) async fn connect(
     address: SocketAddr,
     network: &vip::Network,
-) -> Result<TcpStream, Miss> {
+) -> Result<TcpStream, ProbeError> {
     let source = network.source_to(address.ip()).await;
     sockets::connect(address, source).await
 }

@@ -1,7 +1,7 @@
-//! A question through the VIP, and the words for its silence or refusal.
+//! A probe through the VIP, and the error texts for its silence or refusal.
 //!
-//! What is wrong is found by asking the backend's own address too: where that answers, the VIP or
-//! the tunnel is missing. It is asked in the last part of the question's time, so that an outcome
+//! lbd finds the cause by a probe of the backend's own address too: where that answers, the VIP or
+//! the tunnel is missing. That probe has the last part of the probe's time, so that an outcome
 //! never comes later for it.
 
 use std::{net::IpAddr, pin::pin, time::Duration};
@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     LAST_SHARE,
-    reason::{Miss, REFUSED},
-    vip::{Error, Way},
+    reason::{ProbeError, REFUSED},
+    vip::{Error, ProbePath},
 };
 
 /// How the VIP was met.
@@ -28,34 +28,34 @@ enum Own {
     Answers,
     Refuses,
     Silent,
-    /// There was no time, or it could not be asked.
+    /// There was no time, or this node could not send the probe.
     NotKnown,
 }
 
 impl Own {
-    fn of(answer: &Result<(), Miss>) -> Self {
+    fn of(answer: &Result<(), ProbeError>) -> Self {
         match answer {
             Ok(()) => Self::Answers,
             // A connection that is reset is no better.
-            Err(Miss::Refused(_) | Miss::Failed(_)) => Self::Refuses,
-            Err(Miss::Silent(_) | Miss::Resolves(_)) => Self::Silent,
-            Err(Miss::Unknown(_)) => Self::NotKnown,
+            Err(ProbeError::Refused(_) | ProbeError::Failed(_)) => Self::Refuses,
+            Err(ProbeError::Silent(_) | ProbeError::Resolves(_)) => Self::Silent,
+            Err(ProbeError::Unknown(_)) => Self::NotKnown,
         }
     }
 }
 
-/// Waits for `answer` of the VIP until `deadline`; `own` asks the backend's own address.
-pub(super) async fn ask<T>(
-    way: &Way,
+/// Waits for `answer` of the VIP until `deadline`; `own` probes the backend's own address.
+pub(super) async fn run<T>(
+    path: &ProbePath,
     timeout: Duration,
     deadline: Instant,
     answer: impl Future<Output = Result<T, Error>>,
-    own: impl Future<Output = Result<(), Miss>>,
-) -> Result<T, Miss> {
+    own: impl Future<Output = Result<(), ProbeError>>,
+) -> Result<T, ProbeError> {
     let mut answer = pin!(answer);
     let mut own = pin!(own);
     let share = LAST_SHARE.min(timeout / 2);
-    let worded = |met, own| worded(met, own, way.mode, way.vip, way.backend, timeout);
+    let worded = |met, own| worded(met, own, path.mode, path.vip, path.backend, timeout);
     let mut seen = None;
     let answer = match timeout_at(deadline - share, &mut answer).await {
         Ok(answer) => answer,
@@ -72,7 +72,7 @@ pub(super) async fn ask<T>(
     };
     match answer {
         Ok(answer) => Ok(answer),
-        Err(Error::Local(reason)) => Err(Miss::unknown(reason)),
+        Err(Error::Local(reason)) => Err(ProbeError::unknown(reason)),
         Err(Error::Refused) => {
             let until = deadline.min(Instant::now() + share);
             let own = match seen {
@@ -88,35 +88,44 @@ pub(super) async fn ask<T>(
 ///
 /// Only the VIP's own refusal is one: it is what the clients meet. A host that answers at its own
 /// address is alive, so that its silence for the VIP is a fault of another kind.
-fn worded(met: Met, own: Own, mode: Mode, vip: IpAddr, backend: IpAddr, timeout: Duration) -> Miss {
+fn worded(
+    met: Met,
+    own: Own,
+    mode: Mode,
+    vip: IpAddr,
+    backend: IpAddr,
+    timeout: Duration,
+) -> ProbeError {
     let hint = match mode {
         Mode::Dsr => "is the VIP on its loopback?",
         Mode::Ipip => "is the tunnel up, and the VIP on its loopback?",
     };
     match (met, own) {
-        (Met::Silence, Own::Answers) => Miss::failed(format!(
+        (Met::Silence, Own::Answers) => ProbeError::failed(format!(
             "does not answer for {vip}, though it answers at {backend}: {hint}"
         )),
-        (Met::Silence, Own::Refuses) => {
-            Miss::failed(format!("does not answer for {vip}, and refuses connections at {backend}"))
-        }
-        (Met::Silence, Own::Silent) => Miss::silent(format!(
+        (Met::Silence, Own::Refuses) => ProbeError::failed(format!(
+            "does not answer for {vip}, and refuses connections at {backend}"
+        )),
+        (Met::Silence, Own::Silent) => ProbeError::silent(format!(
             "no answer within {}, for {vip} as at {backend} itself",
             format_duration(timeout)
         )),
-        (Met::Silence, Own::NotKnown) => Miss::silence(timeout),
+        (Met::Silence, Own::NotKnown) => ProbeError::silence(timeout),
         // A host without the tunnel's protocol answers by ICMP.
         (Met::Refusal, Own::Answers) => {
             let hint = match mode {
                 Mode::Dsr => "does it listen on the VIP?",
                 Mode::Ipip => "is the tunnel up, and does it listen on the VIP?",
             };
-            Miss::Refused(
+            ProbeError::Refused(
                 format!("refuses connections for {vip}, though it answers at {backend}: {hint}")
                     .into(),
             )
         }
-        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => Miss::Refused(REFUSED.into()),
+        (Met::Refusal, Own::Refuses | Own::Silent | Own::NotKnown) => {
+            ProbeError::Refused(REFUSED.into())
+        }
     }
 }
 
@@ -132,7 +141,7 @@ mod tests {
     const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
     const SHORT: Duration = Duration::from_millis(60);
 
-    fn way(mode: Mode) -> Way {
+    fn path(mode: Mode) -> ProbePath {
         let hop = NextHop {
             ifindex: 1,
             interface: "lo".into(),
@@ -140,18 +149,18 @@ mod tests {
             l2: vec![0; 14],
             mtu: 1_500,
         };
-        Way { vip: VIP, backend: BACKEND, mode, hop, tunnel: Tunnel::default() }
+        ProbePath { vip: VIP, backend: BACKEND, mode, hop, tunnel: Tunnel::default() }
     }
 
-    async fn asked(
+    async fn run_dsr(
         timeout: Duration,
         answer: impl Future<Output = Result<(), Error>>,
-        own: impl Future<Output = Result<(), Miss>>,
-    ) -> Result<(), Miss> {
-        ask(&way(Mode::Dsr), timeout, Instant::now() + timeout, answer, own).await
+        own: impl Future<Output = Result<(), ProbeError>>,
+    ) -> Result<(), ProbeError> {
+        run(&path(Mode::Dsr), timeout, Instant::now() + timeout, answer, own).await
     }
 
-    fn words(met: Met, own: Own, mode: Mode) -> Miss {
+    fn words(met: Met, own: Own, mode: Mode) -> ProbeError {
         worded(met, own, mode, VIP, BACKEND, Duration::from_secs(1))
     }
 
@@ -159,13 +168,13 @@ mod tests {
     fn a_silent_vip_of_a_backend_that_answers_is_missing_or_not_tunnelled() {
         assert_eq!(
             words(Met::Silence, Own::Answers, Mode::Dsr),
-            Miss::failed(
+            ProbeError::failed(
                 "does not answer for 10.0.0.100, though it answers at 10.0.0.11: is the VIP on its loopback?"
             )
         );
         assert_eq!(
             words(Met::Silence, Own::Answers, Mode::Ipip),
-            Miss::failed(
+            ProbeError::failed(
                 "does not answer for 10.0.0.100, though it answers at 10.0.0.11: is the tunnel up, and the VIP on its loopback?"
             )
         );
@@ -175,11 +184,11 @@ mod tests {
     fn a_silent_backend_is_told_from_one_without_the_vip() {
         assert_eq!(
             words(Met::Silence, Own::Silent, Mode::Ipip),
-            Miss::silent("no answer within 1s, for 10.0.0.100 as at 10.0.0.11 itself")
+            ProbeError::silent("no answer within 1s, for 10.0.0.100 as at 10.0.0.11 itself")
         );
         assert_eq!(
             words(Met::Silence, Own::NotKnown, Mode::Dsr),
-            Miss::silent("no answer within 1s")
+            ProbeError::silent("no answer within 1s")
         );
     }
 
@@ -187,23 +196,25 @@ mod tests {
     fn only_a_refusal_for_the_vip_refuses_and_only_silence_at_both_addresses_is_silence() {
         for own in [Own::Answers, Own::Refuses, Own::Silent, Own::NotKnown] {
             for mode in [Mode::Dsr, Mode::Ipip] {
-                let is_silent = matches!(words(Met::Silence, own, mode), Miss::Silent(_));
+                let is_silent = matches!(words(Met::Silence, own, mode), ProbeError::Silent(_));
                 assert_eq!(is_silent, matches!(own, Own::Silent | Own::NotKnown), "{own:?}");
-                assert!(matches!(words(Met::Refusal, own, mode), Miss::Refused(_)));
+                assert!(matches!(words(Met::Refusal, own, mode), ProbeError::Refused(_)));
             }
         }
         assert_eq!(
             words(Met::Silence, Own::Refuses, Mode::Dsr),
-            Miss::failed("does not answer for 10.0.0.100, and refuses connections at 10.0.0.11")
+            ProbeError::failed(
+                "does not answer for 10.0.0.100, and refuses connections at 10.0.0.11"
+            )
         );
         assert_eq!(
             words(Met::Refusal, Own::Answers, Mode::Dsr),
-            Miss::Refused(
+            ProbeError::Refused(
                 "refuses connections for 10.0.0.100, though it answers at 10.0.0.11: does it listen on the VIP?"
                     .into()
             )
         );
-        let Miss::Refused(reason) = words(Met::Refusal, Own::Answers, Mode::Ipip) else {
+        let ProbeError::Refused(reason) = words(Met::Refusal, Own::Answers, Mode::Ipip) else {
             unreachable!("a refusal, as above");
         };
         assert!(reason.contains("is the tunnel up"), "{reason}");
@@ -218,11 +229,11 @@ mod tests {
             (Met::Silence, Own::Silent),
             (Met::Refusal, Own::Answers),
         ] {
-            let (Miss::Silent(reason)
-            | Miss::Resolves(reason)
-            | Miss::Failed(reason)
-            | Miss::Refused(reason)
-            | Miss::Unknown(reason)) =
+            let (ProbeError::Silent(reason)
+            | ProbeError::Resolves(reason)
+            | ProbeError::Failed(reason)
+            | ProbeError::Refused(reason)
+            | ProbeError::Unknown(reason)) =
                 worded(met, own, Mode::Ipip, vip, vip, Duration::from_millis(1_001));
             assert!(reason.len() <= super::super::reason::MOST, "{}: {reason}", reason.len());
         }
@@ -231,16 +242,21 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_passed_on_and_the_backends_address_left_alone() {
         let own = async { panic!("asked") };
-        assert_eq!(asked(Duration::from_secs(10), ready(Ok(())), own).await, Ok(()));
+        assert_eq!(run_dsr(Duration::from_secs(10), ready(Ok(())), own).await, Ok(()));
     }
 
     #[tokio::test]
     async fn silence_ends_in_time_with_what_the_backends_address_says() {
         let before = Instant::now();
-        let outcome = asked(SHORT, pending(), ready(Ok(()))).await;
-        assert!(matches!(&outcome, Err(Miss::Failed(why)) if why.contains("though it answers")));
-        let both = asked(SHORT, pending(), pending()).await;
-        assert!(matches!(&both, Err(Miss::Silent(why)) if why.contains("itself")), "{both:?}");
+        let outcome = run_dsr(SHORT, pending(), ready(Ok(()))).await;
+        assert!(
+            matches!(&outcome, Err(ProbeError::Failed(why)) if why.contains("though it answers"))
+        );
+        let both = run_dsr(SHORT, pending(), pending()).await;
+        assert!(
+            matches!(&both, Err(ProbeError::Silent(why)) if why.contains("itself")),
+            "{both:?}"
+        );
         assert!(before.elapsed() >= 2 * SHORT);
         assert!(before.elapsed() < 2 * SHORT + Duration::from_secs(20));
     }
@@ -254,27 +270,27 @@ mod tests {
         let timeout = Duration::from_secs(5);
         let deadline = Instant::now() + timeout;
         // The share of the own address has begun long before.
-        let outcome = ask(&way(Mode::Dsr), timeout, deadline, answer, ready(Ok(()))).await;
+        let outcome = run(&path(Mode::Dsr), timeout, deadline, answer, ready(Ok(()))).await;
         assert_eq!(outcome, Ok(()));
         let late = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             Ok(())
         };
-        assert_eq!(asked(Duration::from_millis(500), late, ready(Ok(()))).await, Ok(()));
+        assert_eq!(run_dsr(Duration::from_millis(500), late, ready(Ok(()))).await, Ok(()));
     }
 
     #[tokio::test]
     async fn a_refusal_waits_for_the_backends_address_only_shortly() {
         let before = Instant::now();
-        let outcome = asked(Duration::from_secs(60), ready(Err(Error::Refused)), pending()).await;
-        assert_eq!(outcome, Err(Miss::Refused("connection refused".into())));
+        let outcome = run_dsr(Duration::from_secs(60), ready(Err(Error::Refused)), pending()).await;
+        assert_eq!(outcome, Err(ProbeError::Refused("connection refused".into())));
         assert!(before.elapsed() < Duration::from_secs(30), "{:?}", before.elapsed());
     }
 
     #[tokio::test]
     async fn what_cannot_be_asked_is_unknown_at_once() {
         let answer = ready(Err(Error::Local("no socket".into())));
-        let outcome = asked(Duration::from_secs(60), answer, pending()).await;
-        assert_eq!(outcome, Err(Miss::unknown("no socket")));
+        let outcome = run_dsr(Duration::from_secs(60), answer, pending()).await;
+        assert_eq!(outcome, Err(ProbeError::unknown("no socket")));
     }
 }

@@ -407,17 +407,17 @@ mod tests {
         let tls = check::Tls { insecure: false, server_name: None, ca_file: Some(file.clone()) };
         let written = fs::File::create(&log).expect("a file");
         let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(written)).finish();
-        let ask = async || {
+        let run = async || {
             let deadline = Instant::now() + Duration::from_secs(10);
             cache.config(&tls, deadline).await.expect_err("it can't be used")
         };
         let _logged = tracing::subscriber::set_default(subscriber);
-        let missing = [ask().await, ask().await];
+        let missing = [run().await, run().await];
         fs::create_dir(&file).expect("a folder");
-        let folder = ask().await;
+        let folder = run().await;
         fs::remove_dir(&file).expect("it is there");
         fs::write(&file, "no PEM").expect("a file");
-        let reasons = [missing.as_slice(), &[folder, ask().await]].concat();
+        let reasons = [missing.as_slice(), &[folder, run().await]].concat();
         let same = format!("ca_file {} can't be used; the log of lbd says why", file.display());
         assert_eq!(reasons, vec![same; 4]);
         let log = fs::read_to_string(&log).expect("the log");

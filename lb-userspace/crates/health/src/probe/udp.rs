@@ -5,46 +5,46 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::time::Instant;
 
 use super::{
-    Question, Route, check, here, own_address,
-    reason::{Miss, quoted},
+    Probe, Route, check, here, own_address,
+    reason::{ProbeError, quoted},
     sockets::{self, as_udp},
     through, vip, within,
 };
 
-/// Asks a backend for a datagram.
-pub(super) async fn ask(
-    question: &Question,
+/// Sends a datagram to a backend, and checks its answer.
+pub(super) async fn run(
+    probe: &Probe,
     udp: &check::Udp,
     network: &vip::Network,
     deadline: Instant,
-) -> Result<(), Miss> {
-    let answer = exchange(question, &udp.send, udp.expect.len(), network, deadline).await?;
+) -> Result<(), ProbeError> {
+    let answer = exchange(probe, &udp.send, udp.expect.len(), network, deadline).await?;
     if answer.starts_with(&udp.expect) {
         return Ok(());
     }
-    Err(Miss::failed(format!("answers {}, not {}", quoted(&answer), quoted(&udp.expect))))
+    Err(ProbeError::failed(format!("answers {}, not {}", quoted(&answer), quoted(&udp.expect))))
 }
 
-/// Sends a datagram by the question's route and gives the first answer; at least its first `most`
+/// Sends a datagram by the probe's route and gives the first answer; at least its first `most`
 /// bytes.
 pub(super) async fn exchange(
-    question: &Question,
+    probe: &Probe,
     payload: &[u8],
     most: usize,
     network: &vip::Network,
     deadline: Instant,
-) -> Result<Vec<u8>, Miss> {
-    let own = own_exchange(own_address(question), payload, most, network);
-    match &question.route {
-        Route::Backend => within(deadline, question.timeout, own).await,
+) -> Result<Vec<u8>, ProbeError> {
+    let own = own_exchange(own_address(probe), payload, most, network);
+    match &probe.route {
+        Route::Backend => within(deadline, probe.timeout, own).await,
         Route::Here(vip) => {
-            let at = SocketAddr::new(*vip, question.port);
-            here::exchange(at, payload, most, question.timeout, deadline).await
+            let at = SocketAddr::new(*vip, probe.port);
+            here::exchange(at, payload, most, probe.timeout, deadline).await
         }
-        Route::Vip(way) => {
-            let answer = network.exchange(way, question.port, payload);
+        Route::Vip(path) => {
+            let answer = network.exchange(path, probe.port, payload);
             let own = async { own.await.map(drop) };
-            through::ask(way, question.timeout, deadline, answer, own).await.map_err(as_udp)
+            through::run(path, probe.timeout, deadline, answer, own).await.map_err(as_udp)
         }
     }
 }
@@ -55,7 +55,7 @@ async fn own_exchange(
     payload: &[u8],
     most: usize,
     network: &vip::Network,
-) -> Result<Vec<u8>, Miss> {
+) -> Result<Vec<u8>, ProbeError> {
     let any = match address {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

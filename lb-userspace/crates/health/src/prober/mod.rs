@@ -1,4 +1,4 @@
-//! Asks the backends, in a thread of its own: what it does disturbs nothing else, and nothing else
+//! Probes the backends, in a thread of its own: what it does disturbs nothing else, and nothing else
 //! makes it late.
 //!
 //! [`schedule`] decides which backend is checked when, and takes the results; [`super::fsm`] decides what
@@ -39,11 +39,11 @@ use tracing::warn;
 use self::schedule::{Answer, Schedule, Work};
 pub use super::fsm::Change;
 use super::{
-    probe::{self, Outcome, Question, Route},
+    probe::{self, Outcome, Probe, Route},
     vip,
 };
 
-/// Of the descriptors that the process may have, one in so many is for questions.
+/// Of the descriptors that the process may have, one in so many is for probes.
 const SHARE: u64 = 2;
 
 /// What a backend's checks are made with.
@@ -51,9 +51,9 @@ const SHARE: u64 = 2;
 pub struct Assignment {
     /// The service's name.
     pub service: String,
-    /// What is asked, and how often.
+    /// The check, and how often it runs.
     pub check: Check,
-    /// Where questions go; none: that is not known yet, nothing is asked and nothing reported.
+    /// Where probes go; none: that is not known yet, nothing is sent and nothing reported.
     pub route: Option<Route>,
     /// The half-life of the penalty for going down; zero: none.
     pub half_life: Duration,
@@ -77,26 +77,26 @@ pub struct Report {
     pub change: Option<Change>,
 }
 
-/// How questions are asked; tests answer by script.
-pub trait Ask: Send + Sync + 'static {
-    /// Asks, and takes hardly longer than the question's timeout.
-    fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static;
+/// Runs probes; tests answer by script.
+pub trait ProbeRunner: Send + Sync + 'static {
+    /// Runs a probe, and takes hardly longer than the probe's timeout.
+    fn run(&self, probe: Arc<Probe>) -> impl Future<Output = Outcome> + Send + 'static;
 
-    /// From now on questions may go to these VIPs and to no others, and come from none of them.
+    /// From now on probes may go to these VIPs and to no others, and come from none of them.
     fn set_vips(&self, vips: std::collections::BTreeSet<IpAddr>);
 }
 
-/// The real thing.
+/// Sends probes over the network.
 #[derive(Clone, Debug, Default)]
-struct Probes {
+struct NetworkRunner {
     network: vip::Network,
     tls: Arc<probe::tls::Cache>,
 }
 
-impl Ask for Probes {
-    fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static {
+impl ProbeRunner for NetworkRunner {
+    fn run(&self, probe: Arc<Probe>) -> impl Future<Output = Outcome> + Send + 'static {
         let Self { network, tls } = self.clone();
-        async move { probe::ask(&question, &network, &tls).await }
+        async move { probe::run(&probe, &network, &tls).await }
     }
 
     fn set_vips(&self, vips: std::collections::BTreeSet<IpAddr>) {
@@ -104,7 +104,7 @@ impl Ask for Probes {
     }
 }
 
-/// Asks backends; dropping it ends that.
+/// Probes backends; dropping it ends that.
 #[derive(Debug)]
 pub struct Prober {
     shared: Arc<Shared>,
@@ -132,15 +132,17 @@ impl Prober {
     ///
     /// If the system has no thread to give, or no descriptors for its runtime.
     pub fn start() -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
-        Self::start_with(Probes::default())
+        Self::start_with(NetworkRunner::default())
     }
 
-    /// The same with another way of asking.
+    /// The same with another runner of probes.
     ///
     /// # Errors
     ///
     /// As for [`Self::start`].
-    pub fn start_with<A: Ask>(asker: A) -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
+    pub fn start_with<A: ProbeRunner>(
+        runner: A,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
         let limit = raise_descriptors();
         let schedule = Schedule::new(limit, RandomState::new().hash_one(0));
         let shared = Arc::new(Shared { schedule: Mutex::new(Some(schedule)), wake: Notify::new() });
@@ -149,7 +151,7 @@ impl Prober {
             .enable_all()
             .build()
             .context("start the runtime of the health checks")?;
-        let task = Task::new(Arc::clone(&shared), asker, sender);
+        let task = Task::new(Arc::clone(&shared), runner, sender);
         let thread = thread::Builder::new()
             .name("health".into())
             .spawn(move || {
@@ -170,7 +172,7 @@ impl Prober {
         self.shared.wake.notify_one();
     }
 
-    /// A backend does not answer its clients' packets: it is asked at once, and again at once if it
+    /// A backend does not answer its clients' packets: lbd probes it at once, and again at once if it
     /// is silent. `reason` ends the sentence "it was asked because".
     pub fn suspect(&self, target: Target, reason: String) {
         if let Some(schedule) = &mut *self.shared.lock() {
@@ -206,7 +208,7 @@ impl Drop for Prober {
     }
 }
 
-/// Lets the process have as many descriptors as it may; returns how many questions may have.
+/// Lets the process have as many descriptors as it may; returns how many probes may have.
 fn raise_descriptors() -> usize {
     let allowed = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, hard)) if soft < hard => match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
@@ -228,18 +230,18 @@ fn raise_descriptors() -> usize {
 /// What the thread does.
 struct Task<A> {
     shared: Arc<Shared>,
-    asker: Arc<A>,
+    runner: Arc<A>,
     reports: mpsc::UnboundedSender<Report>,
     running: HashMap<u64, AbortHandle>,
     sender: mpsc::UnboundedSender<Answer>,
     answers: mpsc::UnboundedReceiver<Answer>,
 }
 
-impl<A: Ask> Task<A> {
-    fn new(shared: Arc<Shared>, asker: A, reports: mpsc::UnboundedSender<Report>) -> Self {
+impl<A: ProbeRunner> Task<A> {
+    fn new(shared: Arc<Shared>, runner: A, reports: mpsc::UnboundedSender<Report>) -> Self {
         let (sender, answers) = mpsc::unbounded_channel();
         let running = HashMap::new();
-        Self { shared, asker: Arc::new(asker), reports, running, sender, answers }
+        Self { shared, runner: Arc::new(runner), reports, running, sender, answers }
     }
 
     async fn run(mut self) {
@@ -268,20 +270,20 @@ impl<A: Ask> Task<A> {
                 _ = self.answers.recv_many(&mut batch, BATCH) => {}
                 () = &mut sleep, if next.is_some() => {}
             }
-            // Else a queue of questions that are due would be begun before any is answered.
+            // Else a queue of probes that are due would be begun before any is answered.
             tokio::task::yield_now().await;
         }
     }
 
     fn perform(&mut self, work: Work) {
         match work {
-            Work::SetVips(vips) => self.asker.set_vips(vips),
-            Work::Ask { target, serial, question } => {
-                let ask = self.asker.ask(question);
+            Work::SetVips(vips) => self.runner.set_vips(vips),
+            Work::Probe { target, serial, probe } => {
+                let run = self.runner.run(probe);
                 let mut reply = Reply { sender: self.sender.clone(), target, serial, open: true };
                 let task = tokio::spawn(async move {
                     let begun = Instant::now();
-                    let outcome = ask.await;
+                    let outcome = run.await;
                     reply.send(outcome, begun.elapsed());
                 });
                 self.running.insert(serial, task.abort_handle());
@@ -300,7 +302,7 @@ impl<A: Ask> Task<A> {
 /// How many answers are taken in in one turn.
 const BATCH: usize = 256;
 
-/// Sends the answer, and an error if there is none: a question must end in every case.
+/// Sends the answer, and an error if there is none: a probe must end in every case.
 struct Reply {
     sender: mpsc::UnboundedSender<Answer>,
     target: Target,

@@ -26,9 +26,9 @@ type Answers = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 /// Answers by script.
 struct Script<F>(F);
 
-impl<F: Fn(Arc<Question>) -> Answers + Send + Sync + 'static> Ask for Script<F> {
-    fn ask(&self, question: Arc<Question>) -> impl Future<Output = Outcome> + Send + 'static {
-        (self.0)(question)
+impl<F: Fn(Arc<Probe>) -> Answers + Send + Sync + 'static> ProbeRunner for Script<F> {
+    fn run(&self, probe: Arc<Probe>) -> impl Future<Output = Outcome> + Send + 'static {
+        (self.0)(probe)
     }
 
     fn set_vips(&self, _: BTreeSet<IpAddr>) {}
@@ -114,12 +114,12 @@ fn server_that_stops_and_starts_goes_down_and_up() {
 #[test]
 fn suspicion_is_decided_long_before_the_next_question() {
     let dies_after_one = AtomicUsize::new(0);
-    let script = Script(move |question: Arc<Question>| -> Answers {
+    let script = Script(move |probe: Arc<Probe>| -> Answers {
         if dies_after_one.fetch_add(1, Ordering::Relaxed) == 0 {
             return Box::pin(async { Outcome::Up });
         }
         Box::pin(async move {
-            time::sleep(question.timeout).await;
+            time::sleep(probe.timeout).await;
             silent()
         })
     });
@@ -137,13 +137,13 @@ fn suspicion_is_decided_long_before_the_next_question() {
 
 #[test]
 fn prober_that_could_not_run_blames_nobody() {
-    // The first question to each is answered; the second blocks the thread for longer than the
-    // other's question may take.
-    let asked = AtomicUsize::new(0);
-    let script = Script(move |question: Arc<Question>| -> Answers {
-        match asked.fetch_add(1, Ordering::Relaxed) {
+    // The first probe to each is answered; the second blocks the thread for longer than the
+    // other's probe may take.
+    let count = AtomicUsize::new(0);
+    let script = Script(move |probe: Arc<Probe>| -> Answers {
+        match count.fetch_add(1, Ordering::Relaxed) {
             2 => Box::pin(async move {
-                time::sleep(question.timeout).await;
+                time::sleep(probe.timeout).await;
                 silent()
             }),
             3 => Box::pin(async {
@@ -164,9 +164,9 @@ fn prober_that_could_not_run_blames_nobody() {
 
 #[test]
 fn question_that_breaks_off_is_asked_again() {
-    let asked = AtomicUsize::new(0);
+    let count = AtomicUsize::new(0);
     let script = Script(move |_| -> Answers {
-        let is_first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+        let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
         Box::pin(async move {
             assert!(!is_first, "a mistake in a check");
             Outcome::Up
@@ -181,21 +181,21 @@ fn question_that_breaks_off_is_asked_again() {
 
 #[test]
 fn removed_backend_is_not_asked_any_more() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
     let script = Script(move |_| -> Answers {
         counted.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Outcome::Up })
     });
     let (prober, _reports) = Prober::start_with(script).expect("a thread");
     prober.assign(assignments([1], &check(50)));
-    wait_for("it is asked", || asked.load(Ordering::SeqCst) > 2);
+    wait_for("it is asked", || count.load(Ordering::SeqCst) > 2);
     prober.assign(assignments([2], &check(3_600_000)));
-    // What was on its way when it was removed was begun before the question to the other one.
+    // The probe in flight when it was removed was begun before the probe to the other one.
     wait_for("the other is asked", || prober.status()[&backend(2)].counts.ok == 1);
-    let before = asked.load(Ordering::SeqCst);
+    let before = count.load(Ordering::SeqCst);
     thread::sleep(Duration::from_millis(200));
-    assert_eq!(asked.load(Ordering::SeqCst), before);
+    assert_eq!(count.load(Ordering::SeqCst), before);
     assert_eq!(prober.status().len(), 1);
 }
 
@@ -288,7 +288,7 @@ fn exhaust(port: u16) {
     let every = |is_so: &dyn Fn(&CheckStatus) -> bool| prober.status().values().all(is_so);
     wait_for("all are asked", || every(&|status| status.counts.ok > 1));
     let mut taken = Vec::new();
-    // A question that ends gives one back.
+    // A probe that ends gives one back.
     let exhausted = || loop {
         match File::open("/dev/null") {
             Ok(file) => taken.push(file),

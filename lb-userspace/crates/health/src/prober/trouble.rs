@@ -1,4 +1,4 @@
-//! Why questions can't be asked: logged once when it begins and once when it is over, however many
+//! Why probes can't be sent: logged once when it begins and once when it is over, however many
 //! backends it concerns.
 
 use std::{
@@ -15,7 +15,7 @@ const OTHERS: &str = "other reasons";
 
 #[derive(Clone, Copy, Debug)]
 struct Trouble {
-    questions: u64,
+    probes: u64,
     last: Instant,
 }
 
@@ -26,28 +26,28 @@ pub struct Troubles {
 }
 
 impl Troubles {
-    /// A question couldn't be asked; returns whether that is new.
-    pub fn unasked(&mut self, reason: &str, now: Instant) -> bool {
+    /// A probe couldn't be sent; returns whether that is new.
+    pub fn unsent(&mut self, reason: &str, now: Instant) -> bool {
         let is_known = self.by_reason.contains_key(reason);
         let reason = if is_known || self.by_reason.len() < KINDS { reason } else { OTHERS };
         if let Some(trouble) = self.by_reason.get_mut(reason) {
-            trouble.questions += 1;
+            trouble.probes += 1;
             trouble.last = now;
             return false;
         }
-        self.by_reason.insert(reason.into(), Trouble { questions: 1, last: now });
+        self.by_reason.insert(reason.into(), Trouble { probes: 1, last: now });
         true
     }
 
-    /// A question was asked: takes out the troubles that are over, with the number of questions
+    /// A probe was sent: takes out the troubles that are over, with the number of probes
     /// that each has cost.
-    pub fn asked(&mut self, now: Instant) -> BTreeMap<String, u64> {
+    pub fn sent(&mut self, now: Instant) -> BTreeMap<String, u64> {
         if self.by_reason.is_empty() {
             return BTreeMap::new();
         }
         let is_over = |_: &String, trouble: &mut Trouble| now.duration_since(trouble.last) >= QUIET;
         let over = self.by_reason.extract_if(.., is_over);
-        over.map(|(reason, trouble)| (reason, trouble.questions)).collect()
+        over.map(|(reason, trouble)| (reason, trouble.probes)).collect()
     }
 
     /// The reasons.
@@ -64,20 +64,20 @@ mod tests {
     fn trouble_is_news_once_until_it_is_over() {
         let now = Instant::now();
         let mut troubles = Troubles::default();
-        assert!(troubles.unasked("too many open files", now));
-        assert!(!troubles.unasked("too many open files", now));
-        assert!(troubles.asked(now + QUIET / 2).is_empty(), "it may come back");
-        let over = troubles.asked(now + QUIET);
+        assert!(troubles.unsent("too many open files", now));
+        assert!(!troubles.unsent("too many open files", now));
+        assert!(troubles.sent(now + QUIET / 2).is_empty(), "it may come back");
+        let over = troubles.sent(now + QUIET);
         assert_eq!(over, BTreeMap::from([("too many open files".to_owned(), 2)]));
         assert!(troubles.reasons().is_empty());
-        assert!(troubles.unasked("too many open files", now + QUIET));
+        assert!(troubles.unsent("too many open files", now + QUIET));
     }
 
     #[test]
     fn reasons_without_end_take_no_memory_without_end() {
         let now = Instant::now();
         let mut troubles = Troubles::default();
-        let new = (0..1_000).filter(|n| troubles.unasked(&format!("reason {n}"), now)).count();
+        let new = (0..1_000).filter(|n| troubles.unsent(&format!("reason {n}"), now)).count();
         assert_eq!(new, KINDS + 1);
         assert_eq!(troubles.reasons().len(), KINDS + 1);
     }

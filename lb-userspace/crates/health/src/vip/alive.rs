@@ -1,4 +1,4 @@
-//! Whether a host is there that leaves a question without an answer, asked in ways that need no listener.
+//! Whether the host of a backend that does not answer its probe is alive, found by packets that need no listener.
 //!
 //! A full accept queue, a firewall that drops the packets of a port, a UDP server that hangs: none of them
 //! answers, and each leaves what is established at work.
@@ -22,7 +22,7 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    Network, Way,
+    Network, ProbePath,
     frame::{Flow, Segment},
 };
 
@@ -31,10 +31,10 @@ const PORTS: std::ops::Range<u16> = 61_000..65_535;
 /// Types of ICMP (RFC 792) and ICMPv6 (RFC 4443, 4): echo and its reply.
 const ECHO: [u8; 2] = [8, 128];
 const ECHO_REPLY: [u8; 2] = [0, 129];
-/// How often a link is asked for an address at most (RFC 1122, 2.3.2.1).
+/// How often lbd sends a request for an address on a link at most (RFC 1122, 2.3.2.1).
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What a host has answered that leaves a question without an answer.
+/// The answer of the host of a backend that does not answer its probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
     /// A segment: a port with or without a listener answers a bare ACK with an RST (RFC 9293, 3.10.7.1
@@ -59,11 +59,11 @@ impl fmt::Display for Sign {
 
 impl Network {
     /// Waits `until` then at most for a sign of life of a backend's host, and for a better one than its MAC
-    /// address; none, at once, if there is no way to ask. `port` is asked by the `way` of the clients' packets,
-    /// without one at the backend's own address.
+    /// address; none, at once, if this node can send nothing. The segment to `port` takes the `path` of the
+    /// clients' packets, without one it goes to the backend's own address.
     pub async fn sign_of_life(
         &self,
-        way: Option<&Way>,
+        path: Option<&ProbePath>,
         backend: IpAddr,
         port: u16,
         until: Instant,
@@ -71,8 +71,8 @@ impl Network {
         let source = self.source_to(backend).await;
         let random = self.0.random();
         let segment = async {
-            let answered = match way {
-                Some(way) => self.provoke(way, port).await.map_err(io::Error::other),
+            let answered = match path {
+                Some(path) => self.provoke(path, port).await.map_err(io::Error::other),
                 None => segment(SocketAddr::new(backend, port), source, random).await,
             };
             answered.map(|()| Some(Sign::Segment))
@@ -83,9 +83,9 @@ impl Network {
             resolves.map(|resolves| resolves.then_some(Sign::Neighbour))
         };
         let all = [segment.boxed(), echo.boxed(), neighbour.boxed()];
-        let mut asked: FuturesUnordered<_> = all.into_iter().collect();
+        let mut pending: FuturesUnordered<_> = all.into_iter().collect();
         let mut resolves = None;
-        while let Ok(Some(answer)) = timeout_at(until, asked.next()).await {
+        while let Ok(Some(answer)) = timeout_at(until, pending.next()).await {
             match answer {
                 Ok(Some(Sign::Neighbour)) => resolves = Some(Sign::Neighbour),
                 Ok(Some(sign)) => return Some(sign),
@@ -97,8 +97,8 @@ impl Network {
     }
 
     /// Sends a segment of no connection to the VIP, and waits for an answer of any kind.
-    async fn provoke(&self, way: &Way, port: u16) -> Result<(), super::Error> {
-        let conversation = self.converse(way, Protocol::Tcp, port).await?;
+    async fn provoke(&self, path: &ProbePath, port: u16) -> Result<(), super::Error> {
+        let conversation = self.converse(path, Protocol::Tcp, port).await?;
         conversation.send(&bare_ack(self.0.random()).packet(&conversation.flow))?;
         conversation.inbox.next().await.map(drop)
     }
@@ -141,10 +141,10 @@ async fn echo(peer: IpAddr, source: Option<IpAddr>, id: u16) -> io::Result<()> {
     socket.receive(|answer| answer[0] == reply && answer[4..6] == [high, low]).await
 }
 
-/// Asks the link of a backend for its MAC address (ARP, neighbour discovery), and waits for an answer; false at
-/// once if a router is on the way.
+/// Requests the MAC address of a backend on its link (ARP, neighbour discovery), and waits for an answer; false at
+/// once if a router is on the path.
 ///
-/// lbd does not make the kernel ask: it would probe the MAC address that it has, which may have changed, and give
+/// lbd does not make the kernel do this: it would probe the MAC address that it has, which may have changed, and give
 /// the neighbour up; or, if it is to forget that one, keep packets waiting for up to a second when an outage is
 /// over. It learns from the answer.
 async fn resolves(backend: IpAddr, source: Option<IpAddr>) -> anyhow::Result<bool> {

@@ -1,4 +1,4 @@
-//! One question and the packets about it: a flow of its own, which ends when it is dropped.
+//! One probe and its packets: a flow of its own, which ends when it is dropped.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{
     Error, Inner,
     demux::Inbox,
-    frame::{self, Content, Flow, Path, Segment},
+    frame::{self, Content, Flow, Framing, Segment},
     ports::Lease,
 };
 
@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Conversation {
     pub(super) inner: Arc<Inner>,
     pub(super) sender: Arc<super::sockets::Sender>,
-    pub(super) path: Path,
+    pub(super) framing: Framing,
     pub(super) flow: Flow,
     pub(super) lease: Lease,
     pub(super) inbox: Arc<Inbox>,
@@ -42,8 +42,8 @@ impl Drop for Conversation {
 impl Conversation {
     /// Sends an IP packet.
     pub(super) fn send(&self, packet: &[u8]) -> Result<(), Error> {
-        let frame = self.path.frame(packet, self.entropy);
-        let sent = self.sender.send(self.path.ifindex(), &frame);
+        let frame = self.framing.frame(packet, self.entropy);
+        let sent = self.sender.send(self.framing.ifindex(), &frame);
         sent.map_err(|error| Error::Local(format!("send on {}: {error}", self.interface)))
     }
 
@@ -55,7 +55,7 @@ impl Conversation {
     /// SYN, SYN-ACK, RST.
     pub(super) async fn handshake(&self) -> Result<(), Error> {
         let initial = self.inner.random() as u32;
-        let mss = frame::mss(&self.flow, self.path.mtu());
+        let mss = frame::mss(&self.flow, self.framing.mtu());
         let opening = Opening { conversation: self, next: initial.wrapping_add(1), open: true };
         self.segment(initial, tcp::SYN, Some(mss))?;
         let mut retry = RETRY;
@@ -69,7 +69,7 @@ impl Conversation {
             match opening.judge(&message?.content) {
                 Answer::Open => return Ok(()),
                 Answer::Refused => {
-                    opening.settle();
+                    opening.close_without_reset();
                     return Err(Error::Refused);
                 }
                 // It remembers an earlier conversation: RFC 9293, 3.5.2. Once is enough for one
@@ -86,7 +86,7 @@ impl Conversation {
 
     /// Sends a datagram; the first answer's payload.
     pub(super) async fn exchange(&self, payload: &[u8]) -> Result<Vec<u8>, Error> {
-        let largest = frame::largest_datagram(&self.flow, self.path.mtu());
+        let largest = frame::largest_datagram(&self.flow, self.framing.mtu());
         if payload.len() > largest {
             let length = payload.len();
             return Err(Error::Local(format!(
@@ -153,8 +153,8 @@ impl Opening<'_> {
         judge(content, self.next)
     }
 
-    /// Nothing is left that would have to be closed.
-    fn settle(mut self) {
+    /// Closes it without a reset: the backend holds no connection.
+    fn close_without_reset(mut self) {
         self.open = false;
     }
 }

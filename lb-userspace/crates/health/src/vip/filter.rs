@@ -92,7 +92,7 @@ pub(super) fn from_v6(sources: impl IntoIterator<Item = [u8; 16]>) -> Program {
     among(&start, low.collect())
 }
 
-/// `start`, which loads a word, and then the question whether it is one of `values`. With more of
+/// `start`, which loads a word, and then the test whether it is one of `values`. With more of
 /// them than a program has room for, all packets are taken that `start` lets through: what is taken
 /// in vain costs time and no more.
 fn among(start: &[Instruction], mut values: Vec<u32>) -> Program {

@@ -21,7 +21,7 @@ use lb_model::{
 };
 use zerocopy::{IntoBytes as _, network_endian::U16};
 
-use super::{Error, Way};
+use super::{Error, ProbePath};
 
 /// Bytes of a TCP header without options.
 const TCP_LEN: usize = size_of::<Tcp>();
@@ -54,33 +54,33 @@ pub(super) enum Content {
     Unreachable,
 }
 
-/// The way that frames take.
+/// The headers of frames to a backend, and their interface and MTU.
 #[derive(Clone, Debug)]
-pub(super) struct Path {
+pub(super) struct Framing {
     /// The data plane's own entry for the backend.
     entry: Backend,
     /// Whether they leave without an Ethernet header: a packet socket takes them so.
     is_raw_ip: bool,
 }
 
-impl Path {
-    /// Of packets to the VIP of `way`.
-    pub(super) fn of(way: &Way) -> Result<Self, Error> {
-        let (vip, backend) = (way.vip, way.backend);
-        let fits = match way.mode {
+impl Framing {
+    /// Of packets to the VIP of `path`.
+    pub(super) fn of(path: &ProbePath) -> Result<Self, Error> {
+        let (vip, backend) = (path.vip, path.backend);
+        let fits = match path.mode {
             Mode::Dsr => vip.is_ipv4() == backend.is_ipv4(),
             Mode::Ipip => vip.is_ipv4() || backend.is_ipv6(),
         };
         if !fits {
-            let mode = way.mode;
+            let mode = path.mode;
             return Err(Error::Local(format!("{vip} does not travel to {backend} by {mode}")));
         }
-        let entry = entry::by_hop(entry::blank(way.mode, backend, &way.tunnel), &way.hop);
+        let entry = entry::by_hop(entry::blank(path.mode, backend, &path.tunnel), &path.hop);
         if entry.mtu < MIN_MTU {
-            let (interface, mtu) = (&way.hop.interface, entry.mtu);
+            let (interface, mtu) = (&path.hop.interface, entry.mtu);
             return Err(Error::Local(format!("the MTU of {mtu} by {interface} is too small")));
         }
-        Ok(Self { entry, is_raw_ip: way.hop.is_raw_ip() })
+        Ok(Self { entry, is_raw_ip: path.hop.is_raw_ip() })
     }
 
     /// Index of the interface that frames leave by.
@@ -103,7 +103,7 @@ impl Path {
         }
         let length = packet.len() as u16;
         let next = if packet[0] >> 4 == 4 { number::IPV4 } else { number::IPV6 };
-        // Nothing that is asked has a traffic class.
+        // No probe has a traffic class.
         match (backend.flags & backend_flags::TUNNEL, backend.flags & backend_flags::V6) {
             (0, _) => {}
             (_, 0) => {
@@ -370,7 +370,7 @@ mod tests {
         ]
     }
 
-    fn path(vip: &str, backend: &str, mode: Mode, l2: &[u8]) -> Result<Path, Error> {
+    fn framing(vip: &str, backend: &str, mode: Mode, l2: &[u8]) -> Result<Framing, Error> {
         let hop = NextHop {
             ifindex: 7,
             interface: "eth0".into(),
@@ -378,7 +378,7 @@ mod tests {
             l2: l2.to_vec(),
             mtu: 1500,
         };
-        Path::of(&Way {
+        Framing::of(&ProbePath {
             vip: vip.parse().unwrap(),
             backend: backend.parse().unwrap(),
             mode,
@@ -453,13 +453,13 @@ mod tests {
         let segment = Segment { sequence: 1, acknowledgment: 0, flags: tcp::RST, mss: None };
         let (v4, v6) = (segment.packet(&v4), segment.packet(&v6));
 
-        let dsr = path("10.0.0.100", "10.0.0.9", Mode::Dsr, &L2).unwrap();
+        let dsr = framing("10.0.0.100", "10.0.0.9", Mode::Dsr, &L2).unwrap();
         assert_eq!((dsr.ifindex(), dsr.mtu()), (7, 1500));
         assert_eq!(dsr.frame(&v4, 5), [&L2[..], &v4].concat());
-        let tagged = path("10.0.0.100", "10.0.0.9", Mode::Dsr, &TAGGED).unwrap();
+        let tagged = framing("10.0.0.100", "10.0.0.9", Mode::Dsr, &TAGGED).unwrap();
         assert_eq!(tagged.frame(&v4, 5), [&TAGGED[..], &v4].concat());
 
-        let ipip = path("10.0.0.100", "10.0.0.9", Mode::Ipip, &TAGGED).unwrap();
+        let ipip = framing("10.0.0.100", "10.0.0.9", Mode::Ipip, &TAGGED).unwrap();
         let frame = ipip.frame(&v4, 0xffff_1234);
         assert_eq!((ipip.mtu(), frame.len()), (1480, 18 + 20 + v4.len()));
         assert_eq!(frame[18..22], [0x45, 0, 0, 60]);
@@ -471,7 +471,7 @@ mod tests {
         for (vip, packet, next) in
             [("10.0.0.100", &v4, number::IPV4), ("fd00::100", &v6, number::IPV6)]
         {
-            let ipip = path(vip, "fd00::9", Mode::Ipip, &L2).unwrap();
+            let ipip = framing(vip, "fd00::9", Mode::Ipip, &L2).unwrap();
             let frame = ipip.frame(packet, 0x0009_1234);
             assert_eq!((ipip.mtu(), frame.len()), (1460, 14 + 40 + packet.len()));
             assert_eq!(frame[14..18], [0x60, 9, 0x12, 0x34]);
@@ -488,7 +488,7 @@ mod tests {
             ("fd00::100", "10.0.0.9", Mode::Dsr),
             ("fd00::100", "10.0.0.9", Mode::Ipip),
         ] {
-            let message = path(vip, backend, mode, &L2).unwrap_err().to_string();
+            let message = framing(vip, backend, mode, &L2).unwrap_err().to_string();
             assert_eq!(message, format!("{vip} does not travel to {backend} by {mode}"));
         }
     }
@@ -508,7 +508,7 @@ mod tests {
     fn unreachable_port_is_told_to_who_asked() {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             for flow in flows(protocol) {
-                let asked = match protocol {
+                let sent = match protocol {
                     Protocol::Udp => datagram(&flow, b"?"),
                     Protocol::Tcp => {
                         let flags = tcp::SYN;
@@ -516,14 +516,14 @@ mod tests {
                     }
                 };
                 // The quote may end behind the ports.
-                for length in [ip_len(&flow) + 8, asked.len()] {
-                    let quote = &asked[..length];
+                for length in [ip_len(&flow) + 8, sent.len()] {
+                    let quote = &sent[..length];
                     let (kind, codes) =
                         if flow.peer.is_ipv4() { (3, REFUSALS) } else { (1, V6_REFUSALS) };
                     for &code in codes {
                         let error = icmp_error(&flow, kind, code, quote);
                         assert_eq!(parse(&error), Some((flow, Content::Unreachable)));
-                        let short = icmp_error(&flow, kind, code, &asked[..ip_len(&flow) + 7]);
+                        let short = icmp_error(&flow, kind, code, &sent[..ip_len(&flow) + 7]);
                         assert_eq!(parse(&short), None);
                     }
                     // A router's: no route, or none to the host.

@@ -1,15 +1,15 @@
-//! Questions to a VIP at one backend, by the way that the clients' packets take.
+//! Probes of a VIP at one backend, along the path of the clients' packets.
 //!
 //! The node itself may hold the VIP, so that its kernel would bring a connection to the loopback
 //! device, or may not; and nothing of its routes or rules shall be touched. So the packets are made
 //! here: frames leave by a packet socket with the headers that the data plane gives to the backend
 //! ([`frame`]), answers are seen by packet sockets that take nothing but what comes from a VIP
 //! ([`filter`], [`sockets`]), and are brought to their conversations ([`demux`]). The kernel, which
-//! knows of none of these conversations, would refuse the answers with an RST: the ports that ask
+//! knows of none of these conversations, would refuse the answers with an RST: the ports of probes
 //! are held by sockets that swallow everything ([`ports`]).
 //!
 //! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where no answer comes,
-//! the host is asked for a sign of life ([`alive`]).
+//! lbd looks for a sign of life of the host ([`alive`]).
 //!
 //! A handshake is SYN, SYN-ACK, RST, so the server's program does not notice it. It costs two calls of `sendto`
 //! and, with many probes under way, one of `recvfrom`.
@@ -51,7 +51,7 @@ mod stream;
 use self::{
     conversation::Conversation,
     demux::{Table, lock},
-    frame::{Flow, Path},
+    frame::{Flow, Framing},
     ports::{Lease, Ports},
     sockets::{Held, Receiver, Sender},
     source::Sources,
@@ -60,10 +60,10 @@ pub use alive::Sign;
 pub use stray::Stray;
 pub use stream::Stream;
 
-/// The way to a VIP at one backend.
+/// The path to a VIP at one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Way {
-    /// The VIP that is asked.
+pub struct ProbePath {
+    /// The VIP, the destination of the probe.
     pub vip: IpAddr,
     /// The backend that is to answer.
     pub backend: IpAddr,
@@ -75,19 +75,19 @@ pub struct Way {
     pub tunnel: Tunnel,
 }
 
-/// Why a question has no answer. That nothing comes back is none of these: the caller waits as long
+/// Why a probe failed. That nothing comes back is none of these: the caller waits as long
 /// as it likes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Error {
     /// The backend refuses: RST, or ICMP port unreachable.
     #[error("connection refused")]
     Refused,
-    /// The question could not be asked, which shows nothing about the backend.
+    /// This node could not send the probe, which shows nothing about the backend.
     #[error("{0}")]
     Local(String),
 }
 
-/// Asks backends. Clones share everything; sockets open when they are first needed, inside a tokio
+/// Sends probes to backends. Clones share everything; sockets open when they are first needed, inside a tokio
 /// runtime and in the network namespace of the calling thread.
 #[derive(Clone, Debug, Default)]
 pub struct Network(Arc<Inner>);
@@ -119,7 +119,7 @@ impl Network {
         Self::default()
     }
 
-    /// Only packets from these addresses are taken in, and only these can be asked.
+    /// Only packets from these addresses are taken in, and only these can be probed.
     pub fn set_vips(&self, vips: BTreeSet<IpAddr>) {
         let inner = &*self.0;
         {
@@ -150,8 +150,8 @@ impl Network {
     /// # Errors
     ///
     /// See [`enum@Error`].
-    pub async fn handshake(&self, way: &Way, port: u16) -> Result<(), Error> {
-        self.converse(way, Protocol::Tcp, port).await?.handshake().await
+    pub async fn handshake(&self, path: &ProbePath, port: u16) -> Result<(), Error> {
+        self.converse(path, Protocol::Tcp, port).await?.handshake().await
     }
 
     /// Opens a TCP connection.
@@ -159,8 +159,8 @@ impl Network {
     /// # Errors
     ///
     /// See [`enum@Error`].
-    pub async fn connect(&self, way: &Way, port: u16) -> Result<Stream, Error> {
-        Stream::open(self.converse(way, Protocol::Tcp, port).await?).await
+    pub async fn connect(&self, path: &ProbePath, port: u16) -> Result<Stream, Error> {
+        Stream::open(self.converse(path, Protocol::Tcp, port).await?).await
     }
 
     /// Sends a datagram and waits for the first answer.
@@ -168,11 +168,16 @@ impl Network {
     /// # Errors
     ///
     /// See [`enum@Error`].
-    pub async fn exchange(&self, way: &Way, port: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
-        self.converse(way, Protocol::Udp, port).await?.exchange(payload).await
+    pub async fn exchange(
+        &self,
+        path: &ProbePath,
+        port: u16,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        self.converse(path, Protocol::Udp, port).await?.exchange(payload).await
     }
 
-    /// The address that a socket must be bound to that asks a backend at its own address; none: the
+    /// The address that a socket must be bound to that probes a backend at its own address; none: the
     /// kernel may choose.
     ///
     /// For IPv6 the kernel takes the address that has most bits in common with the backend's (RFC
@@ -188,30 +193,30 @@ impl Network {
     /// Opens a conversation.
     async fn converse(
         &self,
-        way: &Way,
+        path: &ProbePath,
         protocol: Protocol,
         port: u16,
     ) -> Result<Conversation, Error> {
         let inner = &self.0;
         let vips = inner.vips();
-        if !vips.contains(&way.vip) {
-            return Err(Error::Local(format!("{} is none of the VIPs that are known", way.vip)));
+        if !vips.contains(&path.vip) {
+            return Err(Error::Local(format!("{} is none of the VIPs that are known", path.vip)));
         }
-        let path = Path::of(way)?;
+        let framing = Framing::of(path)?;
         let sender = inner.open()?;
-        let source = inner.source(way, &vips).await?;
-        let peer = SocketAddr::new(way.vip, port);
+        let source = inner.source(path, &vips).await?;
+        let peer = SocketAddr::new(path.vip, port);
         let lease = inner.lease(source, protocol, peer)?;
         let flow = Flow { protocol, own: SocketAddr::new(source, lease.port), peer };
         Ok(Conversation {
             inner: Arc::clone(inner),
             sender,
-            path,
+            framing,
             flow,
             lease,
             inbox: inner.table.open(flow),
             entropy: inner.random() as u32,
-            interface: way.hop.interface.clone(),
+            interface: path.hop.interface.clone(),
         })
     }
 }
@@ -242,9 +247,13 @@ impl Inner {
         Ok(sender)
     }
 
-    /// The address to ask from.
-    async fn source(&self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
-        self.sources.of(way, vips, self.forget_ports()).await
+    /// The source address of probes.
+    async fn source(
+        &self,
+        path: &ProbePath,
+        vips: &Arc<BTreeSet<IpAddr>>,
+    ) -> Result<IpAddr, Error> {
+        self.sources.of(path, vips, self.forget_ports()).await
     }
 
     /// Gives up the ports of addresses that this node has lost.

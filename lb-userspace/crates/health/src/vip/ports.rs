@@ -1,8 +1,8 @@
-//! Which port asks whom: the ports that a source address holds, in rotation.
+//! The source port of each probe: the ports that a source address holds, in rotation.
 //!
 //! A backend may remember a conversation for a while, by the VIP, its port and ours, and takes the
-//! next SYN from there for a part of it. So a port rests before it asks the same service again, or
-//! at least is the one that has rested longest. The same port may ask two services at a time.
+//! next SYN from there for a part of it. So a port rests before it probes the same service again, or
+//! at least is the one that has rested longest. The same port may probe two services at a time.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,7 +15,7 @@ use std::{
 const REST: Duration = Duration::from_secs(1);
 /// So many ports are held before one has to go without its rest.
 const PLENTY: usize = 256;
-/// So many ports are held at most; as many questions to one service can be open at a time.
+/// So many ports are held at most; as many probes to one service can be open at a time.
 const MAX: usize = 4_096;
 
 /// The ports of one source address and protocol; `H` holds one.
@@ -34,7 +34,7 @@ impl<H> Default for Ports<H> {
 /// What one service has seen of the ports.
 #[derive(Debug, Default)]
 struct Use {
-    /// The ports from here on have never asked it.
+    /// The ports from here on have never probed it.
     fresh: usize,
     /// Those that have, and since when they rest; longest first.
     resting: VecDeque<(usize, Instant)>,
@@ -46,7 +46,7 @@ impl Use {
     }
 }
 
-/// A port to ask one service with.
+/// A port to probe one service from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
     /// The port.
@@ -55,7 +55,7 @@ pub(super) struct Lease {
 }
 
 impl<H> Ports<H> {
-    /// A port to ask `service` with; `open` holds one more.
+    /// A port to probe `service` from; `open` holds one more.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Which address of this node asks: one that the backend can answer to.
+//! The source address of probes: an address of this node that the backend can answer to.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,13 +16,13 @@ use netlink_packet_route::address::AddressScope;
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 use tracing::debug;
 
-use super::{Error, Way, demux::lock};
+use super::{Error, ProbePath, demux::lock};
 
 /// How long netlink's answer about the addresses is used.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the first callers wait for it: less than the shortest timeout of a check.
 const FIRST: Duration = Duration::from_millis(20);
-/// How long what the kernel would ask from is believed, if the addresses stay the same.
+/// How long the source address that the kernel would choose is believed, if the addresses stay the same.
 const STEADY: Duration = Duration::from_secs(60);
 /// How long those callers wait that may: the kernel answers at once, unless its lock of addresses is held.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ impl Own {
     }
 }
 
-/// The addresses of this node, read again as long as someone asks.
+/// The addresses of this node, read again as long as there are probes.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     state: Arc<Mutex<State>>,
@@ -60,7 +60,7 @@ struct State {
     reading: Option<(Instant, JoinHandle<()>)>,
     vips: Arc<BTreeSet<IpAddr>>,
     chosen: HashMap<Want, Option<IpAddr>>,
-    /// For questions to backends' own addresses, and since when.
+    /// For probes to backends' own addresses, and since when.
     instead: HashMap<IpAddr, Option<IpAddr>>,
     instead_since: Option<Instant>,
 }
@@ -74,13 +74,13 @@ struct Want {
 }
 
 impl Want {
-    fn of(way: &Way) -> Self {
-        Self { v4: way.vip.is_ipv4(), backend: way.backend, ifindex: way.hop.ifindex }
+    fn of(path: &ProbePath) -> Self {
+        Self { v4: path.vip.is_ipv4(), backend: path.backend, ifindex: path.hop.ifindex }
     }
 }
 
 impl Sources {
-    /// The address that asks by this way, none of `vips`. `forget` is called, at times, with a test for
+    /// The source address for this path, none of `vips`. `forget` is called, at times, with a test for
     /// the addresses that this node has.
     ///
     /// Only the first callers wait for netlink, and they not for long: their caller would
@@ -91,16 +91,16 @@ impl Sources {
     /// If there is none, or the addresses are not known.
     pub(super) async fn of(
         &self,
-        way: &Way,
+        path: &ProbePath,
         vips: &Arc<BTreeSet<IpAddr>>,
         forget: impl FnOnce(&dyn Fn(IpAddr) -> bool),
     ) -> Result<IpAddr, Error> {
         self.refresh(forget, FIRST).await;
-        lock(&self.state).choose(way, vips)
+        lock(&self.state).choose(path, vips)
     }
 
-    /// The address that asks this address of a backend, where the kernel would take a VIP. `forget`
-    /// as for [`Self::of`]. The first callers wait for netlink: what is asked from a VIP has no answer at all.
+    /// The source address for probes of this address of a backend, where the kernel would take a VIP. `forget`
+    /// as for [`Self::of`]. The first callers wait for netlink: a probe from a VIP has no answer at all.
     pub(super) async fn instead(
         &self,
         backend: IpAddr,
@@ -140,7 +140,7 @@ impl State {
         reading.is_none_or(|(since, reader)| reader.is_finished() && since.elapsed() >= FRESH)
     }
 
-    fn choose(&mut self, way: &Way, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
+    fn choose(&mut self, path: &ProbePath, vips: &Arc<BTreeSet<IpAddr>>) -> Result<IpAddr, Error> {
         if !Arc::ptr_eq(&self.vips, vips) {
             self.forget();
             self.vips = Arc::clone(vips);
@@ -149,9 +149,9 @@ impl State {
             let failure = &self.failure;
             return Err(Error::Local(format!("this node's addresses are not known yet{failure}")));
         };
-        let want = Want::of(way);
+        let want = Want::of(path);
         let chosen = self.chosen.entry(want).or_insert_with(|| choose(own, want, vips));
-        chosen.ok_or_else(|| none(way))
+        chosen.ok_or_else(|| none(path))
     }
 
     fn instead(&mut self, backend: IpAddr, vips: &Arc<BTreeSet<IpAddr>>) -> Option<IpAddr> {
@@ -196,9 +196,9 @@ async fn read_into(state: Arc<Mutex<State>>, known: Arc<Notify>) {
     known.notify_waiters();
 }
 
-fn none(way: &Way) -> Error {
-    let family = if way.vip.is_ipv4() { "IPv4" } else { "IPv6" };
-    let interface = &way.hop.interface;
+fn none(path: &ProbePath) -> Error {
+    let family = if path.vip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let interface = &path.hop.interface;
     Error::Local(format!(
         "this node has no {family} address of its own on {interface} to check from; use via = \
          \"backend\""
@@ -220,7 +220,7 @@ fn choose(own: &[Own], want: Want, vips: &BTreeSet<IpAddr>) -> Option<IpAddr> {
     usable.min_by_key(rank).map(|own| own.address)
 }
 
-/// What to ask from if the kernel would do it from a VIP, or from an address without a subnet (which
+/// The source address to use if the kernel would choose a VIP, or from an address without a subnet (which
 /// may be a VIP of someone else's) though there is one on the backend's.
 fn instead_of(
     kernels: IpAddr,
@@ -237,7 +237,7 @@ fn instead_of(
     (is_vip || (kernels.is_lone() && near)).then_some(chosen)
 }
 
-/// The address that the kernel would ask from; to connect a datagram socket sends nothing.
+/// The source address that the kernel would choose; to connect a datagram socket sends nothing.
 fn kernels_choice(backend: IpAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((backend, 9)).ok()?;
@@ -282,8 +282,8 @@ mod tests {
         }
     }
 
-    fn way(vip: &str, backend: &str) -> Way {
-        Way {
+    fn path(vip: &str, backend: &str) -> ProbePath {
+        ProbePath {
             vip: vip.parse().unwrap(),
             backend: backend.parse().unwrap(),
             mode: Mode::Ipip,
@@ -298,31 +298,31 @@ mod tests {
         }
     }
 
-    fn chosen(own: &[Own], way: &Way) -> Option<String> {
+    fn chosen(own: &[Own], path: &ProbePath) -> Option<String> {
         let vips = ["10.0.0.100", "10.0.0.101", "fd00::100"].map(|vip| vip.parse().unwrap());
-        choose(own, Want::of(way), &BTreeSet::from(vips)).map(|address| address.to_string())
+        choose(own, Want::of(path), &BTreeSet::from(vips)).map(|address| address.to_string())
     }
 
     #[test]
     fn asks_from_the_backends_subnet_then_from_the_interface_then_from_any() {
-        let way = way("10.0.0.100", "10.1.0.9");
+        let path = path("10.0.0.100", "10.1.0.9");
         let (lone, any) = (own("10.9.9.9/32", 1), own("192.168.0.1/24", 3));
         let (vlan, egress) = (own("10.1.0.5/24", 7), own("10.0.0.5/24", 2));
         let near = own("10.1.0.6/24", 2);
-        assert_eq!(chosen(&[lone, any, egress, vlan, near], &way).unwrap(), "10.1.0.6");
-        assert_eq!(chosen(&[lone, any, egress, vlan], &way).unwrap(), "10.1.0.5");
-        assert_eq!(chosen(&[lone, any, egress], &way).unwrap(), "10.0.0.5");
-        assert_eq!(chosen(&[lone, any], &way).unwrap(), "192.168.0.1");
-        assert_eq!(chosen(&[lone], &way).unwrap(), "10.9.9.9");
-        assert_eq!(chosen(&[], &way), None);
+        assert_eq!(chosen(&[lone, any, egress, vlan, near], &path).unwrap(), "10.1.0.6");
+        assert_eq!(chosen(&[lone, any, egress, vlan], &path).unwrap(), "10.1.0.5");
+        assert_eq!(chosen(&[lone, any, egress], &path).unwrap(), "10.0.0.5");
+        assert_eq!(chosen(&[lone, any], &path).unwrap(), "192.168.0.1");
+        assert_eq!(chosen(&[lone], &path).unwrap(), "10.9.9.9");
+        assert_eq!(chosen(&[], &path), None);
     }
 
     #[test]
     fn never_asks_from_a_vip_or_in_another_family() {
         let all = [own("10.0.0.100/24", 2), own("10.0.0.101/32", 2), own("fd00::5/64", 2)];
-        assert_eq!(chosen(&all, &way("10.0.0.100", "fd00::11")), None);
-        assert_eq!(chosen(&all, &way("fd00::100", "fd00::11")).unwrap(), "fd00::5");
-        let message = none(&way("10.0.0.100", "fd00::11")).to_string();
+        assert_eq!(chosen(&all, &path("10.0.0.100", "fd00::11")), None);
+        assert_eq!(chosen(&all, &path("fd00::100", "fd00::11")).unwrap(), "fd00::5");
+        let message = none(&path("10.0.0.100", "fd00::11")).to_string();
         assert_eq!(
             message,
             "this node has no IPv4 address of its own on eth0 to check from; use via = \"backend\""
@@ -333,9 +333,9 @@ mod tests {
     fn a_deprecated_address_asks_only_if_it_must() {
         let (old, new) = (own("fd00::5/64", 2), own("fd00::6/64", 2));
         let old = Own { deprecated: true, ..old };
-        let way = way("fd00::100", "fd00::11");
-        assert_eq!(chosen(&[old, new], &way).unwrap(), "fd00::6");
-        assert_eq!(chosen(&[old], &way).unwrap(), "fd00::5");
+        let path = path("fd00::100", "fd00::11");
+        assert_eq!(chosen(&[old, new], &path).unwrap(), "fd00::6");
+        assert_eq!(chosen(&[old], &path).unwrap(), "fd00::5");
     }
 
     #[test]

@@ -10,9 +10,9 @@ use lb_common::packet::tcp;
 use lb_model::desired::Protocol;
 
 use super::{
-    Arc, Error, Inner, Network, Way,
+    Arc, Error, Inner, Network, ProbePath,
     demux::Inbox,
-    frame::{Content, Flow, Path, Segment},
+    frame::{Content, Flow, Framing, Segment},
     sockets::Sender,
 };
 
@@ -21,7 +21,7 @@ use super::{
 pub struct Stray {
     inner: Arc<Inner>,
     sender: Arc<Sender>,
-    path: Path,
+    framing: Framing,
     flow: Flow,
     acknowledgment: u32,
     packet: Vec<u8>,
@@ -30,14 +30,14 @@ pub struct Stray {
 }
 
 impl Network {
-    /// The address of this node from which a backend is asked that way.
+    /// The address of this node from which probes take this path.
     ///
     /// # Errors
     ///
     /// See [`enum@Error`].
-    pub async fn source(&self, way: &Way) -> Result<IpAddr, Error> {
+    pub async fn source(&self, path: &ProbePath) -> Result<IpAddr, Error> {
         let vips = self.0.vips();
-        self.0.source(way, &vips).await
+        self.0.source(path, &vips).await
     }
 
     /// A number to choose a port by, that no attacker can guess.
@@ -52,20 +52,20 @@ impl Network {
     /// # Errors
     ///
     /// See [`enum@Error`].
-    pub fn stray(&self, way: &Way, own: SocketAddr, port: u16) -> Result<Stray, Error> {
+    pub fn stray(&self, path: &ProbePath, own: SocketAddr, port: u16) -> Result<Stray, Error> {
         let inner = &self.0;
-        let path = Path::of(way)?;
+        let framing = Framing::of(path)?;
         let sender = inner.open()?;
-        let flow = Flow { protocol: Protocol::Tcp, own, peer: SocketAddr::new(way.vip, port) };
+        let flow = Flow { protocol: Protocol::Tcp, own, peer: SocketAddr::new(path.vip, port) };
         let (sequence, acknowledgment) = (inner.random() as u32, inner.random() as u32);
         let segment = Segment { sequence, acknowledgment, flags: tcp::ACK, mss: None };
         let packet = segment.packet(&flow);
         let inbox = inner.table.open(flow);
-        let interface = way.hop.interface.clone();
+        let interface = path.hop.interface.clone();
         Ok(Stray {
             inner: Arc::clone(inner),
             sender,
-            path,
+            framing,
             flow,
             acknowledgment,
             packet,
@@ -88,8 +88,8 @@ impl Stray {
     ///
     /// See [`enum@Error`].
     pub fn send(&self) -> Result<(), Error> {
-        let frame = self.path.frame(&self.packet, self.inner.random() as u32);
-        let sent = self.sender.send(self.path.ifindex(), &frame);
+        let frame = self.framing.frame(&self.packet, self.inner.random() as u32);
+        let sent = self.sender.send(self.framing.ifindex(), &frame);
         sent.map_err(|error| Error::Local(format!("send on {}: {error}", self.interface)))
     }
 

@@ -75,7 +75,7 @@ impl Stream {
 
     fn new(conversation: Conversation) -> Result<Self, Error> {
         let flow = conversation.flow;
-        let mut packets = Packets { mtu: conversation.path.mtu(), ..Packets::default() };
+        let mut packets = Packets { mtu: conversation.framing.mtu(), ..Packets::default() };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = conversation.inner.random();
         let mut interface = Interface::new(config, &mut packets, Instant::now());

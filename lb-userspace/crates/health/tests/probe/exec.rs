@@ -15,7 +15,7 @@ use lb_health::{
 use lb_model::check::{Exec, Kind};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
-use crate::kit::{LONG, SHORT, ask, failure, peak_bytes, question, unknown};
+use crate::kit::{LONG, SHORT, failure, make_probe, peak_bytes, run, unknown};
 
 const BACKEND: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11)), 8_080);
@@ -30,8 +30,8 @@ fn command(words: &[&str]) -> Kind {
 
 #[tokio::test]
 async fn status_zero_is_good_and_others_are_told_with_the_first_line() {
-    assert_eq!(ask(shell("echo fine"), BACKEND, LONG).await, Outcome::Up);
-    let reason = |script| async move { failure(ask(shell(script), BACKEND, LONG).await) };
+    assert_eq!(run(shell("echo fine"), BACKEND, LONG).await, Outcome::Up);
+    let reason = |script| async move { failure(run(shell(script), BACKEND, LONG).await) };
     assert_eq!(reason("exit 3").await, "exit status 3");
     assert_eq!(reason("echo; echo disk full; echo more; exit 3").await, "exit status 3: disk full");
     assert_eq!(reason("echo no mount >&2; exit 1").await, "exit status 1: no mount");
@@ -43,11 +43,11 @@ async fn status_zero_is_good_and_others_are_told_with_the_first_line() {
 #[tokio::test]
 async fn there_is_no_shell() {
     assert_eq!(
-        ask(command(&["/usr/bin/test", "$HOME", "=", "$HOME"]), BACKEND, LONG).await,
+        run(command(&["/usr/bin/test", "$HOME", "=", "$HOME"]), BACKEND, LONG).await,
         Outcome::Up
     );
     let literal = command(&["/usr/bin/test", "a b;c", "=", "a"]);
-    assert_eq!(failure(ask(literal, BACKEND, LONG).await), "exit status 1");
+    assert_eq!(failure(run(literal, BACKEND, LONG).await), "exit status 1");
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn the_environment_says_what_is_asked_and_nothing_more() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("environment");
     let script = format!("tr '\\0' '\\n' </proc/self/environ >{}; cat", file.display());
-    assert_eq!(ask(shell(&script), BACKEND, LONG).await, Outcome::Up);
+    assert_eq!(run(shell(&script), BACKEND, LONG).await, Outcome::Up);
     let text = fs::read_to_string(file).unwrap();
     // The shell adds its own.
     let mut lines: Vec<_> = text
@@ -78,14 +78,14 @@ async fn the_environment_says_what_is_asked_and_nothing_more() {
 
 #[tokio::test]
 async fn a_program_that_cannot_be_run_says_nothing_of_the_backend() {
-    let missing = ask(command(&["/nonexistent/check"]), BACKEND, LONG).await;
+    let missing = run(command(&["/nonexistent/check"]), BACKEND, LONG).await;
     assert_eq!(unknown(missing), "exec: /nonexistent/check: No such file or directory");
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("check");
     fs::write(&file, "#!/bin/sh\n").unwrap();
-    let reason = unknown(ask(command(&[file.to_str().unwrap()]), BACKEND, LONG).await);
+    let reason = unknown(run(command(&[file.to_str().unwrap()]), BACKEND, LONG).await);
     assert_eq!(reason, format!("exec: {}: Permission denied", file.display()));
-    unknown(ask(command(&[]), BACKEND, LONG).await);
+    unknown(run(command(&[]), BACKEND, LONG).await);
 }
 
 /// Waits until a file holds a line, and gives the number in it.
@@ -126,20 +126,20 @@ async fn at_the_timeout_the_whole_group_is_killed() {
     let folder = tempfile::tempdir().unwrap();
     let (kind, file) = sleeping(folder.path(), "wait");
     let second = Duration::from_secs(1);
-    assert_eq!(failure(ask(kind, BACKEND, second).await), "exec: still running after 1s");
+    assert_eq!(failure(run(kind, BACKEND, second).await), "exec: still running after 1s");
     until_gone(number_in(&file).await).await;
     let deaf = shell("trap '' TERM INT HUP; while :; do sleep 1; done");
-    assert_eq!(failure(ask(deaf, BACKEND, SHORT).await), "exec: still running after 200ms");
+    assert_eq!(failure(run(deaf, BACKEND, SHORT).await), "exec: still running after 200ms");
 }
 
 #[tokio::test]
 async fn a_question_that_is_dropped_kills_the_group() {
     let folder = tempfile::tempdir().unwrap();
     let (kind, file) = sleeping(folder.path(), "wait");
-    let question = question(kind, BACKEND, LONG);
+    let make_probe = make_probe(kind, BACKEND, LONG);
     let (network, tls) = (vip::Network::new(), tls::Cache::new());
     let child = tokio::select! {
-        outcome = probe::ask(&question, &network, &tls) => panic!("{outcome:?}"),
+        outcome = probe::run(&make_probe, &network, &tls) => panic!("{outcome:?}"),
         child = number_in(&file) => child,
     };
     until_gone(child).await;
@@ -162,8 +162,8 @@ async fn a_command_that_does_not_start_holds_nobody_up() {
     let kind = Kind::Exec(Exec { command });
     let begun = Instant::now();
     let (frozen, other) =
-        tokio::join!(async { (ask(kind.clone(), BACKEND, SHORT).await, begun.elapsed()) }, async {
-            (ask(shell("exit 0"), BACKEND, LONG).await, begun.elapsed())
+        tokio::join!(async { (run(kind.clone(), BACKEND, SHORT).await, begun.elapsed()) }, async {
+            (run(shell("exit 0"), BACKEND, LONG).await, begun.elapsed())
         },);
     assert!(unknown(frozen.0).ends_with("frozen: not started after 200ms"));
     assert!(frozen.1 < LONG / 2, "{:?}", frozen.1);
@@ -179,7 +179,7 @@ async fn a_process_that_is_left_behind_does_not_hold_up_the_outcome() {
     let folder = tempfile::tempdir().unwrap();
     let started = Instant::now();
     let (kind, file) = sleeping(folder.path(), "echo broken; exit 3");
-    assert_eq!(failure(ask(kind, BACKEND, LONG).await), "exit status 3: broken");
+    assert_eq!(failure(run(kind, BACKEND, LONG).await), "exit status 3: broken");
     assert!(started.elapsed() < LONG / 2, "{:?}", started.elapsed());
     let child = number_in(&file).await;
     assert!(runs(child));
@@ -192,11 +192,11 @@ async fn a_process_that_is_left_behind_does_not_hold_up_the_outcome() {
 
 #[tokio::test]
 async fn endless_output_is_read_and_thrown_away() {
-    let (outcome, bytes) = peak_bytes(ask(command(&["/usr/bin/yes"]), BACKEND, SHORT)).await;
+    let (outcome, bytes) = peak_bytes(run(command(&["/usr/bin/yes"]), BACKEND, SHORT)).await;
     assert_eq!(failure(outcome), "exec: still running after 200ms");
     assert!(bytes < 64 << 10, "{bytes} bytes held");
     let much = shell("head -c 20000000 /dev/zero | tr '\\0' x; exit 1");
-    let (outcome, bytes) = peak_bytes(ask(much, BACKEND, LONG)).await;
+    let (outcome, bytes) = peak_bytes(run(much, BACKEND, LONG)).await;
     let reason = failure(outcome);
     assert!(reason.starts_with("exit status 1: xxx") && reason.chars().count() <= 200, "{reason}");
     assert!(bytes < 64 << 10, "{bytes} bytes held");
@@ -205,5 +205,5 @@ async fn endless_output_is_read_and_thrown_away() {
 #[tokio::test]
 async fn closed_pipes_are_no_end() {
     let kind = shell("exec >&- 2>&-; sleep 0.2; exit 4");
-    assert_eq!(failure(ask(kind, BACKEND, LONG).await), "exit status 4");
+    assert_eq!(failure(run(kind, BACKEND, LONG).await), "exit status 4");
 }

@@ -15,11 +15,11 @@ use lb_health::probe::Outcome;
 use lb_model::check::{Http, Kind};
 
 use crate::kit::{
-    LONG, SHORT, answering, answering_for_ever, ask, failure, nobody, peak_bytes, read_request,
-    refusal, serve,
+    LONG, SHORT, answering, answering_for_ever, failure, nobody, peak_bytes, read_request, refusal,
+    run, serve,
 };
 
-/// What a question may hold at a time: 16 KiB of headers and 64 KiB of a body, each once more for a
+/// What a probe may hold at a time: 16 KiB of headers and 64 KiB of a body, each once more for a
 /// buffer that grows, and change.
 const MOST_BYTES: usize = 256 << 10;
 
@@ -33,8 +33,8 @@ fn with_body(pattern: &str) -> Kind {
     Kind::Http(Http { body: Some(pattern.into()), ..Http::default() })
 }
 
-async fn asked(kind: Kind, address: SocketAddr) -> Outcome {
-    ask(kind, address, LONG).await
+async fn outcome_of(kind: Kind, address: SocketAddr) -> Outcome {
+    run(kind, address, LONG).await
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_request_is_as_configured_and_asks_to_close() {
         sender.send(read_request(&mut stream)).unwrap();
         let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
     });
-    assert_eq!(asked(get(), address).await, Outcome::Up);
+    assert_eq!(outcome_of(get(), address).await, Outcome::Up);
     let version = env!("CARGO_PKG_VERSION");
     let expected = format!(
         "GET / HTTP/1.1\r\nhost: {address}\r\nuser-agent: lb-health/{version}\r\naccept: */*\r\nconnection: close\r\n\r\n"
@@ -56,7 +56,7 @@ async fn a_request_is_as_configured_and_asks_to_close() {
         host: Some("www.example.com".into()),
         ..Http::default()
     };
-    assert_eq!(asked(Kind::Http(http), address).await, Outcome::Up);
+    assert_eq!(outcome_of(Kind::Http(http), address).await, Outcome::Up);
     let request = requests.recv().unwrap();
     assert!(
         request.starts_with("HEAD /healthz?deep=1 HTTP/1.1\r\nhost: www.example.com\r\n"),
@@ -68,14 +68,14 @@ async fn a_request_is_as_configured_and_asks_to_close() {
 async fn only_a_status_in_the_ranges_is_good() {
     let ranges = |status| Kind::Http(Http { status, ..Http::default() });
     let teapot = answering("HTTP/1.0 418 whatever it is called\r\n\r\n");
-    assert_eq!(failure(asked(get(), teapot).await), "status 418 I'm a teapot");
-    assert_eq!(asked(ranges(vec![200..=299, 418..=418]), teapot).await, Outcome::Up);
+    assert_eq!(failure(outcome_of(get(), teapot).await), "status 418 I'm a teapot");
+    assert_eq!(outcome_of(ranges(vec![200..=299, 418..=418]), teapot).await, Outcome::Up);
     let busy = answering("HTTP/1.1 503 our secret\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!(failure(asked(get(), busy).await), "status 503 Service Unavailable");
+    assert_eq!(failure(outcome_of(get(), busy).await), "status 503 Service Unavailable");
     let odd = answering("HTTP/1.1 599 Odd\r\n\r\n");
-    assert_eq!(failure(asked(get(), odd).await), "status 599");
+    assert_eq!(failure(outcome_of(get(), odd).await), "status 599");
     let switching = answering("HTTP/1.1 101 Switching Protocols\r\n\r\n");
-    assert!(!matches!(asked(get(), switching).await, Outcome::Unknown { .. }));
+    assert!(!matches!(outcome_of(get(), switching).await, Outcome::Unknown { .. }));
 }
 
 #[tokio::test]
@@ -87,9 +87,9 @@ async fn a_redirect_is_a_status_and_is_not_followed() {
         read_request(&mut stream);
         let _ = stream.write_all(b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n");
     });
-    assert_eq!(asked(get(), address).await, Outcome::Up);
+    assert_eq!(outcome_of(get(), address).await, Outcome::Up);
     let strict = Kind::Http(Http { status: vec![200..=299], ..Http::default() });
-    assert_eq!(failure(asked(strict, address).await), "status 302 Found");
+    assert_eq!(failure(outcome_of(strict, address).await), "status 302 Found");
     assert_eq!(asked_for.load(Ordering::SeqCst), 2);
 }
 
@@ -103,9 +103,9 @@ async fn a_body_is_searched_across_its_parts() {
         }
         let _ = stream.write_all(b"0\r\n\r\n");
     });
-    assert_eq!(asked(with_body("xxhealthy"), address).await, Outcome::Up);
+    assert_eq!(outcome_of(with_body("xxhealthy"), address).await, Outcome::Up);
     assert_eq!(
-        failure(asked(with_body("unwell"), address).await),
+        failure(outcome_of(with_body("unwell"), address).await),
         "status 200 OK, but the body does not contain `unwell`"
     );
 }
@@ -114,8 +114,8 @@ async fn a_body_is_searched_across_its_parts() {
 async fn a_pattern_after_64_kib_is_not_found() {
     let page =
         |length: usize| answering(format!("HTTP/1.1 200 OK\r\n\r\n{}healthy", "x".repeat(length)));
-    assert_eq!(asked(with_body("healthy"), page((64 << 10) - 7)).await, Outcome::Up);
-    let reason = failure(asked(with_body("healthy"), page((64 << 10) - 6)).await);
+    assert_eq!(outcome_of(with_body("healthy"), page((64 << 10) - 7)).await, Outcome::Up);
+    let reason = failure(outcome_of(with_body("healthy"), page((64 << 10) - 6)).await);
     assert!(reason.contains("does not contain"), "{reason}");
 }
 
@@ -126,7 +126,7 @@ async fn a_server_that_accepts_and_never_answers_fails_in_time() {
         let _ = std::io::Read::read(&mut stream, &mut [0]);
     });
     let before = Instant::now();
-    let reason = failure(ask(get(), address, SHORT).await);
+    let reason = failure(run(get(), address, SHORT).await);
     assert_eq!(reason, "connects, but no answer within 200ms");
     assert!(before.elapsed() >= SHORT);
 }
@@ -145,13 +145,13 @@ fn dripping(first: &'static [u8], byte: &'static [u8]) -> SocketAddr {
 #[tokio::test]
 async fn a_server_that_answers_byte_by_byte_has_no_more_time() {
     let head = dripping(b"HTTP/1.1 200 OK\r\nx: ", b"x");
-    assert_eq!(failure(ask(get(), head, SHORT).await), "connects, but no answer within 200ms");
+    assert_eq!(failure(run(get(), head, SHORT).await), "connects, but no answer within 200ms");
     let body = dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"x");
     assert_eq!(
-        failure(ask(with_body("y"), body, SHORT).await),
+        failure(run(with_body("y"), body, SHORT).await),
         "status 200 OK, but the body did not come within 200ms"
     );
-    assert_eq!(ask(get(), body, SHORT).await, Outcome::Up);
+    assert_eq!(run(get(), body, SHORT).await, Outcome::Up);
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn of_a_gigabyte_no_more_is_read_than_is_looked_at() {
         }
     });
     for kind in [get(), with_body("healthy")] {
-        let (outcome, bytes) = peak_bytes(asked(kind.clone(), address)).await;
+        let (outcome, bytes) = peak_bytes(outcome_of(kind.clone(), address)).await;
         assert_eq!(matches!(outcome, Outcome::Up), kind == get(), "{outcome:?}");
         assert!(bytes < MOST_BYTES, "{bytes} bytes held");
     }
@@ -189,7 +189,7 @@ async fn endless_heads_are_given_up() {
         (b"", b"\r\n"),
     ] {
         let address = answering_for_ever(first, then);
-        let (outcome, bytes) = peak_bytes(asked(get(), address)).await;
+        let (outcome, bytes) = peak_bytes(outcome_of(get(), address)).await;
         let reason = failure(outcome);
         assert!(reason.contains("larger than 16 KiB"), "{}: {reason}", then.escape_ascii());
         assert!(bytes < MOST_BYTES, "{bytes} bytes held");
@@ -200,7 +200,7 @@ async fn endless_heads_are_given_up() {
 async fn interim_answers_come_before_the_answer() {
     let interim = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(20);
     let address = answering(interim + "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-    assert_eq!(asked(with_body("ok"), address).await, Outcome::Up);
+    assert_eq!(outcome_of(with_body("ok"), address).await, Outcome::Up);
 }
 
 #[tokio::test]
@@ -217,7 +217,7 @@ async fn what_is_not_http_fails() {
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\n",
     ] {
-        let reason = failure(asked(get(), answering(garbage)).await);
+        let reason = failure(outcome_of(get(), answering(garbage)).await);
         assert!(
             reason.starts_with("answers, but not with HTTP"),
             "{}: {reason}",
@@ -230,25 +230,25 @@ async fn what_is_not_http_fails() {
 #[tokio::test]
 async fn a_connection_that_is_closed_too_soon_fails() {
     let at_once = serve(drop::<TcpStream>);
-    let reason = failure(asked(get(), at_once).await);
+    let reason = failure(outcome_of(get(), at_once).await);
     assert!([INCOMPLETE, "connection reset"].contains(&&*reason), "{reason}");
-    assert_eq!(failure(asked(get(), answering("")).await), INCOMPLETE);
-    assert_eq!(failure(asked(get(), answering("HTTP/1.1 200 OK\r\nx")).await), INCOMPLETE);
+    assert_eq!(failure(outcome_of(get(), answering("")).await), INCOMPLETE);
+    assert_eq!(failure(outcome_of(get(), answering("HTTP/1.1 200 OK\r\nx")).await), INCOMPLETE);
     let half_closed = serve(|mut stream| {
         let _ = stream.shutdown(Shutdown::Write);
         read_request(&mut stream);
     });
-    assert_eq!(failure(asked(get(), half_closed).await), INCOMPLETE);
+    assert_eq!(failure(outcome_of(get(), half_closed).await), INCOMPLETE);
 }
 
 #[tokio::test]
 async fn a_body_that_is_not_as_announced_fails_unless_it_has_the_pattern() {
     let short = || answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhealthy");
-    assert_eq!(asked(get(), short()).await, Outcome::Up);
-    assert_eq!(asked(with_body("healthy"), short()).await, Outcome::Up);
-    assert_eq!(failure(asked(with_body("unwell"), short()).await), INCOMPLETE);
+    assert_eq!(outcome_of(get(), short()).await, Outcome::Up);
+    assert_eq!(outcome_of(with_body("healthy"), short()).await, Outcome::Up);
+    assert_eq!(failure(outcome_of(with_body("unwell"), short()).await), INCOMPLETE);
     let long = answering("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nhealthy");
-    assert!(failure(asked(with_body("healthy"), long).await).contains("does not contain"));
+    assert!(failure(outcome_of(with_body("healthy"), long).await).contains("does not contain"));
 }
 
 #[tokio::test]
@@ -263,13 +263,13 @@ async fn chunks_that_are_none_fail() {
     ] {
         let mut answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
         answer.extend(chunks);
-        failure(asked(with_body("healthy"), answering(answer)).await);
+        failure(outcome_of(with_body("healthy"), answering(answer)).await);
     }
     // Extensions and trailers without an end.
     for (first, then) in [("1;", "e=f;"), ("0\r\n", "x: y\r\n")] {
         let first = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{first}");
         let address = answering_for_ever(first.leak().as_bytes(), then.as_bytes());
-        let (outcome, bytes) = peak_bytes(asked(with_body("healthy"), address)).await;
+        let (outcome, bytes) = peak_bytes(outcome_of(with_body("healthy"), address)).await;
         failure(outcome);
         assert!(bytes < MOST_BYTES, "{bytes} bytes held");
     }
@@ -297,7 +297,7 @@ async fn no_answer_whatever_makes_it_panic_or_wait() {
                 break;
             }
         }
-        let outcome = asked(with_body("healthy"), answering(answer.clone())).await;
+        let outcome = outcome_of(with_body("healthy"), answering(answer.clone())).await;
         assert!(
             !matches!(outcome, Outcome::Unknown { .. }),
             "{}: {outcome:?}",
@@ -308,8 +308,8 @@ async fn no_answer_whatever_makes_it_panic_or_wait() {
 
 #[tokio::test]
 async fn where_nobody_listens_the_connection_is_refused() {
-    assert_eq!(refusal(asked(get(), nobody()).await), "connection refused");
-    assert_eq!(refusal(asked(Kind::Tcp, nobody()).await), "connection refused");
+    assert_eq!(refusal(outcome_of(get(), nobody()).await), "connection refused");
+    assert_eq!(refusal(outcome_of(Kind::Tcp, nobody()).await), "connection refused");
 }
 
 #[tokio::test]
@@ -319,5 +319,5 @@ async fn an_answer_at_the_last_moment_counts() {
         std::thread::sleep(Duration::from_millis(300));
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
     });
-    assert_eq!(ask(get(), address, Duration::from_secs(3)).await, Outcome::Up);
+    assert_eq!(run(get(), address, Duration::from_secs(3)).await, Outcome::Up);
 }

@@ -1,4 +1,4 @@
-//! What the tests ask, and the servers that they ask.
+//! The probes of the tests, and the servers that they probe.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_health::{
-    probe::{self, Failure, Outcome, Question, Route, tls},
+    probe::{self, Failure, Outcome, Probe, Route, tls},
     vip,
 };
 use lb_model::{
@@ -25,13 +25,13 @@ pub const SHORT: Duration = Duration::from_millis(200);
 /// What everyone else is given: longer than a loaded machine takes.
 pub const LONG: Duration = Duration::from_secs(20);
 
-pub fn question(kind: Kind, address: SocketAddr, timeout: Duration) -> Question {
+pub fn make_probe(kind: Kind, address: SocketAddr, timeout: Duration) -> Probe {
     let service = ServiceKey {
         vip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100)),
         port: 80,
         protocol: Protocol::Tcp,
     };
-    Question {
+    Probe {
         service: "web".into(),
         target: Target { service, backend: address.ip() },
         kind,
@@ -41,10 +41,10 @@ pub fn question(kind: Kind, address: SocketAddr, timeout: Duration) -> Question 
     }
 }
 
-pub async fn ask(kind: Kind, address: SocketAddr, timeout: Duration) -> Outcome {
+pub async fn run(kind: Kind, address: SocketAddr, timeout: Duration) -> Outcome {
     let started = Instant::now();
-    let question = question(kind, address, timeout);
-    let outcome = probe::ask(&question, &vip::Network::new(), &tls::Cache::new()).await;
+    let make_probe = make_probe(kind, address, timeout);
+    let outcome = probe::run(&make_probe, &vip::Network::new(), &tls::Cache::new()).await;
     // A loaded machine may stop this thread for a while; what is wrong takes for ever.
     assert!(started.elapsed() < timeout + Duration::from_secs(5), "{:?}", started.elapsed());
     outcome
@@ -66,7 +66,7 @@ pub fn refusal(outcome: Outcome) -> String {
     }
 }
 
-/// Why a question could not be asked.
+/// Why a probe could not be sent.
 pub fn unknown(outcome: Outcome) -> String {
     match outcome {
         Outcome::Unknown { reason } => reason,
@@ -153,10 +153,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The most bytes that this thread held at a time during `asked`, beyond those it had before.
-pub async fn peak_bytes<T>(asked: impl Future<Output = T>) -> (T, usize) {
+/// The most bytes that this thread held at a time during `future`, beyond those it had before.
+pub async fn peak_bytes<T>(future: impl Future<Output = T>) -> (T, usize) {
     let before = LIVE.get();
     PEAK.set(before);
-    let outcome = asked.await;
+    let outcome = future.await;
     (outcome, (PEAK.get() - before).try_into().unwrap())
 }

@@ -1,4 +1,4 @@
-//! What thousands of questions cost and leave behind, and what happens when this process has
+//! What thousands of probes cost and leave behind, and what happens when this process has
 //! nothing left.
 
 use std::{
@@ -14,7 +14,7 @@ use lb_health::{
 use lb_model::check::{Dns, Exec, Http, Kind, Udp};
 use tokio::net::TcpSocket;
 
-use crate::kit::{LONG, SHORT, ask, failure, question, serve, unknown};
+use crate::kit::{LONG, SHORT, failure, make_probe, run, serve, unknown};
 
 const TIME_WAIT: &str = "06";
 
@@ -31,7 +31,7 @@ fn connections(state: &str, port: u16) -> usize {
 async fn a_thousand_connections_leave_nothing_in_time_wait() {
     let address = serve(drop);
     for _ in 0..1_000 {
-        assert_eq!(ask(Kind::Tcp, address, LONG).await, Outcome::Up);
+        assert_eq!(run(Kind::Tcp, address, LONG).await, Outcome::Up);
     }
     assert_eq!(connections(TIME_WAIT, address.port()), 0);
 }
@@ -39,7 +39,7 @@ async fn a_thousand_connections_leave_nothing_in_time_wait() {
 #[tokio::test]
 async fn ipv6_is_asked_too() {
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
-    assert_eq!(ask(Kind::Tcp, listener.local_addr().unwrap(), LONG).await, Outcome::Up);
+    assert_eq!(run(Kind::Tcp, listener.local_addr().unwrap(), LONG).await, Outcome::Up);
 }
 
 #[tokio::test]
@@ -50,15 +50,15 @@ async fn a_full_queue_of_connections_is_not_the_silence_of_a_host() {
     let listener = socket.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let _waiting = std::net::TcpStream::connect(address).unwrap();
-    let reason = failure(ask(Kind::Tcp, address, SHORT).await);
+    let reason = failure(run(Kind::Tcp, address, SHORT).await);
     assert!(reason.starts_with("no answer within 200ms; its host is alive"), "{reason}");
 }
 
 #[test]
 fn a_question_that_waits_is_small() {
-    let question = question(Kind::Tcp, (Ipv4Addr::LOCALHOST, 80).into(), LONG);
+    let make_probe = make_probe(Kind::Tcp, (Ipv4Addr::LOCALHOST, 80).into(), LONG);
     let (network, tls) = (vip::Network::new(), tls::Cache::new());
-    let size = size_of_val(&probe::ask(&question, &network, &tls));
+    let size = size_of_val(&probe::run(&make_probe, &network, &tls));
     assert!(size <= 4_096, "{size} bytes");
 }
 
@@ -73,7 +73,7 @@ fn without_descriptors() {
     runtime.block_on(async {
         // Commands need a signal handler of the runtime's, which takes a descriptor once.
         let exec = || Kind::Exec(Exec { command: vec!["/bin/true".into()] });
-        assert_eq!(ask(exec(), address, LONG).await, Outcome::Up);
+        assert_eq!(run(exec(), address, LONG).await, Outcome::Up);
         let kinds = || {
             [
                 Kind::Tcp,
@@ -89,11 +89,11 @@ fn without_descriptors() {
         }
         for kind in kinds() {
             let name = kind.name();
-            let reason = unknown(ask(kind, address, LONG).await);
+            let reason = unknown(run(kind, address, LONG).await);
             println!("{name}: {reason}");
         }
         drop(all);
-        assert_eq!(ask(Kind::Tcp, address, LONG).await, Outcome::Up);
+        assert_eq!(run(Kind::Tcp, address, LONG).await, Outcome::Up);
     });
     println!("all unknown");
 }

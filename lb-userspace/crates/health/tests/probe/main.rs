@@ -1,4 +1,4 @@
-//! Questions of checks, asked of real sockets on the loopback interface: of servers that answer as
+//! Probes of checks, sent to real sockets on the loopback interface: of servers that answer as
 //! they should, and of all the kinds that don't.
 
 mod exec;

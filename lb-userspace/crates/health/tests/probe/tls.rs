@@ -25,7 +25,7 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-use crate::kit::{LONG, SHORT, answering, ask, failure, question, serve, unknown};
+use crate::kit::{LONG, SHORT, answering, failure, make_probe, run, serve, unknown};
 
 /// An authority of the tests' own, and the folder of its file.
 struct Authority {
@@ -106,7 +106,7 @@ fn get(tls: Tls) -> Kind {
 async fn a_certificate_of_the_authority_for_the_address_is_good() {
     let authority = Authority::new("one");
     let (address, names) = serve_tls(authority.server(|_| {}));
-    assert_eq!(ask(get(authority.trusted()), address, LONG).await, Outcome::Up);
+    assert_eq!(run(get(authority.trusted()), address, LONG).await, Outcome::Up);
     assert_eq!(names.recv().unwrap(), None);
 }
 
@@ -116,24 +116,24 @@ async fn the_name_is_that_of_the_host_or_the_one_configured() {
     let (address, names) = serve_tls(authority.server(|params| {
         params.subject_alt_names.truncate(1);
     }));
-    let asked = |host: Option<&str>, server_name: Option<&str>| {
+    let outcome_of = |host: Option<&str>, server_name: Option<&str>| {
         let http = Http { host: host.map(Into::into), ..Http::default() };
         let tls = Tls { server_name: server_name.map(Into::into), ..authority.trusted() };
-        ask(Kind::Https(http, tls), address, LONG)
+        run(Kind::Https(http, tls), address, LONG)
     };
-    assert_eq!(asked(Some("www.example.com:8443"), None).await, Outcome::Up);
+    assert_eq!(outcome_of(Some("www.example.com:8443"), None).await, Outcome::Up);
     assert_eq!(names.recv().unwrap().as_deref(), Some("www.example.com"));
-    assert_eq!(asked(Some("other.example.com"), Some("www.example.com")).await, Outcome::Up);
+    assert_eq!(outcome_of(Some("other.example.com"), Some("www.example.com")).await, Outcome::Up);
     assert_eq!(names.recv().unwrap().as_deref(), Some("www.example.com"));
     assert_eq!(
-        failure(asked(None, None).await),
+        failure(outcome_of(None, None).await),
         "certificate not valid for 127.0.0.1, only for www.example.com"
     );
     assert_eq!(
-        failure(asked(None, Some("other.example.com")).await),
+        failure(outcome_of(None, Some("other.example.com")).await),
         "certificate not valid for other.example.com, only for www.example.com"
     );
-    assert!(unknown(asked(None, Some("no name")).await).contains("set `server_name`"));
+    assert!(unknown(outcome_of(None, Some("no name")).await).contains("set `server_name`"));
 }
 
 #[tokio::test]
@@ -142,12 +142,12 @@ async fn a_certificate_out_of_its_time_is_bad_and_says_by_how_much() {
     let (expired, _) = serve_tls(authority.server(|params| {
         params.not_after = (SystemTime::now() - Duration::from_secs(3 * 86_400 + 60)).into();
     }));
-    let reason = failure(ask(get(authority.trusted()), expired, LONG).await);
+    let reason = failure(run(get(authority.trusted()), expired, LONG).await);
     assert_eq!(reason, "certificate expired 3d ago");
     let (early, _) = serve_tls(authority.server(|params| {
         params.not_before = date_time_ymd(4000, 1, 1);
     }));
-    let reason = failure(ask(get(authority.trusted()), early, LONG).await);
+    let reason = failure(run(get(authority.trusted()), early, LONG).await);
     assert!(reason.starts_with("certificate not valid yet, only in 7"), "{reason}");
     assert!(reason.ends_with("; compare the clocks"), "{reason}");
 }
@@ -156,11 +156,11 @@ async fn a_certificate_out_of_its_time_is_bad_and_says_by_how_much() {
 async fn a_certificate_of_another_authority_is_bad() {
     let (authority, other) = (Authority::new("one"), Authority::new("two"));
     let (address, _) = serve_tls(other.server(|_| {}));
-    let reason = failure(ask(get(authority.trusted()), address, LONG).await);
+    let reason = failure(run(get(authority.trusted()), address, LONG).await);
     let file = authority.file();
     assert_eq!(reason, format!("certificate not issued by an authority in {}", file.display()));
     // The system knows none of them, or has none.
-    let reason = match ask(get(Tls::default()), address, LONG).await {
+    let reason = match run(get(Tls::default()), address, LONG).await {
         Outcome::Failed { reason, .. } | Outcome::Unknown { reason } => reason,
         other => panic!("{other:?}"),
     };
@@ -178,7 +178,7 @@ async fn a_certificate_that_is_its_own_authority_can_be_trusted() {
     fs::write(&file, certificate.pem()).unwrap();
     let (address, _) = serve_tls(config(certificate.der().clone(), &key));
     let tls = Tls { ca_file: Some(file), ..Tls::default() };
-    assert_eq!(ask(get(tls), address, LONG).await, Outcome::Up);
+    assert_eq!(run(get(tls), address, LONG).await, Outcome::Up);
 }
 
 #[tokio::test]
@@ -190,13 +190,13 @@ async fn insecure_takes_any_certificate() {
     }));
     let missing = Some("/nonexistent/ca.pem".into());
     let tls = Tls { insecure: true, ca_file: missing, ..Tls::default() };
-    assert_eq!(ask(get(tls), address, LONG).await, Outcome::Up);
-    assert!(failure(ask(get(authority.trusted()), address, LONG).await).starts_with("certificate"));
+    assert_eq!(run(get(tls), address, LONG).await, Outcome::Up);
+    assert!(failure(run(get(authority.trusted()), address, LONG).await).starts_with("certificate"));
 }
 
-async fn asked_with(cache: &Cache, tls: &Tls, address: SocketAddr) -> Outcome {
-    let question = question(get(tls.clone()), address, LONG);
-    probe::ask(&question, &vip::Network::new(), cache).await
+async fn outcome_with(cache: &Cache, tls: &Tls, address: SocketAddr) -> Outcome {
+    let make_probe = make_probe(get(tls.clone()), address, LONG);
+    probe::run(&make_probe, &vip::Network::new(), cache).await
 }
 
 #[tokio::test]
@@ -204,34 +204,34 @@ async fn a_changed_file_of_authorities_is_read_again() {
     let (authority, other) = (Authority::new("one"), Authority::new("a longer name"));
     let (address, _) = serve_tls(other.server(|_| {}));
     let (cache, tls) = (Cache::new(), authority.trusted());
-    failure(asked_with(&cache, &tls, address).await);
+    failure(outcome_with(&cache, &tls, address).await);
     fs::copy(other.file(), authority.file()).unwrap();
-    assert_eq!(asked_with(&cache, &tls, address).await, Outcome::Up);
-    assert_eq!(asked_with(&cache, &tls, address).await, Outcome::Up);
+    assert_eq!(outcome_with(&cache, &tls, address).await, Outcome::Up);
+    assert_eq!(outcome_with(&cache, &tls, address).await, Outcome::Up);
     fs::remove_file(authority.file()).unwrap();
-    unknown(asked_with(&cache, &tls, address).await);
+    unknown(outcome_with(&cache, &tls, address).await);
     fs::copy(other.file(), authority.file()).unwrap();
-    assert_eq!(asked_with(&cache, &tls, address).await, Outcome::Up);
+    assert_eq!(outcome_with(&cache, &tls, address).await, Outcome::Up);
 }
 
 #[tokio::test]
 async fn a_file_of_authorities_that_is_none_is_no_fault_of_the_backend() {
     let authority = Authority::new("one");
     let (address, _) = serve_tls(authority.server(|_| {}));
-    let asked =
-        |file: &Path| ask(get(Tls { ca_file: Some(file.into()), ..Tls::default() }), address, LONG);
+    let outcome_of =
+        |file: &Path| run(get(Tls { ca_file: Some(file.into()), ..Tls::default() }), address, LONG);
     // Which of them it is, only the log shows: a user that may change services is not to learn which files exist.
     let reason =
         |file: &Path| format!("ca_file {} can't be used; the log of lbd says why", file.display());
     let missing = authority.folder.path().join("missing.pem");
-    assert_eq!(unknown(asked(&missing).await), reason(&missing));
+    assert_eq!(unknown(outcome_of(&missing).await), reason(&missing));
     let empty = authority.folder.path().join("empty.pem");
     for text in ["", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         fs::write(&empty, text).unwrap();
-        assert_eq!(unknown(asked(&empty).await), reason(&empty), "{text}");
+        assert_eq!(unknown(outcome_of(&empty).await), reason(&empty), "{text}");
     }
     for special in [authority.folder.path(), Path::new("/dev/zero")] {
-        assert_eq!(unknown(asked(special).await), reason(special));
+        assert_eq!(unknown(outcome_of(special).await), reason(special));
     }
 }
 
@@ -242,15 +242,15 @@ async fn a_server_without_tls_is_named() {
         let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         let _ = stream.read(&mut [0; 4_096]);
     });
-    let reason = failure(ask(get(authority.trusted()), plain, LONG).await);
+    let reason = failure(run(get(authority.trusted()), plain, LONG).await);
     assert_eq!(reason, "answers, but not with TLS");
     let silent = answering("");
-    let reason = failure(ask(get(authority.trusted()), silent, SHORT).await);
+    let reason = failure(run(get(authority.trusted()), silent, SHORT).await);
     assert_eq!(reason, "connects, but no TLS handshake within 200ms");
     let closing = serve(|mut stream| {
         let _ = stream.read(&mut [0; 4_096]);
     });
-    let reason = failure(ask(get(authority.trusted()), closing, LONG).await);
+    let reason = failure(run(get(authority.trusted()), closing, LONG).await);
     assert!(
         ["closed the connection in the TLS handshake", "connection reset"].contains(&&*reason),
         "{reason}"
@@ -275,7 +275,7 @@ async fn a_server_that_wants_a_certificate_of_the_client_is_named() {
         .with_single_cert(vec![certificate.der().clone()], key)
         .unwrap();
     let (address, _) = serve_tls(config);
-    let reason = failure(ask(get(authority.trusted()), address, LONG).await);
+    let reason = failure(run(get(authority.trusted()), address, LONG).await);
     assert_eq!(reason, "TLS alert CertificateRequired from the backend");
 }
 
@@ -285,7 +285,7 @@ async fn every_question_sees_the_certificate() {
     let (address, names) = serve_tls(authority.server(|_| {}));
     let (cache, tls) = (Cache::new(), authority.trusted());
     for _ in 0..3 {
-        assert_eq!(asked_with(&cache, &tls, address).await, Outcome::Up);
+        assert_eq!(outcome_with(&cache, &tls, address).await, Outcome::Up);
         names.recv().unwrap();
     }
 }

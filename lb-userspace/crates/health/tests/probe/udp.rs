@@ -8,7 +8,7 @@ use std::{
 use lb_health::probe::Outcome;
 use lb_model::check::{Dns, Kind, Udp};
 
-use crate::kit::{LONG, SHORT, ask, failure, refusal};
+use crate::kit::{LONG, SHORT, failure, refusal, run};
 
 /// Answers each datagram by `answer`, or not at all.
 fn serve(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> SocketAddr {
@@ -38,47 +38,47 @@ fn udp(send: &[u8], expect: &[u8]) -> Kind {
 #[tokio::test]
 async fn an_answer_must_begin_as_expected() {
     let address =
-        serve(|asked| Some(if asked == b"PING" { b"PONG\r\n".into() } else { Vec::new() }));
-    assert_eq!(ask(udp(b"PING", b"PONG"), address, LONG).await, Outcome::Up);
-    assert_eq!(ask(udp(b"PING", b""), address, LONG).await, Outcome::Up);
+        serve(|request| Some(if request == b"PING" { b"PONG\r\n".into() } else { Vec::new() }));
+    assert_eq!(run(udp(b"PING", b"PONG"), address, LONG).await, Outcome::Up);
+    assert_eq!(run(udp(b"PING", b""), address, LONG).await, Outcome::Up);
     assert_eq!(
-        failure(ask(udp(b"PING", b"pong"), address, LONG).await),
+        failure(run(udp(b"PING", b"pong"), address, LONG).await),
         "answers `PONG\\r\\n`, not `pong`"
     );
     assert_eq!(
-        failure(ask(udp(b"NOTHING", b"PONG"), address, LONG).await),
+        failure(run(udp(b"NOTHING", b"PONG"), address, LONG).await),
         "answers ``, not `PONG`"
     );
 }
 
 #[tokio::test]
 async fn nothing_to_send_is_an_empty_datagram() {
-    let address = serve(|asked| asked.is_empty().then(Vec::new));
-    assert_eq!(ask(udp(b"", b""), address, LONG).await, Outcome::Up);
-    let reason = failure(ask(udp(b"x", b""), address, SHORT).await);
+    let address = serve(|request| request.is_empty().then(Vec::new));
+    assert_eq!(run(udp(b"", b""), address, LONG).await, Outcome::Up);
+    let reason = failure(run(udp(b"x", b""), address, SHORT).await);
     assert!(reason.starts_with("no answer within 200ms; its host is alive"), "{reason}");
 }
 
 #[tokio::test]
 async fn only_as_much_of_an_answer_is_looked_at_as_expected() {
     let address = serve(|_| Some(vec![b'x'; 60_000]));
-    assert_eq!(ask(udp(b"", &[b'x'; 1_000]), address, LONG).await, Outcome::Up);
-    let reason = failure(ask(udp(b"", b"y"), address, LONG).await);
+    assert_eq!(run(udp(b"", &[b'x'; 1_000]), address, LONG).await, Outcome::Up);
+    let reason = failure(run(udp(b"", b"y"), address, LONG).await);
     assert!(reason.ends_with("xx…`, not `y`"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_port_that_nobody_has_refuses() {
     let address = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    assert_eq!(refusal(ask(udp(b"x", b""), address, LONG).await), "port unreachable");
-    assert_eq!(refusal(ask(Kind::Dns(Dns::default()), address, LONG).await), "port unreachable");
+    assert_eq!(refusal(run(udp(b"x", b""), address, LONG).await), "port unreachable");
+    assert_eq!(refusal(run(Kind::Dns(Dns::default()), address, LONG).await), "port unreachable");
 }
 
 #[tokio::test]
 async fn ipv6_is_asked_too() {
     let socket = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
-    let address = serve_at(socket, |asked| Some(asked.into()));
-    assert_eq!(ask(udp(b"echo", b"echo"), address, LONG).await, Outcome::Up);
+    let address = serve_at(socket, |request| Some(request.into()));
+    assert_eq!(run(udp(b"echo", b"echo"), address, LONG).await, Outcome::Up);
 }
 
 fn as_answer(query: &[u8], rcode: u8) -> Vec<u8> {
@@ -92,18 +92,18 @@ fn as_answer(query: &[u8], rcode: u8) -> Vec<u8> {
 async fn a_name_server_must_answer_this_query_without_an_error() {
     let dns = || Kind::Dns(Dns { name: "www.example.com".into(), record: "A".into() });
     let good = serve(|query| Some(as_answer(query, 0)));
-    assert_eq!(ask(dns(), good, LONG).await, Outcome::Up);
-    assert_eq!(ask(Kind::Dns(Dns::default()), good, LONG).await, Outcome::Up);
+    assert_eq!(run(dns(), good, LONG).await, Outcome::Up);
+    assert_eq!(run(Kind::Dns(Dns::default()), good, LONG).await, Outcome::Up);
     let failing = serve(|query| Some(as_answer(query, 2)));
-    assert_eq!(failure(ask(dns(), failing, LONG).await), "SERVFAIL");
+    assert_eq!(failure(run(dns(), failing, LONG).await), "SERVFAIL");
     let other = serve(|query| {
         let mut answer = as_answer(query, 0);
         answer[0] ^= 1;
         Some(answer)
     });
-    assert_eq!(failure(ask(dns(), other, LONG).await), "answers to another query");
+    assert_eq!(failure(run(dns(), other, LONG).await), "answers to another query");
     let echo = serve(|query| Some(query.into()));
-    assert_eq!(failure(ask(dns(), echo, LONG).await), "answers, but not with DNS");
+    assert_eq!(failure(run(dns(), echo, LONG).await), "answers, but not with DNS");
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn each_query_has_an_id_of_its_own() {
         Some(as_answer(query, 0))
     });
     for _ in 0..8 {
-        assert_eq!(ask(Kind::Dns(Dns::default()), address, LONG).await, Outcome::Up);
+        assert_eq!(run(Kind::Dns(Dns::default()), address, LONG).await, Outcome::Up);
     }
     let ids: std::collections::BTreeSet<_> = ids.try_iter().collect();
     assert!(ids.len() >= 6, "{ids:?}");

@@ -70,10 +70,10 @@ impl Bench {
         out
     }
 
-    /// Waits for the next question, which must come; how long that took.
-    pub fn until_asked(&mut self) -> Duration {
+    /// Waits for the next probe, which must come; how long that took.
+    pub fn until_probe(&mut self) -> Duration {
         let begun = self.now;
-        while !self.machine.is_asking() {
+        while !self.machine.is_waiting() {
             let deadline = self.machine.deadline().expect("a question comes");
             self.now = self.now.max(deadline);
             self.handle(Event::Due);
@@ -81,14 +81,14 @@ impl Bench {
         self.now - begun
     }
 
-    /// The next question is answered so, `took` after it was asked, while other backends answer.
+    /// The next probe is answered so, `took` after it was sent, while other backends answer.
     pub fn answer_after(&mut self, took: Duration, outcome: Outcome) -> Vec<Action> {
-        self.until_asked();
+        self.until_probe();
         self.now += took;
         self.handle(Event::Answered { outcome, took, others_answered: Some(self.now) })
     }
 
-    /// The next question is answered so, after a millisecond.
+    /// The next probe is answered so, after a millisecond.
     pub fn answer(&mut self, outcome: Outcome) -> Vec<Action> {
         self.answer_after(ms(1), outcome)
     }

@@ -45,7 +45,7 @@ fn checks() -> impl Strategy<Value = Check> {
 struct Read {
     is_good: bool,
     is_refusal: bool,
-    /// It is silence: of a question that had its whole time, or of one after a suspicion.
+    /// It is silence: of a probe that had its whole time, or of one after a suspicion.
     silence: Option<bool>,
 }
 
@@ -70,7 +70,7 @@ impl History {
         self.answers.iter().rev().take_while(|read| read.is_good == is_good).count()
     }
 
-    /// The questions in a row that had their whole time and no answer of any kind.
+    /// The probes in a row that had their whole time and no answer of any kind.
     fn silence(&self) -> usize {
         let last = self.answers.iter().rev().map_while(|read| read.silence);
         last.filter(|had_its_time| *had_its_time).count()
@@ -122,12 +122,12 @@ proptest! {
                 is_suspect: bench.machine.seen().suspect,
                 is_assumed: bench.machine.is_assumed(),
             };
-            let was_asking = bench.machine.is_asking();
+            let was_waiting = bench.machine.is_waiting();
             let actions = match happens.clone() {
                 Happens::Wait(millis) => {
                     // Not beyond the moment when an answer is overdue.
                     let until = bench.now + ms(millis);
-                    let deadline = bench.machine.deadline().filter(|_| was_asking);
+                    let deadline = bench.machine.deadline().filter(|_| was_waiting);
                     bench.now = deadline.map_or(until, |at| until.min(at - ms(1)));
                     bench.handle(Event::Due)
                 }
@@ -142,7 +142,7 @@ proptest! {
                 Happens::Interrupted => bench.handle(Event::Interrupted),
                 Happens::Slept => bench.handle(Event::Slept),
             };
-            if let (Happens::Answer(outcome), true) = (&happens, was_asking) {
+            if let (Happens::Answer(outcome), true) = (&happens, was_waiting) {
                 let is_late = [silent(), resolves(), wrong()].contains(outcome);
                 let forgiven = is_late && slept && !history.forgiven;
                 match outcome {
@@ -162,8 +162,8 @@ proptest! {
                 }
             }
             slept = match happens {
-                Happens::Slept => bench.machine.is_asking(),
-                _ if actions.iter().any(|action| matches!(action, Action::Ask { .. })) => false,
+                Happens::Slept => bench.machine.is_waiting(),
+                _ if actions.iter().any(|action| matches!(action, Action::Probe { .. })) => false,
                 _ => slept,
             };
             let to = bench.condition();
@@ -209,14 +209,14 @@ proptest! {
     ) {
         let least = check.fast_interval.mul_f64(1.0 - f64::from(check.jitter) / 100.0);
         let mut bench = Bench::new(check.clone(), Condition::Up);
-        let mut asked = None;
+        let mut last = None;
         for (outcome, took) in outcomes {
-            bench.until_asked();
-            if let Some(asked) = asked.replace(bench.now) {
-                prop_assert!(bench.now - asked >= least, "{:?}", bench.now - asked);
+            bench.until_probe();
+            if let Some(last) = last.replace(bench.now) {
+                prop_assert!(bench.now - last >= least, "{:?}", bench.now - last);
             }
             for action in bench.actions.drain(..) {
-                if let Action::Ask { timeout } = action {
+                if let Action::Probe { timeout } = action {
                     prop_assert_eq!(timeout, check.timeout);
                 }
             }

@@ -14,21 +14,21 @@ fn conditions(bench: &Bench) -> Vec<Condition> {
 fn server_that_dies_and_comes_back_is_down_after_fall_and_up_after_rise() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);
-    assert_eq!(bench.until_asked(), ms(1_999), "the interval");
+    assert_eq!(bench.until_probe(), ms(1_999), "the interval");
     bench.answer(refused());
-    assert_eq!(bench.until_asked(), ms(499), "the fast interval");
+    assert_eq!(bench.until_probe(), ms(499), "the fast interval");
     bench.answer(refused());
     assert_eq!(bench.condition(), Condition::Up);
     let actions = bench.answer(refused());
     let [Action::Report(Some(change))] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(change.to, Condition::SoftDown);
     assert_eq!(change.cause, "3 failures in a row: connection refused");
-    assert_eq!(bench.until_asked(), ms(2_999), "the interval of those that are down");
+    assert_eq!(bench.until_probe(), ms(2_999), "the interval of those that are down");
     bench.answer(Outcome::Up);
-    assert_eq!(bench.until_asked(), ms(499), "the fast interval");
+    assert_eq!(bench.until_probe(), ms(499), "the fast interval");
     bench.answer(Outcome::Up);
     assert_eq!(bench.condition(), Condition::Up);
-    assert_eq!(bench.until_asked(), ms(1_999), "the interval");
+    assert_eq!(bench.until_probe(), ms(1_999), "the interval");
 }
 
 #[test]
@@ -99,10 +99,10 @@ fn host_that_falls_silent_while_it_is_down_loses_its_flows_after_fall() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
     bench.answer(Outcome::Up);
     (0..3).for_each(|_| drop(bench.answer(refused())));
-    for asked in 1..3 {
+    for probes in 1..3 {
         bench.answer_after(ms(1_000), silent());
-        assert_eq!((bench.condition(), bench.machine.silent()), (Condition::SoftDown, asked));
-        assert_eq!(bench.until_asked(), ms(0), "as soon as the fast interval lets it");
+        assert_eq!((bench.condition(), bench.machine.silent()), (Condition::SoftDown, probes));
+        assert_eq!(bench.until_probe(), ms(0), "as soon as the fast interval lets it");
     }
     let actions = bench.answer_after(ms(1_000), silent());
     let [Action::Report(Some(change))] = &actions[..] else { panic!("{actions:?}") };
@@ -116,13 +116,13 @@ fn flows_stay_while_no_other_backend_answers_and_after_the_first_one_does() {
     bench.answer(Outcome::Up);
     let (took, before) = (ms(1_000), bench.now);
     let unanswered = |bench: &mut Bench, others_answered| {
-        bench.until_asked();
+        bench.until_probe();
         bench.now += took;
         bench.handle(Event::Answered { outcome: silent(), took, others_answered });
     };
     (0..20).for_each(|_| unanswered(&mut bench, Some(before)));
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
-    // The network is mended while a question is under way that was lost.
+    // The network is mended while a probe is under way that was lost.
     let mended = bench.now + ms(500);
     unanswered(&mut bench, Some(mended));
     bench.answer(Outcome::Up);
@@ -136,7 +136,7 @@ fn answers_of_others_before_and_after_an_outage_of_all_move_no_flows() {
     let mut bench = Bench::new(check, Condition::Up);
     let took = ms(1_000);
     let unanswered = |bench: &mut Bench, others_answered: Option<Duration>| {
-        bench.until_asked();
+        bench.until_probe();
         let others_answered = others_answered.map(|after| bench.now + after);
         bench.now += took;
         bench.handle(Event::Answered { outcome: silent(), took, others_answered });
@@ -144,11 +144,11 @@ fn answers_of_others_before_and_after_an_outage_of_all_move_no_flows() {
     };
     for _ in 0..3 {
         bench.answer(Outcome::Up);
-        // Another one's last answer was on its way still; it is the last for the next question as well.
+        // Another one's last answer was still in flight; it is the last for the next probe as well.
         let last =
             unanswered(&mut bench, Some(ms(1))).map(|at| at.duration_since(bench.now - took));
         assert_eq!(last, Some(ms(1)));
-        bench.until_asked();
+        bench.until_probe();
         let stale = bench.now - took;
         bench.now += took;
         bench.handle(Event::Answered { outcome: silent(), took, others_answered: Some(stale) });
@@ -217,15 +217,15 @@ fn dead_host_is_found_by_suspicion_in_a_fraction_of_the_interval() {
     bench.answer(Outcome::Up);
     bench.now += ms(700);
     let suspected_at = bench.now;
-    assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(200) });
+    assert_eq!(bench.handle(suspected())[0], Action::Probe { timeout: ms(200) });
     let actions = bench.answer_after(ms(200), silent());
-    assert_eq!(actions[0], Action::Ask { timeout: ms(200) }, "at once");
+    assert_eq!(actions[0], Action::Probe { timeout: ms(200) }, "at once");
     assert!(bench.machine.seen().suspect);
     bench.answer_after(ms(200), silent());
     assert_eq!(bench.condition(), Condition::SoftDown);
     assert!(!bench.machine.seen().suspect);
     assert_eq!(bench.now - suspected_at, ms(400));
-    // Its flows move when three questions had their whole time.
+    // Its flows move when three probes had their whole time.
     (0..2).for_each(|_| drop(bench.answer_after(ms(1_000), silent())));
     assert_eq!(bench.condition(), Condition::SoftDown);
     bench.answer_after(ms(1_000), silent());
@@ -273,12 +273,12 @@ fn slow_backend_has_longer_to_clear_itself() {
     for (latency, patience) in [(1, 200), (30, 600), (400, 1_000)] {
         let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
         bench.answer_after(ms(latency), Outcome::Up);
-        assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(patience) });
+        assert_eq!(bench.handle(suspected())[0], Action::Probe { timeout: ms(patience) });
     }
     let quick = Check { timeout: ms(50), ..check(Kind::Tcp) };
     let mut bench = Bench::new(quick, Condition::Up);
     bench.answer(Outcome::Up);
-    assert_eq!(bench.handle(suspected())[0], Action::Ask { timeout: ms(50) });
+    assert_eq!(bench.handle(suspected())[0], Action::Probe { timeout: ms(50) });
 }
 
 #[test]
@@ -291,13 +291,14 @@ fn lossy_clients_cost_two_questions_a_second_and_eject_nobody() {
         bench.now += ms(10);
         bench.handle(suspected());
         bench.handle(Event::Due);
-        if bench.machine.is_asking() {
+        if bench.machine.is_waiting() {
             bench.answer(Outcome::Up);
         }
     }
     assert!(conditions(&bench).is_empty());
-    let asked = bench.actions.iter().filter(|action| matches!(action, Action::Ask { .. })).count();
-    assert!((100..=120).contains(&asked), "{asked}");
+    let probes =
+        bench.actions.iter().filter(|action| matches!(action, Action::Probe { .. })).count();
+    assert!((100..=120).contains(&probes), "{probes}");
 }
 
 #[test]
@@ -325,7 +326,7 @@ fn what_cannot_be_asked_changes_nothing_and_is_asked_less_and_less() {
     let mut waits = Vec::new();
     for _ in 0..5 {
         bench.answer(unknown());
-        waits.push(bench.until_asked());
+        waits.push(bench.until_probe());
     }
     assert_eq!(waits, [ms(500), ms(1_000), ms(2_000), ms(2_000), ms(2_000)]);
     assert_eq!((bench.condition(), bench.machine.against()), (Condition::Up, 2));
@@ -336,13 +337,13 @@ fn what_cannot_be_asked_changes_nothing_and_is_asked_less_and_less() {
 #[test]
 fn silence_while_the_process_slept_counts_only_if_it_is_repeated() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
-    bench.until_asked();
+    bench.until_probe();
     bench.now += Duration::from_secs(3_600);
     bench.handle(Event::Slept);
     assert!(bench.handle(Event::Due).is_empty(), "the answer may be there");
     bench.handle(Event::Answered { outcome: silent(), took: ms(1_000), others_answered: None });
     assert_eq!(bench.condition(), Condition::Up);
-    assert_eq!(bench.until_asked(), ms(0), "it is asked again at once");
+    assert_eq!(bench.until_probe(), ms(0), "it is asked again at once");
     // Else a process that never gets to run in time would find no backend dead.
     bench.now += ms(1_000);
     bench.handle(Event::Slept);
@@ -353,7 +354,7 @@ fn silence_while_the_process_slept_counts_only_if_it_is_repeated() {
 #[test]
 fn refusal_while_the_process_slept_counts() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
-    bench.until_asked();
+    bench.until_probe();
     bench.now += Duration::from_secs(10);
     bench.handle(Event::Slept);
     bench.handle(Event::Answered { outcome: refused(), took: ms(1), others_answered: None });
@@ -363,12 +364,12 @@ fn refusal_while_the_process_slept_counts() {
 #[test]
 fn question_that_never_ends_is_a_failure() {
     let mut bench = Bench::new(check(Kind::Tcp), Condition::Up);
-    bench.until_asked();
+    bench.until_probe();
     bench.now = bench.machine.deadline().expect("it is overdue one day");
     let actions = bench.handle(Event::Due);
     assert_eq!(actions[0], Action::Abandon);
     assert_eq!(conditions(&bench), [Condition::SoftDown]);
-    bench.until_asked();
+    bench.until_probe();
 }
 
 #[test]
@@ -389,7 +390,7 @@ fn flapping_backend_is_held_when_it_is_up_and_let_go_in_time() {
     while bench.machine.seen().held {
         bench.now = bench.machine.deadline().expect("it is let go").max(bench.now);
         bench.handle(Event::Due);
-        if bench.machine.is_asking() {
+        if bench.machine.is_waiting() {
             bench.answer(Outcome::Up);
         }
     }
@@ -408,7 +409,7 @@ fn other_timing_keeps_what_was_counted() {
     let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
     bench.handle(Event::Reconfigured { check: Box::new(faster), half_life, on_down });
     assert_eq!(bench.machine.against(), 2);
-    assert_eq!(bench.until_asked(), ms(100));
+    assert_eq!(bench.until_probe(), ms(100));
     bench.answer(silent());
     assert_eq!(bench.condition(), Condition::HardDown);
 }
@@ -420,7 +421,7 @@ fn wrong_question_takes_fall_answers_to_bring_a_backend_down() {
     let check = check(Kind::Http(Default::default()));
     let (half_life, on_down) = (HALF_LIFE, OnDown::Keep);
     bench.handle(Event::Reconfigured { check: Box::new(check), half_life, on_down });
-    assert!(bench.until_asked() < ms(500), "it is asked soon");
+    assert!(bench.until_probe() < ms(500), "it is asked soon");
     bench.answer(wrong());
     bench.answer(wrong());
     assert_eq!(bench.condition(), Condition::Up);
@@ -438,11 +439,11 @@ fn intervals_vary_by_the_jitter_and_otherwise_in_each_machine() {
         bench.machine =
             Machine::new(jittery.clone(), HALF_LIFE, on_down, initial, false, now, seed);
         bench.now = now;
-        let ask = |_| {
+        let interval = |_| {
             bench.answer_after(Duration::ZERO, Outcome::Up);
-            bench.until_asked()
+            bench.until_probe()
         };
-        (0..1_000).map(ask).collect::<Vec<_>>()
+        (0..1_000).map(interval).collect::<Vec<_>>()
     };
     let (one, same, other) = (intervals(1), intervals(1), intervals(2));
     assert_eq!(one, same);

@@ -48,7 +48,7 @@ fn state(name: &str) -> Bench {
             bench.handle(suspected());
         }
         _ => {
-            bench.until_asked();
+            bench.until_probe();
         }
     }
     bench.now += ms(100);
@@ -92,7 +92,7 @@ fn words(bench: &Bench, actions: &[Action]) -> String {
         words.push("suspect".into());
     }
     let actions = actions.iter().map(|action| match action {
-        Action::Ask { timeout } => format!("ask {}", timeout.as_millis()),
+        Action::Probe { timeout } => format!("ask {}", timeout.as_millis()),
         Action::Abandon => "abandon".into(),
         Action::Report(None) => "report".into(),
         Action::Report(Some(change)) => format!("{:?}: {}", change.to, change.cause),
@@ -102,8 +102,8 @@ fn words(bench: &Bench, actions: &[Action]) -> String {
         || "never".into(),
         |at| at.saturating_duration_since(bench.now).as_millis().to_string(),
     );
-    let next = if machine.is_asking() { "asking".into() } else { next };
-    // When within the fast interval another question is first asked is up to chance.
+    let next = if machine.is_waiting() { "asking".into() } else { next };
+    // When within the fast interval another probe is first sent is up to chance.
     let is_exact = ["0", "never", "asking"].contains(&next.as_str());
     let was_abandoned = actions.first().is_some_and(|action| action == "abandon");
     let next = if was_abandoned && !is_exact { "soon".into() } else { next };

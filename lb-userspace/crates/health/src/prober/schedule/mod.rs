@@ -1,4 +1,4 @@
-//! Who is asked when: the machines of all backends, their deadlines, and what is done for them.
+//! When each backend is probed: the machines of all backends, their deadlines, and what is done for them.
 //!
 //! It does nothing itself: what is to be done is left in [`Schedule::work`]. Time is passed in.
 
@@ -22,14 +22,14 @@ use tracing::{info, warn};
 use super::{Assignment, Report, trouble::Troubles};
 use crate::{
     fsm::{Action, Event, Machine},
-    probe::{Failure, Outcome, Question, Route},
+    probe::{Failure, Outcome, Probe, Route},
 };
 
-/// How many questions are begun in one turn, so that answers are taken in between.
+/// How many probes are begun in one turn, so that answers are taken in between.
 const BATCH: usize = 128;
-/// How far apart the first questions of many backends are, unless an interval is shorter.
+/// How far apart the first probes of many backends are, unless an interval is shorter.
 const SPREAD: Duration = Duration::from_millis(1);
-/// How often there is a turn at least while questions are in flight, and how much later a turn may
+/// How often there is a turn at least while probes are in flight, and how much later a turn may
 /// come before this process is held to have slept, unless timeouts are short.
 const PULSE: Duration = Duration::from_millis(100);
 /// Into how many pulses the shortest timeout in flight is divided at least: a sleep that is not
@@ -39,18 +39,18 @@ const PULSES: u32 = 4;
 /// What the prober's task is to do.
 #[derive(Debug)]
 pub enum Work {
-    /// To take in packets from these addresses, and to ask from none of them.
+    /// To take in packets from these addresses, and to send probes from none of them.
     SetVips(BTreeSet<IpAddr>),
-    /// To ask; the answer comes back with the serial number.
-    Ask {
+    /// To probe; the answer comes back with the serial number.
+    Probe {
         /// Whom it is about.
         target: Target,
-        /// The number of the question.
+        /// The number of the probe.
         serial: u64,
-        /// The question.
-        question: Arc<Question>,
+        /// The probe.
+        probe: Arc<Probe>,
     },
-    /// To drop the question of this number.
+    /// To drop the probe of this number.
     Abandon(u64),
     /// Report what has changed.
     Report(Report),
@@ -61,7 +61,7 @@ pub enum Work {
 pub struct Answer {
     /// Whom it is about.
     pub target: Target,
-    /// The number of the question.
+    /// The number of the probe.
     pub serial: u64,
     /// What it found out.
     pub outcome: Outcome,
@@ -69,13 +69,13 @@ pub struct Answer {
     pub took: Duration,
 }
 
-/// The questions that wait for their answer.
+/// The probes that wait for their answer.
 #[derive(Debug, Default)]
 struct Flight {
     /// Descriptors that they may have, and have.
     limit: usize,
     used: usize,
-    questions: usize,
+    probes: usize,
     /// The number of the last one.
     serial: u64,
     /// How many have each timeout.
@@ -87,15 +87,15 @@ impl Flight {
         self.used >= self.limit
     }
 
-    fn ask(&mut self, entry: &mut Entry, question: Arc<Question>, work: &mut Vec<Work>) {
-        let descriptors = descriptors(&question.kind);
+    fn start(&mut self, entry: &mut Entry, probe: Arc<Probe>, work: &mut Vec<Work>) {
+        let descriptors = descriptors(&probe.kind);
         self.serial += 1;
         self.used += descriptors;
-        self.questions += 1;
-        let timeout = question.timeout;
+        self.probes += 1;
+        let timeout = probe.timeout;
         *self.timeouts.entry(timeout).or_default() += 1;
         entry.in_flight = Some(InFlight { serial: self.serial, descriptors, timeout });
-        work.push(Work::Ask { target: question.target, serial: self.serial, question });
+        work.push(Work::Probe { target: probe.target, serial: self.serial, probe });
     }
 
     fn abandon(&mut self, entry: &mut Entry, work: &mut Vec<Work>) {
@@ -107,7 +107,7 @@ impl Flight {
 
     fn land(&mut self, in_flight: &InFlight) {
         self.used -= in_flight.descriptors;
-        self.questions -= 1;
+        self.probes -= 1;
         if let Some(many) = self.timeouts.get_mut(&in_flight.timeout) {
             *many -= 1;
             if *many == 0 {
@@ -137,8 +137,8 @@ struct Entry {
     route: Option<Route>,
     half_life: Duration,
     on_down: OnDown,
-    /// The question as it was asked last.
-    question: Option<Arc<Question>>,
+    /// The probe as it was sent last.
+    probe: Option<Arc<Probe>>,
     in_flight: Option<InFlight>,
     /// Where it stands in the order of deadlines.
     deadline: Option<Instant>,
@@ -155,19 +155,19 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it can't be asked, though it should be.
+    /// Whether it can't be probed, though it should be.
     fn is_waiting(&self) -> bool {
         self.machine.check().is_active() && self.route.is_none()
     }
 
-    fn question(&mut self, target: Target, route: Route, timeout: Duration) -> Arc<Question> {
-        if let Some(question) = &self.question
-            && question.timeout == timeout
+    fn probe(&mut self, target: Target, route: Route, timeout: Duration) -> Arc<Probe> {
+        if let Some(probe) = &self.probe
+            && probe.timeout == timeout
         {
-            return Arc::clone(question);
+            return Arc::clone(probe);
         }
         let check = self.machine.check();
-        let question = Arc::new(Question {
+        let probe = Arc::new(Probe {
             service: self.service.clone(),
             target,
             kind: check.kind.clone(),
@@ -175,8 +175,8 @@ impl Entry {
             route,
             timeout,
         });
-        self.question = Some(Arc::clone(&question));
-        question
+        self.probe = Some(Arc::clone(&probe));
+        probe
     }
 }
 
@@ -199,7 +199,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Nobody is asked yet. Questions may have `limit` descriptors at once; `seed` makes intervals
+    /// No backend is probed yet. Probes may have `limit` descriptors at once; `seed` makes intervals
     /// vary otherwise than in other processes.
     pub fn new(limit: usize, seed: u64) -> Self {
         Self {
@@ -218,7 +218,7 @@ impl Schedule {
 
     /// Replaces all assignments.
     pub fn assign(&mut self, mut assignments: BTreeMap<Target, Assignment>, now: Instant) {
-        // Also those that no question goes to: none may come from one either.
+        // Also those that no probe goes to: none may come from one either.
         let vips: BTreeSet<_> = assignments.keys().map(|target| target.service.vip).collect();
         if vips != self.vips {
             self.work.push(Work::SetVips(vips.clone()));
@@ -257,7 +257,7 @@ impl Schedule {
             route,
             half_life,
             on_down,
-            question: None,
+            probe: None,
             in_flight: None,
             deadline: None,
             since: now,
@@ -281,7 +281,7 @@ impl Schedule {
         let is_new_check = *entry.machine.check() != check
             || (entry.half_life, entry.on_down) != (half_life, on_down);
         if is_new_route || is_new_check || entry.service != service {
-            entry.question = None;
+            entry.probe = None;
             entry.service = service;
             entry.route = route;
             entry.half_life = half_life;
@@ -292,7 +292,7 @@ impl Schedule {
             self.step(target, Event::Reconfigured { check, half_life, on_down }, now);
         }
         if is_new_route {
-            // The frames of a question that is on its way may go where nobody is.
+            // The frames of a probe in flight may go to a MAC address that no host has.
             self.step(target, Event::Interrupted, now);
         }
     }
@@ -308,9 +308,9 @@ impl Schedule {
     pub fn turn(&mut self, answers: impl Iterator<Item = Answer>, now: Instant) {
         if self.expected.is_some_and(|expected| now > expected + self.flight.pulse()) {
             self.load.pauses += 1;
-            let asking = self.entries.iter().filter(|(_, entry)| entry.in_flight.is_some());
-            let asking: Vec<_> = asking.map(|(target, _)| *target).collect();
-            asking.into_iter().for_each(|target| self.step(target, Event::Slept, now));
+            let waiting = self.entries.iter().filter(|(_, entry)| entry.in_flight.is_some());
+            let waiting: Vec<_> = waiting.map(|(target, _)| *target).collect();
+            waiting.into_iter().for_each(|target| self.step(target, Event::Slept, now));
         }
         answers.for_each(|answer| self.answered(answer, now));
         for _ in 0..BATCH {
@@ -340,7 +340,7 @@ impl Schedule {
         }
     }
 
-    /// The number of the question to this backend that waits.
+    /// The number of the probe to this backend that waits.
     fn serial(&self, target: Target) -> Option<u64> {
         self.entries.get(&target)?.in_flight.as_ref().map(|in_flight| in_flight.serial)
     }
@@ -348,7 +348,7 @@ impl Schedule {
     fn answered(&mut self, answer: Answer, now: Instant) {
         let Answer { target, serial, outcome, took } = answer;
         let Some(entry) = self.entries.get_mut(&target) else { return };
-        // It may be an answer to a question that was abandoned when it was already on its way.
+        // It may be an answer to a probe that was abandoned when it was already in flight.
         let Some(in_flight) = entry.in_flight.take_if(|asked| asked.serial == serial) else {
             return;
         };
@@ -366,7 +366,7 @@ impl Schedule {
         self.step(target, Event::Answered { outcome, took, others_answered }, now);
     }
 
-    /// When another backend of the service has answered last; none while the last question to each of
+    /// When another backend of the service has answered last; none while the last probe to each of
     /// them has no answer either.
     fn others_answered(&self, target: Target) -> Option<Instant> {
         let first = Target { backend: Ipv4Addr::UNSPECIFIED.into(), ..target };
@@ -390,13 +390,13 @@ impl Schedule {
         add(&mut self.load.counts);
         match &outcome {
             Outcome::Unknown { reason } => {
-                if self.troubles.unasked(reason, now) {
+                if self.troubles.unsent(reason, now) {
                     warn!("checks can't be asked: {reason}; no backend changes for that");
                 }
             }
             _ => {
-                for (reason, questions) in self.troubles.asked(now) {
-                    info!(questions, "checks can be asked again, after: {reason}");
+                for (reason, probes) in self.troubles.sent(now) {
+                    info!(questions = probes, "checks can be asked again, after: {reason}");
                 }
             }
         }
@@ -419,11 +419,11 @@ impl Schedule {
         entry.suspicions += u64::from(!was_suspect && entry.machine.seen().suspect);
         for action in actions.drain(..) {
             match action {
-                Action::Ask { timeout } => {
+                Action::Probe { timeout } => {
                     self.flight.abandon(entry, &mut self.work);
                     if let Some(route) = entry.route.clone() {
-                        let question = entry.question(target, route, timeout);
-                        self.flight.ask(entry, question, &mut self.work);
+                        let probe = entry.probe(target, route, timeout);
+                        self.flight.start(entry, probe, &mut self.work);
                     }
                 }
                 Action::Abandon => self.flight.abandon(entry, &mut self.work),
@@ -482,7 +482,7 @@ impl Schedule {
 
     /// When the next turn should be, if nothing comes in; none: never.
     pub fn next(&self, now: Instant) -> Option<Instant> {
-        let pulse = (self.flight.questions > 0).then(|| now + self.flight.pulse());
+        let pulse = (self.flight.probes > 0).then(|| now + self.flight.pulse());
         // When all descriptors are taken only an answer helps.
         let first = self.deadlines.first().filter(|_| !self.flight.is_full());
         pulse.into_iter().chain(first.map(|(deadline, _)| *deadline)).min()
@@ -530,7 +530,7 @@ impl Schedule {
         let is_asked = |entry: &&Entry| entry.machine.check().is_active();
         Load {
             backends: self.entries.values().filter(is_asked).count(),
-            in_flight: self.flight.questions,
+            in_flight: self.flight.probes,
             limit: self.flight.limit,
             troubles: self.troubles.reasons(),
             ..self.load.clone()
@@ -538,12 +538,12 @@ impl Schedule {
     }
 }
 
-/// How many descriptors a question needs.
+/// How many descriptors a probe needs.
 const fn descriptors(kind: &Kind) -> usize {
     match kind {
         // The command's output, its process, and what is needed to start it.
         Kind::Exec(_) => 6,
-        // Its socket, and those that ask for a sign of life of its host where that has no answer.
+        // Its socket, and those that look for a sign of life of its host where that has no answer.
         _ => 4,
     }
 }

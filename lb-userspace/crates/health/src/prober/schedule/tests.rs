@@ -8,7 +8,7 @@ use lb_model::{
 };
 
 use super::*;
-use crate::vip::Way;
+use crate::vip::ProbePath;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -50,18 +50,18 @@ fn through_vip(mac: u8) -> Option<Route> {
     };
     let Target { service, backend } = target(0);
     let tunnel = Tunnel::default();
-    Some(Route::Vip(Way { vip: service.vip, backend, mode: Mode::Dsr, hop, tunnel }))
+    Some(Route::Vip(ProbePath { vip: service.vip, backend, mode: Mode::Dsr, hop, tunnel }))
 }
 
 fn silent() -> Outcome {
     Outcome::Failed { how: Failure::Wrong, reason: "no answer".into() }
 }
 
-/// A schedule with its clock, and the questions that wait.
+/// A schedule with its clock, and the probes that wait.
 struct Bench {
     schedule: Schedule,
     now: Instant,
-    waiting: BTreeMap<u64, (Target, Arc<Question>)>,
+    waiting: BTreeMap<u64, (Target, Arc<Probe>)>,
     reports: Vec<Report>,
     vips: Vec<BTreeSet<IpAddr>>,
 }
@@ -85,13 +85,13 @@ impl Bench {
     }
 
     fn work(&mut self) -> usize {
-        let mut asked = 0;
+        let mut probes = 0;
         for work in mem::take(&mut self.schedule.work) {
             match work {
                 Work::SetVips(vips) => self.vips.push(vips),
-                Work::Ask { target, serial, question } => {
-                    asked += 1;
-                    assert!(self.waiting.insert(serial, (target, question)).is_none());
+                Work::Probe { target, serial, probe } => {
+                    probes += 1;
+                    assert!(self.waiting.insert(serial, (target, probe)).is_none());
                 }
                 Work::Abandon(serial) => {
                     assert!(self.waiting.remove(&serial).is_some(), "it was asked");
@@ -99,22 +99,22 @@ impl Bench {
                 Work::Report(report) => self.reports.push(report),
             }
         }
-        asked
+        probes
     }
 
-    /// A turn; how many questions it began.
+    /// A turn; how many probes it began.
     fn turn(&mut self, answers: Vec<Answer>) -> usize {
         self.schedule.turn(answers.into_iter(), self.now);
         self.work()
     }
 
-    /// Turns until `end`; every question is answered so in the turn after it was asked. How many
-    /// questions there were.
+    /// Turns until `end`; every probe is answered so in the turn after it was sent. How many
+    /// probes there were.
     fn run_until(&mut self, end: Instant, answer: impl Fn(Target) -> Outcome) -> usize {
-        let mut asked = 0;
+        let mut probes = 0;
         loop {
             let answers = self.answers(&answer);
-            asked += self.turn(answers);
+            probes += self.turn(answers);
             if self.waiting.is_empty() {
                 match self.schedule.next(self.now) {
                     Some(next) if next <= end => self.now = self.now.max(next),
@@ -123,7 +123,7 @@ impl Bench {
             }
         }
         self.now = end;
-        asked
+        probes
     }
 
     fn answers(&mut self, answer: &impl Fn(Target) -> Outcome) -> Vec<Answer> {
@@ -146,11 +146,11 @@ fn first_questions_are_spread_over_the_interval() {
     let mut bench = Bench::new(10_000, backends(1_000, &check));
     for hundred in 1..=10 {
         let end = bench.now + ms(100);
-        let asked = bench.run_until(end - Duration::from_nanos(1), |_| Outcome::Up);
+        let probes = bench.run_until(end - Duration::from_nanos(1), |_| Outcome::Up);
         bench.now = end;
-        assert_eq!(asked, 100, "in the {hundred}th tenth");
+        assert_eq!(probes, 100, "in the {hundred}th tenth");
     }
-    // But a few are asked at once, and nobody waits for longer than an interval.
+    // But a few are probed at once, and nobody waits for longer than an interval.
     let mut bench = Bench::new(10_000, backends(3, &check));
     assert_eq!(bench.run(ms(3), |_| Outcome::Up), 3);
     let often = Check { interval: ms(50), ..check };
@@ -165,7 +165,7 @@ fn only_changes_are_reported() {
     let mut bench = Bench::new(100, backends(10, &check()));
     bench.run(ms(60_000), |_| Outcome::Up);
     assert!(bench.reports.is_empty(), "{:?}", bench.reports);
-    bench.run(ms(60_000), |asked| if asked == target(3) { silent() } else { Outcome::Up });
+    bench.run(ms(60_000), |probes| if probes == target(3) { silent() } else { Outcome::Up });
     let changes: Vec<_> = bench.reports.iter().map(|r| (r.target, r.seen.condition)).collect();
     assert_eq!(changes, [(target(3), Condition::SoftDown)]);
 }
@@ -179,9 +179,9 @@ fn questions_never_have_more_descriptors_than_they_may() {
         assert_eq!(bench.waiting.len(), 10);
         assert!(bench.schedule.next(bench.now) > Some(bench.now), "it does not turn for nothing");
     }
-    // Those whose turn it is longest are asked as soon as others are answered.
-    let asked = bench.run(ms(100), |_| Outcome::Up);
-    assert_eq!(asked, 90);
+    // Those whose turn it is longest are probed as soon as others are answered.
+    let probes = bench.run(ms(100), |_| Outcome::Up);
+    assert_eq!(probes, 90);
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn route_that_changes_keeps_the_state_and_drops_the_question() {
     bench.assign(with(&through_vip(2)));
     assert!(bench.waiting.is_empty(), "the question was dropped");
     bench.turn(vec![Answer { target: target(0), serial, outcome: Outcome::Up, took: ms(1) }]);
-    let (_, (_, question)) = bench.waiting.first_key_value().expect("it is asked again at once");
-    assert_eq!(Some(&question.route), through_vip(2).as_ref());
+    let (_, (_, probe)) = bench.waiting.first_key_value().expect("it is asked again at once");
+    assert_eq!(Some(&probe.route), through_vip(2).as_ref());
     let status = &bench.schedule.status(bench.now, SystemTime::now())[&target(0)];
     assert_eq!(status.condition, Condition::SoftDown);
     assert_eq!(status.counts.ok, 0, "the late answer was ignored");
@@ -252,7 +252,7 @@ fn removed_backend_is_forgotten_and_its_late_answer_ignored() {
     let waiting = bench.waiting.clone();
     bench.assign(backends(1, &check()));
     assert_eq!(bench.waiting.len(), 1);
-    // It comes back, and the answer to the first one's question comes late.
+    // It comes back, and the answer to the first one's probe comes late.
     bench.assign(backends(2, &check()));
     let late = waiting.iter().map(|(&serial, &(target, _))| Answer {
         target,
@@ -352,15 +352,15 @@ fn other_check_asks_the_other_question() {
     bench.assign(backends(1, &Check { port: Some(8_080), ..check() }));
     bench.now += ms(500);
     bench.turn(Vec::new());
-    let (_, (_, question)) = bench.waiting.first_key_value().expect("it is asked soon");
-    assert_eq!(question.port, 8_080);
+    let (_, (_, probe)) = bench.waiting.first_key_value().expect("it is asked soon");
+    assert_eq!(probe.port, 8_080);
 }
 
 #[test]
 fn who_goes_down_with_all_others_is_not_held_and_who_goes_alone_is() {
     let often = Check { interval: ms(50), fast_interval: ms(50), down_interval: ms(50), ..check() };
     let mut assigned = backends(4, &often);
-    // One can't be asked all the while.
+    // One can't be probed all the while.
     assigned.insert(target(3), Assignment { route: None, ..assignment(often) });
     let mut bench = Bench::new(100, assigned);
     let held = |bench: &Bench| -> Vec<Target> {
@@ -376,7 +376,7 @@ fn who_goes_down_with_all_others_is_not_held_and_who_goes_alone_is() {
     assert_eq!(status[&target(0)].went_down, 6);
     assert_eq!(held(&bench), []);
     for _ in 0..6 {
-        bench.run(ms(1_000), |asked| if asked == target(1) { silent() } else { Outcome::Up });
+        bench.run(ms(1_000), |probes| if probes == target(1) { silent() } else { Outcome::Up });
         bench.run(ms(1_000), |_| Outcome::Up);
     }
     assert_eq!(held(&bench), [target(1)]);
