@@ -1,4 +1,4 @@
-//! `lbctl doctor` on hosts where something is wrong: it names it, and the command that it prints mends
+//! `lbctl doctor` on hosts where something is wrong: it names the fault, and the command that it prints fixes
 //! it.
 
 use std::{
@@ -30,15 +30,15 @@ fn examine(host: &Namespace, arguments: &str) -> Result<Report> {
     let text = String::from_utf8_lossy(&output.stderr);
     let report: Report =
         serde_json::from_slice(&output.stdout).with_context(|| text.into_owned())?;
-    let expected = i32::from(report.count(Grade::Wrong) > 0);
+    let expected = i32::from(report.count(Grade::Error) > 0);
     ensure!(output.status.code() == Some(expected), "{:?}: {report:?}", output.status);
     Ok(report)
 }
 
 /// The findings, by the names of the checks.
-fn wrong(report: &Report) -> Vec<&str> {
-    let wrong = report.findings.iter().filter(|finding| finding.grade == Grade::Wrong);
-    wrong.map(|finding| finding.check.as_str()).collect()
+fn errors(report: &Report) -> Vec<&str> {
+    let errors = report.findings.iter().filter(|finding| finding.grade == Grade::Error);
+    errors.map(|finding| finding.check.as_str()).collect()
 }
 
 fn find<'a>(report: &'a Report, check: &str, part: &str) -> Result<&'a Finding> {
@@ -47,8 +47,8 @@ fn find<'a>(report: &'a Report, check: &str, part: &str) -> Result<&'a Finding> 
 }
 
 /// Runs the command of a finding as it is printed.
-fn mend(host: &Namespace, finding: &Finding) -> Result<()> {
-    let line = finding.mend.as_ref().with_context(|| format!("nothing mends {finding:?}"))?;
+fn fix(host: &Namespace, finding: &Finding) -> Result<()> {
+    let line = finding.fix.as_ref().with_context(|| format!("nothing fixes {finding:?}"))?;
     let output = shell(host, line)?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{line}: {text}");
@@ -99,14 +99,14 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
     host.ip("route add default via 10.0.0.2")?;
     let dsr = "backend --vip 10.0.0.100 --mode dsr --port 80";
     let report = examine(&host, dsr)?;
-    assert_eq!(wrong(&report), ["vip", "arp", "listener"]);
+    assert_eq!(errors(&report), ["vip", "arp", "listener"]);
     find(&report, "listener", "nothing listens on TCP port 80 of 10.0.0.100")?;
     for check in ["vip", "arp"] {
-        mend(&host, find(&report, check, "")?)?;
+        fix(&host, find(&report, check, "")?)?;
     }
     let _server = host.enter(|| TcpListener::bind("10.0.0.100:80"))??;
     let report = examine(&host, dsr)?;
-    assert_eq!(wrong(&report), <[&str; 0]>::default());
+    assert_eq!(errors(&report), <[&str; 0]>::default());
     find(&report, "vip", "10.0.0.100/32 is on the loopback")?;
     let address = host.ip("address show dev lo")?;
     assert!(address.contains("10.0.0.100/32"), "{address}");
@@ -114,15 +114,15 @@ fn each_fault_of_a_backend_is_named_and_its_command_mends_it() -> Result<()> {
     let ipip =
         format!("backend --vip 10.0.0.100 --mode ipip --port 80 --pin-dir {}", pins.0.display());
     let report = examine(&host, &ipip)?;
-    assert_eq!(wrong(&report), ["tunnel"]);
-    mend(&host, find(&report, "tunnel", "nothing takes packets out")?)?;
+    assert_eq!(errors(&report), ["tunnel"]);
+    fix(&host, find(&report, "tunnel", "nothing takes packets out")?)?;
     assert!(pins.0.join("decap-eth0").exists());
     let report = examine(&host, &ipip)?;
-    assert_eq!(wrong(&report), <[&str; 0]>::default());
+    assert_eq!(errors(&report), <[&str; 0]>::default());
     for check in ["rp_filter", "mtu"] {
         let finding = find(&report, check, "")?;
         assert_eq!(finding.grade, Grade::Warning, "{finding:?}");
-        mend(&host, finding)?;
+        fix(&host, finding)?;
     }
     let report = examine(&host, &ipip)?;
     assert_eq!(report.count(Grade::Ok), report.findings.len(), "{report:#?}");
@@ -156,7 +156,7 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
     let file = configure(folder.path(), &pins.0, "xpd = \"native\"")?;
     let arguments = format!("--config {}", file.display());
     let report = examine(&node, &arguments)?;
-    assert_eq!(wrong(&report), ["configuration"]);
+    assert_eq!(errors(&report), ["configuration"]);
     find(&report, "configuration", "xpd")?;
     configure(folder.path(), &pins.0, "")?;
 
@@ -177,20 +177,20 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
         let faults: Vec<Finding> = report
             .findings
             .iter()
-            .filter(|finding| finding.grade == Grade::Wrong)
+            .filter(|finding| finding.grade == Grade::Error)
             .cloned()
             .collect();
         for fault in &faults {
             seen.push(fault.check.clone());
-            let Some(line) = &fault.mend else { continue };
+            let Some(line) = &fault.fix else { continue };
             if let Some(remote) = line.strip_prefix("ssh 10.0.0.11 ") {
-                let fault = Finding { mend: Some(remote.to_owned()), ..fault.clone() };
-                mend(&backend, &fault)?;
+                let fault = Finding { fix: Some(remote.to_owned()), ..fault.clone() };
+                fix(&backend, &fault)?;
             } else if line.starts_with("lbctl decap detach") {
                 let line = format!("{line} --pin-dir {}", pins.0.display());
-                mend(&node, &Finding { mend: Some(line), ..fault.clone() })?;
+                fix(&node, &Finding { fix: Some(line), ..fault.clone() })?;
             } else {
-                mend(&node, fault)?;
+                fix(&node, fault)?;
             }
         }
         report = examine(&node, &arguments)?;
@@ -198,7 +198,7 @@ fn each_fault_of_a_balancer_is_named_and_its_command_mends_it() -> Result<()> {
             break;
         }
     }
-    assert_eq!(wrong(&report), <[&str; 0]>::default(), "{report:#?}");
+    assert_eq!(errors(&report), <[&str; 0]>::default(), "{report:#?}");
     for check in ["interface", "program", "vip"] {
         assert!(seen.iter().any(|one| one == check), "{check} was never wrong: {seen:?}");
     }
@@ -226,7 +226,7 @@ fn a_node_at_which_lbd_runs_is_well() -> Result<()> {
     balancer.launch()?;
     let arguments = format!("--config {}", balancer.config().display());
     let report = examine(&lab.balancer.namespace, &arguments)?;
-    assert_eq!(wrong(&report), <[&str; 0]>::default(), "{report:#?}");
+    assert_eq!(errors(&report), <[&str; 0]>::default(), "{report:#?}");
     find(&report, "program", "eth0: the balancer runs in the driver")?;
     find(&report, "capabilities", "lbd has the capabilities that it needs")?;
     find(&report, "limits", "open files")?;
@@ -235,7 +235,7 @@ fn a_node_at_which_lbd_runs_is_well() -> Result<()> {
     }
     let text = shell(&lab.balancer.namespace, &format!("lbctl doctor {arguments}"))?;
     let text = String::from_utf8(text.stdout)?;
-    assert!(text.contains("\n0 wrong, ") && !text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("\n0 errors, ") && !text.contains('\u{1b}'), "{text}");
     Ok(())
 }
 

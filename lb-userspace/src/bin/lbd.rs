@@ -162,9 +162,9 @@ async fn serve(
     }
     for name in config.interfaces.iter().filter(|_| settings.xdp != XdpModes::Generic) {
         for found in empty_first_buffers(name, lb_datapath::pulls_data()) {
-            let (mend, largest) = (found.mend(), found.largest);
+            let (fix, largest) = (found.fix(), found.largest);
             tracing::warn!(
-                "{found}: no frame is balanced, they pass to this host as truncated; {mend}, or an MTU of {largest}"
+                "{found}: no frame is balanced, they pass to this host as truncated; {fix}, or an MTU of {largest}"
             );
         }
     }

@@ -238,7 +238,7 @@ fn a_reader_makes_a_pair_of_a_node_that_serves_by_the_guides_commands_and_no_con
 }
 
 /// The reader has forgotten `chgrp`: root's checks name the files that `lbd` of the package can't read, and the doctor's
-/// commands mend it.
+/// commands fix it.
 fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     const FILES: [&str; 2] = ["/etc/lb/sync.key", "/etc/lb/seed"];
     let check = machine.output("lbd --check /etc/lb/lb.toml 2>&1")?;
@@ -255,10 +255,10 @@ fn unreadable_keys_are_named_and_mended(machine: &Machine) -> Result<()> {
     })?;
     let text = machine.output("lbctl doctor -q")?;
     let text = String::from_utf8_lossy(&text.stdout);
-    let mends = text.lines().filter_map(|line| line.trim_start().strip_prefix("mend: chgrp"));
-    let mends: Vec<_> = mends.map(|mend| format!("chgrp{mend}")).collect();
-    ensure!(mends.len() == FILES.len(), "{text}");
-    machine.run(&mends.join(" && "))?;
+    let fixes = text.lines().filter_map(|line| line.trim_start().strip_prefix("fix: chgrp"));
+    let fixes: Vec<_> = fixes.map(|fix| format!("chgrp{fix}")).collect();
+    ensure!(fixes.len() == FILES.len(), "{text}");
+    machine.run(&fixes.join(" && "))?;
     machine.run("lbd --check /etc/lb/lb.toml && systemctl stop lbd").map(drop)
 }
 

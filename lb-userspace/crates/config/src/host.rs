@@ -134,8 +134,8 @@ pub fn unreadable_by(unit: &Unit, config: &Config, file: &Path) -> Result<Vec<Pr
 }
 
 fn unreadable(file: &Path, why: &str) -> Problem {
-    let mend = make_readable(file);
-    Problem::of_file(format!("{why}; let the group of lbd read it: '{mend}'"), mend)
+    let fix = make_readable(file);
+    Problem::of_file(format!("{why}; let the group of lbd read it: '{fix}'"), fix)
 }
 
 #[cfg(test)]
@@ -163,11 +163,11 @@ mod tests {
         );
         let config = Config::parse(&text).expect("root can read it");
         let unit = Unit::parse("LoadState=loaded\nUser=nobody\n").expect("it is loaded");
-        let mends = || -> Result<Vec<_>> {
+        let fixes = || -> Result<Vec<_>> {
             let problems = unreadable_by(&unit, &config, Path::new("/tmp/draft.toml"))?;
             // This thread is still root's.
             assert!(geteuid().is_root());
-            Ok(problems.into_iter().filter_map(|problem| problem.mend).collect())
+            Ok(problems.into_iter().filter_map(|problem| problem.fix).collect())
         };
         let both = [make_readable(&key), make_readable(&seed)];
         for (of_key, of_seed, expected) in
@@ -175,11 +175,11 @@ mod tests {
         {
             mode(&key, of_key)?;
             mode(&seed, of_seed)?;
-            assert_eq!(mends()?, expected);
+            assert_eq!(fixes()?, expected);
         }
         // A file that could be read is of no use in a folder that can't be entered.
         mode(folder.path(), 0o700)?;
-        assert_eq!(mends()?, both);
+        assert_eq!(fixes()?, both);
         Ok(())
     }
 }

@@ -77,9 +77,9 @@ fn read_file(
             None
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let (mend, path) = (make_readable(&path), path.display());
-            let message = format!("read {path}: {error}; let the group of lbd read it: '{mend}'");
-            field.refuse_file_until(mend, about, message);
+            let (fix, path) = (make_readable(&path), path.display());
+            let message = format!("read {path}: {error}; let the group of lbd read it: '{fix}'");
+            field.refuse_file_until(fix, about, message);
             None
         }
         Err(error) => {

@@ -26,8 +26,8 @@ pub struct Problem {
     pub message: String,
     /// Its subject.
     pub about: About,
-    /// The command that mends it, for a shell of root; none if it takes a decision.
-    pub mend: Option<String>,
+    /// The command that fixes it, for a shell of root; none if it takes a decision.
+    pub fix: Option<String>,
 }
 
 /// The subject of a mistake; it decides whether trying again may help.
@@ -43,10 +43,10 @@ pub enum About {
 }
 
 impl Problem {
-    /// The file itself can't be used, until `mend` was run.
-    pub(super) fn of_file(message: String, mend: String) -> Self {
+    /// The file itself can't be used, until `fix` was run.
+    pub(super) fn of_file(message: String, fix: String) -> Self {
         let (line, column, path) = (1, 1, String::new());
-        Self { line, column, path, message, about: About::File, mend: Some(mend) }
+        Self { line, column, path, message, about: About::File, fix: Some(fix) }
     }
 
     /// It without its place.
@@ -90,7 +90,7 @@ impl<'t> Problems<'t> {
 
     fn push_about(
         &self,
-        (about, mend): (About, Option<String>),
+        (about, fix): (About, Option<String>),
         offset: usize,
         path: impl Into<String>,
         message: impl Into<String>,
@@ -103,7 +103,7 @@ impl<'t> Problems<'t> {
             path: path.into(),
             message: message.into(),
             about,
-            mend,
+            fix,
         };
         self.found.borrow_mut().push((offset, problem));
     }
@@ -280,9 +280,9 @@ impl<'a> Field<'a> {
         self.refuse_for((about, None), message);
     }
 
-    /// The same, with the command that mends it.
-    pub(super) fn refuse_file_until(&self, mend: String, about: About, message: impl Into<String>) {
-        self.refuse_for((about, Some(mend)), message);
+    /// The same, with the command that fixes it.
+    pub(super) fn refuse_file_until(&self, fix: String, about: About, message: impl Into<String>) {
+        self.refuse_for((about, Some(fix)), message);
     }
 
     fn refuse_for(&self, about: (About, Option<String>), message: impl Into<String>) {

@@ -370,10 +370,10 @@ fn warn_of_generic(interface: &str) {
     warn!(interface, "generic XDP: every packet costs more than by the driver");
     let below = gro::below(interface);
     if !below.is_empty() {
-        let mend = gro::mend(&below);
+        let fix = gro::fix(&below);
         warn!(
             interface,
-            "generic XDP behind GRO: what is merged below is too big to be sent on, and clients stall; {mend}"
+            "generic XDP behind GRO: what is merged below is too big to be sent on, and clients stall; {fix}"
         );
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn lower<'a>(
 
 /// The command that turns GRO off there.
 #[must_use]
-pub fn mend(below: &[String]) -> String {
+pub fn fix(below: &[String]) -> String {
     let commands: Vec<_> = below.iter().map(|name| format!("ethtool -K {name} gro off")).collect();
     commands.join(" && ")
 }
@@ -63,7 +63,7 @@ fn judge(interface: &str, below: &[String], insist: &str) -> Result<()> {
             "generic XDP on {interface} would see packets that GRO has merged below ({}), which are too big to be \
              sent on, and kernels have panicked over such packets; `{}`, or {insist}",
             below.join(", "),
-            mend(below)
+            fix(below)
         );
     }
     Ok(())

@@ -38,7 +38,7 @@ pub struct EmptyFirstBuffers {
 impl EmptyFirstBuffers {
     /// The command that ends it.
     #[must_use]
-    pub fn mend(&self) -> String {
+    pub fn fix(&self) -> String {
         format!("ethtool --set-priv-flags {} {FLAG} off", self.interface)
     }
 }
@@ -108,7 +108,7 @@ mod tests {
         let striding = ["rx_cqe_moder", FLAG];
         let found = judge(9_000, &striding, 4_096, false).expect("it is so");
         assert_eq!((found.mtu, found.largest), (9_000, 3_498));
-        assert_eq!(found.mend(), "ethtool --set-priv-flags eth0 rx_striding_rq off");
+        assert_eq!(found.fix(), "ethtool --set-priv-flags eth0 rx_striding_rq off");
         let message = found.to_string();
         assert!(
             message.contains("MTU of 9000, over 3498,") && message.contains("Linux 6.18"),

@@ -25,7 +25,7 @@ use super::{
     flows::FlowsArgs,
     log::LogCommand,
     node::NodeCommand,
-    options::{Confirm, Dry, Output, Target, number, word},
+    options::{BackendSelector, Confirm, Dry, Output, number, word},
     top::TopArgs,
     vrrp::{SyncCommand, VrrpCommand},
 };
@@ -97,7 +97,7 @@ pub(super) enum Command {
     /// On a backend: take packets out of their tunnel without a tunnel device.
     #[command(subcommand)]
     Decap(DecapCommand),
-    /// Examine this machine: what is wrong, why it matters, and the command that mends it.
+    /// Examine this machine: what is wrong, why it matters, and the command that fixes it.
     Doctor(DoctorArgs),
 }
 
@@ -175,11 +175,11 @@ pub(super) enum BackendCommand {
         service: Option<String>,
     },
     /// Show one backend.
-    Show(Target),
+    Show(BackendSelector),
     /// Add a backend; it gets new flows at once.
     Add {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         /// Its share, against the other backends' weights.
         #[arg(long, default_value = "1", allow_negative_numbers = true)]
         weight: Weight,
@@ -201,7 +201,7 @@ pub(super) enum BackendCommand {
     /// Backup without the flow sync does not know, and exits with 1: run it on the Active.
     Drain {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         /// Return when no flow is left, and print how that is known.
         #[arg(long)]
         wait: bool,
@@ -220,14 +220,14 @@ pub(super) enum BackendCommand {
     /// Give a backend new flows again.
     Enable {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         #[command(flatten)]
         dry: Dry,
     },
     /// Give a backend no new flows.
     Disable {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         /// And move the flows that it has, at once.
         #[arg(long)]
         force: bool,
@@ -237,7 +237,7 @@ pub(super) enum BackendCommand {
     /// Change a backend's share.
     Weight {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         /// 1 to 65535, against the other backends' weights.
         #[arg(allow_negative_numbers = true)]
         weight: Weight,
@@ -247,7 +247,7 @@ pub(super) enum BackendCommand {
     /// Remove a backend when its last flow has ended.
     Remove {
         #[command(flatten)]
-        target: Target,
+        target: BackendSelector,
         /// At once; its flows move.
         #[arg(long)]
         force: bool,

@@ -1,4 +1,4 @@
-//! `lbctl doctor`: the faults that keep this machine from balancing, or from being a backend, and their mending.
+//! `lbctl doctor`: the faults that keep this machine from balancing, or from being a backend, and their fixes.
 
 use std::{
     net::IpAddr,
@@ -20,7 +20,7 @@ use lb_model::{
 use super::{Printer, options::word};
 use crate::doctor::{
     self, Finding, Grade, Report,
-    backend::{self, Question},
+    backend::{self, BackendRequest},
     probes,
 };
 
@@ -82,17 +82,17 @@ pub(super) async fn run(args: &DoctorArgs, socket: &Path, printer: Printer) -> R
             doctor::examine(&probes::balancer(&file, named).await?)
         }
         Some(Host::Backend { vips, mode, ports, pin_dir }) => {
-            let question = Question {
+            let request = BackendRequest {
                 vips: vips.clone(),
                 mode: *mode,
                 ports: ports.clone(),
                 pin_dir: Some(pin_dir.clone()).filter(|to| to != Path::new(defaults::PIN_DIR)),
             };
-            backend::examine(&probes::backend(question, pin_dir).await?)
+            backend::examine(&probes::backend(request, pin_dir).await?)
         }
     };
     printer.print(&report, || describe(&report, args.quiet))?;
-    let healthy = report.count(Grade::Wrong) == 0;
+    let healthy = report.count(Grade::Error) == 0;
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -107,11 +107,15 @@ fn describe(report: &Report, quiet: bool) -> String {
     let shown = report.findings.iter().filter(|one| !quiet || one.grade != Grade::Ok);
     let mut text: String = shown.map(one).collect();
     let count = |grade| report.count(grade);
-    let (wrong, warnings) = (count(Grade::Wrong), count(Grade::Warning));
-    text += &format!("{wrong} wrong, {}, {} ok\n", counted(warnings, "warning"), count(Grade::Ok));
-    let sysctl = |finding: &Finding| {
-        finding.mend.as_ref().is_some_and(|mend| mend.starts_with("sysctl -w "))
-    };
+    let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
+    text += &format!(
+        "{}, {}, {} ok\n",
+        counted(errors, "error"),
+        counted(warnings, "warning"),
+        count(Grade::Ok)
+    );
+    let sysctl =
+        |finding: &Finding| finding.fix.as_ref().is_some_and(|fix| fix.starts_with("sysctl -w "));
     if report.findings.iter().any(sysctl) {
         text += "What `sysctl -w` sets lasts until the next boot; /etc/sysctl.d/ keeps it.\n";
     }
@@ -122,10 +126,10 @@ fn one(finding: &Finding) -> String {
     let mut text = format!("{:<8} {:<14} {}\n", finding.grade.word(), finding.check, finding.found);
     let indent = " ".repeat(24);
     if !finding.why.is_empty() {
-        text += &format!("{indent}why:  {}\n", finding.why);
+        text += &format!("{indent}why: {}\n", finding.why);
     }
-    if let Some(mend) = &finding.mend {
-        text += &format!("{indent}mend: {mend}\n");
+    if let Some(fix) = &finding.fix {
+        text += &format!("{indent}fix: {fix}\n");
     }
     text
 }
@@ -134,10 +138,10 @@ fn one(finding: &Finding) -> String {
 mod tests {
     use super::*;
 
-    fn finding(check: &str, grade: Grade, mend: Option<&str>) -> Finding {
+    fn finding(check: &str, grade: Grade, fix: Option<&str>) -> Finding {
         let why = if grade == Grade::Ok { "" } else { "it matters" };
-        let (found, mend) = ("it is so".into(), mend.map(str::to_owned));
-        Finding { check: check.into(), grade, found, why: why.into(), mend }
+        let (found, fix) = ("it is so".into(), fix.map(str::to_owned));
+        Finding { check: check.into(), grade, found, why: why.into(), fix }
     }
 
     #[test]
@@ -145,15 +149,15 @@ mod tests {
         let report = Report {
             findings: vec![
                 finding("kernel", Grade::Ok, None),
-                finding("arp", Grade::Wrong, Some("sysctl -w a=1")),
+                finding("arp", Grade::Error, Some("sysctl -w a=1")),
                 finding("clock", Grade::Warning, None),
             ],
         };
         let indent = " ".repeat(24);
         let rest = format!(
-            "wrong    arp            it is so\n{indent}why:  it matters\n{indent}mend: sysctl -w a=1\n\
-             warning  clock          it is so\n{indent}why:  it matters\n\
-             1 wrong, 1 warning, 1 ok\n\
+            "error    arp            it is so\n{indent}why: it matters\n{indent}fix: sysctl -w a=1\n\
+             warning  clock          it is so\n{indent}why: it matters\n\
+             1 error, 1 warning, 1 ok\n\
              What `sysctl -w` sets lasts until the next boot; /etc/sysctl.d/ keeps it.\n"
         );
         assert_eq!(describe(&report, true), rest);

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::{options::Target, patience::Patient, progress::on_one_line};
+use super::{options::BackendSelector, patience::Patient, progress::on_one_line};
 use lb_api::client::{self, Client};
 use lb_api::status::Backend;
 use lb_model::{
@@ -43,7 +43,7 @@ pub(super) fn silence(backend: &Backend) -> String {
 /// does not know.
 pub(super) async fn wait(
     client: &Client,
-    target: &Target,
+    target: &BackendSelector,
     until: Until,
     timeout: Option<Duration>,
 ) -> Result<ExitCode> {
@@ -53,7 +53,7 @@ pub(super) async fn wait(
     let mut removing = false;
     let mut warned = Vec::new();
     loop {
-        let Target { service, address } = target;
+        let BackendSelector { service, address } = target;
         let backend: Backend = match patient.get(&target.path()).await {
             // One that is removed while it drains leaves with its last flow.
             Err(client::Error::Refused(_)) if removing => {
@@ -175,7 +175,7 @@ enum WaitsForProof {
 }
 
 impl WaitsForProof {
-    fn text(self, Target { service, address }: &Target) -> String {
+    fn text(self, BackendSelector { service, address }: &BackendSelector) -> String {
         match self {
             Self::Unseen => format!(
                 "this node does not see all packets of {service}, and can't estimate; it waits for the \

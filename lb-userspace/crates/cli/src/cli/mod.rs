@@ -52,7 +52,7 @@ use serde::Serialize;
 
 use self::args::{BackendCommand, Command, ConfigCommand, ServiceCommand};
 use self::change::Changer;
-use self::options::{Output, Target};
+use self::options::{BackendSelector, Output};
 pub use self::{args::Cli, config::check as check_config, examples::examples, lbd::Lbd};
 
 impl Cli {
@@ -179,7 +179,7 @@ async fn service(command: &ServiceCommand, client: &Client, printer: Printer) ->
 
 async fn backend(command: &BackendCommand, client: &Client, printer: Printer) -> Result<ExitCode> {
     let changer = |terms| Changer { client, printer, terms };
-    let change = async |target: &Target, terms: Terms, change: BackendChange| {
+    let change = async |target: &BackendSelector, terms: Terms, change: BackendChange| {
         changer(terms).make_with(Method::PATCH, &target.path(), &change).await
     };
     let admin = |admin| BackendChange { admin: Some(admin), weight: None };

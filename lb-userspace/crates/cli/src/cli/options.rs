@@ -50,9 +50,9 @@ impl From<Confirm> for Terms {
     }
 }
 
-/// A backend of a service.
+/// A backend by its service and address.
 #[derive(Clone, Debug, Args)]
-pub(super) struct Target {
+pub(super) struct BackendSelector {
     /// The service's name.
     #[arg(add = ArgValueCandidates::new(complete::services))]
     pub(super) service: String,
@@ -61,7 +61,7 @@ pub(super) struct Target {
     pub(super) address: IpAddr,
 }
 
-impl Target {
+impl BackendSelector {
     /// Its path in the API.
     pub(super) fn path(&self) -> String {
         paths::backend(&self.service, self.address)

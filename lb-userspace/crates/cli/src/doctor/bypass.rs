@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{
     Finding,
-    facts::{Facts, Firewall},
+    snapshot::{Firewall, NodeSnapshot},
 };
 
-pub(super) fn bypassed(facts: &Facts) -> Vec<Finding> {
+pub(super) fn bypassed(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "firewall";
     const WHY: &str = "XDP takes packets for services before the firewall sees them: what these rules \
                        allow or drop is forwarded all the same; filter before this node, or on the \
                        backends";
-    let (Ok(config), Firewall::Known(rules)) = (&facts.config, &facts.firewall) else {
+    let (Ok(config), Firewall::Known(rules)) = (&snapshot.config, &snapshot.firewall) else {
         return Vec::new();
     };
     // Numbers of rules by chain and VIP.
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use crate::doctor::{
         Grade,
-        facts::{Destination, Rules},
+        snapshot::{Destination, Rules},
         tests::{healthy, vip},
     };
 
@@ -66,8 +66,8 @@ mod tests {
 
     fn describe(destinations: Vec<Destination>) -> Vec<(Grade, String)> {
         let rules = Rules { destinations, ..Rules::default() };
-        let facts = Facts { firewall: Firewall::Known(rules), ..healthy() };
-        bypassed(&facts).into_iter().map(|one| (one.grade, one.found)).collect()
+        let snapshot = NodeSnapshot { firewall: Firewall::Known(rules), ..healthy() };
+        bypassed(&snapshot).into_iter().map(|one| (one.grade, one.found)).collect()
     }
 
     #[test]

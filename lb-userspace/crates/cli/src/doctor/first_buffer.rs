@@ -4,15 +4,15 @@ use lb_datapath::probe::Hook;
 
 use super::{
     Finding, backend,
-    facts::{Facts, Interface},
+    snapshot::{InterfaceSnapshot, NodeSnapshot},
 };
 
 const CHECK: &str = "first_buffer";
 
 /// On a node with the balancer.
-pub(super) fn of_node(facts: &Facts) -> Vec<Finding> {
-    let names = facts.config.iter().flat_map(|config| &config.interfaces);
-    let with = names.filter_map(|name| facts.interfaces.get(name));
+pub(super) fn of_node(snapshot: &NodeSnapshot) -> Vec<Finding> {
+    let names = snapshot.config.iter().flat_map(|config| &config.interfaces);
+    let with = names.filter_map(|name| snapshot.interfaces.get(name));
     // The network stack brings headers together before it runs a program.
     let native =
         with.filter(|one| one.program.as_ref().is_none_or(|program| program.hook == Hook::Native));
@@ -21,15 +21,18 @@ pub(super) fn of_node(facts: &Facts) -> Vec<Finding> {
 }
 
 /// On a backend, of interfaces with a decapsulator.
-pub(super) fn of_backend(facts: &backend::Facts) -> Vec<Finding> {
-    let native = facts.decaps.iter().filter(|(_, decap)| !decap.generic);
-    let with = native.filter_map(|(name, _)| facts.interfaces.get(name));
+pub(super) fn of_backend(snapshot: &backend::BackendSnapshot) -> Vec<Finding> {
+    let native = snapshot.decaps.iter().filter(|(_, decap)| !decap.generic);
+    let with = native.filter_map(|(name, _)| snapshot.interfaces.get(name));
     with.flat_map(|interface| findings(interface, "no packet is taken out of its tunnel")).collect()
 }
 
-fn findings<'a>(interface: &'a Interface, why: &'a str) -> impl Iterator<Item = Finding> + 'a {
+fn findings<'a>(
+    interface: &'a InterfaceSnapshot,
+    why: &'a str,
+) -> impl Iterator<Item = Finding> + 'a {
     let all = interface.empty_first_buffers.iter();
-    all.map(move |found| Finding::wrong(CHECK, found.to_string(), why).mended_by(found.mend()))
+    all.map(move |found| Finding::error(CHECK, found.to_string(), why).fixed_by(found.fix()))
 }
 
 #[cfg(test)]
@@ -44,7 +47,7 @@ mod tests {
         tests::{assert_finding, describe, healthy},
     };
 
-    const MEND: &str = "ethtool --set-priv-flags eth0 rx_striding_rq off";
+    const FIX: &str = "ethtool --set-priv-flags eth0 rx_striding_rq off";
 
     fn empty() -> Vec<EmptyFirstBuffers> {
         vec![EmptyFirstBuffers { interface: "eth0".into(), mtu: 9_000, largest: 3_498 }]
@@ -53,13 +56,13 @@ mod tests {
     #[test]
     fn empty_first_buffers_of_a_node_are_named_unless_the_network_stack_runs_the_program() {
         let found = |hook| {
-            let mut facts = healthy();
-            let eth0 = facts.interfaces.get_mut("eth0").expect("the node has it");
+            let mut snapshot = healthy();
+            let eth0 = snapshot.interfaces.get_mut("eth0").expect("the node has it");
             eth0.empty_first_buffers = empty();
             eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
-            describe(&of_node(&facts))
+            describe(&of_node(&snapshot))
         };
-        assert_finding(&found(Hook::Native), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_finding(&found(Hook::Native), Grade::Error, &["MTU of 9000, over 3498", FIX]);
         for hook in [Hook::Generic, Hook::Tc] {
             assert_eq!(found(hook), (Grade::Ok, String::new()));
         }
@@ -69,13 +72,13 @@ mod tests {
     #[test]
     fn empty_first_buffers_of_a_backend_are_named_where_a_decapsulator_is() {
         let found = |mode, generic| {
-            let mut facts = backend::tests::healthy(mode);
-            let eth0 = facts.interfaces.get_mut("eth0").expect("the backend has it");
+            let mut snapshot = backend::tests::healthy(mode);
+            let eth0 = snapshot.interfaces.get_mut("eth0").expect("the backend has it");
             eth0.empty_first_buffers = empty();
-            facts.decaps.values_mut().for_each(|decap| decap.generic = generic);
-            describe(&of_backend(&facts))
+            snapshot.decaps.values_mut().for_each(|decap| decap.generic = generic);
+            describe(&of_backend(&snapshot))
         };
-        assert_finding(&found(Mode::Ipip, false), Grade::Wrong, &["MTU of 9000, over 3498", MEND]);
+        assert_finding(&found(Mode::Ipip, false), Grade::Error, &["MTU of 9000, over 3498", FIX]);
         assert_eq!(found(Mode::Ipip, true), (Grade::Ok, String::new()));
         assert_eq!(found(Mode::Dsr, false), (Grade::Ok, String::new()));
     }

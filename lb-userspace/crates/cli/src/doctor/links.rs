@@ -12,53 +12,54 @@ use lb_netlink::{LinkLayer, generic::xdp_act, gro, trunks::STRIPPING};
 
 use super::{
     Finding,
-    facts::{Facts, Interface},
+    snapshot::{InterfaceSnapshot, NodeSnapshot},
 };
 
 /// The configured interfaces that exist.
-fn configured(facts: &Facts) -> impl Iterator<Item = (&str, &Interface)> {
-    let names = facts.config.iter().flat_map(|config| &config.interfaces);
-    names.filter_map(|name| Some((name.as_str(), facts.interfaces.get(name)?)))
+fn configured(snapshot: &NodeSnapshot) -> impl Iterator<Item = (&str, &InterfaceSnapshot)> {
+    let names = snapshot.config.iter().flat_map(|config| &config.interfaces);
+    names.filter_map(|name| Some((name.as_str(), snapshot.interfaces.get(name)?)))
 }
 
-pub(super) fn there(facts: &Facts) -> Vec<Finding> {
+pub(super) fn there(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "interface";
-    let names = facts.config.iter().flat_map(|config| &config.interfaces);
-    let check = |name: &String| match facts.interfaces.get(name) {
+    let names = snapshot.config.iter().flat_map(|config| &config.interfaces);
+    let check = |name: &String| match snapshot.interfaces.get(name) {
         None => {
-            let others: Vec<_> = facts.interfaces.iter().filter(|(_, one)| !one.loopback).collect();
+            let others: Vec<_> =
+                snapshot.interfaces.iter().filter(|(_, one)| !one.loopback).collect();
             let others: Vec<_> = others.iter().map(|(name, _)| name.as_str()).collect();
-            let mut finding = Finding::wrong(
+            let mut finding = Finding::error(
                 CHECK,
                 format!("{name} does not exist; there are {}", others.join(", ")),
                 "packets for the VIPs come in by it",
             );
             if let [only] = *others {
-                let file = facts.file.display();
-                finding = finding.mended_by(format!("sed -i 's/\\b{name}\\b/{only}/' {file}"));
+                let file = snapshot.file.display();
+                finding = finding.fixed_by(format!("sed -i 's/\\b{name}\\b/{only}/' {file}"));
             }
             finding
         }
-        Some(interface) if !interface.up => Finding::wrong(
+        Some(interface) if !interface.up => Finding::error(
             CHECK,
             format!("{name} is down, or has no carrier"),
             "packets for the VIPs come in by it",
         )
-        .mended_by(format!("ip link set {name} up")),
+        .fixed_by(format!("ip link set {name} up")),
         Some(interface) => Finding::ok(CHECK, format!("{name} is up, MTU {}", interface.mtu)),
     };
     names.map(check).collect()
 }
 
-pub(super) fn program(facts: &Facts) -> Vec<Finding> {
+pub(super) fn program(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "program";
-    let check = |(name, interface): (&str, &Interface)| match &interface.program {
-        Some(found) if !found.ours => Finding::wrong(
+    let check = |(name, interface): (&str, &InterfaceSnapshot)| match &interface.program {
+        Some(found) if !found.ours => Finding::error(
             CHECK,
             format!("{name} has {}, which is not the balancer's", found.name),
             "an interface has room for one, and lbd leaves somebody else's alone",
         )
-        .mended_by(match found.name.contains("`decap") {
+        .fixed_by(match found.name.contains("`decap") {
             true => format!("lbctl decap detach --dev {name}"),
             false => format!("ip link set dev {name} xdp off"),
         }),
@@ -71,39 +72,39 @@ pub(super) fn program(facts: &Facts) -> Vec<Finding> {
             "every packet costs several times as much as in the driver",
         ),
         Some(_) => Finding::ok(CHECK, format!("{name}: the balancer runs in the driver")),
-        None if facts.daemon.is_some() => Finding::wrong(
+        None if snapshot.daemon.is_some() => Finding::error(
             CHECK,
             format!("{name}: lbd runs, and its program is not there"),
             "nothing is balanced; lbd's log has the reason",
         )
-        .mended_by("systemctl restart lbd"),
+        .fixed_by("systemctl restart lbd"),
         None => Finding::ok(CHECK, format!("{name} is free for the balancer")),
     };
-    configured(facts).map(check).collect()
+    configured(snapshot).map(check).collect()
 }
 
 /// An interface that can't have XDP, and is to have nothing else.
-fn without_xdp(facts: &Facts, config: &Config, name: &str, found: String) -> Finding {
+fn without_xdp(snapshot: &NodeSnapshot, config: &Config, name: &str, found: String) -> Finding {
     let why = "lbd refuses to start: `attach` allows nothing but XDP";
-    let finding = Finding::wrong(DRIVER, found, why);
+    let finding = Finding::error(DRIVER, found, why);
     if config.hooks.by_interface.contains_key(name) {
         return finding;
     }
-    let file = facts.file.display();
-    finding.mended_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
+    let file = snapshot.file.display();
+    finding.fixed_by(format!("sed -i 's/^attach *=.*/attach = \"auto\"/' {file}"))
 }
 
 /// The name of the check by [`driver`].
 const DRIVER: &str = "driver";
 
-pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
+pub(super) fn driver(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = DRIVER;
-    let Ok(config) = &facts.config else { return Vec::new() };
-    let check = |(name, interface): (&str, &Interface)| {
+    let Ok(config) = &snapshot.config else { return Vec::new() };
+    let check = |(name, interface): (&str, &InterfaceSnapshot)| {
         if interface.layer == LinkLayer::RawIp {
             let found = format!("{name} has no Ethernet header, which XDP needs");
             return match config.hooks.of(name) {
-                Attach::Xdp => without_xdp(facts, config, name, found),
+                Attach::Xdp => without_xdp(snapshot, config, name, found),
                 Attach::Auto | Attach::Tc => {
                     Finding::ok(CHECK, format!("{found}; it gets the tc program"))
                 }
@@ -119,7 +120,7 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         if !has(xdp_act::BASIC) {
             let found = format!("{name}: the driver has no native XDP");
             return match (config.hooks.of(name), config.xdp) {
-                (Attach::Xdp, XdpModes::Native) => without_xdp(facts, config, name, found),
+                (Attach::Xdp, XdpModes::Native) => without_xdp(snapshot, config, name, found),
                 (Attach::Tc, _) | (Attach::Auto, XdpModes::Native) => {
                     Finding::ok(CHECK, format!("{found}; it gets the tc program"))
                 }
@@ -154,39 +155,44 @@ pub(super) fn driver(facts: &Facts) -> Vec<Finding> {
         let found = format!("{name}: the driver can't {}", lacking.join(", nor "));
         Finding::warning(CHECK, found, "with several interfaces, packets may go by another one")
     };
-    configured(facts).map(check).collect()
+    configured(snapshot).map(check).collect()
 }
 
 /// The largest MTU whose frames fit one buffer of a page, beside the headroom for XDP (256 bytes), what the kernel keeps
 /// behind a frame (320 bytes), and Ethernet and VLAN header.
 const ONE_BUFFER: u32 = 3_498;
 
-/// Why a driver that has native XDP refuses it, as far as that can be seen, and the commands that mend it.
-fn obstacles(name: &str, interface: &Interface) -> (Vec<String>, Vec<String>) {
-    let (mut why, mut mend) = (Vec::new(), Vec::new());
+/// Why a driver that has native XDP refuses it, as far as that can be seen, and the commands that fix it.
+fn obstacles(name: &str, interface: &InterfaceSnapshot) -> (Vec<String>, Vec<String>) {
+    let (mut why, mut fix) = (Vec::new(), Vec::new());
     let mtu = interface.mtu;
     if mtu > ONE_BUFFER && interface.xdp_features.is_some_and(|bits| bits & xdp_act::RX_SG == 0) {
         why.push(format!(
             "MTU {mtu}, and the driver does not report XDP for frames of several buffers (rx-sg)"
         ));
-        mend.push(format!("ip link set dev {name} mtu {ONE_BUFFER}"));
+        fix.push(format!("ip link set dev {name} mtu {ONE_BUFFER}"));
     }
     let merging = interface.offloads.as_ref().map(|on| merged_by(on, &MERGERS));
     if let Some(merging) = merging.filter(|merging| !merging.is_empty()) {
         why.push(format!("it merges packets in hardware ({})", merging.join(", ")));
-        mend.push(switched_off(name, &merging));
+        fix.push(switched_off(name, &merging));
     }
-    (why, mend)
+    (why, fix)
 }
 
 /// The finding for a driver that has native XDP and has refused it, or may.
-fn refused(name: &str, interface: &Interface, attach: Attach, modes: XdpModes) -> Option<Finding> {
+fn refused(
+    name: &str,
+    interface: &InterfaceSnapshot,
+    attach: Attach,
+    modes: XdpModes,
+) -> Option<Finding> {
     const CHECK: &str = "driver";
     let ours = interface.program.as_ref().filter(|program| program.ours);
     if modes == XdpModes::Generic || ours.is_some_and(|program| program.hook == Hook::Native) {
         return None;
     }
-    let (why, mut mend) = obstacles(name, interface);
+    let (why, mut fix) = obstacles(name, interface);
     let why = why.join("; ");
     let gets_tc = attach == Attach::Auto && modes == XdpModes::Native;
     let finding = if ours.is_some_and(|program| program.hook == Hook::Tc) {
@@ -194,7 +200,7 @@ fn refused(name: &str, interface: &Interface, attach: Attach, modes: XdpModes) -
         let found = format!(
             "{name}: the driver has native XDP, and the interface has tc, so it refused: {seen}"
         );
-        mend.push("systemctl restart lbd".into());
+        fix.push("systemctl restart lbd".into());
         Finding::warning(CHECK, found, "tc costs more for each packet; a start tries XDP again")
     } else if why.is_empty() {
         return None;
@@ -207,13 +213,13 @@ fn refused(name: &str, interface: &Interface, attach: Attach, modes: XdpModes) -
         };
         Finding::warning(CHECK, found, then)
     };
-    Some(if mend.is_empty() { finding } else { finding.mended_by(mend.join(" && ")) })
+    Some(if fix.is_empty() { finding } else { finding.fixed_by(fix.join(" && ")) })
 }
 
-pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
+pub(super) fn channels(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "queues";
-    let cpus = facts.cpus;
-    let check = |(name, interface): (&str, &Interface)| {
+    let cpus = snapshot.cpus;
+    let check = |(name, interface): (&str, &InterfaceSnapshot)| {
         let channels = interface.channels?;
         let (kind, now, most) = match channels.combined_max {
             0 => ("rx", channels.rx, channels.rx_max),
@@ -224,14 +230,14 @@ pub(super) fn channels(facts: &Facts) -> Vec<Finding> {
         Some(if now < wanted {
             let why = "only as many CPUs balance as there are queues";
             Finding::warning(CHECK, found, why)
-                .mended_by(format!("ethtool -L {name} {kind} {wanted}"))
+                .fixed_by(format!("ethtool -L {name} {kind} {wanted}"))
         } else if now < cpus {
             Finding::ok(CHECK, format!("{found}, which is all that it can have"))
         } else {
             Finding::ok(CHECK, found)
         })
     };
-    configured(facts).filter_map(check).collect()
+    configured(snapshot).filter_map(check).collect()
 }
 
 /// Offloads that merge packets before the program sees them, and ethtool's name for each.
@@ -249,15 +255,15 @@ fn switched_off(name: &str, merging: &[&str]) -> String {
     format!("ethtool -K {name} {}", off.join(" "))
 }
 
-pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
+pub(super) fn offloads(snapshot: &NodeSnapshot) -> Vec<Finding> {
     let why =
         "the program would see packets larger than the link takes; drivers refuse XDP with it";
-    let is_vlan = |interface: &Interface| interface.kind.as_deref() == Some("vlan");
-    let vlans = facts.interfaces.values().any(is_vlan);
-    configured(facts)
+    let is_vlan = |interface: &InterfaceSnapshot| interface.kind.as_deref() == Some("vlan");
+    let vlans = snapshot.interfaces.values().any(is_vlan);
+    configured(snapshot)
         .flat_map(|(name, interface)| {
             let tags = if vlans { stripping(name, interface) } else { None };
-            let merging = if is_at_tc(facts, name, interface) {
+            let merging = if is_at_tc(snapshot, name, interface) {
                 merging_by(&[LRO], name, interface, "tc can't send on what LRO has merged")
             } else {
                 merging(name, interface, why)
@@ -269,20 +275,20 @@ pub(super) fn offloads(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Whether an interface has the tc program, or gets it because it is configured.
-fn is_at_tc(facts: &Facts, name: &str, interface: &Interface) -> bool {
+fn is_at_tc(snapshot: &NodeSnapshot, name: &str, interface: &InterfaceSnapshot) -> bool {
     match interface.program.as_ref().filter(|program| program.ours) {
         Some(program) => program.hook == Hook::Tc,
-        None => facts.config.as_ref().is_ok_and(|config| config.hooks.of(name) == Attach::Tc),
+        None => snapshot.config.as_ref().is_ok_and(|config| config.hooks.of(name) == Attach::Tc),
     }
 }
 
 /// Whether interfaces below merge packets before a program in the network stack sees them.
-fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
+fn gathering(name: &str, interface: &InterfaceSnapshot) -> Option<Finding> {
     let is_generic =
         interface.program.as_ref().is_some_and(|program| program.hook == Hook::Generic);
     let below = &interface.gro_below;
     (is_generic && !below.is_empty()).then(|| {
-        Finding::wrong(
+        Finding::error(
             "offloads",
             format!(
                 "{name}: the balancer runs in the network stack, after GRO of {}",
@@ -291,32 +297,32 @@ fn gathering(name: &str, interface: &Interface) -> Option<Finding> {
             "what is merged is too big for the way to a backend; clients get ICMP errors, and stall. lbd would \
              refuse to attach here anew, unless `allow_generic_gro = true`",
         )
-        .mended_by(gro::mend(below))
+        .fixed_by(gro::fix(below))
     })
 }
 
 /// Whether an interface takes VLAN tags off.
-fn stripping(name: &str, interface: &Interface) -> Option<Finding> {
+fn stripping(name: &str, interface: &InterfaceSnapshot) -> Option<Finding> {
     interface.offloads.as_ref()?.contains(STRIPPING).then(|| {
         Finding::warning(
             "offloads",
             format!("{name} takes VLAN tags off before the program sees them: rxvlan"),
             "ICMP errors for packets of a VLAN leave without its tag, so path MTU discovery fails there",
         )
-        .mended_by(format!("ethtool -K {name} rxvlan off"))
+        .fixed_by(format!("ethtool -K {name} rxvlan off"))
     })
 }
 
 /// Whether an interface merges packets in hardware, and why that matters to a program on it; none if
 /// its offloads are not known.
-pub(super) fn merging(name: &str, interface: &Interface, why: &str) -> Option<Finding> {
+pub(super) fn merging(name: &str, interface: &InterfaceSnapshot, why: &str) -> Option<Finding> {
     merging_by(&MERGERS, name, interface, why)
 }
 
 fn merging_by(
     mergers: &[(&str, &'static str)],
     name: &str,
-    interface: &Interface,
+    interface: &InterfaceSnapshot,
     why: &str,
 ) -> Option<Finding> {
     const CHECK: &str = "offloads";
@@ -327,5 +333,5 @@ fn merging_by(
         return Some(Finding::ok(CHECK, format!("{name} merges {what}")));
     }
     let found = format!("{name} merges packets in hardware: {}", merging.join(", "));
-    Some(Finding::wrong(CHECK, found, why).mended_by(switched_off(name, &merging)))
+    Some(Finding::error(CHECK, found, why).fixed_by(switched_off(name, &merging)))
 }

@@ -1,22 +1,22 @@
 //! `lbctl doctor`: the faults of a machine that keep the balancer, or a backend, from working, and the
-//! commands that mend them.
+//! commands that fix them.
 //!
-//! The probes ([`probes`]) read the facts, and each check is a function of them alone. It needs no `lbd`
-//! that runs, and changes nothing.
+//! The probes ([`probes`]) take a snapshot, and each check is a function of that alone. It needs no running
+//! `lbd`, and changes nothing.
 
 pub mod backend;
 mod bypass;
-pub mod facts;
 mod first_buffer;
 mod kernel;
 mod links;
 mod node;
 pub mod probes;
 mod process;
+pub mod snapshot;
 
 use serde::{Deserialize, Serialize};
 
-use self::facts::Facts;
+use self::snapshot::NodeSnapshot;
 
 /// How a check has come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub enum Grade {
     /// It works, but not as well as it could, or the check can't determine it.
     Warning,
     /// It does not work, or will not.
-    Wrong,
+    Error,
 }
 
 impl Grade {
@@ -37,7 +37,7 @@ impl Grade {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
-            Self::Wrong => "wrong",
+            Self::Error => "error",
         }
     }
 }
@@ -54,14 +54,14 @@ pub struct Finding {
     /// Why that matters; empty if it is as it should be.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
-    /// The command that mends it, for a shell of root; none if no command does.
+    /// The command that fixes it, for a shell of root; none if no command does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    pub fix: Option<String>,
 }
 
 impl Finding {
     fn new(check: &str, grade: Grade, found: impl Into<String>, why: &str) -> Self {
-        Self { check: check.into(), grade, found: found.into(), why: why.into(), mend: None }
+        Self { check: check.into(), grade, found: found.into(), why: why.into(), fix: None }
     }
 
     /// It is as it should be.
@@ -73,13 +73,13 @@ impl Finding {
         Self::new(check, Grade::Warning, found, why)
     }
 
-    fn wrong(check: &str, found: impl Into<String>, why: &str) -> Self {
-        Self::new(check, Grade::Wrong, found, why)
+    fn error(check: &str, found: impl Into<String>, why: &str) -> Self {
+        Self::new(check, Grade::Error, found, why)
     }
 
-    /// The command that mends it.
-    fn mended_by(self, command: impl Into<String>) -> Self {
-        Self { mend: Some(command.into()), ..self }
+    /// The command that fixes it.
+    fn fixed_by(self, command: impl Into<String>) -> Self {
+        Self { fix: Some(command.into()), ..self }
     }
 }
 
@@ -100,8 +100,8 @@ impl Report {
 
 /// The checks of a node with the balancer.
 #[must_use]
-pub fn examine(facts: &Facts) -> Report {
-    let checks: [fn(&Facts) -> Vec<Finding>; _] = [
+pub fn examine(snapshot: &NodeSnapshot) -> Report {
+    let checks: [fn(&NodeSnapshot) -> Vec<Finding>; _] = [
         kernel::release,
         kernel::features,
         kernel::settings,
@@ -128,7 +128,7 @@ pub fn examine(facts: &Facts) -> Report {
         process::limits,
         process::socket,
     ];
-    Report { findings: checks.iter().flat_map(|check| check(facts)).collect() }
+    Report { findings: checks.iter().flat_map(|check| check(snapshot)).collect() }
 }
 
 #[cfg(test)]

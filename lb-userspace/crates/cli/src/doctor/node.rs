@@ -10,9 +10,8 @@ use lb_model::{
 };
 
 use super::{
-    Finding,
-    facts::{Chain, Facts, Firewall, Mac, Mistake, conf, sysctl},
-    process,
+    Finding, process,
+    snapshot::{Chain, Firewall, Mac, Mistake, NodeSnapshot, conf, sysctl},
 };
 
 /// The number of VRRP.
@@ -20,20 +19,20 @@ pub(super) const VRRP: u64 = 112;
 /// The sysctls that keep backends from answering for VIPs on their loopback.
 pub(super) const KEEP_SILENT: [(&str, i64); 2] = [("arp_ignore", 1), ("arp_announce", 2)];
 
-pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
+pub(super) fn configuration(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "configuration";
-    let file = facts.file.display();
-    match &facts.config {
+    let file = snapshot.file.display();
+    match &snapshot.config {
         Ok(config) => {
             let why = "it works, and is probably not meant";
             let doubt = |doubt| Finding::warning(CHECK, format!("{file}:{doubt}"), why);
             let doubts = config.warnings.iter().map(doubt);
-            let user = facts.unit.as_ref().and_then(Unit::user).unwrap_or("root");
+            let user = snapshot.unit.as_ref().and_then(Unit::user).unwrap_or("root");
             let why =
                 format!("lbd.service runs lbd as {user}, which does not start without this file");
-            let refused = facts.refused.iter().map(|mistake| finding_of(mistake, &why));
+            let refused = snapshot.refused.iter().map(|mistake| finding_of(mistake, &why));
             let mut findings: Vec<_> = doubts.chain(refused).collect();
-            if facts.refused.is_empty() {
+            if snapshot.refused.is_empty() {
                 findings.push(Finding::ok(CHECK, format!("{file}: {}", config.summary())));
             }
             findings
@@ -46,8 +45,8 @@ pub(super) fn configuration(facts: &Facts) -> Vec<Finding> {
     }
 }
 
-fn finding_of(Mistake { text, mend }: &Mistake, why: &str) -> Finding {
-    Finding { mend: mend.clone(), ..Finding::wrong("configuration", text.clone(), why) }
+fn finding_of(Mistake { text, fix }: &Mistake, why: &str) -> Finding {
+    Finding { fix: fix.clone(), ..Finding::error("configuration", text.clone(), why) }
 }
 
 /// The VIPs of all services.
@@ -61,28 +60,34 @@ fn routed(config: &Config) -> BTreeSet<IpAddr> {
     addresses.map(|virtual_address| virtual_address.address).collect()
 }
 
-pub(super) fn vips(facts: &Facts) -> Vec<Finding> {
-    let Ok(config) = &facts.config else { return Vec::new() };
+pub(super) fn vips(snapshot: &NodeSnapshot) -> Vec<Finding> {
+    let Ok(config) = &snapshot.config else { return Vec::new() };
     let routed = routed(config);
-    vips_of(config).into_iter().map(|vip| vip_of(facts, config, vip, &routed)).collect()
+    vips_of(config).into_iter().map(|vip| vip_of(snapshot, config, vip, &routed)).collect()
 }
 
-fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>) -> Finding {
+fn vip_of(
+    snapshot: &NodeSnapshot,
+    config: &Config,
+    vip: IpAddr,
+    routed: &BTreeSet<IpAddr>,
+) -> Finding {
     const CHECK: &str = "vip";
-    let holder = facts.interfaces.iter().find(|(_, interface)| interface.has(vip));
-    let claims = facts.claims.as_ref().and_then(|claims| claims.get(&vip));
+    let holder = snapshot.interfaces.iter().find(|(_, interface)| interface.has(vip));
+    let claims = snapshot.claims.as_ref().and_then(|claims| claims.get(&vip));
     let claims: Vec<Mac> = claims.into_iter().flatten().copied().collect();
     let length = if vip.is_ipv4() { 32 } else { 128 };
     // A backend that answers for the VIP takes its clients past the balancer.
-    if let Some((backend, mac)) = claims.iter().find_map(|mac| Some((backend_at(facts, mac)?, mac)))
+    if let Some((backend, mac)) =
+        claims.iter().find_map(|mac| Some((backend_at(snapshot, mac)?, mac)))
     {
         let settings = KEEP_SILENT.map(|(name, value)| (conf("all", name), value));
-        return Finding::wrong(
+        return Finding::error(
             CHECK,
             format!("{vip} is answered for by the backend {backend} ({})", mac_text(mac)),
             "its clients go to this backend past the balancer, whoever answers first",
         )
-        .mended_by(format!("ssh {backend} {}", sysctl(&settings)));
+        .fixed_by(format!("ssh {backend} {}", sysctl(&settings)));
     }
     let others: Vec<_> = claims.iter().map(mac_text).collect();
     let others = others.join(", ");
@@ -90,28 +95,28 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
         Some((name, interface)) if interface.loopback => {
             Finding::ok(CHECK, format!("{vip} is on {name}: routers send its packets here"))
         }
-        Some((name, _)) if facts.claims.is_none() => Finding::ok(
+        Some((name, _)) if snapshot.claims.is_none() => Finding::ok(
             CHECK,
             format!("{vip} is on {name}; whether another host has it is not known"),
         ),
         Some((name, _)) if claims.is_empty() => {
             Finding::ok(CHECK, format!("{vip} is on {name}, and nobody else answers for it"))
         }
-        Some((name, _)) => Finding::wrong(
+        Some((name, _)) => Finding::error(
             CHECK,
             format!("{vip} is on {name}, and {others} answers for it as well"),
             "clients go to either; two nodes are Active, or another host has the address",
         )
-        .mended_by("lbctl vrrp status"),
+        .fixed_by("lbctl vrrp status"),
         None if routed.contains(&vip) && !claims.is_empty() => {
             Finding::ok(CHECK, format!("{vip} is held by another node, {others}"))
         }
-        None if !claims.is_empty() => Finding::wrong(
+        None if !claims.is_empty() => Finding::error(
             CHECK,
             format!("{vip} is not on this node; {others} answers for it"),
             "its packets go there instead of here",
         ),
-        None if routed.contains(&vip) && facts.claims.is_none() => Finding::warning(
+        None if routed.contains(&vip) && snapshot.claims.is_none() => Finding::warning(
             CHECK,
             format!("{vip} is not on this node; whether another node has it is not known"),
             "no interface of the configuration is there and up, or lbctl may not send requests: be root",
@@ -121,16 +126,16 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
             format!("{vip} is on no node: nobody answers for it"),
             "virtual routers hold addresses while lbd runs",
         )
-        .mended_by(match facts.daemon {
+        .fixed_by(match snapshot.daemon {
             Some(_) => "lbctl vrrp status".to_owned(),
-            None => process::start(facts),
+            None => process::start(snapshot),
         }),
         None => Finding::warning(
             CHECK,
             format!("{vip} is not on this node, and in no virtual router"),
             "unless a router sends its packets here, nobody can reach it",
         )
-        .mended_by(format!(
+        .fixed_by(format!(
             "ip address add {vip}/{length} dev {}",
             config.interfaces.first().map_or("eth0", String::as_str)
         )),
@@ -138,8 +143,8 @@ fn vip_of(facts: &Facts, config: &Config, vip: IpAddr, routed: &BTreeSet<IpAddr>
 }
 
 /// The backend with this hardware address.
-fn backend_at(facts: &Facts, mac: &Mac) -> Option<IpAddr> {
-    facts.hops.iter().find_map(|(want, resolution)| match resolution {
+fn backend_at(snapshot: &NodeSnapshot, mac: &Mac) -> Option<IpAddr> {
+    snapshot.hops.iter().find_map(|(want, resolution)| match resolution {
         // In a tunnel the address is a router's.
         Resolution::Resolved(hop) if hop.mac == *mac && want.mode == Mode::Dsr => {
             Some(want.address)
@@ -154,10 +159,10 @@ fn mac_text(mac: &Mac) -> String {
 
 /// A node that has VIPs on its loopback, as one of several behind ECMP or one that is a backend as
 /// well, must not answer for them on a link.
-pub(super) fn arp(facts: &Facts) -> Vec<Finding> {
+pub(super) fn arp(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "arp";
-    let Ok(config) = &facts.config else { return Vec::new() };
-    let loopback = facts.interfaces.values().filter(|interface| interface.loopback);
+    let Ok(config) = &snapshot.config else { return Vec::new() };
+    let loopback = snapshot.interfaces.values().filter(|interface| interface.loopback);
     let here: Vec<_> = loopback.flat_map(|interface| &interface.addresses).collect();
     let vips = vips_of(config);
     if !here.iter().any(|(address, _)| address.is_ipv4() && vips.contains(address)) {
@@ -166,7 +171,7 @@ pub(super) fn arp(facts: &Facts) -> Vec<Finding> {
     let check = |interface: &String| {
         let missing: Vec<_> = KEEP_SILENT
             .into_iter()
-            .filter(|(name, least)| facts.sysctls.of_interface(interface, name) < *least)
+            .filter(|(name, least)| snapshot.sysctls.of_interface(interface, name) < *least)
             .map(|(name, value)| (conf(interface, name), value))
             .collect();
         if missing.is_empty() {
@@ -178,19 +183,19 @@ pub(super) fn arp(facts: &Facts) -> Vec<Finding> {
             format!("{interface} answers ARP for the VIPs on the loopback"),
             "hosts on the link take this node for the holder of the VIP, whatever routers announce",
         )
-        .mended_by(sysctl(&missing))
+        .fixed_by(sysctl(&missing))
     };
     config.interfaces.iter().map(check).collect()
 }
 
 /// Strict checks of sources drop what comes by another interface than answers would go by.
-pub(super) fn rp_filter(facts: &Facts) -> Vec<Finding> {
+pub(super) fn rp_filter(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "rp_filter";
-    let Ok(config) = &facts.config else { return Vec::new() };
+    let Ok(config) = &snapshot.config else { return Vec::new() };
     let strict: Vec<_> = config
         .interfaces
         .iter()
-        .filter(|interface| facts.sysctls.of_interface(interface, "rp_filter") == 1)
+        .filter(|interface| snapshot.sysctls.of_interface(interface, "rp_filter") == 1)
         .collect();
     if strict.is_empty() || config.interfaces.len() < 2 {
         let found = "the kernel drops no packet for the interface that it came by";
@@ -205,20 +210,20 @@ pub(super) fn rp_filter(facts: &Facts) -> Vec<Finding> {
             format!("sources are checked strictly on {}", names.join(", ")),
             "what XDP passes to this node itself is dropped if the way back is by another interface",
         )
-        .mended_by(sysctl(&loose)),
+        .fixed_by(sysctl(&loose)),
     ]
 }
 
 /// The balancer forwards without the kernel's help; only an address that is no VIP may need it.
-pub(super) fn gateway(facts: &Facts) -> Vec<Finding> {
+pub(super) fn gateway(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "forwarding";
-    let Ok(config) = &facts.config else { return Vec::new() };
+    let Ok(config) = &snapshot.config else { return Vec::new() };
     let vips = vips_of(config);
     let routers = config.routers.routers.iter();
     let plain = routers.flat_map(|router| &router.addresses).map(|one| one.address);
     let plain: Vec<_> = plain.filter(|address| !vips.contains(address)).collect();
     let check = |(address, name): (&IpAddr, &str)| {
-        if facts.sysctls.get(name) == Some(1) {
+        if snapshot.sysctls.get(name) == Some(1) {
             return Finding::ok(CHECK, format!("{address} may be a gateway: {name} is on"));
         }
         Finding::warning(
@@ -226,7 +231,7 @@ pub(super) fn gateway(facts: &Facts) -> Vec<Finding> {
             format!("{address} is no VIP of a service, and the kernel does not forward"),
             "if hosts have it as their gateway, their packets end here; otherwise all is well",
         )
-        .mended_by(sysctl(&[(name.into(), 1)]))
+        .fixed_by(sysctl(&[(name.into(), 1)]))
     };
     let find = |v4: bool| plain.iter().find(|address| address.is_ipv4() == v4);
     [(find(true), "net/ipv4/ip_forward"), (find(false), "net/ipv6/conf/all/forwarding")]
@@ -235,7 +240,7 @@ pub(super) fn gateway(facts: &Facts) -> Vec<Finding> {
         .collect()
 }
 
-pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
+pub(super) fn next_hops(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "next_hop";
     let check = |(want, resolution): (&Want, &Resolution)| {
         let Want { address, mode } = want;
@@ -255,20 +260,20 @@ pub(super) fn next_hops(facts: &Facts) -> Vec<Finding> {
                 Finding::ok(CHECK, found)
             }
             Resolution::Pending { reason } => {
-                Finding::wrong(CHECK, format!("{address}: {reason}"), why)
-                    .mended_by(format!("ping -c 3 {address}"))
+                Finding::error(CHECK, format!("{address}: {reason}"), why)
+                    .fixed_by(format!("ping -c 3 {address}"))
             }
             Resolution::Unreachable { reason } => {
-                Finding::wrong(CHECK, format!("{address} ({mode}): {reason}"), why)
-                    .mended_by(format!("ip route get {address}"))
+                Finding::error(CHECK, format!("{address} ({mode}): {reason}"), why)
+                    .fixed_by(format!("ip route get {address}"))
             }
         }
     };
-    facts.hops.iter().map(check).collect()
+    snapshot.hops.iter().map(check).collect()
 }
 
 /// Whether frames arrive that the program sends, as the `lbd` that runs has found out.
-pub(super) fn exits(facts: &Facts) -> Vec<Finding> {
+pub(super) fn exits(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "egress";
     let check = |exit: &EgressStatus| {
         let EgressStatus { interface, mac, state, detail } = exit;
@@ -278,28 +283,28 @@ pub(super) fn exits(facts: &Facts) -> Vec<Finding> {
                 CHECK,
                 format!("what the program sends to {mac} by {interface} arrives"),
             ),
-            EgressStatus::LOST => Finding::wrong(
+            EgressStatus::LOST => Finding::error(
                 CHECK,
                 format!("what the program sends to {mac} by {interface} is lost: {detail}"),
                 "clients get no answer, and health checks, which leave by a socket, don't see it",
             )
-            .mended_by(format!("ip -details -statistics link show dev {interface}")),
+            .fixed_by(format!("ip -details -statistics link show dev {interface}")),
             _ => Finding::ok(
                 CHECK,
                 format!("{mac} by {interface}: it is not known whether frames arrive: {detail}"),
             ),
         }
     };
-    facts.egress.iter().map(check).collect()
+    snapshot.egress.iter().map(check).collect()
 }
 
 /// Packets that clients send with the usual MTU, and their outer header, fit the way to a backend.
-pub(super) fn tunnel_mtu(facts: &Facts) -> Vec<Finding> {
+pub(super) fn tunnel_mtu(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "tunnel_mtu";
     /// The largest packets of clients where no link on their path has a larger MTU.
     const USUAL: u32 = 1500;
-    let Ok(config) = &facts.config else { return Vec::new() };
-    let least = config.interfaces.iter().filter_map(|name| facts.interfaces.get(name));
+    let Ok(config) = &snapshot.config else { return Vec::new() };
+    let least = config.interfaces.iter().filter_map(|name| snapshot.interfaces.get(name));
     let inner = least.map(|interface| interface.mtu).max().unwrap_or(USUAL).min(USUAL);
     let check = |(want, resolution): (&Want, &Resolution)| {
         let (Mode::Ipip, Resolution::Resolved(hop)) = (want.mode, resolution) else { return None };
@@ -313,22 +318,22 @@ pub(super) fn tunnel_mtu(facts: &Facts) -> Vec<Finding> {
             return Some(Finding::ok(CHECK, found));
         }
         let device = &hop.interface;
-        let link = facts.interfaces.get(device).map_or(0, |interface| interface.mtu);
+        let link = snapshot.interfaces.get(device).map_or(0, |interface| interface.mtu);
         let found = format!("{found}; {needed} are needed for what clients send");
         let why = "clients get an ICMP error that has them send less, and firewalls may drop it";
-        let mend = match link < needed {
+        let fix = match link < needed {
             true => format!("ip link set dev {device} mtu {needed}"),
             // The link would do: a route, or a learnt path MTU, is smaller.
             false => "ip route flush cache".to_owned(),
         };
-        Some(Finding::warning(CHECK, found, why).mended_by(mend))
+        Some(Finding::warning(CHECK, found, why).fixed_by(fix))
     };
-    facts.hops.iter().filter_map(check).collect()
+    snapshot.hops.iter().filter_map(check).collect()
 }
 
-pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
+pub(super) fn firewall(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "firewall";
-    let Ok(config) = &facts.config else { return Vec::new() };
+    let Ok(config) = &snapshot.config else { return Vec::new() };
     let mut needed = Vec::new();
     if !config.routers.routers.is_empty() {
         needed.push((VRRP, "VRRP (protocol 112)".to_owned(), "meta l4proto 112".to_owned()));
@@ -341,7 +346,7 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
     if needed.is_empty() {
         return Vec::new();
     }
-    let rules = match &facts.firewall {
+    let rules = match &snapshot.firewall {
         Firewall::Known(rules) => rules,
         Firewall::Unknown(why) => {
             let found = format!("the rules of the firewall can't be read: {why}");
@@ -355,8 +360,8 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
         let why = "both nodes would be Active, or know none of the other's flows";
         let finding = |chain: &Chain| {
             let found = format!("the chain `{}` seems to drop {what}", chain.name);
-            let mend = format!("nft insert rule {} {rule} accept", chain.name);
-            Finding::warning(CHECK, found, why).mended_by(mend)
+            let fix = format!("nft insert rule {} {rule} accept", chain.name);
+            Finding::warning(CHECK, found, why).fixed_by(fix)
         };
         let mut findings: Vec<_> = closed.into_iter().map(finding).collect();
         if findings.is_empty() {
@@ -368,7 +373,7 @@ pub(super) fn firewall(facts: &Facts) -> Vec<Finding> {
     if rules.legacy {
         let found = "there are tables of iptables-legacy, which are not looked into";
         let why = "they may drop the VRRP and flow sync packets of a pair";
-        findings.push(Finding::warning(CHECK, found, why).mended_by("iptables-legacy -S INPUT"));
+        findings.push(Finding::warning(CHECK, found, why).fixed_by("iptables-legacy -S INPUT"));
     }
     findings
 }

@@ -4,7 +4,7 @@ use lb_config::unit::Unit;
 
 use super::{
     Finding,
-    facts::{Facts, Process},
+    snapshot::{NodeSnapshot, Process},
 };
 
 /// A capability, its number in linux/capability.h, and its use.
@@ -39,16 +39,16 @@ impl Process {
     }
 }
 
-pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
+pub(super) fn clock(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "clock";
-    vec![match facts.clock_synchronised {
+    vec![match snapshot.clock_synchronised {
         Some(true) => Finding::ok(CHECK, "the clock is kept right"),
         Some(false) => Finding::warning(
             CHECK,
             "nothing keeps the clock right",
             "deadlines of drains, events and logs of two nodes are compared by it",
         )
-        .mended_by("apt-get install -y chrony"),
+        .fixed_by("apt-get install -y chrony"),
         None => Finding::warning(
             CHECK,
             "the kernel does not report whether the clock is kept right",
@@ -57,48 +57,48 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
     }]
 }
 
-pub(super) fn daemon(facts: &Facts) -> Vec<Finding> {
+pub(super) fn daemon(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "lbd";
-    vec![match &facts.daemon {
+    vec![match &snapshot.daemon {
         Some(process) => {
             Finding::ok(CHECK, format!("lbd runs (pid {}, user {})", process.pid, process.uid))
         }
         None => {
-            let found = match &facts.socket.refused {
-                Some(why) => format!("no lbd answers on {}: {why}", facts.socket.path.display()),
+            let found = match &snapshot.socket.refused {
+                Some(why) => format!("no lbd answers on {}: {why}", snapshot.socket.path.display()),
                 None => "no lbd runs".to_owned(),
             };
             let program =
-                facts.interfaces.values().filter_map(|interface| interface.program.as_ref());
+                snapshot.interfaces.values().filter_map(|interface| interface.program.as_ref());
             let why = match program.filter(|program| program.ours).count() {
                 0 => "nothing is forwarded",
                 _ => {
                     "what lbd has written goes on forwarding; nothing is checked, changed or taken over"
                 }
             };
-            match &facts.unit {
-                // systemd starts it again by itself: another start mends nothing.
+            match &snapshot.unit {
+                // systemd starts it again by itself: another start fixes nothing.
                 Some(unit) if unit.is_retried() => {
                     let why = format!("{why}; {}", Unit::remedy(Some(unit)));
                     Finding::warning(CHECK, found, &why)
                 }
-                _ => Finding::warning(CHECK, found, why).mended_by(start(facts)),
+                _ => Finding::warning(CHECK, found, why).fixed_by(start(snapshot)),
             }
         }
     }]
 }
 
 /// The command that starts `lbd`.
-pub(super) fn start(facts: &Facts) -> String {
-    match &facts.unit {
+pub(super) fn start(snapshot: &NodeSnapshot) -> String {
+    match &snapshot.unit {
         Some(unit) => unit.start().to_owned(),
-        None => format!("lbd --config {}", facts.file.display()),
+        None => format!("lbd --config {}", snapshot.file.display()),
     }
 }
 
-pub(super) fn capabilities(facts: &Facts) -> Vec<Finding> {
+pub(super) fn capabilities(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "capabilities";
-    let Some(process) = &facts.daemon else { return Vec::new() };
+    let Some(process) = &snapshot.daemon else { return Vec::new() };
     let has = |one: &Capability| {
         // The capabilities that CAP_SYS_ADMIN was divided into (capabilities(7)).
         process.may(one.number) || one.number >= 38 && process.may(SYS_ADMIN)
@@ -107,15 +107,15 @@ pub(super) fn capabilities(facts: &Facts) -> Vec<Finding> {
         .iter()
         .filter(|one| !has(one))
         .map(|one| {
-            Finding::wrong(CHECK, format!("lbd lacks {}", one.name), &format!("it {}", one.purpose))
-                .mended_by(grant(one.name))
+            Finding::error(CHECK, format!("lbd lacks {}", one.name), &format!("it {}", one.purpose))
+                .fixed_by(grant(one.name))
         })
         .collect();
-    let routers = facts.config.as_ref().is_ok_and(|config| !config.routers.routers.is_empty());
+    let routers = snapshot.config.as_ref().is_ok_and(|config| !config.routers.routers.is_empty());
     if routers && !has(&WISHED) {
         let why = "under load this node is late, and its peers take over for no reason";
         let found = format!("lbd lacks {}", WISHED.name);
-        findings.push(Finding::warning(CHECK, found, why).mended_by(grant(WISHED.name)));
+        findings.push(Finding::warning(CHECK, found, why).fixed_by(grant(WISHED.name)));
     }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, "lbd has the capabilities that it needs"));
@@ -144,9 +144,11 @@ fn drop_in(file: &str, lines: &str) -> String {
 /// Descriptors that are not for backends: maps, sockets of netlink, virtual routers, clients.
 const FILES_BESIDE: u64 = 1_024;
 
-pub(super) fn limits(facts: &Facts) -> Vec<Finding> {
+pub(super) fn limits(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "limits";
-    let (Some(process), Ok(config)) = (&facts.daemon, &facts.config) else { return Vec::new() };
+    let (Some(process), Ok(config)) = (&snapshot.daemon, &snapshot.config) else {
+        return Vec::new();
+    };
     let backends: usize = config.desired.services.values().map(|one| one.backends.len()).sum();
     // A question that is not answered yet, and the next.
     let needed = FILES_BESIDE + 2 * backends as u64;
@@ -155,7 +157,7 @@ pub(super) fn limits(facts: &Facts) -> Vec<Finding> {
             let found = format!("lbd may have {files} open files, where {needed} may be needed");
             let round = needed.next_power_of_two().max(65_536);
             Finding::warning(CHECK, found, "checks wait for each other, and clients are refused")
-                .mended_by(drop_in("files", &format!("LimitNOFILE={round}")))
+                .fixed_by(drop_in("files", &format!("LimitNOFILE={round}")))
         }
         Some(files) => Finding::ok(CHECK, format!("lbd may have {files} open files")),
         None => Finding::ok(CHECK, "lbd may have any number of open files"),
@@ -165,15 +167,15 @@ pub(super) fn limits(facts: &Facts) -> Vec<Finding> {
     let memory = bounded.map(|bytes| {
         let found = format!("lbd may lock {bytes} bytes in memory");
         let why = "a virtual router that waits for its pages is late, and its peers take over";
-        Finding::warning(CHECK, found, why).mended_by(drop_in("memory", "LimitMEMLOCK=infinity"))
+        Finding::warning(CHECK, found, why).fixed_by(drop_in("memory", "LimitMEMLOCK=infinity"))
     });
     [files].into_iter().chain(memory).collect()
 }
 
-pub(super) fn socket(facts: &Facts) -> Vec<Finding> {
+pub(super) fn socket(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "socket";
-    let Ok(config) = &facts.config else { return Vec::new() };
-    let socket = &facts.socket;
+    let Ok(config) = &snapshot.config else { return Vec::new() };
+    let socket = &snapshot.socket;
     let path = socket.path.display();
     let group = &config.group;
     let mut findings = Vec::new();
@@ -181,17 +183,17 @@ pub(super) fn socket(facts: &Facts) -> Vec<Finding> {
         let found = format!("there is no group {group}");
         findings.push(
             Finding::warning(CHECK, found, "only root can use lbctl")
-                .mended_by(format!("groupadd --system {group} && systemctl restart lbd")),
+                .fixed_by(format!("groupadd --system {group} && systemctl restart lbd")),
         );
     }
     match socket.mode {
         Some(mode) if mode & 0o007 != 0 => findings.push(
-            Finding::wrong(
+            Finding::error(
                 CHECK,
                 format!("anybody may use {path} (mode {:o})", mode & 0o777),
                 "who can write to it can take services from their clients",
             )
-            .mended_by(format!("chmod 660 {path}")),
+            .fixed_by(format!("chmod 660 {path}")),
         ),
         Some(mode) => findings.push(Finding::ok(
             CHECK,

@@ -14,19 +14,19 @@ use lb_model::{
 
 use super::{
     Finding, Report,
-    facts::{Firewall, Interface, Rules, Sysctls, conf, sysctl},
     first_buffer::of_backend,
     links::merging,
     node::KEEP_SILENT,
+    snapshot::{Firewall, InterfaceSnapshot, Rules, Sysctls, conf, sysctl},
 };
 
-/// The facts of a backend.
+/// The state of a backend's host.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct BackendSnapshot {
     /// The parameters of the examination.
-    pub question: Question,
+    pub request: BackendRequest,
     /// All interfaces by name.
-    pub interfaces: BTreeMap<String, Interface>,
+    pub interfaces: BTreeMap<String, InterfaceSnapshot>,
     /// Settings of the kernel's network.
     pub sysctls: Sysctls,
     /// The tables of the firewall.
@@ -84,7 +84,7 @@ impl Decap {
 
 /// The parameters of the examination of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Question {
+pub struct BackendRequest {
     /// The VIPs; none: those that are found on the loopback.
     pub vips: Vec<IpAddr>,
     /// How packets come; none: by tunnel if there is an end of one.
@@ -95,9 +95,9 @@ pub struct Question {
     pub pin_dir: Option<PathBuf>,
 }
 
-impl Facts {
+impl BackendSnapshot {
     fn is_tunnelled(&self) -> bool {
-        match self.question.mode {
+        match self.request.mode {
             Some(mode) => mode == Mode::Ipip,
             None => !self.decaps.is_empty() || self.tunnels().next().is_some(),
         }
@@ -105,14 +105,14 @@ impl Facts {
 
     /// The flag that sets the folder of the pins.
     fn pins(&self) -> String {
-        let pins = self.question.pin_dir.as_ref();
+        let pins = self.request.pin_dir.as_ref();
         pins.map_or_else(String::new, |folder| format!(" --pin-dir {}", folder.display()))
     }
 
     /// Tunnel devices that are up.
-    fn tunnels(&self) -> impl Iterator<Item = (&str, &Interface)> {
+    fn tunnels(&self) -> impl Iterator<Item = (&str, &InterfaceSnapshot)> {
         let kinds = ["ipip", "sit", "ip6tnl"];
-        let is_tunnel = move |one: &Interface| {
+        let is_tunnel = move |one: &InterfaceSnapshot| {
             one.up && one.kind.as_deref().is_some_and(|kind| kinds.contains(&kind))
         };
         let tunnels = self.interfaces.iter().filter(move |(_, one)| is_tunnel(one));
@@ -121,8 +121,8 @@ impl Facts {
 
     /// The VIPs that are meant.
     fn vips(&self) -> Vec<IpAddr> {
-        if !self.question.vips.is_empty() {
-            return self.question.vips.clone();
+        if !self.request.vips.is_empty() {
+            return self.request.vips.clone();
         }
         let loopbacks = self.interfaces.values().filter(|interface| interface.loopback);
         let own = loopbacks.flat_map(|interface| &interface.addresses);
@@ -134,7 +134,7 @@ impl Facts {
 
     /// The interfaces that get ARP requests.
     fn links(&self) -> impl Iterator<Item = &str> {
-        let is_link = |one: &Interface| {
+        let is_link = |one: &InterfaceSnapshot| {
             !one.loopback
                 && one.up
                 && one.mac.is_some()
@@ -144,7 +144,7 @@ impl Facts {
     }
 
     /// The interface that packets of the balancer come by.
-    fn uplink(&self) -> Option<(&str, &Interface)> {
+    fn uplink(&self) -> Option<(&str, &InterfaceSnapshot)> {
         let name = self.decaps.keys().next().or(self.uplink.as_ref());
         let (name, interface) = match name {
             Some(name) => self.interfaces.get_key_value(name)?,
@@ -156,30 +156,30 @@ impl Facts {
 
 /// The checks of a backend.
 #[must_use]
-pub fn examine(facts: &Facts) -> Report {
-    let checks: [fn(&Facts) -> Vec<Finding>; _] =
+pub fn examine(snapshot: &BackendSnapshot) -> Report {
+    let checks: [fn(&BackendSnapshot) -> Vec<Finding>; _] =
         [vips, arp, tunnel, sources, rp_filter, segment_size, listeners, offloads, of_backend];
-    Report { findings: checks.iter().flat_map(|check| check(facts)).collect() }
+    Report { findings: checks.iter().flat_map(|check| check(snapshot)).collect() }
 }
 
-fn vips(facts: &Facts) -> Vec<Finding> {
+fn vips(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "vip";
-    let vips = facts.vips();
+    let vips = snapshot.vips();
     if vips.is_empty() {
         return vec![
-            Finding::wrong(
+            Finding::error(
                 CHECK,
                 "no VIP is on the loopback; name it with --vip",
                 "packets come with the VIP as their destination, and are dropped",
             )
-            .mended_by("lbctl doctor backend --vip ADDRESS"),
+            .fixed_by("lbctl doctor backend --vip ADDRESS"),
         ];
     }
     let check = |vip: IpAddr| {
         let length = if vip.is_ipv4() { 32 } else { 128 };
         let nodad = if vip.is_ipv4() { "" } else { " nodad" };
         let add = format!("ip address add {vip}/{length} dev lo{nodad}");
-        let mut holders = facts.interfaces.iter().flat_map(|(name, interface)| {
+        let mut holders = snapshot.interfaces.iter().flat_map(|(name, interface)| {
             let own = interface.addresses.iter().filter(move |(address, _)| *address == vip);
             own.map(move |(_, length)| (name, interface, *length))
         });
@@ -188,44 +188,44 @@ fn vips(facts: &Facts) -> Vec<Finding> {
             let loopback = holders.any(|(_, one, _)| one.loopback);
             let delete = format!("ip address del {vip}/{has} dev {name}");
             let command = if loopback { delete } else { format!("{delete} && {add}") };
-            return Finding::wrong(
+            return Finding::error(
                 CHECK,
                 format!("{vip} is on {name}"),
                 "this host answers for the VIP on the link, in place of the balancer",
             )
-            .mended_by(command);
+            .fixed_by(command);
         }
         match holders.next() {
             Some((_, _, has)) if has == length => {
                 Finding::ok(CHECK, format!("{vip}/{length} is on the loopback"))
             }
-            Some((name, _, has)) => Finding::wrong(
+            Some((name, _, has)) => Finding::error(
                 CHECK,
                 format!("{vip} is on {name} with the prefix /{has}"),
                 "the host takes all addresses of the prefix for its own",
             )
-            .mended_by(format!("ip address del {vip}/{has} dev {name} && {add}")),
-            None => Finding::wrong(
+            .fixed_by(format!("ip address del {vip}/{has} dev {name} && {add}")),
+            None => Finding::error(
                 CHECK,
                 format!("{vip} is not on the loopback"),
                 "packets come with the VIP as their destination, and are dropped",
             )
-            .mended_by(add),
+            .fixed_by(add),
         }
     };
     vips.into_iter().map(check).collect()
 }
 
-fn arp(facts: &Facts) -> Vec<Finding> {
+fn arp(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "arp";
     // IPv6 answers only for the addresses of the interface that gets the solicitation.
-    if !facts.vips().iter().any(IpAddr::is_ipv4) {
+    if !snapshot.vips().iter().any(IpAddr::is_ipv4) {
         return Vec::new();
     }
     // The VIP of a tunnelled service is not of the link; no host there sends ARP requests for it.
-    let serious = !facts.is_tunnelled();
+    let serious = !snapshot.is_tunnelled();
     let check = |interface: &str| {
-        let value = |setting| facts.sysctls.of_interface(interface, setting);
+        let value = |setting| snapshot.sysctls.of_interface(interface, setting);
         // 1 and 2: only for addresses of the interface; 8: for none; 3: for some on the loopback.
         let ignores = matches!(value("arp_ignore"), 1 | 2 | 8);
         let announces = value("arp_announce") == 2;
@@ -236,11 +236,11 @@ fn arp(facts: &Facts) -> Vec<Finding> {
         let wanted = KEEP_SILENT.into_iter().zip([ignores, announces]);
         let wanted = wanted.filter(|(_, is_so)| !is_so).map(|((name, to), _)| {
             // The larger one of both counts: where that of the interface is too large, it is set.
-            let own = facts.sysctls.get(&conf(interface, name)).unwrap_or(0);
+            let own = snapshot.sysctls.get(&conf(interface, name)).unwrap_or(0);
             let of = if own > to { interface } else { "all" };
             (conf(of, name), to)
         });
-        let mend = sysctl(&wanted.collect::<Vec<_>>());
+        let fix = sysctl(&wanted.collect::<Vec<_>>());
         let finding = if ignores {
             Finding::warning(
                 CHECK,
@@ -248,7 +248,7 @@ fn arp(facts: &Facts) -> Vec<Finding> {
                 "their receivers then take this host for the holder of the VIP",
             )
         } else if serious {
-            Finding::wrong(
+            Finding::error(
                 CHECK,
                 format!("{interface} answers ARP for the VIP on the loopback"),
                 "clients and routers of the link come here past the balancer",
@@ -260,21 +260,21 @@ fn arp(facts: &Facts) -> Vec<Finding> {
                 "if the VIP is of this link, clients come here past the balancer",
             )
         };
-        finding.mended_by(mend)
+        finding.fixed_by(fix)
     };
-    facts.links().map(check).collect()
+    snapshot.links().map(check).collect()
 }
 
-fn tunnel(facts: &Facts) -> Vec<Finding> {
+fn tunnel(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "tunnel";
-    if !facts.is_tunnelled() {
+    if !snapshot.is_tunnelled() {
         return Vec::new();
     }
-    let pins = facts.pins();
+    let pins = snapshot.pins();
     let mut findings = Vec::new();
-    for (dev, taken) in &facts.decaps {
+    for (dev, taken) in &snapshot.decaps {
         let own = taken.vips.as_deref().unwrap_or_default();
-        let left: Vec<_> = facts
+        let left: Vec<_> = snapshot
             .vips()
             .into_iter()
             .filter(|vip| taken.vips.is_some() && !own.contains(vip))
@@ -286,7 +286,7 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
                 format!("the decapsulator of {dev} takes packets from anywhere, or for any address"),
                 "if this host routes, anybody reaches what is behind it; an older lbctl attached it",
             )
-            .mended_by(taken.attach(dev, own, &from, &pins)),
+            .fixed_by(taken.attach(dev, own, &from, &pins)),
             None => Finding::ok(
                 CHECK,
                 match taken.followed.vips {
@@ -294,38 +294,38 @@ fn tunnel(facts: &Facts) -> Vec<Finding> {
                     false => format!("{dev} has the decapsulator, for VIPs that are fixed"),
                 },
             ),
-            Some(vip) => Finding::wrong(
+            Some(vip) => Finding::error(
                 CHECK,
                 format!("the decapsulator of {dev} does not take packets for {vip}"),
                 "they stay in their tunnel, and nothing on this host wants them",
             )
-            .mended_by(match taken.followed.vips {
+            .fixed_by(match taken.followed.vips {
                 true => format!("systemctl restart lb-decap@{dev}"),
                 false => taken.attach(dev, &[own, &left].concat(), &from, &pins),
             }),
         });
     }
-    for (name, one) in facts.tunnels() {
+    for (name, one) in snapshot.tunnels() {
         let kind = one.kind.as_deref().unwrap_or("tunnel");
         findings
             .push(Finding::ok(CHECK, format!("{name} ({kind}) takes packets out of their tunnel")));
     }
     if findings.is_empty() {
-        let dev = facts.uplink().map_or("eth0", |(name, _)| name);
+        let dev = snapshot.uplink().map_or("eth0", |(name, _)| name);
         findings.push(
-            Finding::wrong(
+            Finding::error(
                 CHECK,
                 "nothing takes packets out of their tunnel: no decapsulator, and no tunnel device",
                 "what the balancer sends (mode = \"ipip\") is dropped",
             )
-            .mended_by(format!("lbctl decap attach --dev {dev} {}{pins}", decap::usual_sources())),
+            .fixed_by(format!("lbctl decap attach --dev {dev} {}{pins}", decap::usual_sources())),
         );
     }
     findings
 }
 
 /// Packets that would have been unwrapped if they came from a source that is listed.
-fn sources(facts: &Facts) -> Vec<Finding> {
+fn sources(snapshot: &BackendSnapshot) -> Vec<Finding> {
     let warn = |(dev, taken): (&String, &Decap)| {
         let unlisted = taken.unlisted?;
         let vips = if taken.followed.vips { None } else { taken.vips.as_deref() };
@@ -337,52 +337,52 @@ fn sources(facts: &Facts) -> Vec<Finding> {
                 "they stay in their tunnel. If that is a balancer, name the PREFIX of its `[tunnel]` that has the \
                  address; if not, somebody tries to reach this host's inside",
             )
-            .mended_by(taken.attach(dev, vips.unwrap_or_default(), &from, &facts.pins())),
+            .fixed_by(taken.attach(dev, vips.unwrap_or_default(), &from, &snapshot.pins())),
         )
     };
-    facts.decaps.iter().filter_map(warn).collect()
+    snapshot.decaps.iter().filter_map(warn).collect()
 }
 
-fn rp_filter(facts: &Facts) -> Vec<Finding> {
+fn rp_filter(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "rp_filter";
-    if !facts.is_tunnelled() || !facts.vips().iter().any(IpAddr::is_ipv4) {
+    if !snapshot.is_tunnelled() || !snapshot.vips().iter().any(IpAddr::is_ipv4) {
         return Vec::new();
     }
     // By a tunnel device packets come whose answers go by another interface, always; with the
     // decapsulator they come by the interface that has it.
-    let tunnels = facts.tunnels().map(|(name, _)| (name, true));
-    let decaps = facts.decaps.keys().map(|name| (name.as_str(), false));
+    let tunnels = snapshot.tunnels().map(|(name, _)| (name, true));
+    let decaps = snapshot.decaps.keys().map(|name| (name.as_str(), false));
     let check = |(name, always): (&str, bool)| {
-        if facts.sysctls.of_interface(name, "rp_filter") != 1 {
+        if snapshot.sysctls.of_interface(name, "rp_filter") != 1 {
             let found = format!("{name} does not check by which interface answers would go");
             return Finding::ok(CHECK, found);
         }
         // Loose is larger than strict, and the larger one of both counts.
-        let mend = sysctl(&[(conf(name, "rp_filter"), 2)]);
+        let fix = sysctl(&[(conf(name, "rp_filter"), 2)]);
         if always {
-            Finding::wrong(
+            Finding::error(
                 CHECK,
                 format!("{name} drops packets whose answers go by another interface"),
                 "that is every packet: clients are not reached through the tunnel",
             )
-            .mended_by(mend)
+            .fixed_by(fix)
         } else {
             Finding::warning(
                 CHECK,
                 format!("{name} drops packets whose answers go by another interface"),
                 "clients that are reached by another interface get no answer",
             )
-            .mended_by(mend)
+            .fixed_by(fix)
         }
     };
     tunnels.chain(decaps).map(check).collect()
 }
 
 /// The segment size announced to clients fits the tunnel.
-fn segment_size(facts: &Facts) -> Vec<Finding> {
+fn segment_size(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "mtu";
     const USUAL: u32 = 1500;
-    let Some((name, uplink)) = facts.uplink().filter(|_| facts.is_tunnelled()) else {
+    let Some((name, uplink)) = snapshot.uplink().filter(|_| snapshot.is_tunnelled()) else {
         return Vec::new();
     };
     // The outer header is that of the family by which this host is reached.
@@ -395,19 +395,19 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
     }
     // Outer header, IPv4 and TCP.
     let segment = uplink.mtu.saturating_sub(outer + 40);
-    if let Some(announced) = facts.announced_segment.filter(|announced| *announced <= segment) {
+    if let Some(announced) = snapshot.announced_segment.filter(|announced| *announced <= segment) {
         return vec![Finding::ok(
             CHECK,
             format!("{found}; the TCP MSS announced to clients is {announced} bytes"),
         )];
     }
-    if matches!(&facts.firewall, Firewall::Known(Rules { clamps: true, .. })) {
+    if matches!(&snapshot.firewall, Firewall::Known(Rules { clamps: true, .. })) {
         return vec![Finding::ok(
             CHECK,
             format!("{found}; a rule of the firewall lowers the segment size"),
         )];
     }
-    let vip = facts.vips().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let vip = snapshot.vips().first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let (family, segment) = match vip.is_ipv4() {
         true => ("ip", segment),
         false => ("ip6", segment.saturating_sub(20)),
@@ -418,7 +418,7 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
             format!("{found}; with the TCP MSS announced to clients, tunnelled packets are larger"),
             "each large packet takes an ICMP message first, which firewalls on the way may drop",
         )
-        .mended_by(format!(
+        .fixed_by(format!(
             "nft 'add table inet lb_mss; add chain inet lb_mss output {{ type filter hook output \
              priority mangle; }}; add rule inet lb_mss output {family} saddr {vip} tcp flags syn \
              tcp option maxseg size set {segment}'"
@@ -426,7 +426,7 @@ fn segment_size(facts: &Facts) -> Vec<Finding> {
     ]
 }
 
-fn listeners(facts: &Facts) -> Vec<Finding> {
+fn listeners(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "listener";
     let word = |protocol| if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
     let accepts = |listener: &SocketAddr, vip: IpAddr| {
@@ -435,31 +435,31 @@ fn listeners(facts: &Facts) -> Vec<Finding> {
             || listener.ip().is_unspecified() && (vip.is_ipv4() || listener.is_ipv6())
     };
     let mut findings = Vec::new();
-    for vip in facts.vips() {
-        for (protocol, port) in &facts.question.ports {
+    for vip in snapshot.vips() {
+        for (protocol, port) in &snapshot.request.ports {
             let place = format!("{} port {port} of {vip}", word(*protocol));
-            let listening = facts.listeners.iter().any(|(of, listener)| {
+            let listening = snapshot.listeners.iter().any(|(of, listener)| {
                 of == protocol && listener.port() == *port && accepts(listener, vip)
             });
-            let own = facts.listeners.iter().find(|(of, listener)| {
+            let own = snapshot.listeners.iter().find(|(of, listener)| {
                 of == protocol && listener.port() == *port && !listener.ip().is_loopback()
             });
             findings.push(match (listening, own) {
                 (true, _) => Finding::ok(CHECK, format!("a server listens on {place}")),
-                (false, Some((_, elsewhere))) => Finding::wrong(
+                (false, Some((_, elsewhere))) => Finding::error(
                     CHECK,
                     format!("nothing listens on {place}, but on {elsewhere}"),
                     "clients are refused: their packets are for the VIP",
                 ),
-                (false, None) => Finding::wrong(
+                (false, None) => Finding::error(
                     CHECK,
                     format!("nothing listens on {place}"),
                     "clients are refused",
                 ),
             });
         }
-        if facts.question.ports.is_empty() {
-            let ports: BTreeSet<_> = facts
+        if snapshot.request.ports.is_empty() {
+            let ports: BTreeSet<_> = snapshot
                 .listeners
                 .iter()
                 .filter(|(_, listener)| accepts(listener, vip))
@@ -483,10 +483,10 @@ fn listeners(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Merging in hardware is done by the outer header, and a decapsulator would see the result.
-fn offloads(facts: &Facts) -> Vec<Finding> {
+fn offloads(snapshot: &BackendSnapshot) -> Vec<Finding> {
     let why = "the decapsulator would see what the link never carried; drivers refuse XDP with it";
-    let decaps = facts.decaps.keys();
-    decaps.filter_map(|name| merging(name, facts.interfaces.get(name)?, why)).collect()
+    let decaps = snapshot.decaps.keys();
+    decaps.filter_map(|name| merging(name, snapshot.interfaces.get(name)?, why)).collect()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use lb_vrrp::announce;
 
-use crate::doctor::facts::{Interface, Mac};
+use crate::doctor::snapshot::{InterfaceSnapshot, Mac};
 
 /// For as long answers are awaited: a host on the link needs a millisecond.
 const PATIENCE: Duration = Duration::from_millis(700);
@@ -23,7 +23,7 @@ const ETH_P_ALL: u16 = 3;
 /// The other hosts that answer for these addresses on the links of these interfaces; none if this process may
 /// not send requests, or none of the links is there and up.
 pub(super) async fn collect(
-    interfaces: &BTreeMap<String, Interface>,
+    interfaces: &BTreeMap<String, InterfaceSnapshot>,
     names: &[String],
     addresses: BTreeSet<IpAddr>,
 ) -> Option<BTreeMap<IpAddr, BTreeSet<Mac>>> {
@@ -95,7 +95,7 @@ fn on(ifindex: u32, kind: u16) -> SockAddr {
 
 /// The request for an address, sent from another address of the interface. Over IPv6
 /// it takes one: without a source it would look as if the address were about to be taken.
-fn request(address: IpAddr, mac: Mac, interface: &Interface) -> Option<Vec<u8>> {
+fn request(address: IpAddr, mac: Mac, interface: &InterfaceSnapshot) -> Option<Vec<u8>> {
     let own = interface.addresses.iter().map(|(own, _)| *own).filter(|own| *own != address);
     match address {
         IpAddr::V4(address) => {
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn it_is_asked_in_the_name_of_another_address() {
-        let mut interface = Interface::default();
+        let mut interface = InterfaceSnapshot::default();
         let vip: Ipv4Addr = [10, 0, 0, 100].into();
         interface.addresses.push((vip.into(), 32));
         let frame = request(vip.into(), MAC, &interface).expect("a frame");

@@ -7,7 +7,7 @@ use lb_vrrp::thread::filter::TABLE;
 use serde_json::Value;
 
 use super::nft::{collect_numbers, table, text};
-use crate::doctor::facts::Destination;
+use crate::doctor::snapshot::Destination;
 
 /// Of all rules but those of chains that see only what this node sends itself, and those of `lbd`.
 pub(super) fn destinations(objects: &[Value]) -> Vec<Destination> {

@@ -12,7 +12,7 @@ use super::{
     destinations::destinations,
     nft::{collect_numbers, table, text},
 };
-use crate::doctor::facts::{Chain, Firewall, Rules};
+use crate::doctor::snapshot::{Chain, Firewall, Rules};
 
 /// Runs `nft`.
 pub(super) fn read() -> Firewall {

@@ -7,7 +7,7 @@ use lb_netlink::{
     trunks::{of_name, offloads},
 };
 
-use crate::doctor::facts::{Channels, Interface};
+use crate::doctor::snapshot::{Channels, InterfaceSnapshot};
 
 // From linux/ethtool_netlink.h.
 const CHANNELS_GET: u8 = 17;
@@ -16,9 +16,13 @@ const COMBINED_MAX: u16 = 5;
 const RX_COUNT: u16 = 6;
 const COMBINED_COUNT: u16 = 9;
 
-/// Fills in an interface's facts from generic netlink; `features` are those of all
+/// Fills in an interface's snapshot from generic netlink; `features` are those of all
 /// ([`xdp_features`](lb_netlink::generic::xdp_features)).
-pub(super) fn describe(name: &str, interface: &mut Interface, features: &BTreeMap<u32, u64>) {
+pub(super) fn describe(
+    name: &str,
+    interface: &mut InterfaceSnapshot,
+    features: &BTreeMap<u32, u64>,
+) {
     interface.offloads = offloads(name);
     interface.channels =
         ask("ethtool", CHANNELS_GET, of_name(name)).ok().map(|answer| channels(&answer));

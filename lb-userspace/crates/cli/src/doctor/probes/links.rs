@@ -13,11 +13,11 @@ use netlink_packet_route::{
 };
 use rtnetlink::RouteMessageBuilder;
 
-use crate::doctor::facts::Interface;
+use crate::doctor::snapshot::InterfaceSnapshot;
 
-/// The facts that netlink reports.
+/// The parts of the snapshot that netlink reports.
 pub(super) struct Links {
-    pub(super) interfaces: BTreeMap<String, Interface>,
+    pub(super) interfaces: BTreeMap<String, InterfaceSnapshot>,
     /// The segment size that default routes have TCP announce.
     pub(super) announced_segment: Option<u32>,
     /// The interface of the default route.
@@ -48,10 +48,10 @@ pub(super) fn read() -> Result<Links> {
     })
 }
 
-fn interfaces(read: &Interfaces) -> BTreeMap<String, Interface> {
+fn interfaces(read: &Interfaces) -> BTreeMap<String, InterfaceSnapshot> {
     let interface = |(&ifindex, link): (&u32, &Link)| {
         let addresses = read.addresses_of(ifindex).into_iter();
-        let interface = Interface {
+        let interface = InterfaceSnapshot {
             ifindex,
             loopback: link.loopback,
             up: link.up && link.carrier,
@@ -60,7 +60,7 @@ fn interfaces(read: &Interfaces) -> BTreeMap<String, Interface> {
             mtu: link.mtu,
             mac: Some(link.mac).filter(|mac| !link.loopback && *mac != [0; 6]),
             addresses: addresses.map(|((_, address, prefix), _)| (*address, *prefix)).collect(),
-            ..Interface::default()
+            ..InterfaceSnapshot::default()
         };
         (link.name.clone(), interface)
     };

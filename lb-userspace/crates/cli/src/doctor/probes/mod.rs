@@ -1,4 +1,4 @@
-//! Reads the facts. Unreadable facts are left out, and the checks report that; nothing is changed.
+//! Takes the snapshots. They lack what is unreadable, and the checks report that; nothing is changed.
 
 mod claims;
 mod destinations;
@@ -25,20 +25,20 @@ use lb_model::hop::{Resolution, Want};
 use lb_netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buffers};
 
 use super::{
-    backend::{self, Question},
-    facts::{Facts, Kernel, Mistake, SocketFile},
+    backend::{self, BackendRequest},
+    snapshot::{Kernel, Mistake, NodeSnapshot, SocketFile},
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
 /// milliseconds, or after the second, when the kernel sends the request again.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-/// Reads the facts of a node with the balancer.
+/// Takes the snapshot of a node with the balancer.
 ///
 /// # Errors
 ///
 /// If netlink can't be used.
-pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Facts> {
+pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<NodeSnapshot> {
     let config = read_config(file);
     let links = links::read()?;
     let mut interfaces = links.interfaces;
@@ -86,11 +86,11 @@ pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<Fact
     let refused = match (&unit, &config) {
         (Some(unit), Ok(config)) => match host::unreadable_by(unit, config, file) {
             Ok(problems) => mistakes(file, problems),
-            Err(error) => vec![Mistake { text: format!("{error:#}"), mend: None }],
+            Err(error) => vec![Mistake { text: format!("{error:#}"), fix: None }],
         },
         _ => Vec::new(),
     };
-    Ok(Facts {
+    Ok(NodeSnapshot {
         unit,
         refused,
         kernel: Kernel {
@@ -127,7 +127,7 @@ fn read_config(file: &Path) -> Result<Config, Vec<Mistake>> {
         ConfigError::Invalid(invalid) => mistakes(file, invalid.problems),
         error @ ConfigError::Unreadable { .. } => {
             let text = format!("{:#}", anyhow::Error::from(error));
-            vec![Mistake { text, mend: Some(edit(file)) }]
+            vec![Mistake { text, fix: Some(edit(file)) }]
         }
     })
 }
@@ -135,7 +135,7 @@ fn read_config(file: &Path) -> Result<Config, Vec<Mistake>> {
 fn mistakes(file: &Path, problems: Vec<Problem>) -> Vec<Mistake> {
     let mistake = |problem: Problem| Mistake {
         text: format!("{}:{problem}", file.display()),
-        mend: problem.mend.or_else(|| (problem.about == About::Text).then(|| edit(file))),
+        fix: problem.fix.or_else(|| (problem.about == About::Text).then(|| edit(file))),
     };
     problems.into_iter().map(mistake).collect()
 }
@@ -172,12 +172,15 @@ async fn resolve(
     Ok(hops)
 }
 
-/// Reads the facts of a backend.
+/// Takes the snapshot of a backend.
 ///
 /// # Errors
 ///
 /// If netlink can't be used.
-pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backend::Facts> {
+pub async fn backend(
+    request: BackendRequest,
+    pin_dir: &Path,
+) -> anyhow::Result<backend::BackendSnapshot> {
     let links = links::read()?;
     let mut interfaces = links.interfaces;
     // Without pins, or the right to read them, there is no decapsulator to report.
@@ -202,8 +205,8 @@ pub async fn backend(question: Question, pin_dir: &Path) -> anyhow::Result<backe
             interface.empty_first_buffers = empty_first_buffers(name, pulls_data());
         }
     }
-    Ok(backend::Facts {
-        question,
+    Ok(backend::BackendSnapshot {
+        request,
         sysctls: system::sysctls(interfaces.keys()),
         interfaces,
         firewall: firewall::read(),

@@ -1,4 +1,4 @@
-//! Facts from /proc and a few system calls.
+//! Parts of the snapshot from /proc and a few system calls.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use std::{
 use lb_model::desired::Protocol;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use crate::doctor::facts::{Process, Sysctls, conf};
+use crate::doctor::snapshot::{Process, Sysctls, conf};
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()

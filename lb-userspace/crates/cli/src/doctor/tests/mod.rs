@@ -20,9 +20,9 @@ use lb_model::{
 use lb_netlink::LinkLayer;
 
 use super::{
-    facts::{
-        Chain, Channels, Facts, Firewall, Interface, Kernel, Mistake, Process, Rules, SocketFile,
-        Sysctls, conf,
+    snapshot::{
+        Chain, Channels, Firewall, InterfaceSnapshot, Kernel, Mistake, NodeSnapshot, Process,
+        Rules, SocketFile, Sysctls, conf,
     },
     *,
 };
@@ -73,8 +73,8 @@ fn want(last: u8, mode: Mode) -> Want {
 }
 
 /// A node at which nothing is to be mended.
-pub(super) fn healthy() -> Facts {
-    let interface = Interface {
+pub(super) fn healthy() -> NodeSnapshot {
+    let interface = InterfaceSnapshot {
         ifindex: 2,
         up: true,
         mtu: 1500,
@@ -84,11 +84,16 @@ pub(super) fn healthy() -> Facts {
         xdp_features: Some(7),
         offloads: Some(BTreeSet::from(["tx-checksum-ip-generic".to_owned()])),
         channels: Some(Channels { combined: 4, combined_max: 8, ..Channels::default() }),
-        ..Interface::default()
+        ..InterfaceSnapshot::default()
     };
-    let loopback =
-        Interface { ifindex: 1, up: true, loopback: true, mtu: 65536, ..Interface::default() };
-    Facts {
+    let loopback = InterfaceSnapshot {
+        ifindex: 1,
+        up: true,
+        loopback: true,
+        mtu: 65536,
+        ..InterfaceSnapshot::default()
+    };
+    NodeSnapshot {
         kernel: Kernel {
             release: "6.18.4-amd64".into(),
             btf: true,
@@ -129,19 +134,22 @@ fn exit(state: &str) -> EgressStatus {
     EgressStatus { interface: "eth0".into(), mac, state: state.into(), detail: None }
 }
 
-fn eth0(facts: &mut Facts) -> &mut Interface {
-    facts.interfaces.get_mut("eth0").expect("the node has it")
+fn eth0(snapshot: &mut NodeSnapshot) -> &mut InterfaceSnapshot {
+    snapshot.interfaces.get_mut("eth0").expect("the node has it")
 }
 
-fn loopback(facts: &mut Facts) -> &mut Interface {
-    facts.interfaces.get_mut("lo").expect("the node has it")
+fn loopback(snapshot: &mut NodeSnapshot) -> &mut InterfaceSnapshot {
+    snapshot.interfaces.get_mut("lo").expect("the node has it")
 }
 
 /// The node after a change, and what a check then finds: its worst grade, and its text.
-fn changed(check: fn(&Facts) -> Vec<Finding>, change: impl FnOnce(&mut Facts)) -> (Grade, String) {
-    let mut facts = healthy();
-    change(&mut facts);
-    describe(&check(&facts))
+fn changed(
+    check: fn(&NodeSnapshot) -> Vec<Finding>,
+    change: impl FnOnce(&mut NodeSnapshot),
+) -> (Grade, String) {
+    let mut snapshot = healthy();
+    change(&mut snapshot);
+    describe(&check(&snapshot))
 }
 
 /// The worst grade of findings, and their text.
@@ -149,9 +157,9 @@ pub(super) fn describe(findings: &[Finding]) -> (Grade, String) {
     let worst = findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok);
     for finding in findings {
         assert_eq!(finding.why.is_empty(), finding.grade == Grade::Ok, "{finding:?}");
-        assert!(finding.mend.is_none() || finding.grade != Grade::Ok, "{finding:?}");
+        assert!(finding.fix.is_none() || finding.grade != Grade::Ok, "{finding:?}");
     }
-    let text = |one: &Finding| format!("{}\n{}\n", one.found, one.mend.as_deref().unwrap_or(""));
+    let text = |one: &Finding| format!("{}\n{}\n", one.found, one.fix.as_deref().unwrap_or(""));
     (worst, findings.iter().map(text).collect())
 }
 
@@ -173,8 +181,9 @@ fn at_a_healthy_node_all_is_well() {
 
 #[test]
 fn old_kernels_are_told() {
-    let release =
-        |release: &str| changed(kernel::release, |facts| facts.kernel.release = release.into());
+    let release = |release: &str| {
+        changed(kernel::release, |snapshot| snapshot.kernel.release = release.into())
+    };
     assert_finding(&release("6.18.4-amd64"), Grade::Ok, &["6.18"]);
     assert_finding(&release("6.1.0-30"), Grade::Ok, &["6.1.0-30"]);
     assert_finding(&release("99.0.1"), Grade::Ok, &["newer than what"]);
@@ -184,8 +193,8 @@ fn old_kernels_are_told() {
 #[test]
 fn a_kernel_older_than_the_tests_is_wrong_unless_all_that_is_needed_is_there() {
     let with = |release: &str, features| {
-        changed(kernel::release, |facts| {
-            (facts.kernel.release, facts.kernel.features) = (release.into(), features);
+        changed(kernel::release, |snapshot| {
+            (snapshot.kernel.release, snapshot.kernel.features) = (release.into(), features);
         })
     };
     let newer = &["apt-get install -y linux-image"];
@@ -195,16 +204,17 @@ fn a_kernel_older_than_the_tests_is_wrong_unless_all_that_is_needed_is_there() {
     assert_finding(&with("5.19.17", Some(vec![there, not_needed])), Grade::Warning, newer);
     // A distribution may have brought features to an older release.
     assert_finding(&with("5.14.0-503.el9", Some(vec![there])), Grade::Warning, newer);
-    assert_finding(&with("5.15.0", Some(vec![there, needed])), Grade::Wrong, newer);
-    assert_finding(&with("5.15.0", None), Grade::Wrong, newer);
+    assert_finding(&with("5.15.0", Some(vec![there, needed])), Grade::Error, newer);
+    assert_finding(&with("5.15.0", None), Grade::Error, newer);
 }
 
 #[test]
 fn features_that_the_kernel_lacks_are_told() {
-    let features = |features| changed(kernel::features, |facts| facts.kernel.features = features);
+    let features =
+        |features| changed(kernel::features, |snapshot| snapshot.kernel.features = features);
     let there = feature("XDP", None, true);
     let missing = Some(vec![there, feature("arrays of maps", None, false)]);
-    assert_finding(&features(missing), Grade::Wrong, &["lacks arrays of maps (Linux 5.18)"]);
+    assert_finding(&features(missing), Grade::Error, &["lacks arrays of maps (Linux 5.18)"]);
     let worse = Some(vec![there, feature("names", Some("nothing is named"), false)]);
     assert_finding(&features(worse), Grade::Warning, &["lacks names (Linux 5.18)"]);
     assert_finding(&features(None), Grade::Warning, &["sudo lbctl doctor"]);
@@ -212,11 +222,11 @@ fn features_that_the_kernel_lacks_are_told() {
 
 #[test]
 fn the_jit_compiler_and_types_are_told() {
-    let jit = |jit| changed(kernel::settings, |facts| facts.kernel.jit = jit);
-    assert_finding(&jit(Some(0)), Grade::Wrong, &["sysctl -w net.core.bpf_jit_enable=1"]);
+    let jit = |jit| changed(kernel::settings, |snapshot| snapshot.kernel.jit = jit);
+    assert_finding(&jit(Some(0)), Grade::Error, &["sysctl -w net.core.bpf_jit_enable=1"]);
     assert_finding(&jit(Some(2)), Grade::Warning, &["sysctl -w net.core.bpf_jit_enable=1"]);
     assert_finding(&jit(None), Grade::Ok, &[]);
-    let btf = changed(kernel::settings, |facts| facts.kernel.btf = false);
+    let btf = changed(kernel::settings, |snapshot| snapshot.kernel.btf = false);
     assert_finding(&btf, Grade::Warning, &["does not describe its types"]);
 }
 
@@ -224,77 +234,77 @@ fn the_jit_compiler_and_types_are_told() {
 fn pins_need_a_bpf_file_system() {
     let bpffs = |at: &[&str]| {
         let at = at.iter().map(Into::into).collect();
-        changed(kernel::bpffs, |facts| facts.kernel.bpffs = at)
+        changed(kernel::bpffs, |snapshot| snapshot.kernel.bpffs = at)
     };
-    assert_finding(&bpffs(&[]), Grade::Wrong, &["mount -t bpf bpf /sys/fs/bpf"]);
-    assert_finding(&bpffs(&["/sys/fs/bpfx"]), Grade::Wrong, &[]);
+    assert_finding(&bpffs(&[]), Grade::Error, &["mount -t bpf bpf /sys/fs/bpf"]);
+    assert_finding(&bpffs(&["/sys/fs/bpfx"]), Grade::Error, &[]);
     assert_finding(&bpffs(&["/mnt", "/sys/fs/bpf"]), Grade::Ok, &["/sys/fs/bpf"]);
 }
 
 #[test]
 fn mistakes_of_the_configuration_are_told() {
-    let mend = "${EDITOR:-vi} /etc/lb/lb.toml && lbctl config check /etc/lb/lb.toml";
-    let mistake = |text: &str| Mistake { text: text.into(), mend: Some(mend.into()) };
+    let fix = "${EDITOR:-vi} /etc/lb/lb.toml && lbctl config check /etc/lb/lb.toml";
+    let mistake = |text: &str| Mistake { text: text.into(), fix: Some(fix.into()) };
     let mistakes = vec![mistake("/etc/lb/lb.toml:3: x"), mistake("/etc/lb/lb.toml:4: y")];
-    let reported = changed(node::configuration, |facts| facts.config = Err(mistakes.clone()));
+    let reported = changed(node::configuration, |snapshot| snapshot.config = Err(mistakes.clone()));
     assert_finding(
         &reported,
-        Grade::Wrong,
+        Grade::Error,
         &["toml:3: x", "toml:4: y", "lbctl config check /etc/lb/lb.toml"],
     );
     let unreadable = Mistake {
         text: "/etc/lb/lb.toml:5: read /etc/lb/sync.key: Permission denied".into(),
-        mend: Some("chgrp lb /etc/lb/sync.key".into()),
+        fix: Some("chgrp lb /etc/lb/sync.key".into()),
     };
     for by_root in [true, false] {
-        let found = changed(node::configuration, |facts| match by_root {
-            true => facts.config = Err(vec![unreadable.clone()]),
-            false => facts.refused.push(unreadable.clone()),
+        let found = changed(node::configuration, |snapshot| match by_root {
+            true => snapshot.config = Err(vec![unreadable.clone()]),
+            false => snapshot.refused.push(unreadable.clone()),
         });
-        assert_finding(&found, Grade::Wrong, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
+        assert_finding(&found, Grade::Error, &["sync.key: Perm", "\nchgrp lb /etc/lb/sync.key"]);
     }
     // Checks that need a configuration are silent without one; the others report.
-    let mut facts = healthy();
-    facts.config = Err(mistakes);
-    facts.kernel.jit = Some(0);
-    assert_eq!(examine(&facts).count(Grade::Wrong), 3);
+    let mut snapshot = healthy();
+    snapshot.config = Err(mistakes);
+    snapshot.kernel.jit = Some(0);
+    assert_eq!(examine(&snapshot).count(Grade::Error), 3);
     let doubtful = CONFIG.replace("port = 80", "port = 80\nring_slots = 7");
-    let doubt = changed(node::configuration, |facts| facts.config = Ok(config(&doubtful)));
+    let doubt = changed(node::configuration, |snapshot| snapshot.config = Ok(config(&doubtful)));
     assert_finding(&doubt, Grade::Warning, &["7 slots for 1 backends"]);
 }
 
 #[test]
 fn a_clock_that_nothing_keeps_right_is_told() {
-    let clock = |clock| changed(process::clock, |facts| facts.clock_synchronised = clock);
+    let clock = |clock| changed(process::clock, |snapshot| snapshot.clock_synchronised = clock);
     assert_finding(&clock(Some(false)), Grade::Warning, &["apt-get install -y chrony"]);
     assert_finding(&clock(None), Grade::Warning, &["does not report"]);
 }
 
 #[test]
 fn a_daemon_that_does_not_run_is_told() {
-    let none = changed(process::daemon, |facts| {
-        facts.daemon = None;
-        facts.socket.refused = Some("connection refused".into());
+    let none = changed(process::daemon, |snapshot| {
+        snapshot.daemon = None;
+        snapshot.socket.refused = Some("connection refused".into());
     });
     assert_finding(&none, Grade::Warning, &["connection refused", "systemctl start lbd"]);
     let stopped = |unit: &str, attached: bool| {
-        let mut facts = healthy();
-        facts.daemon = None;
-        facts.unit = Unit::parse(unit);
+        let mut snapshot = healthy();
+        snapshot.daemon = None;
+        snapshot.unit = Unit::parse(unit);
         if !attached {
-            eth0(&mut facts).program = None;
+            eth0(&mut snapshot).program = None;
         }
-        process::daemon(&facts).remove(0)
+        process::daemon(&snapshot).remove(0)
     };
     let loaded = "LoadState=loaded\nActiveState=inactive\n";
     let (left, never) = (stopped(loaded, true), stopped(loaded, false));
     assert!(left.why.contains("goes on forwarding"), "{left:?}");
     assert_eq!(never.why, "nothing is forwarded");
-    assert_eq!(never.mend.as_deref(), Some("systemctl enable --now lbd"));
-    assert_eq!(stopped("", false).mend.as_deref(), Some("lbd --config /etc/lb/lb.toml"));
+    assert_eq!(never.fix.as_deref(), Some("systemctl enable --now lbd"));
+    assert_eq!(stopped("", false).fix.as_deref(), Some("lbd --config /etc/lb/lb.toml"));
     // Starting it again would fail again.
     let fails = stopped("LoadState=loaded\nActiveState=activating\nSubState=auto-restart\n", true);
-    assert_eq!((fails.grade, &fails.mend), (Grade::Warning, &None));
+    assert_eq!((fails.grade, &fails.fix), (Grade::Warning, &None));
     assert!(fails.why.contains("'journalctl -u lbd -n 20' shows why"), "{fails:?}");
 }
 
@@ -302,9 +312,9 @@ fn a_daemon_that_does_not_run_is_told() {
 fn capabilities_that_the_daemon_lacks_are_told() {
     let bit = |number: u64| 1 << number;
     let lacking = |capabilities: u64, text: &str| {
-        changed(process::capabilities, |facts| {
-            facts.config = Ok(config(text));
-            let daemon = facts.daemon.as_mut().expect("it runs");
+        changed(process::capabilities, |snapshot| {
+            snapshot.config = Ok(config(text));
+            let daemon = snapshot.daemon.as_mut().expect("it runs");
             daemon.capabilities = capabilities;
         })
     };
@@ -315,12 +325,12 @@ fn capabilities_that_the_daemon_lacks_are_told() {
     let without = lacking(needed & !bit(13), CONFIG);
     assert_finding(
         &without,
-        Grade::Wrong,
+        Grade::Error,
         &["lacks CAP_NET_RAW", "AmbientCapabilities=CAP_NET_RAW"],
     );
     // One command does not undo another.
     let both = lacking(bit(38) | bit(39), CONFIG);
-    assert_finding(&both, Grade::Wrong, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
+    assert_finding(&both, Grade::Error, &["/cap_net_raw.conf &&", "/cap_net_admin.conf &&"]);
     let pair = format!("{CONFIG}{ROUTER}");
     assert_finding(&lacking(needed, &pair), Grade::Warning, &["lacks CAP_SYS_NICE"]);
     assert_finding(&lacking(needed | bit(23), &pair), Grade::Ok, &[]);
@@ -329,9 +339,9 @@ fn capabilities_that_the_daemon_lacks_are_told() {
 #[test]
 fn limits_that_are_too_small_are_told() {
     let limits = |files, memlock, capabilities, text: &str| {
-        changed(process::limits, |facts| {
-            facts.config = Ok(config(text));
-            let daemon = facts.daemon.as_mut().expect("it runs");
+        changed(process::limits, |snapshot| {
+            snapshot.config = Ok(config(text));
+            let daemon = snapshot.daemon.as_mut().expect("it runs");
             (daemon.files, daemon.memlock, daemon.capabilities) = (files, memlock, capabilities);
         })
     };
@@ -345,20 +355,20 @@ fn limits_that_are_too_small_are_told() {
 
 #[test]
 fn who_may_use_the_socket_is_told() {
-    let open = changed(process::socket, |facts| facts.socket.mode = Some(0o140_666));
-    assert_finding(&open, Grade::Wrong, &["chmod 660 /run/lb/lbd.sock"]);
-    let lonely = changed(process::socket, |facts| facts.socket.group_exists = false);
+    let open = changed(process::socket, |snapshot| snapshot.socket.mode = Some(0o140_666));
+    assert_finding(&open, Grade::Error, &["chmod 660 /run/lb/lbd.sock"]);
+    let lonely = changed(process::socket, |snapshot| snapshot.socket.group_exists = false);
     assert_finding(&lonely, Grade::Warning, &["groupadd --system lb"]);
 }
 
 #[test]
 fn only_an_egress_that_loses_frames_is_wrong() {
     for (state, grade) in
-        [("forwards", Grade::Ok), ("unknown", Grade::Ok), ("egress_not_forwarding", Grade::Wrong)]
+        [("forwards", Grade::Ok), ("unknown", Grade::Ok), ("egress_not_forwarding", Grade::Error)]
     {
-        let mut facts = healthy();
-        facts.egress = vec![exit(state)];
-        let [found] = &node::exits(&facts)[..] else { panic!("one finding") };
+        let mut snapshot = healthy();
+        snapshot.egress = vec![exit(state)];
+        let [found] = &node::exits(&snapshot)[..] else { panic!("one finding") };
         assert_eq!((found.check.as_str(), found.grade), ("egress", grade), "{found:?}");
     }
 }

@@ -4,27 +4,27 @@ use super::*;
 
 #[test]
 fn interfaces_must_be_there_and_up() {
-    let gone = |facts: &mut Facts| {
-        let interface = facts.interfaces.remove("eth0").expect("it is there");
-        facts.interfaces.insert("ens3".into(), interface);
+    let gone = |snapshot: &mut NodeSnapshot| {
+        let interface = snapshot.interfaces.remove("eth0").expect("it is there");
+        snapshot.interfaces.insert("ens3".into(), interface);
     };
     let gone = changed(links::there, gone);
     assert_finding(
         &gone,
-        Grade::Wrong,
+        Grade::Error,
         &["there are ens3", "sed -i 's/\\beth0\\b/ens3/' /etc/lb/lb.toml"],
     );
-    let down = changed(links::there, |facts| eth0(facts).up = false);
-    assert_finding(&down, Grade::Wrong, &["ip link set eth0 up"]);
+    let down = changed(links::there, |snapshot| eth0(snapshot).up = false);
+    assert_finding(&down, Grade::Error, &["ip link set eth0 up"]);
 }
 
 #[test]
 fn a_foreign_program_and_a_missing_one_are_told() {
     let program = |found: Option<(bool, Hook)>, runs: bool| {
-        changed(links::program, |facts| {
+        changed(links::program, |snapshot| {
             let program = |(ours, hook)| Found { name: "x".into(), hook, ours };
-            eth0(facts).program = found.map(program);
-            facts.daemon = facts.daemon.take().filter(|_| runs);
+            eth0(snapshot).program = found.map(program);
+            snapshot.daemon = snapshot.daemon.take().filter(|_| runs);
         })
     };
     assert_finding(&program(Some((true, Hook::Native)), true), Grade::Ok, &["in the driver"]);
@@ -32,32 +32,32 @@ fn a_foreign_program_and_a_missing_one_are_told() {
     assert_finding(&program(Some((true, Hook::Tc)), true), Grade::Ok, &["at tc"]);
     assert_finding(
         &program(Some((false, Hook::Native)), true),
-        Grade::Wrong,
+        Grade::Error,
         &["ip link set dev eth0 xdp off"],
     );
-    let decap = changed(links::program, |facts| {
+    let decap = changed(links::program, |snapshot| {
         let name = "the program `decapsulate` (id 7)".to_owned();
-        eth0(facts).program = Some(Found { name, hook: Hook::Native, ours: false });
+        eth0(snapshot).program = Some(Found { name, hook: Hook::Native, ours: false });
     });
-    assert_finding(&decap, Grade::Wrong, &["lbctl decap detach --dev eth0"]);
-    assert_finding(&program(None, true), Grade::Wrong, &["systemctl restart lbd"]);
+    assert_finding(&decap, Grade::Error, &["lbctl decap detach --dev eth0"]);
+    assert_finding(&program(None, true), Grade::Error, &["systemctl restart lbd"]);
     assert_finding(&program(None, false), Grade::Ok, &["free"]);
 }
 
 #[test]
 fn drivers_without_native_xdp_are_told() {
     let driver = |features, more: &str| {
-        changed(links::driver, |facts| {
-            eth0(facts).xdp_features = features;
-            facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
+        changed(links::driver, |snapshot| {
+            eth0(snapshot).xdp_features = features;
+            snapshot.config = Ok(config(&format!("{more}\n{CONFIG}")));
         })
     };
     assert_finding(&driver(Some(7), ""), Grade::Ok, &["native XDP"]);
     assert_finding(&driver(None, ""), Grade::Ok, &["does not report"]);
     assert_finding(&driver(Some(0), ""), Grade::Ok, &["no native XDP; it gets the tc program"]);
     assert_finding(&driver(Some(7), "attach = \"tc\""), Grade::Ok, &["tc program, as configured"]);
-    let mend = "sed -i 's/^attach *=.*/attach = \"auto\"/' /etc/lb/lb.toml";
-    assert_finding(&driver(Some(0), "attach = \"xdp\""), Grade::Wrong, &[mend]);
+    let fix = "sed -i 's/^attach *=.*/attach = \"auto\"/' /etc/lb/lb.toml";
+    assert_finding(&driver(Some(0), "attach = \"xdp\""), Grade::Error, &[fix]);
     assert_finding(
         &driver(Some(0), "xdp = \"native-or-generic\""),
         Grade::Warning,
@@ -67,45 +67,46 @@ fn drivers_without_native_xdp_are_told() {
     for (attach, grade, words) in [
         ("auto", Grade::Ok, "no Ethernet header, which XDP needs; it gets the tc program"),
         ("tc", Grade::Ok, "it gets the tc program"),
-        ("xdp", Grade::Wrong, mend),
+        ("xdp", Grade::Error, fix),
     ] {
-        let found = changed(links::driver, |facts| {
-            eth0(facts).layer = LinkLayer::RawIp;
-            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+        let found = changed(links::driver, |snapshot| {
+            eth0(snapshot).layer = LinkLayer::RawIp;
+            snapshot.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
         });
         assert_finding(&found, grade, &[words]);
     }
     // One interface sends by itself; two may send by each other.
     assert_finding(&driver(Some(1), ""), Grade::Ok, &[]);
-    let two = changed(links::driver, |facts| {
-        facts.config = Ok(config(&CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1\"]")));
-        eth0(facts).xdp_features = Some(1);
+    let two = changed(links::driver, |snapshot| {
+        snapshot.config = Ok(config(&CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1\"]")));
+        eth0(snapshot).xdp_features = Some(1);
     });
     assert_finding(&two, Grade::Warning, &["can't send packets on by another interface, nor take"]);
 }
 
 #[test]
 fn why_a_driver_with_native_xdp_refuses_it_is_told() {
-    let driver = |program: Option<(bool, Hook)>, more: &str, change: fn(&mut Interface)| {
-        changed(links::driver, |facts| {
-            let eth0 = eth0(facts);
+    let driver = |program: Option<(bool, Hook)>, more: &str, change: fn(&mut InterfaceSnapshot)| {
+        changed(links::driver, |snapshot| {
+            let eth0 = eth0(snapshot);
             eth0.xdp_features = Some(7);
             eth0.program =
                 program.map(|(ours, hook)| Found { name: "a program".into(), hook, ours });
             change(eth0);
-            facts.config = Ok(config(&format!("{more}\n{CONFIG}")));
+            snapshot.config = Ok(config(&format!("{more}\n{CONFIG}")));
         })
     };
-    let large: fn(&mut Interface) = |eth0| eth0.mtu = 9_000;
-    let lro: fn(&mut Interface) = |eth0| eth0.offloads = Some(["rx-lro".to_owned()].into());
-    let well: fn(&mut Interface) = |_| {};
+    let large: fn(&mut InterfaceSnapshot) = |eth0| eth0.mtu = 9_000;
+    let lro: fn(&mut InterfaceSnapshot) = |eth0| eth0.offloads = Some(["rx-lro".to_owned()].into());
+    let well: fn(&mut InterfaceSnapshot) = |_| {};
     assert_finding(&driver(None, "", well), Grade::Ok, &["native XDP; tc is possible, too"]);
     let may = "eth0: the driver has native XDP, and may refuse it: MTU 9000";
-    let mend = "ip link set dev eth0 mtu 3498";
-    assert_finding(&driver(None, "", large), Grade::Warning, &[may, mend]);
-    assert_finding(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, mend]);
+    let fix = "ip link set dev eth0 mtu 3498";
+    assert_finding(&driver(None, "", large), Grade::Warning, &[may, fix]);
+    assert_finding(&driver(None, "attach = \"xdp\"", large), Grade::Warning, &[may, fix]);
     assert_finding(&driver(None, "", lro), Grade::Warning, &["(lro)", "ethtool -K eth0 lro off"]);
-    let several: fn(&mut Interface) = |eth0| (eth0.mtu, eth0.xdp_features) = (9_000, Some(7 | 32));
+    let several: fn(&mut InterfaceSnapshot) =
+        |eth0| (eth0.mtu, eth0.xdp_features) = (9_000, Some(7 | 32));
     assert_finding(&driver(None, "", several), Grade::Ok, &["native XDP"]);
     // It has it.
     assert_finding(&driver(Some((true, Hook::Native)), "", large), Grade::Ok, &["native XDP"]);
@@ -120,21 +121,22 @@ fn why_a_driver_with_native_xdp_refuses_it_is_told() {
 
 #[test]
 fn hardware_gro_may_stay_on_at_tc_and_lro_may_not() {
-    let mend = |offload: &str, attach: &str| {
-        offloads_of(|facts| {
-            eth0(facts).offloads = Some(BTreeSet::from([offload.to_owned()]));
-            eth0(facts).program = None;
-            facts.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
+    let fix = |offload: &str, attach: &str| {
+        offloads_of(|snapshot| {
+            eth0(snapshot).offloads = Some(BTreeSet::from([offload.to_owned()]));
+            eth0(snapshot).program = None;
+            snapshot.config = Ok(config(&format!("attach = \"{attach}\"\n{CONFIG}")));
         })
     };
-    assert_eq!(mend("rx-gro-hw", "xdp"), ["ethtool -K eth0 rx-gro-hw off"]);
-    assert_eq!(mend("rx-lro", "tc"), ["ethtool -K eth0 lro off"]);
-    assert!(mend("rx-gro-hw", "tc").is_empty());
+    assert_eq!(fix("rx-gro-hw", "xdp"), ["ethtool -K eth0 rx-gro-hw off"]);
+    assert_eq!(fix("rx-lro", "tc"), ["ethtool -K eth0 lro off"]);
+    assert!(fix("rx-gro-hw", "tc").is_empty());
 }
 
 #[test]
 fn fewer_queues_than_cpus_are_told() {
-    let channels = |channels| changed(links::channels, |facts| eth0(facts).channels = channels);
+    let channels =
+        |channels| changed(links::channels, |snapshot| eth0(snapshot).channels = channels);
     let combined = |combined, combined_max| {
         channels(Some(Channels { combined, combined_max, ..Channels::default() }))
     };
@@ -150,23 +152,23 @@ fn fewer_queues_than_cpus_are_told() {
 #[test]
 fn offloads_that_merge_are_told() {
     let on = ["rx-lro", "rx-gro-hw", "rx-gro"].map(str::to_owned);
-    let merging = changed(links::offloads, |facts| eth0(facts).offloads = Some(on.into()));
-    assert_finding(&merging, Grade::Wrong, &["ethtool -K eth0 lro off rx-gro-hw off"]);
+    let merging = changed(links::offloads, |snapshot| eth0(snapshot).offloads = Some(on.into()));
+    assert_finding(&merging, Grade::Error, &["ethtool -K eth0 lro off rx-gro-hw off"]);
 }
 
 /// The findings about offloads that are not well, of a node of which this is true.
-fn offloads_of(change: impl FnOnce(&mut Facts)) -> Vec<String> {
-    let mut facts = healthy();
-    change(&mut facts);
-    let found = links::offloads(&facts).into_iter();
-    found.filter(|found| found.grade != Grade::Ok).filter_map(|found| found.mend).collect()
+fn offloads_of(change: impl FnOnce(&mut NodeSnapshot)) -> Vec<String> {
+    let mut snapshot = healthy();
+    change(&mut snapshot);
+    let found = links::offloads(&snapshot).into_iter();
+    found.filter(|found| found.grade != Grade::Ok).filter_map(|found| found.fix).collect()
 }
 
 #[test]
 fn gro_is_told_where_the_network_stack_runs_the_program() {
     let gro = |hook| {
-        offloads_of(|facts| {
-            let eth0 = eth0(facts);
+        offloads_of(|snapshot| {
+            let eth0 = eth0(snapshot);
             eth0.gro_below = vec!["eth1".to_owned()];
             eth0.program = Some(Found { name: "balance".into(), hook, ours: true });
         })
@@ -179,10 +181,11 @@ fn gro_is_told_where_the_network_stack_runs_the_program() {
 #[test]
 fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
     let stripping = |kind: &str| {
-        offloads_of(|facts| {
-            eth0(facts).offloads = Some(BTreeSet::from(["rx-vlan-hw-parse".to_owned()]));
-            let other = Interface { kind: Some(kind.into()), ..Interface::default() };
-            facts.interfaces.insert("eth0.7".into(), other);
+        offloads_of(|snapshot| {
+            eth0(snapshot).offloads = Some(BTreeSet::from(["rx-vlan-hw-parse".to_owned()]));
+            let other =
+                InterfaceSnapshot { kind: Some(kind.into()), ..InterfaceSnapshot::default() };
+            snapshot.interfaces.insert("eth0.7".into(), other);
         })
     };
     assert_eq!(stripping("vlan"), ["ethtool -K eth0 rxvlan off"]);
@@ -192,49 +195,49 @@ fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
 #[test]
 fn who_answers_for_a_vip_is_told() {
     let claims_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
-        changed(node::vips, |facts| {
-            facts.config = Ok(config(text));
+        changed(node::vips, |snapshot| {
+            snapshot.config = Ok(config(text));
             if !held {
-                eth0(facts).addresses.pop();
+                eth0(snapshot).addresses.pop();
             }
             let claims = claim.map(|mac| (vip(), BTreeSet::from([mac])));
-            facts.claims = Some(claims.into_iter().collect());
+            snapshot.claims = Some(claims.into_iter().collect());
         })
     };
     let pair = format!("{CONFIG}{ROUTER}");
     for text in [CONFIG, &pair] {
         assert_finding(&claims_of(text, true, None), Grade::Ok, &["nobody else answers"]);
         let two = claims_of(text, true, Some(OTHER_MAC));
-        assert_finding(&two, Grade::Wrong, &["02:00:00:00:00:63 answers for it as well"]);
+        assert_finding(&two, Grade::Error, &["02:00:00:00:00:63 answers for it as well"]);
         for held in [false, true] {
             let backend = claims_of(text, held, Some(BACKEND_MAC));
-            let mend = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
+            let fix = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
                         net.ipv4.conf.all.arp_announce=2";
-            assert_finding(&backend, Grade::Wrong, &["by the backend 10.0.0.11", mend]);
+            assert_finding(&backend, Grade::Error, &["by the backend 10.0.0.11", fix]);
         }
     }
     assert_finding(&claims_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
     assert_finding(&claims_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
-    let stopped = changed(node::vips, |facts| {
-        facts.config = Ok(config(&pair));
-        eth0(facts).addresses.pop();
-        facts.daemon = None;
+    let stopped = changed(node::vips, |snapshot| {
+        snapshot.config = Ok(config(&pair));
+        eth0(snapshot).addresses.pop();
+        snapshot.daemon = None;
     });
     assert_finding(&stopped, Grade::Warning, &["on no node", "systemctl start lbd"]);
-    let unknown = changed(node::vips, |facts| {
-        facts.config = Ok(config(&pair));
-        eth0(facts).addresses.pop();
-        facts.claims = None;
+    let unknown = changed(node::vips, |snapshot| {
+        snapshot.config = Ok(config(&pair));
+        eth0(snapshot).addresses.pop();
+        snapshot.claims = None;
     });
     assert_finding(&unknown, Grade::Warning, &["whether another node has it is not known"]);
-    let unknown = changed(node::vips, |facts| facts.claims = None);
+    let unknown = changed(node::vips, |snapshot| snapshot.claims = None);
     assert_finding(&unknown, Grade::Ok, &["whether another host has it is not known"]);
-    assert_finding(&claims_of(CONFIG, false, Some(OTHER_MAC)), Grade::Wrong, &["not on this node"]);
-    let mend = "ip address add 10.0.0.100/32 dev eth0";
-    assert_finding(&claims_of(CONFIG, false, None), Grade::Warning, &[mend]);
-    let routed = changed(node::vips, |facts| {
-        eth0(facts).addresses.pop();
-        loopback(facts).addresses.push((vip(), 32));
+    assert_finding(&claims_of(CONFIG, false, Some(OTHER_MAC)), Grade::Error, &["not on this node"]);
+    let fix = "ip address add 10.0.0.100/32 dev eth0";
+    assert_finding(&claims_of(CONFIG, false, None), Grade::Warning, &[fix]);
+    let routed = changed(node::vips, |snapshot| {
+        eth0(snapshot).addresses.pop();
+        loopback(snapshot).addresses.push((vip(), 32));
     });
     assert_finding(&routed, Grade::Ok, &["routers send its packets here"]);
 }
@@ -242,14 +245,14 @@ fn who_answers_for_a_vip_is_told() {
 #[test]
 fn a_node_with_vips_on_its_loopback_must_not_answer_for_them() {
     let arp = |settings: &[(&str, i64)]| {
-        changed(node::arp, |facts| {
-            loopback(facts).addresses.push((vip(), 32));
+        changed(node::arp, |snapshot| {
+            loopback(snapshot).addresses.push((vip(), 32));
             let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), *value));
-            facts.sysctls = Sysctls(settings.collect());
+            snapshot.sysctls = Sysctls(settings.collect());
         })
     };
-    let mend = "sysctl -w net.ipv4.conf.eth0.arp_ignore=1 net.ipv4.conf.eth0.arp_announce=2";
-    assert_finding(&arp(&[]), Grade::Warning, &[mend]);
+    let fix = "sysctl -w net.ipv4.conf.eth0.arp_ignore=1 net.ipv4.conf.eth0.arp_announce=2";
+    assert_finding(&arp(&[]), Grade::Warning, &[fix]);
     let half = arp(&[("net/ipv4/conf/all/arp_ignore", 1)]);
     assert_finding(&half, Grade::Warning, &["sysctl -w net.ipv4.conf.eth0.arp_announce=2"]);
     let all = [("net/ipv4/conf/all/arp_ignore", 1), ("net/ipv4/conf/eth0/arp_announce", 2)];
@@ -260,14 +263,14 @@ fn a_node_with_vips_on_its_loopback_must_not_answer_for_them() {
 #[test]
 fn strict_checks_of_sources_are_told_where_there_are_several_ways() {
     let rp_filter = |text: &str, all: i64| {
-        changed(node::rp_filter, |facts| {
-            facts.config = Ok(config(text));
-            facts.sysctls.0.insert(conf("all", "rp_filter"), all);
+        changed(node::rp_filter, |snapshot| {
+            snapshot.config = Ok(config(text));
+            snapshot.sysctls.0.insert(conf("all", "rp_filter"), all);
         })
     };
     let two = CONFIG.replace("[\"eth0\"]", "[\"eth0\", \"eth1.7\"]");
-    let mend = "sysctl -w net.ipv4.conf.eth0.rp_filter=2 net/ipv4/conf/eth1.7/rp_filter=2";
-    assert_finding(&rp_filter(&two, 1), Grade::Warning, &[mend]);
+    let fix = "sysctl -w net.ipv4.conf.eth0.rp_filter=2 net/ipv4/conf/eth1.7/rp_filter=2";
+    assert_finding(&rp_filter(&two, 1), Grade::Warning, &[fix]);
     assert_finding(&rp_filter(&two, 2), Grade::Ok, &[]);
     assert_finding(&rp_filter(&two, 0), Grade::Ok, &[]);
     assert_finding(&rp_filter(CONFIG, 1), Grade::Ok, &[]);
@@ -276,42 +279,42 @@ fn strict_checks_of_sources_are_told_where_there_are_several_ways() {
 #[test]
 fn an_address_that_is_no_vip_may_be_a_gateway() {
     let gateway = |address: &str, forward: &[(&str, i64)]| {
-        changed(node::gateway, |facts| {
+        changed(node::gateway, |snapshot| {
             let router = ROUTER.replace("10.0.0.100", address);
-            facts.config = Ok(config(&format!("{CONFIG}{router}")));
+            snapshot.config = Ok(config(&format!("{CONFIG}{router}")));
             let forward = forward.iter().map(|(name, value)| ((*name).to_owned(), *value));
-            facts.sysctls.0.extend(forward);
+            snapshot.sysctls.0.extend(forward);
         })
     };
     assert_eq!(gateway("10.0.0.100", &[]), (Grade::Ok, String::new()));
-    let mend = "sysctl -w net.ipv4.ip_forward=1";
-    assert_finding(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 0)]), Grade::Warning, &[mend]);
+    let fix = "sysctl -w net.ipv4.ip_forward=1";
+    assert_finding(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 0)]), Grade::Warning, &[fix]);
     assert_finding(&gateway("10.0.0.1", &[("net/ipv4/ip_forward", 1)]), Grade::Ok, &["is on"]);
-    let mend = "sysctl -w net.ipv6.conf.all.forwarding=1";
-    assert_finding(&gateway("fd00::1", &[]), Grade::Warning, &[mend]);
+    let fix = "sysctl -w net.ipv6.conf.all.forwarding=1";
+    assert_finding(&gateway("fd00::1", &[]), Grade::Warning, &[fix]);
 }
 
 #[test]
 fn backends_that_are_not_reached_are_told() {
     let reached = |resolution| {
-        changed(node::next_hops, |facts| {
-            facts.hops = [(want(11, Mode::Dsr), resolution)].into();
+        changed(node::next_hops, |snapshot| {
+            snapshot.hops = [(want(11, Mode::Dsr), resolution)].into();
         })
     };
     assert_finding(&reached(hop(BACKEND_MAC, 1500)), Grade::Ok, &["eth0 at 02:00:00:00:00:0b"]);
     let reason = "no answer".to_owned();
     let pending = reached(Resolution::Pending { reason: reason.clone() });
-    assert_finding(&pending, Grade::Wrong, &["no answer", "ping -c 3 10.0.0.11"]);
+    assert_finding(&pending, Grade::Error, &["no answer", "ping -c 3 10.0.0.11"]);
     let unreachable = reached(Resolution::Unreachable { reason });
-    assert_finding(&unreachable, Grade::Wrong, &["no answer", "ip route get 10.0.0.11"]);
+    assert_finding(&unreachable, Grade::Error, &["no answer", "ip route get 10.0.0.11"]);
 }
 
 #[test]
 fn tunnels_need_room() {
     let tunnel = |mode, mtu, link| {
-        changed(node::tunnel_mtu, |facts| {
-            facts.hops = [(want(11, mode), hop(BACKEND_MAC, mtu))].into();
-            eth0(facts).mtu = link;
+        changed(node::tunnel_mtu, |snapshot| {
+            snapshot.hops = [(want(11, mode), hop(BACKEND_MAC, mtu))].into();
+            eth0(snapshot).mtu = link;
         })
     };
     assert_finding(
@@ -335,9 +338,9 @@ fn a_firewall_that_may_drop_what_nodes_tell_each_other_is_told() {
     );
     let pair = format!("{CONFIG}{ROUTER}{sync}");
     let firewall = |firewall| {
-        changed(node::firewall, |facts| {
-            facts.config = Ok(config(&pair));
-            facts.firewall = firewall;
+        changed(node::firewall, |snapshot| {
+            snapshot.config = Ok(config(&pair));
+            snapshot.firewall = firewall;
         })
     };
     let closed = |accepts: &[u64]| {

@@ -1,4 +1,4 @@
-//! The checks' input of a machine: plain data.
+//! The state of a machine, which the checks examine: plain data.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,9 +15,9 @@ use lb_netlink::{LinkLayer, striding::EmptyFirstBuffers};
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// The facts of a node with the balancer.
+/// The state of a node with the balancer.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct NodeSnapshot {
     /// The kernel.
     pub kernel: Kernel,
     /// The configuration's file.
@@ -31,7 +31,7 @@ pub struct Facts {
     /// How many CPUs are online.
     pub cpus: u32,
     /// All interfaces by name.
-    pub interfaces: BTreeMap<String, Interface>,
+    pub interfaces: BTreeMap<String, InterfaceSnapshot>,
     /// Settings of the kernel's network.
     pub sysctls: Sysctls,
     /// The tables of the firewall.
@@ -55,8 +55,8 @@ pub struct Facts {
 pub struct Mistake {
     /// Its text, with its place.
     pub text: String,
-    /// The command that mends it, if one does.
-    pub mend: Option<String>,
+    /// The command that fixes it, if one does.
+    pub fix: Option<String>,
 }
 
 /// The kernel.
@@ -74,9 +74,9 @@ pub struct Kernel {
     pub bpffs: Vec<PathBuf>,
 }
 
-/// An interface.
+/// The state of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Interface {
+pub struct InterfaceSnapshot {
     /// Its index.
     pub ifindex: u32,
     /// Whether it was set up and has a carrier.
@@ -109,7 +109,7 @@ pub struct Interface {
     pub channels: Option<Channels>,
 }
 
-impl Interface {
+impl InterfaceSnapshot {
     /// Whether it has an address.
     #[must_use]
     pub fn has(&self, address: IpAddr) -> bool {
