@@ -136,11 +136,11 @@ impl System {
     pub fn start(&self, lab: &Lab) -> Result<Running> {
         let tuned = match self.balancer {
             Balancing::Lb | Balancing::LbPlain | Balancing::LbMove => {
-                let second_choice = self.balancer != Balancing::LbPlain;
+                let syn_failover = self.balancer != Balancing::LbPlain;
                 let on_down = if self.balancer == Balancing::LbMove { "move" } else { "keep" };
                 let service = WAY
                     .service(lab)
-                    .with(&format!("second_choice = {second_choice}\non_down = \"{on_down}\""));
+                    .with(&format!("syn_failover = {syn_failover}\non_down = \"{on_down}\""));
                 let check = self.check.map(|check| check.toml()).unwrap_or_default();
                 return Ok(Running::Lb(Balancer::start(lab, &[service.with(&check)])?));
             }

@@ -166,7 +166,7 @@ async fn what_is_added_with_checks_has_them_in_the_file() {
     let place = Place::new(WEB);
     let running = place.start().await;
     for line in [
-        "service add www --vip 10.0.0.101 --port 80 --check http --check-path /healthz --check-interval 400ms --check-fall 5 --slow-start 30s --panic-threshold 25% --no-second-choice",
+        "service add www --vip 10.0.0.101 --port 80 --check http --check-path /healthz --check-interval 400ms --check-fall 5 --slow-start 30s --panic-threshold 25% --no-syn-failover",
         "backend add www 10.0.0.14 --backup --check tcp --check-port 8080 --check-via backend",
         "backend add web 10.0.0.13 --check none",
     ] {
@@ -181,6 +181,7 @@ async fn what_is_added_with_checks_has_them_in_the_file() {
     assert_eq!((check.interval.as_millis(), check.fast_interval.as_millis()), (400, 100));
     assert_eq!((www.policy.slow_start.as_secs(), www.policy.panic_threshold), (30, 25));
     assert_ne!(www.policy.second_choice, Policy::default().second_choice);
+    assert!(text.contains("syn_failover = false") && !text.contains("second_choice"), "{text}");
     let backend = &www.backends[&IpAddr::from([10, 0, 0, 14])];
     let own = backend.check.as_ref().expect("one of its own");
     assert!(backend.backup && own.kind.name() == "tcp" && own.port == Some(8080), "{text}");

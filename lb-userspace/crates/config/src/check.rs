@@ -10,6 +10,7 @@ use lb_model::{
 
 use super::{
     duration_within,
+    former::SYN_FAILOVER,
     tree::{Field, Table},
 };
 
@@ -34,7 +35,7 @@ pub(super) fn read_policy(table: &Table<'_>) -> Policy {
     let min_healthy = table.optional("min_healthy").and_then(|field| field.integer(0..65_536));
     let words = [OnDown::Keep, OnDown::Move].map(|on_down| (on_down.word(), on_down));
     let on_down = table.optional("on_down").and_then(|field| field.word(&words));
-    let second_choice = table.optional("second_choice").and_then(|field| field.flag());
+    let second_choice = table.optional_renamed(SYN_FAILOVER).and_then(|field| field.flag());
     let check = table.optional("check").and_then(|field| field.table("service.check"));
     Policy {
         check: check.map_or(default.check.clone(), |table| read_check(table, default.check)),

@@ -4,13 +4,15 @@
 //! mistake and know no line for mistakes between two values.
 //!
 //! [`write_back`] and [`save`] write what commands have changed back into it, with its comments and order; [`show`]
-//! prints the configuration in force as a file. [`seed`] is the secret that rings are keyed with, in a file of its own.
+//! prints the configuration in force as a file. Both use the present names of keys (`former`). [`seed`] is the secret
+//! that rings are keyed with, in a file of its own.
 //!
 //! It knows the desired state and the settings of every part, and nothing of the running daemon.
 
 mod address;
 mod check;
 mod clash;
+mod former;
 mod group;
 pub mod host;
 pub mod http;

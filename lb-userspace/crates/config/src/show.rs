@@ -3,7 +3,10 @@
 use anyhow::{Context as _, Result};
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 
-use super::write_back::{Writable, write_back};
+use super::{
+    former::with_present_keys,
+    write_back::{Writable, write_back},
+};
 
 /// Keys that stay as at the start of `lbd` until it starts again, by all their names.
 const OF_THE_START: [&str; 14] = [
@@ -34,7 +37,7 @@ const HIDDEN: &str = "(hidden)";
 ///
 /// One of the texts is no configuration any more, as when a file is gone that it names.
 pub fn show(text: &str, at_start: &str, in_force: &Writable) -> Result<String> {
-    let written = write_back(text, &in_force.desired)?;
+    let written = write_back(&with_present_keys(text), &in_force.desired)?;
     let mut shown: DocumentMut = written.parse().context("read the configuration")?;
     if text != at_start {
         let started: DocumentMut =

@@ -195,6 +195,26 @@ impl<'a> Table<'a> {
         Some(Field { value, path: self.path_of(key), problems: self.problems })
     }
 
+    /// A key that has a former name, too; both are a mistake.
+    pub(super) fn optional_renamed(
+        &self,
+        (key, former): (&'static str, &'static str),
+    ) -> Option<Field<'a>> {
+        let field = self.optional(key);
+        // Messages name no former key that the table does not have.
+        if !self.table.contains_key(former) {
+            return field;
+        }
+        let old = self.optional(former)?;
+        if field.is_some() {
+            old.refuse(format!(
+                "this is the former name of `{key}`, which is set as well; remove `{former}`"
+            ));
+            return field;
+        }
+        Some(old)
+    }
+
     /// All that the table holds, where any key may be: with its name.
     pub(super) fn entries(self) -> Vec<(&'a str, Field<'a>)> {
         let field = |(key, value): (&'a Spanned<DeString<'a>>, &'a Spanned<DeValue<'a>>)| {

@@ -141,7 +141,7 @@ pub fn service(service: &Service) -> Keys {
     keys.push("min_healthy", u32::from(policy.min_healthy));
     keys.push("flap_half_life", policy.flap_half_life);
     keys.push("on_down", policy.on_down.word());
-    keys.push("second_choice", policy.second_choice);
+    keys.push("syn_failover", policy.second_choice);
     keys
 }
 

@@ -25,7 +25,7 @@ pub struct Policy {
     pub flap_half_life: Duration,
     /// The policy for the flows of a backend that is down and whose host answers.
     pub on_down: OnDown,
-    /// Whether a SYN that is sent again to a silent backend goes to another one.
+    /// Whether a SYN that is sent again to a silent backend goes to another one: `syn_failover` in the configuration.
     pub second_choice: bool,
 }
 

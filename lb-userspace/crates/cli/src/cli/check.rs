@@ -59,9 +59,9 @@ pub(super) struct PolicyArgs {
     /// default) or move.
     #[arg(long, value_name = "keep|move")]
     on_down: Option<String>,
-    /// Don't try a second backend where one is silent to a client.
-    #[arg(long)]
-    no_second_choice: bool,
+    /// Don't send a client's retransmitted SYN to another backend where one is silent.
+    #[arg(long, alias = "no-second-choice")]
+    no_syn_failover: bool,
 }
 
 impl CheckArgs {
@@ -103,7 +103,7 @@ impl PolicyArgs {
             ("panic_threshold", text(self.panic_threshold.as_ref())),
             ("min_healthy", number(self.min_healthy.as_ref())),
             ("on_down", text(self.on_down.as_ref())),
-            ("second_choice", self.no_second_choice.then_some(Value::Boolean(false))),
+            ("syn_failover", self.no_syn_failover.then_some(Value::Boolean(false))),
             ("check", (!check.is_empty()).then_some(Value::Table(check))),
         ]);
         piece::policy(&keys).map_err(|problems| misuse("", &problems))
@@ -166,9 +166,11 @@ mod tests {
                 "check = { type = \"dns\", interval = \"400ms\", fall = 5, rise = 1, timeout = \"50ms\" }",
             ),
             (
-                "--slow-start 30s --panic-threshold 25% --min-healthy 2 --on-down move --no-second-choice",
-                "slow_start = \"30s\"\npanic_threshold = \"25%\"\nmin_healthy = 2\non_down = \"move\"\nsecond_choice = false",
+                "--slow-start 30s --panic-threshold 25% --min-healthy 2 --on-down move --no-syn-failover",
+                "slow_start = \"30s\"\npanic_threshold = \"25%\"\nmin_healthy = 2\non_down = \"move\"\nsyn_failover = false",
             ),
+            // The former name of the flag.
+            ("--no-second-choice", "syn_failover = false"),
         ] {
             let file = format!(
                 "interfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n{keys}\n"

@@ -566,7 +566,7 @@ address = "10.0.0.2"
 fn a_service_says_what_it_makes_of_its_checks() {
     let config = parse(&format!(
         "interfaces = [\"eth0\"]{SERVICE}slow_start = \"30s\"\npanic_threshold = \"50%\"\n\
-         min_healthy = 2\nflap_half_life = \"0s\"\non_down = \"move\"\nsecond_choice = false\n"
+         min_healthy = 2\nflap_half_life = \"0s\"\non_down = \"move\"\nsyn_failover = false\n"
     ));
     let policy = &config.desired.services["web"].policy;
     assert_eq!(policy.slow_start.as_secs(), 30);

@@ -17,7 +17,7 @@ use lb_model::{
 use toml_edit::{Array, DocumentMut, InlineTable, Item, TableLike};
 
 use self::layout::{Place, Sections};
-use super::{Config, Problem, check::implied};
+use super::{Config, Problem, check::implied, former::with_present_keys};
 
 /// The part of a state that the configuration can express.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -75,7 +75,8 @@ fn is_expressible(check: &Check, base: &Check) -> bool {
     implied.iter().all(|(key, _)| keys.value(key).is_some())
 }
 
-/// The text of a configuration that is as that of `text`, but means `wanted`.
+/// The text of a configuration that is as that of `text`, but means `wanted`. Keys have their present names where anything
+/// is written.
 ///
 /// # Errors
 ///
@@ -89,7 +90,8 @@ pub fn write_back(text: &str, wanted: &Desired) -> Result<String> {
     let written = if config.desired == *wanted {
         text.to_owned()
     } else {
-        edit(text, |document| write_services(document, &config.desired, wanted))?
+        let text = with_present_keys(text);
+        edit(&text, |document| write_services(document, &config.desired, wanted))?
     };
     let read = Config::parse(&written).map_err(|problems| {
         anyhow::anyhow!("what is in force makes no valid file: {}", all(problems))

@@ -227,7 +227,7 @@ impl Merge<'_> {
                 min_healthy: pick!("min_healthy", policy.min_healthy, ToString::to_string),
                 flap_half_life: pick!("flap_half_life", policy.flap_half_life, time),
                 on_down: pick!("on_down", policy.on_down, |on_down| on_down.word().into()),
-                second_choice: pick!("second_choice", policy.second_choice, ToString::to_string),
+                second_choice: pick!("syn_failover", policy.second_choice, ToString::to_string),
             },
             backends: BTreeMap::new(),
         };
