@@ -28,7 +28,7 @@ pub struct CheckStatus {
     pub since: u64,
     /// How long the last answer took, in microseconds.
     pub latency_us: Option<u64>,
-    /// The questions so far, by outcome.
+    /// The probes so far, by outcome.
     pub counts: Counts,
     /// How long good answers took.
     pub latency: Histogram,

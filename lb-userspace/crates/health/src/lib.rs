@@ -1,4 +1,4 @@
-//! Whether backends can serve: checks ([`check`]) as services ask for them ([`Policy`]), and what comes of them.
+//! Whether backends can serve: checks ([`check`]) as services configure them ([`Policy`]), and their results.
 //!
 //! Checks only report what they saw of a backend ([`Seen`]); the engine makes owners of it, as it does
 //! of what the operator wants.

@@ -15,7 +15,7 @@ pub struct Check {
     /// The port that is probed; none: the service's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Where the question goes.
+    /// Where the probe goes.
     pub via: Via,
     /// Between two checks of a backend that is up.
     #[serde(with = "millis")]
@@ -110,7 +110,7 @@ impl Kind {
     }
 }
 
-/// Where the question goes.
+/// Where the probe goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Via {

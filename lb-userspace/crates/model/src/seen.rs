@@ -40,7 +40,7 @@ pub struct Seen {
     pub suspect: bool,
     /// Whether it is suspect, and the next answer has not cleared it: there is none, or no check runs.
     pub doubted: bool,
-    /// Whether it is down, and the last question to it got no answer of any kind.
+    /// Whether it is down, and the last probe of it got no answer of any kind.
     pub silent: bool,
     /// Whether it is down, and the last probe to it was refused: its host lives and no process listens there.
     pub refuses: bool,

@@ -42,7 +42,7 @@ fn query(id: u16, dns: &check::Dns) -> Result<Vec<u8>, ProbeError> {
     let no_name = |_| ProbeError::unknown(format!("`{}` is no domain name", dns.name));
     let name = Name::new(dns.name.trim_end_matches('.')).map_err(no_name)?;
     let mut packet = Packet::new_query(id);
-    // As a client's resolver asks; a server that is only an authority ignores it.
+    // As a client's resolver does; a server that is only an authority ignores it.
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
     packet.questions.push(DnsQuestion::new(name, QTYPE::TYPE(record), CLASS::IN.into(), false));
     packet.build_bytes_vec().map_err(no_name)

@@ -1,8 +1,8 @@
 //! A probe through the VIP, and the error texts for its silence or refusal.
 //!
 //! lbd finds the cause by a probe of the backend's own address too: where that answers, the VIP or
-//! the tunnel is missing. That probe has the last part of the probe's time, so that an outcome
-//! never comes later for it.
+//! the tunnel is missing. That second probe has the last part of the first one's time, so that the
+//! outcome never comes later for it.
 
 use std::{net::IpAddr, pin::pin, time::Duration};
 

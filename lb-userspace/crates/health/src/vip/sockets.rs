@@ -134,7 +134,7 @@ impl Held {
             Protocol::Udp => (Type::DGRAM, Number::UDP),
         };
         let socket = Socket::new(Domain::for_address(any), kind, Some(number))?;
-        // The kernel asks the filter of the socket that a packet is for, and answers nothing to
+        // The kernel runs the filter of the socket that a packet is for, and answers nothing to
         // what that refuses. Of TCP sockets only those that listen are found.
         attach(&socket, &filter::nothing())?;
         socket.bind(&any.into())?;

@@ -349,7 +349,7 @@ impl Schedule {
         let Answer { target, serial, outcome, took } = answer;
         let Some(entry) = self.entries.get_mut(&target) else { return };
         // It may be an answer to a probe that was abandoned when it was already in flight.
-        let Some(in_flight) = entry.in_flight.take_if(|asked| asked.serial == serial) else {
+        let Some(in_flight) = entry.in_flight.take_if(|probe| probe.serial == serial) else {
             return;
         };
         self.flight.land(&in_flight);
@@ -527,9 +527,9 @@ impl Schedule {
 
     /// The prober's own load.
     pub fn load(&self) -> Load {
-        let is_asked = |entry: &&Entry| entry.machine.check().is_active();
+        let is_probed = |entry: &&Entry| entry.machine.check().is_active();
         Load {
-            backends: self.entries.values().filter(is_asked).count(),
+            backends: self.entries.values().filter(is_probed).count(),
             in_flight: self.flight.probes,
             limit: self.flight.limit,
             troubles: self.troubles.reasons(),
