@@ -1,4 +1,4 @@
-//! That modules import each other in one direction: among the children of any module no cycle, but those that are listed.
+//! That modules import each other in one direction: there is no cycle among the children of any module.
 //!
 //! A crate's sources are read as tokens: `use` declarations, and paths that begin with `crate`, `self` or `super`
 //! anywhere, in macros, too. A name that a module has from a `use` of its own is followed to where it is defined. Items
@@ -10,11 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-
-/// The imports that close a cycle and are there still. None is added; one that is gone goes from the list.
-pub const KNOWN: &[(&str, &[(&str, &str)])] = &[("lb_cli::doctor", &[("first_buffer", "backend")])];
 
 /// The packages that are checked, of a workspace.
 ///
@@ -53,20 +50,11 @@ type Edges = BTreeMap<Edge, PathBuf>;
 ///
 /// # Errors
 ///
-/// There is a cycle without any of the imports of `known`, or one of these is gone.
-pub fn check(packages: &[PathBuf], known: &[(&str, &[(&str, &str)])]) -> Result<()> {
+/// There is a cycle; the error names its imports.
+pub fn check(packages: &[PathBuf]) -> Result<()> {
     let mut edges = Edges::new();
     for folder in packages {
         edges.extend(Crate::read(folder)?.edges());
-    }
-    for (parent, imports) in known {
-        for (from, to) in *imports {
-            let edge = Edge { parent: (*parent).into(), from: (*from).into(), to: (*to).into() };
-            ensure!(
-                edges.remove(&edge).is_some(),
-                "{edge} is no import any more: take it off the list"
-            );
-        }
     }
     let Some(cycle) = cycle(&edges) else { return Ok(()) };
     let cycle = cycle.iter().map(|edge| format!("  {edge}, in {}", edges[edge].display()));
@@ -338,16 +326,15 @@ fn imports(tree: &[TokenTree], prefix: &[String], mentions: &mut Vec<Mention>) {
 mod tests {
     use super::*;
 
-    /// The errors of a package with these files in its sources, where imports of its root are known.
-    fn errors_of(name: &str, files: &[(&str, &str)], known: &[(&str, &str)]) -> Result<String> {
+    /// The errors of a package with these files in its sources.
+    fn errors_of(name: &str, files: &[(&str, &str)]) -> Result<String> {
         let folder = std::env::temp_dir().join(format!("lb-xtask-{}-{name}", std::process::id()));
         for (name, text) in files {
             let file = folder.join("src").join(name);
             fs::create_dir_all(file.parent().context("a folder")?)?;
             fs::write(file, text)?;
         }
-        let root = Crate::read(&folder)?.name;
-        let checked = check(std::slice::from_ref(&folder), &[(&root, known)]);
+        let checked = check(std::slice::from_ref(&folder));
         fs::remove_dir_all(&folder)?;
         Ok(checked.err().map(|err| format!("{err:#}")).unwrap_or_default())
     }
@@ -366,7 +353,7 @@ mod tests {
                 "use std::fmt; pub(crate) fn name() -> super::one::Name { super::one::Name }",
             ),
         ];
-        let errors = errors_of("cycle", &files, &[])?;
+        let errors = errors_of("cycle", &files)?;
         for part in ["one -> other", "other -> third", "third -> one", "other/deep.rs"] {
             assert!(errors.contains(part), "{part}: {errors}");
         }
@@ -385,7 +372,7 @@ mod tests {
             ),
             ("third.rs", "#[cfg(test)] mod tests;"),
         ];
-        assert_eq!(errors_of("tests", &files, &[])?, "");
+        assert_eq!(errors_of("tests", &files)?, "");
         Ok(())
     }
 
@@ -403,25 +390,11 @@ mod tests {
             ),
             ("top/other.rs", "pub fn f() { super::outer::g() }"),
         ];
-        let top = errors_of("names", &files, &[])?;
+        let top = errors_of("names", &files)?;
         assert!(
             top.contains("::top: one -> other") && top.contains("::top: other -> one"),
             "{top}"
         );
-        Ok(())
-    }
-
-    #[test]
-    fn a_known_edge_may_stay_and_must_be_there() -> Result<()> {
-        let files = [
-            ROOT,
-            ("one.rs", "use crate::other::f;"),
-            ("other.rs", "use crate::one;"),
-            ("third.rs", ""),
-        ];
-        assert_eq!(errors_of("known", &files, &[("other", "one")])?, "");
-        let gone = errors_of("gone", &files, &[("other", "one"), ("third", "one")])?;
-        assert!(gone.contains("third -> one is no import any more"), "{gone}");
         Ok(())
     }
 }

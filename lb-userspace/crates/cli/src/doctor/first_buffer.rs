@@ -3,7 +3,7 @@
 use lb_datapath::probe::Hook;
 
 use super::{
-    Finding, backend,
+    Finding,
     snapshot::{InterfaceSnapshot, NodeSnapshot},
 };
 
@@ -20,14 +20,8 @@ pub(super) fn of_node(snapshot: &NodeSnapshot) -> Vec<Finding> {
     native.flat_map(|interface| findings(interface, why)).collect()
 }
 
-/// On a backend, of interfaces with a decapsulator.
-pub(super) fn of_backend(snapshot: &backend::BackendSnapshot) -> Vec<Finding> {
-    let native = snapshot.decaps.iter().filter(|(_, decap)| !decap.generic);
-    let with = native.filter_map(|(name, _)| snapshot.interfaces.get(name));
-    with.flat_map(|interface| findings(interface, "no packet is taken out of its tunnel")).collect()
-}
-
-fn findings<'a>(
+/// Of an interface, and why it matters there.
+pub(super) fn findings<'a>(
     interface: &'a InterfaceSnapshot,
     why: &'a str,
 ) -> impl Iterator<Item = Finding> + 'a {
@@ -44,6 +38,7 @@ mod tests {
     use super::*;
     use crate::doctor::{
         Grade,
+        backend::{self, empty_first_buffers},
         tests::{assert_finding, describe, healthy},
     };
 
@@ -76,7 +71,7 @@ mod tests {
             let eth0 = snapshot.interfaces.get_mut("eth0").expect("the backend has it");
             eth0.empty_first_buffers = empty();
             snapshot.decaps.values_mut().for_each(|decap| decap.generic = generic);
-            describe(&of_backend(&snapshot))
+            describe(&empty_first_buffers(&snapshot))
         };
         assert_finding(&found(Mode::Ipip, false), Grade::Error, &["MTU of 9000, over 3498", FIX]);
         assert_eq!(found(Mode::Ipip, true), (Grade::Ok, String::new()));

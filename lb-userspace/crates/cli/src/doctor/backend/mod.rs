@@ -13,8 +13,7 @@ use lb_model::{
 };
 
 use super::{
-    Finding, Report,
-    first_buffer::of_backend,
+    Finding, Report, first_buffer,
     links::merging,
     node::KEEP_SILENT,
     snapshot::{Firewall, InterfaceSnapshot, Rules, Sysctls, conf, sysctl},
@@ -157,8 +156,17 @@ impl BackendSnapshot {
 /// The checks of a backend.
 #[must_use]
 pub fn examine(snapshot: &BackendSnapshot) -> Report {
-    let checks: [fn(&BackendSnapshot) -> Vec<Finding>; _] =
-        [vips, arp, tunnel, sources, rp_filter, segment_size, listeners, offloads, of_backend];
+    let checks: [fn(&BackendSnapshot) -> Vec<Finding>; _] = [
+        vips,
+        arp,
+        tunnel,
+        sources,
+        rp_filter,
+        segment_size,
+        listeners,
+        offloads,
+        empty_first_buffers,
+    ];
     Report { findings: checks.iter().flat_map(|check| check(snapshot)).collect() }
 }
 
@@ -487,6 +495,16 @@ fn offloads(snapshot: &BackendSnapshot) -> Vec<Finding> {
     let why = "the decapsulator would see what the link never carried; drivers refuse XDP with it";
     let decaps = snapshot.decaps.keys();
     decaps.filter_map(|name| merging(name, snapshot.interfaces.get(name)?, why)).collect()
+}
+
+/// Frames whose headers the decapsulator does not reach.
+pub(super) fn empty_first_buffers(snapshot: &BackendSnapshot) -> Vec<Finding> {
+    let native = snapshot.decaps.iter().filter(|(_, decap)| !decap.generic);
+    let with = native.filter_map(|(name, _)| snapshot.interfaces.get(name));
+    with.flat_map(|interface| {
+        first_buffer::findings(interface, "no packet is taken out of its tunnel")
+    })
+    .collect()
 }
 
 #[cfg(test)]
