@@ -87,13 +87,13 @@ fn run_epoch(
             // In turn there is none, one that lasts, and one that is over.
             let lease = [0, u64::MAX, 1][number / LEASES % 3];
             twins.kernel.lease_pins(lease)?;
-            twins.model.lease.set(lease);
+            twins.model.tables.lease.set(lease);
         }
-        twins.model.nanos.set(steady_nanos(MARGIN));
-        let pins = twins.model.pins.borrow().len();
+        twins.model.tables.nanos.set(steady_nanos(MARGIN));
+        let pins = twins.model.tables.pins.borrow().len();
         let action = twins.run(&frame).with_context(|| format!("frame {number}"))?;
         let model = &twins.model;
-        made[usize::from(model.lease.get() == 1)] += model.pins.borrow().len() - pins;
+        made[usize::from(model.tables.lease.get() == 1)] += model.tables.pins.borrow().len() - pins;
         if matches!(action, Action::Tx | Action::Redirect) {
             sent.push(frame);
         }
@@ -105,7 +105,7 @@ fn run_epoch(
     twins.compare_tables()?;
     let model = &twins.model;
     ensure!(!leased || made[1] == 0, "{} pins were made past the lease", made[1]);
-    let noted = !model.notes.borrow().is_empty();
+    let noted = !model.tables.notes.borrow().is_empty();
     ensure!(noted || made[0] == 0, "{} pins were made without a note", made[0]);
     for (&reason, count) in &model.verdicts {
         *met.entry(reason).or_default() += count[0];
@@ -212,7 +212,7 @@ fn classifier_and_core_agree_on_frames_that_leave_in_segments() -> Result<()> {
                 continue;
             }
             twins.model.segment = 1 + random.below(1_600) as u32;
-            twins.model.nanos.set(steady_nanos(MARGIN));
+            twins.model.tables.nanos.set(steady_nanos(MARGIN));
             let action = twins.run(&frame).with_context(|| format!("frame {number}"))?;
             forwarded += u64::from(matches!(action, Action::Tx | Action::Redirect));
         }
@@ -247,17 +247,18 @@ fn icmp_errors_of(kind: ReplyKind, rate: u32) -> Result<()> {
     // The frame is looked for in tables of its own: the program does not have others' entries there.
     let mut search = Twins::load_limited(objects::BALANCER, PINS, RATE)?;
     search.install(&state)?;
-    search.model.nanos.set(nanos);
+    search.model.tables.nanos.set(nanos);
     let mut frame = generate::frame(&mut random);
     for _ in 0..10_000 {
-        if matches!(decide(&*frame, &search.model), Verdict::Reply(reply) if reply.kind == kind) {
+        if matches!(decide(&*frame, &search.model.tables), Verdict::Reply(reply) if reply.kind == kind)
+        {
             break;
         }
         frame = generate::frame(&mut random);
-        search.model.icmp_budget = Rc::default();
-        search.model.too_big_budgets.borrow_mut().clear();
+        search.model.tables.icmp_budget = Rc::default();
+        search.model.tables.too_big_budgets.borrow_mut().clear();
     }
-    twins.model.nanos.set(steady_nanos(MARGIN));
+    twins.model.tables.nanos.set(steady_nanos(MARGIN));
     for number in 0..2 * rate {
         let action = twins.run(&frame).with_context(|| format!("{kind:?}, frame {number}"))?;
         let answered = action == Action::Tx;
@@ -289,7 +290,7 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
     let mut sent = 0;
     for _ in 0..2_000 {
         let frame = generate::frame(&mut random);
-        model.nanos.set(steady_nanos(MARGIN));
+        model.tables.nanos.set(steady_nanos(MARGIN));
         kernel.run(&frame)?;
         if model.run(&frame, INGRESS).0 != Action::Tx || frame[12..14] != [8, 0] {
             continue;
@@ -302,7 +303,7 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
         }
         long[16..18].copy_from_slice(&(len + 7_000).to_be_bytes());
         long.resize(frame.len() + 7_000, 0xa5);
-        model.nanos.set(steady_nanos(MARGIN));
+        model.tables.nanos.set(steady_nanos(MARGIN));
         let (action, out) = kernel.run(&long)?;
         let (expected, expected_out) = model.run(&long, INGRESS);
         ensure!(action == expected as u32, "the program returns {action}, the core {expected:?}");
@@ -356,7 +357,7 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
             // The kernel's test run takes no less than an Ethernet header.
             let first = ethernet::LEN + random.below(frame.len().min(120) - ethernet::LEN);
             let Twins { kernel, model } = &mut twins;
-            model.nanos.set(steady_nanos(MARGIN));
+            model.tables.nanos.set(steady_nanos(MARGIN));
             model.first_buffer = first;
             let (action, out) = kernel.run_in_buffers(&frame, first)?;
             let (expected, expected_out) = model.run(&frame, INGRESS);

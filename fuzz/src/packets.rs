@@ -90,7 +90,7 @@ impl Place {
                 self.second = second;
             }
             self.twins.reset(&self.state).context("reset the tables")?;
-            self.twins.model.nanos.set(nanos);
+            self.twins.model.tables.nanos.set(nanos);
             let Err(error) = self.live(bytes) else { return Ok(()) };
             let is_judged = is_same_moment(nanos, coarse_nanos());
             if is_judged && has_broken {
@@ -126,7 +126,7 @@ impl Place {
             b'L' => {
                 let lease = input.of(&[0, u64::MAX, 1]);
                 self.twins.kernel.lease_pins(lease)?;
-                self.twins.model.lease.set(lease);
+                self.twins.model.tables.lease.set(lease);
                 Ok(())
             }
             b'R' => {
@@ -167,7 +167,7 @@ impl Place {
         };
         let word = u64::from(owners.to_word()) | u64::from(age()) << 32 | u64::from(age()) << 48;
         self.twins.kernel.put_slot(*service, index as u32, word)?;
-        let ring = self.twins.model.rings.get_mut(service).context("it has a ring")?;
+        let ring = self.twins.model.tables.rings.get_mut(service).context("it has a ring")?;
         ring[index] = slot_of(word);
         Ok(())
     }
@@ -194,7 +194,7 @@ impl Place {
         backend.ifindex = input.of(&[generate::INGRESS, 7]);
         self.twins.model.hook.fit_backend(&mut backend);
         self.twins.kernel.put_backend(id, backend)?;
-        self.twins.model.backends[usize::from(id)] = backend;
+        self.twins.model.tables.backends.get_mut()[usize::from(id)] = backend;
         Ok(())
     }
 }

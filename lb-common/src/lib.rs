@@ -18,6 +18,8 @@ pub mod fragment;
 pub mod gso;
 pub mod hash;
 pub mod icmp_error;
+#[cfg(feature = "model")]
+pub mod model;
 pub mod packet;
 mod pinning;
 pub mod plain;

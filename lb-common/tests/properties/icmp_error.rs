@@ -60,7 +60,8 @@ fn no_error_goes_to_what_is_no_single_host() {
 #[test]
 fn a_packet_that_is_too_big_is_not_answered_past_the_limit_nor_to_a_bad_source() {
     for family in FAMILIES {
-        let model = Model { icmp_rate: 1, ..Model::new(1) };
+        let mut model = Model::new(1);
+        model.icmp_rate = 1;
         model.set_mtu(1400);
         let big = |client: Client| model.decide(&client.tcp_with(family, WEB, ACK, 64, &[0; 1400]));
         let bad = Client { v4: [255; 4], v6: v6(0xff, 2), ..Client::new(1) };
@@ -83,7 +84,8 @@ fn neither_packets_on_their_last_hop_nor_those_of_others_use_up_what_a_source_is
 {
     const LIMITED: Decided = Verdict::Drop(Drop::IcmpRateLimited);
     for family in FAMILIES {
-        let model = Model { icmp_rate: 800, ..Model::new(1) };
+        let mut model = Model::new(1);
+        model.icmp_rate = 800;
         model.set_mtu(1400);
         let last_hop = || last_hop_from(&model, family, [198, 51, 100, 1], v6(0x21, 1));
         while last_hop() != LIMITED {}
@@ -112,7 +114,8 @@ fn sources_are_spread_over_the_buckets_whatever_they_have_in_common() {
 #[test]
 fn a_rate_of_none_answers_nobody() {
     for family in FAMILIES {
-        let model = Model { icmp_rate: 0, ..Model::new(1) };
+        let mut model = Model::new(1);
+        model.icmp_rate = 0;
         model.set_mtu(1400);
         for _ in 0..3 {
             assert_eq!(too_big(&model, family, 1), Verdict::Drop(Drop::IcmpRateLimited));
@@ -137,7 +140,8 @@ proptest! {
         rate in 1..20_000_u32, gap in 1..40_000_000_u64, packets in 1..600_u64, v6: bool,
     ) {
         let family = if v6 { Family::V6 } else { Family::V4 };
-        let model = Model { icmp_rate: rate, ..Model::new(1) };
+        let mut model = Model::new(1);
+        model.icmp_rate = rate;
         let frame = Client::new(1).tcp_with(family, WEB, ACK, 1, b"");
         let mut sent = 0;
         for _ in 0..packets {

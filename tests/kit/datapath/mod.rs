@@ -7,16 +7,18 @@ pub mod kernel;
 pub mod model;
 mod raw_ip;
 
-use std::{cell::RefCell, collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
+use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::abi::{Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unanswered};
+use lb_common::abi::{
+    BackendCounter, Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unanswered,
+};
 
 use self::{
     generate::{BACKENDS, State},
     hook::Hook,
     kernel::{FLOWS, Kernel},
-    model::{Action, Model},
+    model::{Action, BackendCount, Model},
 };
 
 /// Nanoseconds of the clock that the program reads.
@@ -81,7 +83,7 @@ impl Twins {
     pub fn load_at(hook: Hook, object: &[u8], pins: u32, icmp_rate: u32) -> Result<Self> {
         let backends = u32::from(BACKENDS);
         let kernel = Kernel::load_at(hook, object, backends, pins, FLOWS, icmp_rate)?;
-        let model = Model { icmp_rate, hook, ..Model::new(pins as usize) };
+        let model = Model { hook, ..Model::new(pins as usize, icmp_rate) };
         Ok(Self { kernel, model })
     }
 
@@ -92,69 +94,71 @@ impl Twins {
     /// The kernel refuses it.
     pub fn install(&mut self, state: &State) -> Result<()> {
         let Self { kernel, model } = self;
+        let tables = &mut model.tables;
         for &(key, value) in &state.services_v4 {
             kernel.put_service_v4(key, value).context("put a service")?;
-            model.services_v4.insert(key, value);
-            model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            tables.services_v4.insert(key, value);
+            tables.budgets.insert(value.id, Rc::new(SynBudget::default()));
             if value.syn_budget > 0 {
                 // The CPU's own share is as large, or makes few pins.
                 let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
                 kernel.put_share(value.id, share)?;
-                model.budgets[&value.id].share.store(share);
+                tables.budgets[&value.id].share.store(share);
             }
         }
         for &(key, value) in &state.services_v6 {
             kernel.put_service_v6(key, value)?;
-            model.services_v6.insert(key, value);
-            model.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            tables.services_v6.insert(key, value);
+            tables.budgets.insert(value.id, Rc::new(SynBudget::default()));
             if value.syn_budget > 0 {
                 // The CPU's own share is as large, or makes few pins.
                 let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
                 kernel.put_share(value.id, share)?;
-                model.budgets[&value.id].share.store(share);
+                tables.budgets[&value.id].share.store(share);
             }
         }
         for (service, slots) in &state.rings {
             kernel.put_ring(*service, slots).context("publish a ring")?;
             let ring = slots.iter().map(|&word| slot_of(word));
-            model.rings.insert(*service, ring.collect());
+            tables.rings.insert(*service, ring.collect());
         }
         for (id, &backend) in state.backends.iter().enumerate() {
             kernel.put_backend(u16::try_from(id)?, backend)?;
-            model.backends.push(backend);
+            tables.backends.get_mut().push(backend);
+            tables.counters.push(BackendCounter::default());
         }
         for &(key, value) in &state.pins {
             kernel.put_pin(key, value).context("put a pin")?;
-            model.pins.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+            tables.pins.get_mut().insert(key, Rc::new(Flow::new(value)));
         }
         for &(key, value) in &state.tracked {
             kernel.put_tracked(key, value)?;
-            model.tracked.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+            tables.tracked.get_mut().insert(key, Rc::new(Flow::new(value)));
         }
         for &(key, value) in &state.connections {
             kernel.put_connection(key, value)?;
-            model.connections.borrow_mut().insert(key, Rc::new(Flow::new(value)));
+            tables.connections.get_mut().insert(key, Rc::new(Flow::new(value)));
         }
         for &(key, value) in &state.fragments {
             kernel.put_fragment(key, value).context("put a fragment")?;
-            model.fragments.borrow_mut().insert(key, value);
+            tables.fragments.get_mut().insert(key, value);
         }
         for &vip in &state.vips {
             kernel.put_vip(vip)?;
-            model.vips.insert(vip, 1);
+            tables.vips.insert(vip);
         }
         for &(id, unanswered) in &state.unanswered {
             kernel.put_unanswered(id, unanswered.0)?;
-            model.counts.insert(id, [0, 0, 0, 0, 0, unanswered.0, 0]);
         }
         for (index, &mac) in state.own_macs.iter().enumerate() {
             kernel.put_own_mac(u32::try_from(index)?, mac)?;
-            model.own_macs[index] = mac;
         }
+        tables.own_macs = state.own_macs.iter().map(|own| own.mac).collect();
         for &(key, id) in &state.peer_macs {
             kernel.put_peer_mac(key, id)?;
-            model.peer_macs.insert(key, id);
+            tables.peer_macs.insert(key, id);
         }
+        model.set_counts(counts_of(state));
         Ok(())
     }
 
@@ -189,18 +193,19 @@ impl Twins {
     /// They have not written the same.
     pub fn compare_tables(&mut self) -> Result<()> {
         let Self { kernel, model } = self;
-        ensure!(kernel.pins()? == plain(&model.pins.borrow()), "pins differ");
-        ensure!(kernel.tracked()? == plain(&model.tracked.borrow()), "tracked flows differ");
-        ensure!(kernel.connections()? == plain(&model.connections.borrow()), "connections differ");
-        for (&place, mark) in &*model.handshakes.borrow() {
+        let tables = &model.tables;
+        ensure!(kernel.pins()? == plain(&tables.pins.borrow()), "pins differ");
+        ensure!(kernel.tracked()? == plain(&tables.tracked.borrow()), "tracked flows differ");
+        ensure!(kernel.connections()? == plain(&tables.connections.borrow()), "connections differ");
+        for (&place, mark) in &*tables.handshakes.borrow() {
             ensure!(kernel.handshake(place)? == mark.load(), "the handshake at {place} differs");
         }
-        ensure!(kernel.fragments()? == *model.fragments.borrow(), "fragments differ");
-        for (&service, slots) in &model.rings {
+        ensure!(kernel.fragments()? == *tables.fragments.borrow(), "fragments differ");
+        for (&service, slots) in &tables.rings {
             let slots: Vec<u64> = slots.iter().map(|slot| word_of(slot)).collect();
             ensure!(kernel.ring(service)? == slots, "the ring of service {service} differs");
         }
-        ensure!(kernel.notes()? == *model.notes.borrow(), "notes of pins differ");
+        ensure!(kernel.notes()? == *tables.notes.borrow(), "notes of pins differ");
         let (verdicts, counts) = (kernel.verdicts()?, kernel.counts()?);
         ensure!(
             verdicts == model.verdicts,
@@ -218,18 +223,19 @@ impl Twins {
     /// The kernel refuses it.
     pub fn adopt(&mut self) -> Result<()> {
         let Self { kernel, model } = self;
-        model.pins = RefCell::new(shared(kernel.pins()?));
-        model.tracked = RefCell::new(shared(kernel.tracked()?));
-        model.connections = RefCell::new(shared(kernel.connections()?));
-        for (&place, mark) in &*model.handshakes.borrow() {
+        let tables = &mut model.tables;
+        *tables.pins.get_mut() = shared(kernel.pins()?);
+        *tables.tracked.get_mut() = shared(kernel.tracked()?);
+        *tables.connections.get_mut() = shared(kernel.connections()?);
+        for (&place, mark) in &*tables.handshakes.borrow() {
             mark.store(kernel.handshake(place)?);
         }
-        model.fragments = RefCell::new(kernel.fragments()?);
-        for (service, ring) in &mut model.rings {
+        *tables.fragments.get_mut() = kernel.fragments()?;
+        for (service, ring) in &mut tables.rings {
             *ring = kernel.ring(*service)?.into_iter().map(slot_of).collect();
         }
         model.verdicts = kernel.verdicts()?;
-        model.counts = kernel.counts()?;
+        model.set_counts(kernel.counts()?);
         Ok(())
     }
 
@@ -242,7 +248,7 @@ impl Twins {
         for index in 0..SYN_MARKS {
             self.kernel.clear_syn_mark(index)?;
         }
-        self.model.seen.borrow_mut().clear();
+        self.model.tables.seen.borrow_mut().clear();
         Ok(())
     }
 
@@ -254,25 +260,26 @@ impl Twins {
     /// The kernel refuses it.
     pub fn reset(&mut self, state: &State) -> Result<()> {
         let Self { kernel, model } = self;
-        let pins = &mut *model.pins.borrow_mut();
+        let tables = &mut model.tables;
+        let pins = tables.pins.get_mut();
         undo(pins, &state.pins, |key, value| match value {
             Some(value) => kernel.put_pin(*key, value),
             None => kernel.remove_pin(key),
         })?;
-        let tracked = &mut *model.tracked.borrow_mut();
+        let tracked = tables.tracked.get_mut();
         undo(tracked, &state.tracked, |key, value| match value {
             Some(value) => kernel.put_tracked(*key, value),
             None => kernel.remove_tracked(key),
         })?;
-        let connections = &mut *model.connections.borrow_mut();
+        let connections = tables.connections.get_mut();
         undo(connections, &state.connections, |key, value| match value {
             Some(value) => kernel.put_connection(*key, value),
             None => kernel.remove_connection(key),
         })?;
-        for (place, _) in model.handshakes.borrow_mut().drain() {
+        for (place, _) in tables.handshakes.get_mut().drain() {
             kernel.clear_handshake(place)?;
         }
-        let fragments = &mut *model.fragments.borrow_mut();
+        let fragments = tables.fragments.get_mut();
         let initial: HashMap<_, _> = state.fragments.iter().copied().collect();
         for key in fragments.keys().filter(|key| !initial.contains_key(key)) {
             kernel.remove_fragment(key)?;
@@ -284,7 +291,7 @@ impl Twins {
         }
         *fragments = initial;
         for (service, words) in &state.rings {
-            let ring = model.rings.entry(*service).or_default();
+            let ring = tables.rings.entry(*service).or_default();
             for (index, (slot, &word)) in ring.iter_mut().zip(words).enumerate() {
                 if word_of(slot) != word {
                     kernel.put_slot(*service, u32::try_from(index)?, word)?;
@@ -292,30 +299,25 @@ impl Twins {
                 }
             }
         }
-        for (id, (backend, &initial)) in model.backends.iter_mut().zip(&state.backends).enumerate()
-        {
+        let backends = tables.backends.get_mut().iter_mut();
+        for (id, (backend, &initial)) in backends.zip(&state.backends).enumerate() {
             if *backend != initial {
                 kernel.put_backend(u16::try_from(id)?, initial)?;
                 *backend = initial;
             }
         }
-        let unanswered = state.unanswered.iter().map(|&(id, word)| (id, word.0));
-        let unanswered: HashMap<u16, u64> = unanswered.collect();
-        for id in model.counts.keys() {
-            kernel.put_unanswered(*id, unanswered.get(id).copied().unwrap_or_default())?;
+        let counts = counts_of(state);
+        for id in model.counts.keys().chain(counts.keys()) {
+            kernel.put_unanswered(*id, counts.get(id).map_or(0, |count| count[5]))?;
         }
-        for (&id, &word) in unanswered.iter().filter(|(id, _)| !model.counts.contains_key(id)) {
-            kernel.put_unanswered(id, word)?;
-        }
-        let count = |(id, word)| (id, [0, 0, 0, 0, 0, word, 0]);
-        model.counts = unanswered.into_iter().map(count).collect();
-        for (index, _) in model.seen.borrow_mut().drain() {
+        for (index, _) in tables.seen.get_mut().drain() {
             kernel.clear_syn_mark(index)?;
         }
         kernel.clear_notes()?;
-        model.notes.borrow_mut().clear();
+        tables.notes.get_mut().clear();
         kernel.lease_pins(0)?;
-        model.lease.set(0);
+        tables.lease.set(0);
+        model.set_counts(counts);
         Ok(())
     }
 }
@@ -338,6 +340,12 @@ fn undo<K: Copy + Eq + Hash>(
         }
     }
     Ok(())
+}
+
+/// The backends' counts before any packet.
+fn counts_of(state: &State) -> HashMap<u16, BackendCount> {
+    let count = |&(id, word): &(u16, Unanswered)| (id, [0, 0, 0, 0, 0, word.0, 0]);
+    state.unanswered.iter().map(count).collect()
 }
 
 fn plain<K: Copy + Eq + Hash>(flows: &HashMap<K, Rc<Flow>>) -> HashMap<K, FlowValue> {

@@ -1,26 +1,14 @@
-//! The tables of the balancer as a few hash maps, and the XDP program's effect on a frame, byte
-//! by byte on a `Vec`: naive on purpose.
+//! The XDP program's effect on a frame, byte by byte on a `Vec`, and its counters, over a model of the tables: naive
+//! on purpose.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    ops::Deref,
-    rc::Rc,
-};
+use std::{cell::Cell, collections::HashMap};
 
 use lb_common::{
-    abi::{
-        self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
-        OwnMac, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
-        backend_flags,
-    },
+    abi::{Backend, backend_flags},
     forward::decide,
+    model::ModelTables,
     packet::{Packet, ipv4, ipv6, number},
     rewrite,
-    second_choice::search,
-    shared::{SharedU32, SharedU64},
-    steer::in_flux,
-    tables::Tables,
     verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -47,48 +35,8 @@ pub type BackendCount = [u64; 7];
 /// The tables, and the counters that the program would keep.
 #[derive(Debug)]
 pub struct Model {
-    /// The services of IPv4.
-    pub services_v4: HashMap<ServiceKeyV4, Service>,
-    /// The services of IPv6.
-    pub services_v6: HashMap<ServiceKeyV6, Service>,
-    /// The rings, by service.
-    pub rings: HashMap<u16, Vec<Rc<Slot>>>,
-    /// The backends, by id.
-    pub backends: Vec<Backend>,
-    /// The pins.
-    pub pins: RefCell<HashMap<FlowKey, Rc<Flow>>>,
-    /// How many pins there may be.
-    pub pin_capacity: usize,
-    /// The tracked flows.
-    pub tracked: RefCell<HashMap<FlowKey, Rc<Flow>>>,
-    /// The connections.
-    pub connections: RefCell<HashMap<ConnectionKey, Rc<Flow>>>,
-    /// The clients that have begun to open a QUIC connection.
-    pub handshakes: RefCell<HashMap<u32, Rc<SharedU64>>>,
-    /// Fragmented packets.
-    pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
-    /// The VIPs.
-    pub vips: HashMap<VipKey, u32>,
-    /// The MAC addresses that the node answers to.
-    pub own_macs: Vec<OwnMac>,
-    /// The MAC addresses of other balancers, by service, and the backend on this node.
-    pub peer_macs: HashMap<PeerKey, u16>,
-    /// How many pins each service may make.
-    pub budgets: HashMap<u16, Rc<SynBudget>>,
-    /// How many ICMP errors may be sent.
-    pub icmp_budget: Rc<SynBudget>,
-    /// By source.
-    pub too_big_budgets: RefCell<HashMap<u64, Rc<SynBudget>>>,
-    /// ICMP errors that may be sent in a second.
-    pub icmp_rate: u32,
-    /// Marks of SYNs.
-    pub seen: RefCell<HashMap<u32, Rc<SharedU32>>>,
-    /// The time.
-    pub nanos: Cell<u64>,
-    /// The flows whose pins were noted, in order.
-    pub notes: RefCell<Vec<FlowKey>>,
-    /// Until when pins may be made; 0: always.
-    pub lease: Cell<u64>,
+    /// The tables.
+    pub tables: ModelTables,
     /// Packets and bytes by verdict.
     pub verdicts: HashMap<u32, [u64; 2]>,
     /// The counts of each backend.
@@ -121,31 +69,15 @@ impl Packet for Segmented<'_> {
 }
 
 impl Model {
-    /// Empty tables with room for so many pins.
+    /// Empty tables with room for so many pins, and so many ICMP errors a second.
     #[must_use]
-    pub fn new(pin_capacity: usize) -> Self {
+    pub fn new(pin_capacity: usize, icmp_rate: u32) -> Self {
         Self {
-            services_v4: HashMap::new(),
-            services_v6: HashMap::new(),
-            rings: HashMap::new(),
-            backends: Vec::new(),
-            pins: RefCell::default(),
-            pin_capacity,
-            tracked: RefCell::default(),
-            connections: RefCell::default(),
-            handshakes: RefCell::default(),
-            fragments: RefCell::default(),
-            vips: HashMap::new(),
-            own_macs: vec![OwnMac::default(); abi::OWN_MACS as usize],
-            peer_macs: HashMap::new(),
-            budgets: HashMap::new(),
-            icmp_budget: Rc::default(),
-            too_big_budgets: RefCell::default(),
-            icmp_rate: u32::MAX,
-            seen: RefCell::default(),
-            nanos: Cell::new(0),
-            notes: RefCell::default(),
-            lease: Cell::new(0),
+            tables: ModelTables {
+                pin_capacity: Cell::new(pin_capacity),
+                icmp_rate,
+                ..ModelTables::default()
+            },
             verdicts: HashMap::new(),
             counts: HashMap::new(),
             first_buffer: usize::MAX,
@@ -155,11 +87,20 @@ impl Model {
         }
     }
 
+    /// Sets the counts of the backends, and by them which of those answer.
+    pub fn set_counts(&mut self, counts: HashMap<u16, BackendCount>) {
+        for (id, counter) in self.tables.counters.iter().enumerate() {
+            let count = u16::try_from(id).ok().and_then(|id| counts.get(&id));
+            counter.unanswered.store(count.map_or(0, |count| count[5]));
+        }
+        self.counts = counts;
+    }
+
     /// Runs a frame that came in on interface `ingress`; returns the program's expected action and the
     /// frame that it must leave.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> (Action, Vec<u8>) {
         let mut out = frame.to_vec();
-        let (reason, action) = match decide(&Segmented(frame, self.segment), self).owned() {
+        let (reason, action) = match decide(&Segmented(frame, self.segment), &self.tables).owned() {
             Verdict::Pass(reason) => (reason.index(), Action::Pass),
             Verdict::Drop(reason) => (reason.index(), Action::Drop),
             Verdict::Forward(to) => {
@@ -181,11 +122,12 @@ impl Model {
                 }
                 if to.events & events::NEW_FLOW != 0 {
                     if count[5] == 0 {
-                        count[5] = self.nanos.get() >> 28 << 32;
+                        count[5] = self.tables.nanos.get() >> 28 << 32;
                     }
                     count[5] += 1;
                 }
                 count[6] += u64::from(to.events & events::SECOND_CHOICE != 0);
+                self.tables.counters[usize::from(to.id)].unanswered.store(count[5]);
                 if is_local {
                     return (Action::Pass, out);
                 }
@@ -263,134 +205,4 @@ fn reply(frame: &[u8], to: &Reply, first_buffer: usize, hook: Hook) -> Option<Ve
     }
     out.extend_from_slice(&quote);
     Some(out)
-}
-
-/// A value that is handed out by reference.
-#[derive(Debug)]
-pub struct Owned<T>(T);
-
-impl<T> Deref for Owned<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl Tables for Model {
-    type Backend<'a> = Owned<Backend>;
-
-    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
-        self.services_v4.get(key)
-    }
-
-    fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
-        self.services_v6.get(key)
-    }
-
-    fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
-        self.rings.get(&service)?.get(index as usize).cloned()
-    }
-
-    fn backend(&self, id: u16) -> Option<Owned<Backend>> {
-        self.backends.get(usize::from(id)).copied().map(Owned)
-    }
-
-    fn pin(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
-        self.pins.borrow().get(key).cloned()
-    }
-
-    fn insert_pin(&self, key: &FlowKey, value: FlowValue) -> bool {
-        let mut pins = self.pins.borrow_mut();
-        if !pins.contains_key(key) && pins.len() >= self.pin_capacity {
-            return false;
-        }
-        pins.insert(*key, Rc::new(Flow::new(value)));
-        true
-    }
-
-    fn note_pin(&self, key: &FlowKey) {
-        self.notes.borrow_mut().push(*key);
-    }
-
-    fn pin_lease(&self) -> u64 {
-        self.lease.get()
-    }
-
-    fn tracked(&self, key: &FlowKey) -> Option<impl Deref<Target = Flow>> {
-        self.tracked.borrow().get(key).cloned()
-    }
-
-    fn insert_tracked(&self, key: &FlowKey, value: FlowValue) {
-        self.tracked.borrow_mut().insert(*key, Rc::new(Flow::new(value)));
-    }
-
-    fn connection(&self, key: &ConnectionKey) -> Option<impl Deref<Target = Flow>> {
-        self.connections.borrow().get(key).cloned()
-    }
-
-    fn insert_connection(&self, key: &ConnectionKey, value: FlowValue) {
-        self.connections.borrow_mut().entry(*key).or_insert_with(|| Rc::new(Flow::new(value)));
-    }
-
-    fn handshake(&self, hash: u64) -> Option<impl Deref<Target = SharedU64>> {
-        Some(self.handshakes.borrow_mut().entry(Handshake::place(hash)).or_default().clone())
-    }
-
-    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
-        self.fragments.borrow().get(key).copied()
-    }
-
-    fn insert_fragment(&self, key: &FragmentKey, value: Fragment) {
-        self.fragments.borrow_mut().insert(*key, value);
-    }
-
-    fn is_vip(&self, key: &VipKey) -> bool {
-        self.vips.contains_key(key)
-    }
-
-    fn own_mac(&self, index: u32) -> Option<OwnMac> {
-        self.own_macs.get(index as usize).copied()
-    }
-
-    fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
-        self.peer_macs.get(key).copied()
-    }
-
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
-        self.budgets.get(&service).cloned()
-    }
-
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
-        Some(Rc::clone(&self.icmp_budget))
-    }
-
-    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
-        Some(Rc::clone(self.too_big_budgets.borrow_mut().entry(source).or_default()))
-    }
-
-    fn icmp_rate(&self) -> u32 {
-        self.icmp_rate
-    }
-
-    fn syn_seen(&self, index: u32) -> Option<impl Deref<Target = SharedU32>> {
-        assert!(index < abi::SYN_MARKS);
-        Some(self.seen.borrow_mut().entry(index).or_default().clone())
-    }
-
-    fn unanswered(&self, id: u16) -> Unanswered {
-        Unanswered(self.counts.get(&id).map_or(0, |count| count[5]))
-    }
-
-    fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
-        in_flux(self, service, key, slot, what as u32)
-    }
-
-    fn second_choice(&self, service: u64, slots: u64, hash: u64, first: u64, nanos: u64) -> u64 {
-        search(self, service as u16, slots as u32, hash, first as u16, nanos).into()
-    }
-
-    fn now_nanos(&self) -> u64 {
-        self.nanos.get()
-    }
 }
