@@ -238,7 +238,7 @@ fn started(machine: &Machine, service: &str) -> Result<()> {
     }
     let report = machine.output("lbctl doctor --quiet")?;
     let report = String::from_utf8_lossy(&report.stdout).into_owned();
-    ensure!(report.contains("0 wrong"), "{report}");
+    ensure!(report.contains("0 errors"), "{report}");
     // Changes are kept where only lbd writes, and in the operator's file, which stays readable for the group.
     machine.run("lbctl service add saved --vip 10.0.0.101 --port 81 --check none")?;
     machine.run("lbctl config save && grep -q '^name = \"saved\"' /etc/lb/lb.toml")?;
