@@ -12,7 +12,7 @@ use crate::{
     abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
     choice::{Choice, Found, Kind, Query},
     deliver,
-    fragment::{later_fragment_v4, later_fragment_v6, remember_v4, remember_v6, told},
+    fragment::{decision_word, later_fragment_v4, later_fragment_v6, remember_v4, remember_v6},
     gso::Wire,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
     icmp_error,
@@ -203,7 +203,7 @@ where
     let query = || Query::new(&service, mapped(ip.source), segment.source, hash);
     let choice = choose(pkt, tables, &service, &segment, hash, query);
     if fragment & ipv4::MORE_FRAGMENTS != 0 && choice.id != 0 {
-        remember_v4(pkt, tables, l3, told(choice.id, entropy_of(hash)));
+        remember_v4(pkt, tables, l3, decision_word(choice.id, entropy_of(hash)));
     }
     Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
@@ -274,7 +274,7 @@ where
     if let Fragmentation::First(id) = transport.fragmentation
         && choice.id != 0
     {
-        remember_v6(pkt, tables, l3, told(choice.id, entropy_of(hash)), id);
+        remember_v6(pkt, tables, l3, decision_word(choice.id, entropy_of(hash)), id);
     }
     Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
 }

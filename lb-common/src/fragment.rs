@@ -51,44 +51,44 @@ where
     }
 }
 
-/// Where the first fragment went, as one word: a backend's id, 0 for the node itself, and the
+/// The decision for a first fragment as one word: a backend's id, 0 for the node itself, and the
 /// entropy.
 #[inline(always)]
-pub const fn told(backend: u16, entropy: u32) -> u64 {
+pub const fn decision_word(backend: u16, entropy: u32) -> u64 {
     backend as u64 | (entropy as u64) << 16
 }
 
 /// Notes where the first fragment of a packet to a VIP went.
 #[inline(always)]
-fn remember<T: Tables>(tables: &T, key: &FragmentKey, told: u64) {
+fn remember<T: Tables>(tables: &T, key: &FragmentKey, decision: u64) {
     if tables.is_vip(&VipKey { address: key.destination }) {
         let value = Fragment {
-            backend: told as u16,
+            backend: decision as u16,
             reserved: 0,
             seen: tables.now(),
-            entropy: (told >> 16) as u32,
+            entropy: (decision >> 16) as u32,
         };
         tables.insert_fragment(key, value);
     }
 }
 
-/// Stores where the first fragment of an IPv4 packet at `l3` went; `told` as made by [`told`].
+/// Stores where the first fragment of an IPv4 packet at `l3` went; `decision` as made by [`decision_word`].
 #[inline(never)]
-pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, told: u64) {
+pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, decision: u64) {
     if let Some(key) = fragment_key_v4(pkt, l3) {
-        remember(tables, &key, told);
+        remember(tables, &key, decision);
     }
 }
 
 /// The same for IPv6; `id` is the packet's identification.
 #[inline(never)]
-pub fn remember_v6<P, T>(pkt: &P, tables: &T, l3: usize, told: u64, id: [u8; 4])
+pub fn remember_v6<P, T>(pkt: &P, tables: &T, l3: usize, decision: u64, id: [u8; 4])
 where
     P: Packet + ?Sized,
     T: Tables,
 {
     if let Some(key) = fragment_key_v6(pkt, l3, id) {
-        remember(tables, &key, told);
+        remember(tables, &key, decision);
     }
 }
 

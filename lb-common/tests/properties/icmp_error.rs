@@ -45,7 +45,7 @@ fn no_error_goes_to_what_is_no_single_host() {
     for source in [[0; 16], v6(0, 1), v6(0xff, 1), VIP_V6] {
         assert_eq!(last_hop_from(&model, Family::V6, [0; 4], source), refused, "{source:?}");
     }
-    // And takes no token of those that may be told.
+    // And takes no token of those that may be replies.
     assert_eq!(model.icmp_budget.refilled.load(), 0);
     for source in [[1, 0, 0, 0], [126, 1, 1, 1], [128, 0, 0, 1], [223, 255, 255, 255]] {
         let verdict = last_hop_from(&model, Family::V4, source, [0; 16]);
@@ -89,12 +89,12 @@ fn neither_packets_on_their_last_hop_nor_those_of_others_use_up_what_a_source_is
         model.set_mtu(1400);
         let last_hop = || last_hop_from(&model, family, [198, 51, 100, 1], v6(0x21, 1));
         while last_hop() != LIMITED {}
-        let told = (0..1_000).take_while(|_| too_big(&model, family, 1) != LIMITED).count();
-        assert_eq!(told, burst(rate_of_source(800)) as usize, "{family:?}");
+        let replies = (0..1_000).take_while(|_| too_big(&model, family, 1) != LIMITED).count();
+        assert_eq!(replies, burst(rate_of_source(800)) as usize, "{family:?}");
         assert!(matches!(too_big(&model, family, 2), Verdict::Reply(_)), "{family:?}");
         model.pass_seconds(1);
-        let told = (0..1_000).take_while(|_| last_hop() != LIMITED).count();
-        assert_eq!(told, burst(800) as usize, "{family:?}: nor the other way round");
+        let replies = (0..1_000).take_while(|_| last_hop() != LIMITED).count();
+        assert_eq!(replies, burst(800) as usize, "{family:?}: nor the other way round");
     }
 }
 

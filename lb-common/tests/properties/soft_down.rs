@@ -51,7 +51,11 @@ fn a_new_flow_is_pinned_to_the_current_owner_though_no_peer_will_know_in_time() 
         let client = Client::new(1);
         let to = model.forwarded(&client.tcp(family, WEB, SYN));
         assert_eq!((to.id, to.events), (2, events::NEW_FLOW), "{family:?}");
-        assert_eq!(model.notes.borrow().len(), 1, "peers are told when they can be");
+        assert_eq!(
+            model.notes.borrow().len(),
+            1,
+            "the pin is noted for the peers when it can be made"
+        );
         for owner in [3, 4, 1] {
             model.move_rings_to(owner);
             for flags in [ACK, SYN, ACK, FIN] {

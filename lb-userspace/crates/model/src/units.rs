@@ -150,7 +150,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known
         .into_iter()
         .map(|name| (strsim::normalized_damerau_levenshtein(word, name), name))
-        .filter(|(likeness, _)| *likeness >= 0.6)
+        .filter(|(similarity, _)| *similarity >= 0.6)
         // Of equally near ones, the first.
         .min_by(|a, b| b.0.total_cmp(&a.0))
         .map(|(_, name)| name)

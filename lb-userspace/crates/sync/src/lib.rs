@@ -90,12 +90,12 @@ pub struct Fingerprint {
     /// The seed.
     pub seed: u64,
     /// Each service.
-    pub services: BTreeMap<ServiceKey, Likeness>,
+    pub services: BTreeMap<ServiceKey, ServiceFingerprint>,
 }
 
-/// What a service is like.
+/// The parts of a [`Fingerprint`] about one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Likeness {
+pub struct ServiceFingerprint {
     /// Its ring's size, mode, idle timeout and UDP policy, without which flows mean nothing.
     pub settings: u64,
     /// The addresses of its backends. They differ for a while whenever one comes or goes, and flows

@@ -40,7 +40,7 @@ pub enum Record {
         pins: Vec<Pin>,
     },
     /// Flows that have ended. Two flows that no client can have mean something else:
-    /// [`Self::ring_is_whole`] and [`Self::all_is_told`].
+    /// [`Self::ring_is_whole`] and [`Self::history_is_whole`].
     Ended {
         /// The service.
         service: ServiceKey,
@@ -84,8 +84,8 @@ pub struct Pin {
 
 /// The flow that stands for [`Record::ring_is_whole`]: no client has this address.
 const RING_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
-/// The flow that stands for [`Record::all_is_told`].
-const ALL_IS_TOLD: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
+/// The flow that stands for [`Record::history_is_whole`].
+const HISTORY_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
 
 impl Flow {
     /// Whether it stands for [`Record::ring_is_whole`].
@@ -94,10 +94,10 @@ impl Flow {
         *self == RING_IS_WHOLE
     }
 
-    /// Whether it stands for [`Record::all_is_told`].
+    /// Whether it stands for [`Record::history_is_whole`].
     #[must_use]
     pub fn ends_a_history(&self) -> bool {
-        *self == ALL_IS_TOLD
+        *self == HISTORY_IS_WHOLE
     }
 }
 
@@ -118,8 +118,8 @@ impl Record {
     /// The mark that all of a service's history has been sent: it ends a full history, and flows that
     /// were not named in it are no more.
     #[must_use]
-    pub fn all_is_told(service: ServiceKey) -> Self {
-        Self::Ended { service, flows: vec![ALL_IS_TOLD] }
+    pub fn history_is_whole(service: ServiceKey) -> Self {
+        Self::Ended { service, flows: vec![HISTORY_IS_WHOLE] }
     }
 
     /// The service that it is of.

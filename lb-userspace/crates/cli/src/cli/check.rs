@@ -36,7 +36,7 @@ pub(super) struct CheckArgs {
     /// How long an answer may take, as 500ms.
     #[arg(long, value_name = "TIME", requires = "check")]
     check_timeout: Option<String>,
-    /// Where the question goes: vip (the way that clients' packets go) or backend.
+    /// Where the probe goes: vip (by the path of clients' packets) or backend.
     #[arg(long, value_name = "vip|backend", requires = "check")]
     check_via: Option<String>,
 }

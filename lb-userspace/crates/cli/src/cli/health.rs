@@ -63,7 +63,7 @@ pub(super) fn rows(check: &CheckStatus) -> Vec<(&'static str, String)> {
     }
     if check.silent > 0 {
         let (silent, fall) = (check.silent, check.fall);
-        rows.push(("silent", format!("{silent} of {fall} questions; then its flows move")));
+        rows.push(("silent", format!("{silent} of {fall} probes; then its flows move")));
     }
     let counts = check.counts;
     let unknown = match counts.unknown {
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(value("took"), Some("1.5 ms"));
         assert_eq!(value("in a row"), Some("1 of 2 good answers"));
         assert_eq!(value("suspicions"), Some("3 by its clients' packets"));
-        assert_eq!(value("silent"), Some("1 of 3 questions; then its flows move"));
+        assert_eq!(value("silent"), Some("1 of 3 probes; then its flows move"));
         assert_eq!(value("answers"), Some("3 good, 4 bad, 1 could not be asked"));
         assert_eq!(rows(&CheckStatus { kind: "none".into(), ..check() }).len(), 1);
     }

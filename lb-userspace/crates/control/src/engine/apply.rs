@@ -209,7 +209,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Takes over the new content of a ring.
-    pub(super) fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
+    fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
         let gets_flows = |ring: &Ring, id| ring.held.get(id).is_some_and(|held| held.current > 0);
         if let Some(old) = self.maps.applied.rings.get(&id) {
             let got = old.held.keys().filter(|id| gets_flows(old, id));

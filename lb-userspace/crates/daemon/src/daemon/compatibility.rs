@@ -12,7 +12,7 @@ use lb_model::{
     desired::{Admin, Desired, Service, ServiceKey, UdpPolicy},
     router::{Auth, Router, State, Version},
 };
-use lb_sync::{Fingerprint, Key, Likeness, NodeState, RouterState};
+use lb_sync::{Fingerprint, Key, NodeState, RouterState, ServiceFingerprint};
 use ring::hmac;
 
 /// How long services may have other backends on two nodes before lbd reports it.
@@ -51,7 +51,7 @@ impl Hasher {
         }
     }
 
-    fn service(&self, service: &Service) -> Likeness {
+    fn service(&self, service: &Service) -> ServiceFingerprint {
         let udp: &[u8] = match service.udp_policy {
             UdpPolicy::Oneshot => b"oneshot",
             UdpPolicy::Tracked => b"tracked",
@@ -69,7 +69,7 @@ impl Hasher {
                 [&octets(address)[..], &weight, &[u8::from(one.backup)]].concat()
             })
             .collect();
-        Likeness {
+        ServiceFingerprint {
             settings: self.hash("service", settings),
             backends: self.hash("backends", backends.iter().map(Vec::as_slice)),
             shares: self.hash("shares", shares.iter().map(Vec::as_slice)),

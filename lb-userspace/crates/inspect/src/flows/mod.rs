@@ -202,7 +202,8 @@ pub enum Line {
     /// The last line.
     End {
         /// How many have been sent.
-        told: u64,
+        #[serde(rename = "told")]
+        sent: u64,
     },
     /// The last line, if not all could be sent.
     Broken {

@@ -13,7 +13,7 @@ use super::{
     FRAGMENT,
     bytes::{Malformed, Read, Reader, Writer},
 };
-use crate::{Fingerprint, Likeness, NodeState, RouterState};
+use crate::{Fingerprint, NodeState, RouterState, ServiceFingerprint};
 
 /// How many halves there are.
 pub const HALVES: usize = 2;
@@ -40,11 +40,11 @@ pub fn encode(half: u8, node_state: &NodeState) -> Vec<u8> {
     } else {
         bytes.put(&node_state.fingerprint.seed.to_be_bytes());
         bytes.put_varint(node_state.fingerprint.services.len() as u64);
-        for (key, likeness) in &node_state.fingerprint.services {
+        for (key, fingerprint) in &node_state.fingerprint.services {
             bytes.put_service(key);
-            bytes.put(&likeness.settings.to_be_bytes());
-            bytes.put(&likeness.backends.to_be_bytes());
-            bytes.put(&likeness.shares.to_be_bytes());
+            bytes.put(&fingerprint.settings.to_be_bytes());
+            bytes.put(&fingerprint.backends.to_be_bytes());
+            bytes.put(&fingerprint.shares.to_be_bytes());
         }
     }
     bytes
@@ -71,8 +71,8 @@ pub fn decode(half: u8, bytes: &[u8], node_state: &mut NodeState) -> Read<()> {
             for _ in 0..reader.varint32()? {
                 let key = reader.service()?;
                 let (settings, backends) = (reader.u64()?, reader.u64()?);
-                let likeness = Likeness { settings, backends, shares: reader.u64()? };
-                node_state.fingerprint.services.insert(key, likeness);
+                let fingerprint = ServiceFingerprint { settings, backends, shares: reader.u64()? };
+                node_state.fingerprint.services.insert(key, fingerprint);
             }
         }
         _ => return Err(Malformed("no such half")),

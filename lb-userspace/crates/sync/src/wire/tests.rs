@@ -10,7 +10,7 @@ use super::{
     node_state::{FINGERPRINT, ROUTERS},
     *,
 };
-use crate::{Fingerprint, Likeness, NodeState, RouterState};
+use crate::{Fingerprint, NodeState, RouterState, ServiceFingerprint};
 
 fn router_key() -> impl Strategy<Value = RouterKey> {
     (any::<bool>(), 1_u8..).prop_map(|(v6, vrid)| RouterKey {
@@ -46,12 +46,9 @@ fn router_state() -> impl Strategy<Value = RouterState> {
 
 fn node_state() -> impl Strategy<Value = NodeState> {
     let routers = proptest::collection::btree_map(router_key(), router_state(), 0..60);
-    let likeness = any::<(u64, u64, u64)>().prop_map(|(settings, backends, shares)| Likeness {
-        settings,
-        backends,
-        shares,
-    });
-    let services = proptest::collection::btree_map(service_key(), likeness, 0..200);
+    let fingerprint = any::<(u64, u64, u64)>()
+        .prop_map(|(settings, backends, shares)| ServiceFingerprint { settings, backends, shares });
+    let services = proptest::collection::btree_map(service_key(), fingerprint, 0..200);
     (any::<u64>(), services, routers, any::<bool>()).prop_map(
         |(seed, services, routers, draining)| NodeState {
             fingerprint: Fingerprint { seed, services },

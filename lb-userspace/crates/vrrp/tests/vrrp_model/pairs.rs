@@ -8,8 +8,17 @@ use lb_vrrp::{Yield, fsm::Event};
 use crate::common::{Desk, SECOND, settings};
 
 /// Where a router is: the states, and what there is within Backup and Active.
-const SITUATIONS: [&str; 9] =
-    ["initialize", "fault", "backup", "held", "behind", "active", "asked", "told", "stopping"];
+const SITUATIONS: [&str; 9] = [
+    "initialize",
+    "fault",
+    "backup",
+    "held",
+    "behind",
+    "active",
+    "asked",
+    "advertised",
+    "stopping",
+];
 
 /// What happens to it. It has priority 100 and 10.0.0.2.
 const EVENTS: [&str; 19] = [
@@ -23,7 +32,7 @@ const EVENTS: [&str; 19] = [
     "higher",
     "leaves",
     "yield asked",
-    "yield told",
+    "yield advertised",
     "take",
     "stop",
     "stop and release",
@@ -59,7 +68,7 @@ fn in_situation(name: &str) -> Desk {
     };
     match name {
         "asked" => desk.does(Event::Yield(Yield::Requested)),
-        "told" => desk.does(Event::Yield(Yield::Advertised)),
+        "advertised" => desk.does(Event::Yield(Yield::Advertised)),
         "stopping" => desk.does(Event::Stop { release: false }),
         _ => String::new(),
     };
@@ -79,7 +88,7 @@ fn happens(desk: &mut Desk, event: &str) -> String {
         "higher" => desk.receives(3, 150),
         "leaves" => desk.receives(3, 0),
         "yield asked" => desk.does(Event::Yield(Yield::Requested)),
-        "yield told" => desk.does(Event::Yield(Yield::Advertised)),
+        "yield advertised" => desk.does(Event::Yield(Yield::Advertised)),
         "take" => desk.does(Event::Take),
         "stop" => desk.does(Event::Stop { release: false }),
         "stop and release" => desk.does(Event::Stop { release: true }),

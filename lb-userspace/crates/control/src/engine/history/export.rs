@@ -277,7 +277,7 @@ impl History {
             if let Some(pins) = flows.remove(&service) {
                 records.push(Record::Pins { service, pins });
             }
-            records.push(Record::all_is_told(service));
+            records.push(Record::history_is_whole(service));
         }
         Ok(records)
     }

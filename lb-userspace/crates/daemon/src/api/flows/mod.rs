@@ -213,7 +213,7 @@ fn walk(
     if !is_read {
         return Err(failed("their reader takes too long"));
     }
-    lines.extend(line(&Line::End { told: sent }));
+    lines.extend(line(&Line::End { sent }));
     Ok(())
 }
 

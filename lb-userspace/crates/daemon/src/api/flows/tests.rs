@@ -92,8 +92,10 @@ async fn lines_end_with_how_many_there_were() {
         let lines = lines(answer).await;
         assert_eq!(lines.len(), expected + 1, "{limit:?}");
         assert!(lines[..expected].iter().all(|line| matches!(line, Line::Flow(_))));
-        assert_eq!(lines[expected], Line::End { told: expected as u64 });
+        assert_eq!(lines[expected], Line::End { sent: expected as u64 });
     }
+    let end = serde_json::to_string(&Line::End { sent: 3 }).expect("it is a number");
+    assert_eq!(end, r#"{"told":3}"#, "as lbctl of other versions reads it");
 }
 
 #[tokio::test]
