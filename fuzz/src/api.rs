@@ -41,7 +41,6 @@ use lb_daemon::{
     daemon::{Checks, Daemon, Effects, Inputs},
     state_file::{self, Loaded},
 };
-use lb_datapath::fake::Fake;
 use lb_health::prober::Assignment;
 use lb_inspect::flows::Source;
 use lb_model::{
@@ -53,6 +52,7 @@ use lb_model::{
     settings::Limits,
 };
 use lb_observe::{events::Events, samples::Samples};
+use lb_plane::fake::Fake;
 use lb_threads::notify::Notifier;
 use lb_vrrp::{Order, Report, Vrrp};
 use tokio::sync::{mpsc, oneshot, watch};

@@ -8,7 +8,6 @@ use std::{
 
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, flow_flags};
 use lb_control::engine::Engine;
-use lb_datapath::{DataPlane as _, fake::Fake};
 use lb_model::{
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, UdpPolicy, Weight},
     flow::FlowRef,
@@ -16,6 +15,7 @@ use lb_model::{
     settings::{Limits, Settings},
     time::Now,
 };
+use lb_plane::{Maps as _, fake::Fake};
 
 pub const IDLE: u32 = 900;
 pub const SLOTS: u32 = 251;

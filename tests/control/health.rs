@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use lb_api::status::Count;
 use lb_common::abi::service_flags;
-use lb_datapath::BackendTotals;
 use lb_model::{
     check::{Check, Kind},
     policy::Policy,
     seen::{Condition, Seen, Target, View},
 };
+use lb_plane::BackendTotals;
 
 use super::*;
 

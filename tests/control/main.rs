@@ -21,7 +21,6 @@ use lb_control::{
     engine::{Engine, Outcome, Swept},
     reconcile::{self, Applied, Change, Inputs},
 };
-use lb_datapath::{DataPlane as _, fake::Fake};
 use lb_model::{
     desired::{Admin, Desired, Mode, Protocol, Service, ServiceKey},
     flow::FlowRef,
@@ -30,6 +29,7 @@ use lb_model::{
     settings::Limits,
     time::Now,
 };
+use lb_plane::{Maps as _, fake::Fake};
 
 use self::fixture::*;
 

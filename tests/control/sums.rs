@@ -1,7 +1,7 @@
 //! The sums of services, while their backends come and go.
 
 use lb_api::status::{Count, Totals};
-use lb_datapath::BackendTotals;
+use lb_plane::BackendTotals;
 
 use super::*;
 

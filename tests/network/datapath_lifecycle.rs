@@ -16,7 +16,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::abi::{self, FlowKey, FlowValue, Owners};
 use lb_control::engine::{Engine, Outcome};
-use lb_datapath::{DataPlane, Xdp, detach};
+use lb_datapath::{Xdp, detach};
 use lb_model::{
     desired::{Backend, Desired, Mode, Service, ServiceKey, Weight},
     flow::{FlowRef, FlowTable},
@@ -24,6 +24,8 @@ use lb_model::{
     settings::{Limits, Settings, XdpModes},
     time::Now,
 };
+use lb_plane::DataPlane;
+use lb_plane::{Flows as _, Interfaces as _, Maps as _};
 
 /// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.
 pub(crate) struct Testbed {

@@ -10,8 +10,9 @@ use kit::{
     tun::{Layer, Tun},
     wait,
 };
-use lb_datapath::{DataPlane as _, Xdp, detach};
+use lb_datapath::{Xdp, detach};
 use lb_model::settings::{Attach, TcOrder};
+use lb_plane::Interfaces as _;
 
 use crate::datapath_lifecycle::{Testbed, ip, program_on};
 

@@ -16,7 +16,7 @@ use aya::{
 use kit::{namespace::Namespace, reports::scale::Memory};
 use lb_common::abi::ABI_VERSION;
 use lb_control::engine::Engine;
-use lb_datapath::{BackendTotals, DataPlane as _, Xdp, detach};
+use lb_datapath::{Xdp, detach};
 use lb_model::{
     desired::{Admin, Backend, Desired, Mode, Service},
     flow::FlowTable,
@@ -24,6 +24,8 @@ use lb_model::{
     settings::{Limits, Settings},
     time::Now,
 };
+use lb_plane::BackendTotals;
+use lb_plane::{Counters as _, Flows as _};
 
 use crate::{
     frames::{OWN, Plan, VIP_V4},

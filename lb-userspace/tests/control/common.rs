@@ -19,13 +19,13 @@ use lb_daemon::{
     clock::Clocks,
     daemon::{Connection, Daemon, Effects, Ended, Inputs, Signal},
 };
-use lb_datapath::fake::{Fake, Remote};
 use lb_health::prober::{Prober, Report};
 use lb_model::{
     hop::{Neighbourhood, NextHop, Resolution},
     settings::Limits,
 };
 use lb_observe::{events::Events, samples::Samples};
+use lb_plane::fake::{Fake, Remote};
 use lb_threads::notify::Notifier;
 use tokio::{
     sync::{mpsc, oneshot, watch},

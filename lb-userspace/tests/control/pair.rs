@@ -149,7 +149,7 @@ async fn what_a_predecessor_serves_is_enough_to_resume() {
         limits: place.limits,
         ..config.settings(false).expect("the seed is given")
     };
-    let mut maps = lb_datapath::fake::Fake::new(place.limits);
+    let mut maps = lb_plane::fake::Fake::new(place.limits);
     maps.set_interface("eth0", None);
     let mut engine = Engine::adopt(maps, &settings).expect("empty maps");
     engine.set_desired(config.desired.clone());

@@ -13,7 +13,6 @@ use std::{
 
 use lb_common::abi;
 use lb_control::engine::{Engine, Role};
-use lb_datapath::{DataPlane as _, fake::Fake};
 use lb_model::{
     desired::{Admin, ServiceKey},
     entry,
@@ -21,6 +20,7 @@ use lb_model::{
     seen::Condition,
     settings::Limits,
 };
+use lb_plane::{Maps as _, fake::Fake};
 use lb_sync::{
     Record,
     record::{Flow, Pin},

@@ -7,11 +7,11 @@ use std::{
 };
 
 use lb_control::engine::{Role, Sharers};
-use lb_datapath::DataPlane as _;
 use lb_model::{
     desired::Admin,
     seen::{Condition, Seen, Target},
 };
+use lb_plane::Maps as _;
 use lb_sync::Record;
 use proptest::prelude::*;
 

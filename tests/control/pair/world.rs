@@ -8,7 +8,6 @@ use std::{
 
 use lb_common::{abi::backend_flags, forward::decide, tables::Tables, verdict::Verdict};
 use lb_control::engine::{Engine, Role};
-use lb_datapath::fake::Fake;
 use lb_model::{
     desired::{Admin, Desired, ServiceKey},
     entry,
@@ -17,6 +16,7 @@ use lb_model::{
     settings::Limits,
     time::Now,
 };
+use lb_plane::fake::Fake;
 use lb_sync::Record;
 use proptest::prelude::*;
 

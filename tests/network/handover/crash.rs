@@ -2,8 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use lb_datapath::{DataPlane as _, Step, Xdp};
+use lb_datapath::{Step, Xdp};
 use lb_model::settings::Limits;
+use lb_plane::Maps as _;
 
 use super::{
     content::Content,

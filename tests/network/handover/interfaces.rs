@@ -11,8 +11,9 @@ use aya::{
     },
 };
 use lb_control::engine::{Engine, InterfaceEventKind};
-use lb_datapath::{DataPlane as _, Xdp, objects};
+use lb_datapath::{Xdp, objects};
 use lb_model::time::Now;
+use lb_plane::{Interfaces as _, Maps as _};
 
 use super::{
     migration::decisions,

@@ -11,8 +11,9 @@ use anyhow::bail;
 use aya::maps::MapData;
 use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_control::engine::Engine;
-use lb_datapath::{DataPlane as _, Step, Xdp};
+use lb_datapath::{Step, Xdp};
 use lb_model::{settings::Limits, time::Now};
+use lb_plane::{Flows as _, Interfaces as _, Maps as _};
 
 use super::{
     content::Content,

@@ -10,6 +10,7 @@ use aya::{
 use lb_common::capture::{ANY, CaptureCounter, Head, Plan};
 use lb_inspect::capture::{Counts, Spec};
 use lb_model::{entry, settings::Limits, time::monotonic};
+use lb_plane::LoadedCapture;
 use tracing::warn;
 use zerocopy::FromBytes as _;
 
@@ -23,9 +24,9 @@ use super::{
 };
 use crate::objects;
 
-/// What it takes to load the program: nothing of the daemon's, so that this may take its time.
+/// What it takes to load the program that captures.
 #[derive(Debug)]
-pub struct Loader {
+pub(crate) struct Loader {
     folder: PathBuf,
     limits: Limits,
     cpus: u32,
@@ -36,7 +37,12 @@ pub struct Loader {
 
 impl Loader {
     /// Of the maps that `xdp` has. `service` and `backend` are ids.
-    pub fn of(xdp: &Xdp, spec: &Spec, service: Option<u16>, backend: Option<u16>) -> Result<Self> {
+    pub(crate) fn of(
+        xdp: &Xdp,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Self> {
         ensure!(xdp.capture.is_none(), "a capture is running; one at a time");
         let (mut client, mut mask) = ([0; 2], [0; 2]);
         if let Some((address, bits)) = spec.client {
@@ -73,22 +79,23 @@ impl Loader {
         let modes = xdp.links.iter().map(attach::ProgramLink::mode).collect();
         Ok(Self { folder, limits: xdp.limits, cpus: xdp.possible_cpus, plan, modes })
     }
+}
 
-    /// Loads it.
-    pub fn load(self) -> Result<Capturer> {
+impl lb_plane::CaptureLoader for Loader {
+    fn load(self: Box<Self>) -> Result<LoadedCapture> {
         let mut object =
             load::load_object(objects::CAPTURE, &self.folder, &self.limits, self.cpus)?;
         for mode in self.modes {
             let program = CAPTURE.of(mode).and_then(|name| variants::loaded(&mut object, name));
             program.context("load the program that captures")?;
         }
-        Ok(Capturer { object, plan: self.plan })
+        Ok(Box::new(Capturer { object, plan: self.plan }))
     }
 }
 
 /// The program, loaded.
 #[derive(Debug)]
-pub struct Capturer {
+pub(crate) struct Capturer {
     object: Ebpf,
     plan: Plan,
 }
@@ -103,31 +110,30 @@ impl Capturer {
     }
 
     /// Sets its plan in force.
-    fn tap(&mut self) -> Result<Tap> {
+    fn tap(&mut self) -> Result<RingTap> {
         let plan = Table::<u32, Plan>::new(self.map("CAPTURE_PLAN")?)?;
         let until = monotonic() + Duration::from_millis(self.plan.until);
         plan.put(&0, &Plan { until: until.as_nanos() as u64, ..self.plan })?;
         let counters = Mapped::new(&self.map("CAPTURE_COUNTERS")?).context("map the counters")?;
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(self.map("CAPTURE_RING")?))?;
-        Ok(Tap { ring, counters })
+        Ok(RingTap { ring, counters })
     }
 }
 
 /// What is read of a capture while it runs.
-pub struct Tap {
+pub(crate) struct RingTap {
     ring: RingBuf<MapData>,
     counters: Mapped<CaptureCounter>,
 }
 
-impl std::fmt::Debug for Tap {
+impl std::fmt::Debug for RingTap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Tap").field(&self.counts()).finish()
+        f.debug_tuple("RingTap").field(&lb_plane::Tap::counts(self)).finish()
     }
 }
 
-impl Tap {
-    /// Visits what was saved since the last call, at most so many frames; how many there were.
-    pub fn drain(&mut self, most: usize, visit: &mut dyn FnMut(&Head, &[u8])) -> usize {
+impl lb_plane::Tap for RingTap {
+    fn drain(&mut self, most: usize, visit: &mut dyn FnMut(&Head, &[u8])) -> usize {
         for n in 0..most {
             let Some(record) = self.ring.next() else { return n };
             if let Ok((head, bytes)) = Head::read_from_prefix(&record) {
@@ -138,9 +144,7 @@ impl Tap {
         most
     }
 
-    /// What has become of packets, over all CPUs.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
+    fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for counter in self.counters.iter() {
             counts.seen += counter.seen.load();
@@ -156,7 +160,7 @@ impl Tap {
 
 impl Xdp {
     /// Puts the program that captures in the place of the normal one, wherever that is.
-    pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<Tap> {
+    pub(super) fn swap_in(&mut self, mut capturer: Capturer) -> Result<RingTap> {
         ensure!(self.capture.is_none(), "a capture is running; one at a time");
         let pins = self.pins_of(&BALANCE.loaded(&self.object))?;
         let tap = capturer.tap()?;

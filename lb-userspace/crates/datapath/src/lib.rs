@@ -1,39 +1,18 @@
 //! The only user of aya, and of raw system calls about BPF: loads, attaches and pins the program,
 //! and holds the maps.
 //!
-//! [`DataPlane`] is what the engine writes through: [`Xdp`] in the kernel, [`fake::Fake`] in memory. [`objects`] are
-//! the programs, which this crate's build script compiles with bpf-linker. It knows entries and slots, and nothing of
-//! what is desired of them, of health or of other nodes.
-
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    ops::Deref,
-};
-
-use anyhow::{Context as _, Result};
-use lb_api::status::{self, Count};
-use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
-use lb_inspect::{
-    capture::Spec,
-    explain::{Case, Verifier, View},
-};
-use lb_model::{
-    desired::ServiceKey,
-    flow::{FlowRef, FlowTable},
-    settings::{Hooks, Limits},
-};
-
-use self::capture::{Capturer, Loader, Tap};
+//! [`Xdp`] is the [`lb_plane::DataPlane`] in the kernel. [`objects`] are the programs, which this crate's build script
+//! compiles with bpf-linker. It knows entries and slots, and nothing of what is desired of them, of health or of other
+//! nodes.
 
 mod attach;
 mod bpffs;
-pub mod capture;
+mod capture;
 mod clsact;
 mod counters;
+mod data_plane;
 pub mod decap;
 mod detach;
-pub mod fake;
 mod flow_reader;
 mod folders;
 pub mod kernel;
@@ -50,7 +29,6 @@ mod own_macs;
 mod pin_log;
 mod pin_names;
 mod pinned;
-mod plane;
 mod prepare;
 pub mod probe;
 mod program_log;
@@ -77,194 +55,3 @@ pub use prepare::prepare;
 pub use pull::{is_possible as pulls_data, with_pull_data};
 pub use tx_errors::{TxError, TxErrors};
 pub use xdp::Xdp;
-
-/// What has come of adding a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Added {
-    /// It is there, as it was given.
-    Yes,
-    /// It was there already, and is as it was.
-    Known,
-    /// Its table has no room.
-    NoRoom,
-}
-
-/// Other owners for a slot: where it is, as it was seen, and what becomes of it.
-pub type Change = (u32, Seen, Owners);
-
-/// Writes them into a ring, where the slot is still as it was seen; which ones were.
-fn replace_owners(ring: &[Slot], changes: &[Change]) -> Result<Vec<bool>> {
-    let replace = |&(slot, seen, owners): &Change| {
-        let slot = ring.get(slot as usize).context("the ring has no such slot")?;
-        Ok(slot.replace_owners(seen, owners))
-    };
-    changes.iter().map(replace).collect()
-}
-
-/// The maps of the balancer, as the one writer sees them.
-///
-/// Every method that takes `&mut self` writes, and may fail without having written; none writes
-/// half of one value.
-pub trait DataPlane: View + Send + 'static {
-    /// A ring in memory, shared with the program.
-    type Ring: Deref<Target = [Slot]>;
-
-    /// How much the maps have room for, whatever the settings ask.
-    fn limits(&self) -> Limits;
-
-    /// CPUs that packets may be taken on at this moment.
-    fn online_cpus(&self) -> u32;
-
-    /// The interfaces with the program, as the kernel reports them.
-    fn interfaces(&self) -> Vec<status::Interface>;
-
-    /// Why an interface does not have the program, in words; none if it does.
-    fn problem(&self, interface: &str) -> Option<String>;
-
-    /// Attaches the program again to an interface that has lost it. What another process has attached
-    /// there stays, and is named.
-    fn reattach(&mut self, interface: &str) -> Result<()>;
-
-    /// Gives each interface the hook that it is to have: the new one first, then the old one is removed, so that no packet
-    /// meets an interface without the program. After an error all have the hooks that they had.
-    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()>;
-
-    /// All services.
-    fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>>;
-
-    /// Adds or replaces a service by one store.
-    fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()>;
-
-    /// Removes a service.
-    fn delete_service(&mut self, key: &ServiceKey) -> Result<()>;
-
-    /// The addresses of all services.
-    fn vips(&self) -> Result<BTreeSet<IpAddr>>;
-
-    /// Adds the address of a service.
-    fn put_vip(&mut self, vip: IpAddr) -> Result<()>;
-
-    /// Removes the address of a service.
-    fn delete_vip(&mut self, vip: IpAddr) -> Result<()>;
-
-    /// All backends that are not all zero, by id.
-    fn backends(&self) -> Result<BTreeMap<u16, abi::Backend>>;
-
-    /// Writes a backend's entry; all zero frees it.
-    fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()>;
-
-    /// Ids of the services that have a ring.
-    fn rings(&self) -> Result<BTreeSet<u16>>;
-
-    /// The ring of a service. It stays mapped while it is held, so don't keep it: a ring of 65,537
-    /// slots is half a megabyte of the daemon's resident memory.
-    fn ring(&self, service: u16) -> Result<Self::Ring>;
-
-    /// Builds a ring aside for each of these services, then publishes each by one store. After an error,
-    /// some may have been published.
-    fn publish_rings(&mut self, rings: &[(u16, Vec<Owners>)]) -> Result<()>;
-
-    /// Writes the owners of these slots in place, one store each; the stamps stay.
-    fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()>;
-
-    /// The same where a slot is still as it was seen; which ones were. `ring` is from [`Self::ring`].
-    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[Change]) -> Result<Vec<bool>>;
-
-    /// Removes the ring of a service.
-    fn delete_ring(&mut self, service: u16) -> Result<()>;
-
-    /// The MAC addresses that this node answers to, in any order.
-    fn own_macs(&self) -> Result<Vec<[u8; 6]>>;
-
-    /// Replaces the MAC addresses that this node answers to. One that stays is found all the while.
-    fn set_own_macs(&mut self, macs: &[[u8; 6]]) -> Result<()>;
-
-    /// The MAC addresses of other balancers, by service, and the service's backend on this node.
-    fn peer_macs(&self) -> Result<BTreeMap<PeerKey, u16>>;
-
-    /// Replaces the MAC addresses of other balancers. One that stays is found all the while.
-    fn set_peer_macs(&mut self, peers: &BTreeMap<PeerKey, u16>) -> Result<()>;
-
-    /// Visits every entry of a flow table.
-    fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()>;
-
-    /// Removes a flow unless it has changed since it was `seen`; whether it did.
-    fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool>;
-
-    /// A flow as it is at this moment.
-    fn flow_value(&self, flow: &FlowRef) -> Result<Option<FlowValue>>;
-
-    /// Adds or replaces a flow; false if its table has no room. Of a flow that the program touches
-    /// meanwhile, what it writes may be lost.
-    fn put_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<bool>;
-
-    /// Adds a flow unless it is known by then, even if the program adds it at this moment.
-    fn put_new_flow(&mut self, flow: &FlowRef, value: FlowValue) -> Result<Added>;
-
-    /// Visits the flows whose pins the program has made, renamed, or seen become established since
-    /// the last call, or since the maps were opened; a flow may be visited several times. False if
-    /// there were more than it could note: any pin may then be new.
-    fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool>;
-
-    /// Lets the program make pins until this time, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
-    fn lease_pins(&mut self, until: u64);
-
-    /// Removes the marks of fragmented packets that went to any of these backends.
-    fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
-
-    /// What lets the program decide on packets without a change of these maps: it has copies of what
-    /// it needs.
-    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier>;
-
-    /// What loads the program that captures. `service` and `backend` are ids.
-    fn prepare_capture(
-        &self,
-        spec: &Spec,
-        service: Option<u16>,
-        backend: Option<u16>,
-    ) -> Result<Loader>;
-
-    /// Puts the program that captures in the place of the normal one.
-    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap>;
-
-    /// Puts the normal program back; nothing is done if it is there.
-    fn end_capture(&mut self) -> Result<()>;
-
-    /// Packets and bytes by verdict, over all CPUs.
-    fn verdicts(&self) -> Result<Vec<Count>>;
-
-    /// What went to each backend, over all CPUs; the index is the backend's id.
-    fn backend_totals(&self) -> Result<Vec<BackendTotals>>;
-
-    /// What went to these backends, over all CPUs, in their order: cheap enough for several times a
-    /// second.
-    fn totals_of(&self, ids: &[u16]) -> Result<Vec<BackendTotals>>;
-
-    /// Starts a backend's counters from zero.
-    fn reset_backend_totals(&mut self, id: u16) -> Result<()>;
-
-    /// Visits the SYN budgets of services: the buckets of all CPUs that are online.
-    fn visit_syn_budgets(
-        &self,
-        services: &BTreeSet<u16>,
-        visit: &mut dyn FnMut(u16, &[&abi::SynBudget]),
-    ) -> Result<()>;
-
-    /// Gives a service its full SYN budget, with an even share for each CPU.
-    fn reset_syn_budget(&mut self, service: u16) -> Result<()>;
-}
-
-/// What went to one backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BackendTotals {
-    /// Packets and bytes.
-    pub sent: Count,
-    /// Packets that opened a flow.
-    pub new_flows: u64,
-    /// Packets to it as base owner, without a pin.
-    pub unpinned: u64,
-    /// SYNs seen again.
-    pub syn_retransmissions: u64,
-    /// SYNs that came to it as their slot's second choice.
-    pub second_choices: u64,
-}

@@ -25,10 +25,11 @@ use lb_common::{
 };
 use lb_inspect::explain::{Case, Entry, Ran, View as _};
 use lb_model::{desired::ServiceKey, flow::FlowRef, settings::Limits, time::coarse_nanos};
+use lb_plane::Maps as _;
 use zerocopy::IntoBytes as _;
 
 use super::{
-    DataPlane as _, folders, load,
+    folders, load,
     maps::{self, Maps},
     mmap::Mapped,
     pin_log::PinLog,

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, Owners, Slot, stamp};
-use lb_datapath::DataPlane;
 use lb_model::{entry, maglev, ring, time::Now, units::counted};
+use lb_plane::DataPlane;
 use tracing::info;
 use zerocopy::FromZeros as _;
 

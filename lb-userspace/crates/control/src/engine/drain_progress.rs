@@ -30,12 +30,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_api::status::{Drain, Unseen};
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Admin, Service, ServiceKey},
     ring,
     time::Now,
 };
+use lb_plane::DataPlane;
 
 use super::{
     history::{History, Role},

@@ -6,8 +6,8 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, time::Now};
+use lb_plane::DataPlane;
 use lb_sync::Record;
 
 use super::{Engine, Outcome, Role, Sharers};

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 use tracing::error;
 
 /// An event of an interface.
@@ -85,8 +85,8 @@ impl Interfaces {
 
 #[cfg(test)]
 mod tests {
-    use lb_datapath::fake::Fake;
     use lb_model::settings::{Limits, Settings};
+    use lb_plane::{Interfaces as _, fake::Fake};
 
     use super::{
         super::{Engine, Now},

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{Owners, Seen, Slot, stamp, udp_policy};
-use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, entry, time::Now};
+use lb_plane::DataPlane;
 
 use super::retired::Retired;
 use crate::reconcile::{Applied, Held, Ring, Target};

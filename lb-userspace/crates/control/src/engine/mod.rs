@@ -39,7 +39,6 @@ use std::{
 use anyhow::{Result, bail};
 use lb_api::status::{Interface, Standing, Totals};
 use lb_common::abi::backend_flags;
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Admin, Desired, ServiceKey},
     hop::{Neighbourhood, Want},
@@ -47,6 +46,7 @@ use lb_model::{
     settings::Settings,
     time::Now,
 };
+use lb_plane::DataPlane;
 
 use self::{
     drain_progress::Drains, history::History, interfaces::Interfaces, maps::Maps, outage::Outages,

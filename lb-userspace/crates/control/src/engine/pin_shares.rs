@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::SynBudget;
-use lb_datapath::DataPlane;
 use lb_model::time::Now;
+use lb_plane::DataPlane;
 
 use super::{maps::Maps, wanted::Wanted};
 

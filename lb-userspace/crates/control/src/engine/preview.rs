@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Desired, ServiceKey},
     hop::{Neighbourhood, NextHop, Resolution, Want},
@@ -14,6 +13,7 @@ use lb_model::{
     ring,
     time::Now,
 };
+use lb_plane::DataPlane;
 
 use super::{
     Engine,
@@ -173,12 +173,12 @@ fn somewhere(address: IpAddr) -> NextHop {
 #[cfg(test)]
 mod tests {
     use lb_common::abi::{FlowKey, FlowValue, flow_flags};
-    use lb_datapath::fake::Fake;
     use lb_model::{
         desired::{Admin, Backend, Mode, Service},
         flow::FlowRef,
         settings::{Limits, Settings},
     };
+    use lb_plane::fake::Fake;
 
     use super::*;
 

@@ -5,10 +5,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail};
 use lb_api::status::{Backend, Count, Drain, Service, Status, Usage};
 use lb_common::verdict::{Drop, Pass};
-use lb_datapath::{
-    BackendTotals, DataPlane,
-    capture::{Capturer, Loader, Tap},
-};
 use lb_inspect::{
     capture::{Spec, annotator::PacketAnnotator},
     explain::{self, Answers, Around, Questions},
@@ -19,6 +15,7 @@ use lb_model::{
     seen::{self, Condition, Seen},
     units::nearest,
 };
+use lb_plane::{BackendTotals, CaptureLoader, DataPlane, LoadedCapture, Tap};
 
 use super::{Engine, maps::Ids};
 
@@ -32,7 +29,7 @@ impl<D: DataPlane> Engine<D> {
         &self,
         spec: &Spec,
         status: &Status,
-    ) -> Result<(Loader, PacketAnnotator)> {
+    ) -> Result<(Box<dyn CaptureLoader>, PacketAnnotator)> {
         spec.check().map_err(anyhow::Error::msg)?;
         let mut annotator = PacketAnnotator::default();
         for (name, service) in &status.services {
@@ -73,8 +70,8 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// One is running, or the program can't be put into its place.
-    pub fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
-        self.maps.plane.begin_capture(capturer)
+    pub fn begin_capture(&mut self, loaded: LoadedCapture) -> Result<Box<dyn Tap>> {
+        self.maps.plane.begin_capture(loaded)
     }
 
     /// Ends a capture; nothing is done if none is running.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use lb_api::status::{Backend, Totals};
-use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
+use lb_plane::DataPlane;
 
 /// The sums of backends that are gone.
 #[derive(Clone, Debug, Default)]

@@ -19,13 +19,13 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_datapath::{BackendTotals, DataPlane};
 use lb_model::{
     desired::{Protocol, ServiceKey},
     seen::Target,
     time::Now,
     units::counted,
 };
+use lb_plane::{BackendTotals, DataPlane};
 
 use super::{maps::Maps, wanted::Wanted};
 

@@ -17,8 +17,8 @@ use lb_common::{
     abi::{Owners, Seen, backend_flags},
     verdict::Drop,
 };
-use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, entry, ring, seen, time::Now};
+use lb_plane::DataPlane;
 use tracing::warn;
 
 use super::{maps::Maps, pin_shares::PinShares, wanted::Wanted};

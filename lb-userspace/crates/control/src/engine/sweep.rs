@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{Owners, stamp};
-use lb_datapath::DataPlane;
 use lb_model::{desired::Admin, ring, time::Now};
+use lb_plane::DataPlane;
 use tracing::info;
 
 use super::{

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi;
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 use tracing::debug;
 
 use super::{maps::Maps, wanted::Wanted};

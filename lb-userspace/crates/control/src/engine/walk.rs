@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, stamp, udp_policy};
-use lb_datapath::DataPlane;
 use lb_model::{
     flow::{FlowRef, FlowTable, idle_secs, is_closed, is_embryonic, kept_secs, slot_of_flow},
     time::Now,
 };
+use lb_plane::DataPlane;
 
 use super::{
     history::{History, Role, off_ring},

@@ -5,12 +5,12 @@ use lb_model::refusal::{Refusal, RefusalKind};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Request;
+use super::{Reply, Request};
 
 /// Hands a request to the daemon, and waits for its answer.
 pub(super) async fn request<T>(
     daemon: &mpsc::Sender<Request>,
-    make: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+    make: impl FnOnce(Reply<T>) -> Request,
 ) -> Result<T, Refusal> {
     let stopping = |_| Refusal::new(RefusalKind::Stopping, "lbd is stopping");
     let (reply, answer) = oneshot::channel();

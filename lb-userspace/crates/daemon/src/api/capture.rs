@@ -15,12 +15,12 @@ use axum::{
 };
 use futures_util::stream;
 use lb_api::{paths, requests::Done};
-use lb_datapath::capture::Tap;
 use lb_inspect::capture::{Spec, session::Writer};
 use lb_model::{
     refusal::{Refusal, RefusalKind},
     time,
 };
+use lb_plane::Tap;
 use tokio::{
     sync::{mpsc, watch},
     task::spawn_blocking,
@@ -69,10 +69,10 @@ async fn begin(State(state): State<CaptureRoute>, bytes: Bytes) -> Result<Respon
     // To load the program takes a second; the daemon goes on meanwhile.
     let failed = |error: anyhow::Error| Refusal::new(RefusalKind::Failed, format!("{error:#}"));
     let loaded = spawn_blocking(|| loader.load()).await.map_err(|error| failed(error.into()))?;
-    let capturer = Box::new(loaded.map_err(failed)?);
+    let loaded = loaded.map_err(failed)?;
     // A task of its own: the client may go at any moment, and a capture that has begun must end.
     let begun = tokio::spawn(async move {
-        let tap = request(&state.daemon, |reply| Request::BeginCapture(capturer, reply)).await?;
+        let tap = request(&state.daemon, |reply| Request::BeginCapture(loaded, reply)).await?;
         Ok::<_, Refusal>((tap, Ending(Some(state.daemon))))
     });
     let (tap, ending) = begun.await.map_err(|error| failed(error.into()))??;
@@ -119,7 +119,7 @@ async fn put_back(daemon: mpsc::Sender<Request>) {
 
 /// A capture that runs.
 struct Capture {
-    tap: Tap,
+    tap: Box<dyn Tap>,
     writer: Writer,
     until: Instant,
     ending: Ending,

@@ -54,13 +54,13 @@ use lb_api::{
     requests::{ConfigDiff, Done, Failover, NodeChange, Reloaded, Saved, Shown, Terms},
     status::Pair,
 };
-use lb_datapath::capture::{Capturer, Loader, Tap};
 use lb_inspect::{
     capture::{Spec, annotator::PacketAnnotator},
     explain::{Answers, Questions},
 };
 use lb_model::{edit::Edit, refusal::Refusal};
 use lb_observe::StatusReply;
+use lb_plane::{CaptureLoader, LoadedCapture, Tap};
 use tokio::sync::oneshot;
 
 impl From<StatusReply> for Request {
@@ -69,40 +69,43 @@ impl From<StatusReply> for Request {
     }
 }
 
+/// Where the answer to a request goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
 /// A request of the server to the daemon.
 #[derive(Debug)]
 pub enum Request {
     /// The state of everything.
     Status(StatusReply),
     /// A change; answered when the maps are written.
-    Edit(Edit, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    Edit(Edit, Terms, Reply<Done>),
     /// A change of the node.
-    Node(NodeChange, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    Node(NodeChange, Terms, Reply<Done>),
     /// The configuration's difference to the state in force.
-    Reload(Terms, oneshot::Sender<Result<Reloaded, Refusal>>),
+    Reload(Terms, Reply<Reloaded>),
     /// The differences of the file, the loaded configuration and the state in force.
-    ConfigDiff(oneshot::Sender<Result<ConfigDiff, Refusal>>),
+    ConfigDiff(Reply<ConfigDiff>),
     /// The configuration in force, as the text of a file.
-    ConfigShow(oneshot::Sender<Result<Shown, Refusal>>),
+    ConfigShow(Reply<Shown>),
     /// The state in force, to be written into the configuration's file.
     ConfigSave {
         /// Whether it is only to be shown.
         dry_run: bool,
         /// The sender of the answer.
-        reply: oneshot::Sender<Result<Saved, Refusal>>,
+        reply: Reply<Saved>,
     },
     /// The virtual routers and the peers.
-    Pair(oneshot::Sender<Result<Pair, Refusal>>),
+    Pair(Reply<Pair>),
     /// Virtual routers that are to be Active elsewhere; answered when they are.
-    Failover(Failover, Terms, oneshot::Sender<Result<Done, Refusal>>),
+    Failover(Failover, Terms, Reply<Done>),
     /// The loader of the capturing program, and the names for its frames.
-    PrepareCapture(Box<Spec>, oneshot::Sender<Result<(Loader, PacketAnnotator), Refusal>>),
+    PrepareCapture(Box<Spec>, Reply<(Box<dyn CaptureLoader>, PacketAnnotator)>),
     /// A capture begins.
-    BeginCapture(Box<Capturer>, oneshot::Sender<Result<Tap, Refusal>>),
+    BeginCapture(LoadedCapture, Reply<Box<dyn Tap>>),
     /// It ends; answered when the normal program is back.
-    EndCapture(oneshot::Sender<Result<(), Refusal>>),
+    EndCapture(Reply<()>),
     /// The program's decisions about given packets.
-    Explain(Box<Questions>, oneshot::Sender<Result<Answers, Refusal>>),
+    Explain(Box<Questions>, Reply<Answers>),
     /// The end of forwarding and of the daemon.
-    Detach(Terms, oneshot::Sender<Result<Done, Refusal>>),
+    Detach(Terms, Reply<Done>),
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::Daemon;
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 
 impl<D: DataPlane> Daemon<D> {
     /// Sets the other balancers that are known in the engine: the peers of the flow sync, of virtual routers by unicast,

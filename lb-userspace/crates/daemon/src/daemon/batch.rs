@@ -1,7 +1,6 @@
 //! The changes that wait, made in turn and written together.
 
 use lb_api::requests::{Done, Terms};
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::Desired,
     edit::Edit,
@@ -10,6 +9,7 @@ use lb_model::{
     seen::{Condition, Seen, Target},
 };
 use lb_observe::events::changes;
+use lb_plane::DataPlane;
 
 use super::{Daemon, Reply, guard, newly_starved};
 

@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_api::requests::{Done, Terms};
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::Desired,
     plan::Plan,
     refusal::{Refusal, RefusalKind},
 };
+use lb_plane::DataPlane;
 use lb_vrrp::{Order, notify::LIMIT_AT_END};
 
 use super::{

@@ -16,7 +16,6 @@ use lb_api::{
     event::{EventBody, Kind},
     requests::{Done, Failover, Terms},
 };
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::ServiceKey,
     plan::Plan,
@@ -24,6 +23,7 @@ use lb_model::{
     router::{RouterKey, State},
     units::nearest,
 };
+use lb_plane::DataPlane;
 use lb_sync::PeerId;
 use lb_vrrp::{Order, Yield};
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use lb_config::{Config, Error};
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::Daemon;

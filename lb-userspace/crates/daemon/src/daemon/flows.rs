@@ -7,8 +7,8 @@ use std::{
 
 use lb_api::event::{EventBody, Kind};
 use lb_control::engine::LATE;
-use lb_datapath::DataPlane;
 use lb_model::desired::ServiceKey;
+use lb_plane::DataPlane;
 use lb_sync::{Mark, PeerId, Record};
 
 use super::{Daemon, FLUSH_INTERVAL, peers::Group};

@@ -6,12 +6,12 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_datapath::DataPlane;
 use lb_health::prober::{Change, Report};
 use lb_model::{
     hop::{Neighbourhood, Resolution, Want},
     seen::{Condition, Target},
 };
+use lb_plane::DataPlane;
 use tokio::sync::watch;
 
 use super::Daemon;

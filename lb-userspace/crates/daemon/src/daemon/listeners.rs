@@ -2,7 +2,7 @@
 //! missing.
 
 use lb_api::status::Listener;
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 
 use super::Daemon;
 

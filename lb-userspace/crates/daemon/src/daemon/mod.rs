@@ -43,7 +43,6 @@ use anyhow::{Context as _, Result};
 use lb_api::event::{EventBody, Kind};
 use lb_config::Config;
 use lb_control::engine::Engine;
-use lb_datapath::DataPlane;
 use lb_health::prober::Report;
 use lb_model::{
     desired::{Admin, Desired},
@@ -52,6 +51,7 @@ use lb_model::{
     time::Now,
 };
 use lb_observe::events::{Events, changes};
+use lb_plane::DataPlane;
 use lb_sync::Peers;
 use lb_threads::notify::Notifier;
 use lb_vrrp::Vrrp;
@@ -66,7 +66,7 @@ use self::{
     peers::Group, reach::Reach, roles::Roles, vrrp::Virtual, writing::Writing,
 };
 use crate::{
-    api::Request,
+    api::{Reply, Request},
     clock::{self, Clocks},
     egress,
     state_file::writer::Kept,
@@ -86,9 +86,6 @@ const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 const START: Duration = Duration::from_secs(30);
 /// Requests that are taken together.
 const BATCH: usize = 4_096;
-
-/// Where an answer goes.
-type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// A request of the operator by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use lb_api::{
     requests::{Done, NodeChange, Terms},
     status::Node,
 };
-use lb_datapath::DataPlane;
 use lb_model::{plan::Plan, units::rfc3339};
+use lb_plane::DataPlane;
 
 use super::{Daemon, Reply, failover::Initiator, roles::holders};
 

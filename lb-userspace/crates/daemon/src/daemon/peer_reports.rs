@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use lb_api::event::{EventBody, Kind};
-use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, router::RouterKey};
+use lb_plane::DataPlane;
 use lb_sync::Report;
 
 use super::{

@@ -8,12 +8,12 @@ use lb_api::{
     requests::{Done, Reloaded},
 };
 use lb_config::Config;
-use lb_datapath::DataPlane;
 use lb_model::{
     diff::diff,
     overrides::Merged,
     refusal::{Refusal, RefusalKind},
 };
+use lb_plane::DataPlane;
 
 use super::{Daemon, vrrp::changes};
 use crate::{logs, state_file::writer::Kept, store::overruled};

@@ -6,7 +6,6 @@ use lb_api::{
     requests::Terms,
     status::{Pair, Status},
 };
-use lb_datapath::{DataPlane, capture::Loader};
 use lb_inspect::{
     capture::{Spec, annotator::PacketAnnotator},
     explain::{Answers, Questions},
@@ -15,6 +14,7 @@ use lb_model::{
     refusal::{Refusal, RefusalKind},
     time,
 };
+use lb_plane::{CaptureLoader, DataPlane};
 
 use super::{Daemon, batch::EditRequest};
 use crate::{api::Request, logs};
@@ -81,8 +81,8 @@ impl<D: DataPlane> Daemon<D> {
             Request::ConfigShow(reply) => self.show_config(reply),
             Request::ConfigSave { dry_run, reply } => self.save_config(dry_run, reply),
             Request::PrepareCapture(spec, reply) => drop(reply.send(self.prepare_capture(&spec))),
-            Request::BeginCapture(capturer, reply) => {
-                let begun = self.engine.begin_capture(*capturer);
+            Request::BeginCapture(loaded, reply) => {
+                let begun = self.engine.begin_capture(loaded);
                 if let Err(Ok(_)) = reply.send(begun.map_err(conflict)) {
                     // The client has gone.
                     let _ = self.end_capture();
@@ -99,7 +99,10 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    fn prepare_capture(&self, spec: &Spec) -> Result<(Loader, PacketAnnotator), Refusal> {
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+    ) -> Result<(Box<dyn CaptureLoader>, PacketAnnotator), Refusal> {
         let status = self.status()?;
         self.engine.prepare_capture(spec, &status).map_err(conflict)
     }

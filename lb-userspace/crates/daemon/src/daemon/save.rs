@@ -9,12 +9,12 @@ use lb_config::{
     show::show,
     write_back::{Writable, write_back},
 };
-use lb_datapath::DataPlane;
 use lb_model::{
     diff::{Difference, diff},
     refusal::{Refusal, RefusalKind},
     units::counted,
 };
+use lb_plane::DataPlane;
 
 use super::{Daemon, Reply, vrrp::changes};
 use crate::state_file::writer::Kept;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Instant};
 
 use lb_api::event::{EventBody, Kind};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 
 use super::Daemon;
 use crate::clock::Jump;

@@ -4,11 +4,11 @@
 //! A service that is new is refused. One that is in force at a start is not: health checks and virtual routers would go with it.
 
 use lb_config::Config;
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Desired, Mode},
     refusal::{Refusal, RefusalKind},
 };
+use lb_plane::DataPlane;
 
 use super::Daemon;
 

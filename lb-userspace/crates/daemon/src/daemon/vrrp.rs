@@ -16,8 +16,8 @@ use lb_api::{
     event::{EventBody, Kind},
     routers::RouterStatus,
 };
-use lb_datapath::DataPlane;
 use lb_model::router::{Router, RouterKey, State};
+use lb_plane::DataPlane;
 use lb_sync::PeerId;
 use lb_vrrp::{ExternalState, Notice, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 

@@ -8,7 +8,7 @@ use lb_api::{
     status::Writes,
 };
 use lb_control::engine::Outcome;
-use lb_datapath::DataPlane;
+use lb_plane::DataPlane;
 
 use super::{Daemon, START, pace::Pace};
 

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::api::Request;
+use crate::api::{Reply, Request};
 
 /// The daemon receives a request at most this often: a status walks its maps.
 const SPACING: Duration = Duration::from_millis(100);
@@ -29,8 +29,8 @@ pub(super) fn open(daemon: mpsc::Sender<Request>) -> mpsc::Sender<Request> {
 
 /// The sender of an answer, by the part of the status that it needs.
 enum Requester {
-    Status(oneshot::Sender<Result<Status, Refusal>>),
-    Pair(oneshot::Sender<Result<Pair, Refusal>>),
+    Status(Reply<Status>),
+    Pair(Reply<Pair>),
 }
 
 async fn pass_on(mut requests: mpsc::Receiver<Request>, daemon: mpsc::Sender<Request>) {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp};
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable, idle_secs, slot_of_flow},
     ring,
     time::Now,
 };
+use lb_plane::DataPlane;
 use lb_sync::{
     Record,
     record::{Base, Pin, digest},

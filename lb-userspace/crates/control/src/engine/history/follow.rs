@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::Owners;
-use lb_datapath::DataPlane;
 use lb_model::{desired::ServiceKey, flow::FlowTable, ring, time::Now};
+use lb_plane::DataPlane;
 
 use super::{History, PeerOwners, PeerRing, Role};
 use crate::{

@@ -7,12 +7,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Service, Slot, stamp};
-use lb_datapath::{Added, DataPlane};
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, idle_secs, is_embryonic, kept_secs, slot_of_flow},
     time::Now,
 };
+use lb_plane::{Added, DataPlane};
 use lb_sync::{
     Record,
     record::{Base, Flow, Pin},

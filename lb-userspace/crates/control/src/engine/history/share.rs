@@ -34,8 +34,8 @@
 
 use std::collections::BTreeMap;
 
-use lb_datapath::Change;
 use lb_model::ring;
+use lb_plane::Change;
 use lb_sync::record::Base;
 
 use super::{
@@ -381,12 +381,12 @@ impl History {
 mod tests {
     use std::time::Duration;
 
-    use lb_datapath::fake::Fake;
     use lb_model::{
         desired::{Admin, Backend, Desired, Mode, Service},
         hop::Neighbourhood,
         settings::{Limits, Settings},
     };
+    use lb_plane::fake::Fake;
 
     use super::*;
     use crate::engine::{Engine, preview::presumed};

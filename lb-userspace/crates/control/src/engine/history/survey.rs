@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{Service, udp_policy};
-use lb_datapath::DataPlane;
 use lb_model::{
     desired::{Protocol, ServiceKey},
     flow::{FlowRef, FlowTable, idle_secs},
     time::Now,
 };
+use lb_plane::DataPlane;
 use tracing::debug;
 
 use super::{History, Role, off_ring};

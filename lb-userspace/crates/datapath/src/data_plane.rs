@@ -1,4 +1,4 @@
-//! [`DataPlane`] over the pinned maps.
+//! The data plane over the pinned maps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
     ops::Range,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
@@ -26,13 +26,17 @@ use lb_model::{
     flow::{FlowRef, FlowTable},
     settings::{Hooks, Limits, Settings},
 };
+use lb_plane::{
+    Added, BackendTotals, CaptureLoader, Change, Counters, Flows, Interfaces, LoadedCapture, Maps,
+    Programs, Tap, replace_owners,
+};
 
 use super::{
-    Added, BackendTotals, Change, DataPlane, attach,
-    capture::{Capturer, Loader, Tap},
+    attach,
+    capture::{Capturer, Loader},
     folders, maps,
     mmap::Mapped,
-    own_macs, replace_owners,
+    own_macs,
     service_index::{key_v4, key_v6},
     sys,
     variants::{BALANCE, Variants},
@@ -72,51 +76,11 @@ fn explain(error: io::Error) -> anyhow::Error {
     }
 }
 
-impl DataPlane for Xdp {
+impl Maps for Xdp {
     type Ring = Mapped<Slot>;
 
     fn limits(&self) -> Limits {
         self.limits
-    }
-
-    fn online_cpus(&self) -> u32 {
-        aya::util::online_cpus().map_or(self.possible_cpus, |cpus| cpus.len() as u32)
-    }
-
-    fn interfaces(&self) -> Vec<status::Interface> {
-        self.links.iter().map(|link| link.status(&self.programs())).collect()
-    }
-
-    fn problem(&self, interface: &str) -> Option<String> {
-        let link = self.links.iter().find(|link| link.interface() == interface);
-        link.map_or_else(
-            || Some("it is not configured".into()),
-            |link| link.problem(&self.programs()),
-        )
-    }
-
-    fn reattach(&mut self, interface: &str) -> Result<()> {
-        let link = self.links.iter_mut().find(|link| link.interface() == interface);
-        let link = link.context("it is not configured")?;
-        let folder = folders::current(&self.settings.pin_dir);
-        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
-        *link = attach::reattach(&mut programs, interface, &self.settings)?;
-        self.unload_unused();
-        Ok(())
-    }
-
-    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
-        ensure!(self.capture.is_none(), "a capture is running, and changes no hook; end it first");
-        let folder = folders::current(&self.settings.pin_dir);
-        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
-        let settings = Settings { hooks: hooks.clone(), force: false, ..self.settings.clone() };
-        let attached = attach::attach(&mut programs, &settings, &mut || Ok(()));
-        let attached = attached.map(|links| {
-            self.links = links;
-            self.settings.hooks = settings.hooks;
-        });
-        self.unload_unused();
-        attached
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
@@ -244,7 +208,9 @@ impl DataPlane for Xdp {
         }
         Ok(())
     }
+}
 
+impl Flows for Xdp {
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
         match table {
             FlowTable::Pins => self.maps.pins.walk(|key, value| visit(FlowRef::Pin(key), value)),
@@ -331,29 +297,9 @@ impl DataPlane for Xdp {
         }
         Ok(())
     }
+}
 
-    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier> {
-        let specimen = Specimen::of(self, cases)?;
-        Ok(Box::new(move || specimen.run()))
-    }
-
-    fn prepare_capture(
-        &self,
-        spec: &Spec,
-        service: Option<u16>,
-        backend: Option<u16>,
-    ) -> Result<Loader> {
-        Loader::of(self, spec, service, backend)
-    }
-
-    fn begin_capture(&mut self, capturer: Capturer) -> Result<Tap> {
-        self.swap_in(capturer)
-    }
-
-    fn end_capture(&mut self) -> Result<()> {
-        self.swap_back()
-    }
-
+impl Counters for Xdp {
     fn verdicts(&self) -> Result<Vec<Count>> {
         let counters = Mapped::<VerdictCounter>::new(&self.maps.verdicts)?;
         let mut counts = vec![Count::default(); REASONS as usize];
@@ -440,5 +386,73 @@ impl DataPlane for Xdp {
             budget.refilled.store(0);
         }
         Ok(())
+    }
+
+    fn online_cpus(&self) -> u32 {
+        aya::util::online_cpus().map_or(self.possible_cpus, |cpus| cpus.len() as u32)
+    }
+}
+
+impl Interfaces for Xdp {
+    fn interfaces(&self) -> Vec<status::Interface> {
+        self.links.iter().map(|link| link.status(&self.programs())).collect()
+    }
+
+    fn problem(&self, interface: &str) -> Option<String> {
+        let link = self.links.iter().find(|link| link.interface() == interface);
+        link.map_or_else(
+            || Some("it is not configured".into()),
+            |link| link.problem(&self.programs()),
+        )
+    }
+
+    fn reattach(&mut self, interface: &str) -> Result<()> {
+        let link = self.links.iter_mut().find(|link| link.interface() == interface);
+        let link = link.context("it is not configured")?;
+        let folder = folders::current(&self.settings.pin_dir);
+        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
+        *link = attach::reattach(&mut programs, interface, &self.settings)?;
+        self.unload_unused();
+        Ok(())
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        ensure!(self.capture.is_none(), "a capture is running, and changes no hook; end it first");
+        let folder = folders::current(&self.settings.pin_dir);
+        let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
+        let settings = Settings { hooks: hooks.clone(), force: false, ..self.settings.clone() };
+        let attached = attach::attach(&mut programs, &settings, &mut || Ok(()));
+        let attached = attached.map(|links| {
+            self.links = links;
+            self.settings.hooks = settings.hooks;
+        });
+        self.unload_unused();
+        attached
+    }
+}
+
+impl Programs for Xdp {
+    fn verifier(&self, cases: Vec<Case>) -> Result<Verifier> {
+        let specimen = Specimen::of(self, cases)?;
+        Ok(Box::new(move || specimen.run()))
+    }
+
+    fn prepare_capture(
+        &self,
+        spec: &Spec,
+        service: Option<u16>,
+        backend: Option<u16>,
+    ) -> Result<Box<dyn CaptureLoader>> {
+        Ok(Box::new(Loader::of(self, spec, service, backend)?))
+    }
+
+    fn begin_capture(&mut self, loaded: LoadedCapture) -> Result<Box<dyn Tap>> {
+        let capturer = loaded.downcast::<Capturer>();
+        let capturer = capturer.map_err(|_| anyhow!("another data plane has loaded it"))?;
+        Ok(Box::new(self.swap_in(*capturer)?))
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
+        self.swap_back()
     }
 }

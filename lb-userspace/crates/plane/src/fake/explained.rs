@@ -22,7 +22,7 @@ use lb_model::{
 use zerocopy::FromZeros as _;
 
 use super::Fake;
-use crate::DataPlane;
+use crate::Maps;
 
 const NOW: u64 = 5_000_000_000_000;
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 5];
@@ -110,7 +110,7 @@ fn asked(fake: &Fake, status: &Status, made: Made, again: bool) -> Explained {
 
 /// The first port whose flow is in a slot that is odd, or even.
 fn port_of(fake: &Fake, odd: bool) -> u16 {
-    let services = DataPlane::services(fake).unwrap();
+    let services = Maps::services(fake).unwrap();
     let service = services.values().next().unwrap();
     let slot = |port: u16| {
         slot_of(flow_hash_v4(&service.keys, [198, 51, 100, 7], port.to_be_bytes()), service.slots)

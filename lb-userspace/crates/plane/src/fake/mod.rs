@@ -34,11 +34,13 @@ use lb_model::{
 use zerocopy::IntoBytes as _;
 
 use self::program::Program;
-use super::capture::{Capturer, Loader, Tap};
-use super::{Added, BackendTotals, Change, DataPlane, replace_owners};
+use crate::{
+    Added, BackendTotals, CaptureLoader, Change, Counters, Flows, Interfaces, LoadedCapture, Maps,
+    Programs, Tap, replace_owners,
+};
 
 /// The maps, in memory. What a program would write, a test writes: flows by [`Fake::add_flow`],
-/// stamps through [`DataPlane::ring`]. Or it lets the core decide on frames, over these maps.
+/// stamps through [`Maps::ring`]. Or it lets the core decide on frames, over these maps.
 #[derive(Debug, Default)]
 pub struct Fake {
     limits: Limits,
@@ -60,7 +62,7 @@ pub struct Fake {
     refusal: Option<String>,
     writes: u64,
     fail_at: Cell<Option<u64>>,
-    /// The stamp of packets that come right before the next [`DataPlane::replace_owners`].
+    /// The stamp of packets that come right before the next [`Maps::replace_owners`].
     late: Option<u16>,
     remote: Arc<Remote>,
 }
@@ -110,7 +112,7 @@ impl Fake {
         self.fail_at.set(Some(self.writes + n));
     }
 
-    /// Lets a packet without a pin come with this stamp for each slot that [`DataPlane::replace_owners`] is to
+    /// Lets a packet without a pin come with this stamp for each slot that [`Maps::replace_owners`] is to
     /// change, right before it does, once.
     pub const fn touch_before_change(&mut self, stamp: u16) {
         self.late = Some(stamp);
@@ -255,46 +257,11 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-impl DataPlane for Fake {
+impl Maps for Fake {
     type Ring = FakeRing;
 
     fn limits(&self) -> Limits {
         self.limits
-    }
-
-    fn online_cpus(&self) -> u32 {
-        2
-    }
-
-    fn interfaces(&self) -> Vec<status::Interface> {
-        let interface = |(name, problem): (&String, &Option<String>)| status::Interface {
-            name: name.clone(),
-            ifindex: 1,
-            mode: if self.hooks.of(name) == Attach::Tc { "tc" } else { "native" }.into(),
-            attached: problem.is_none(),
-            others: Vec::new(),
-        };
-        self.interfaces.iter().map(interface).collect()
-    }
-
-    fn problem(&self, interface: &str) -> Option<String> {
-        self.interfaces.get(interface).cloned().unwrap_or_else(|| Some("no such interface".into()))
-    }
-
-    fn reattach(&mut self, interface: &str) -> Result<()> {
-        if let Some(refusal) = &self.refusal {
-            bail!("{refusal}");
-        }
-        *self.interfaces.get_mut(interface).context("no such interface")? = None;
-        Ok(())
-    }
-
-    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
-        if let Some(refusal) = &self.refusal {
-            bail!("{refusal}");
-        }
-        self.hooks = hooks.clone();
-        Ok(())
     }
 
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
@@ -408,7 +375,9 @@ impl DataPlane for Fake {
         self.peer_macs.clone_from(peers);
         Ok(())
     }
+}
 
+impl Flows for Fake {
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()> {
         ensure!(!self.remote.failing_walks.load(Ordering::SeqCst), "walks were ordered to fail");
         self.take_remote_pins();
@@ -466,28 +435,9 @@ impl DataPlane for Fake {
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {
         self.write()
     }
+}
 
-    fn verifier(&self, _cases: Vec<Case>) -> Result<Verifier> {
-        bail!("there is no program in the kernel to ask")
-    }
-
-    fn prepare_capture(
-        &self,
-        _spec: &Spec,
-        _service: Option<u16>,
-        _backend: Option<u16>,
-    ) -> Result<Loader> {
-        bail!("there is no program in the kernel to capture with")
-    }
-
-    fn begin_capture(&mut self, _capturer: Capturer) -> Result<Tap> {
-        bail!("there is no program in the kernel to capture with")
-    }
-
-    fn end_capture(&mut self) -> Result<()> {
-        Ok(())
-    }
-
+impl Counters for Fake {
     fn verdicts(&self) -> Result<Vec<Count>> {
         let count = |reason| self.dropped.get(&reason).copied().unwrap_or_default();
         Ok((0..REASONS).map(count).collect())
@@ -522,6 +472,66 @@ impl DataPlane for Fake {
     fn reset_syn_budget(&mut self, service: u16) -> Result<()> {
         self.write()?;
         self.program.fill_budget(service);
+        Ok(())
+    }
+
+    fn online_cpus(&self) -> u32 {
+        2
+    }
+}
+
+impl Interfaces for Fake {
+    fn interfaces(&self) -> Vec<status::Interface> {
+        let interface = |(name, problem): (&String, &Option<String>)| status::Interface {
+            name: name.clone(),
+            ifindex: 1,
+            mode: if self.hooks.of(name) == Attach::Tc { "tc" } else { "native" }.into(),
+            attached: problem.is_none(),
+            others: Vec::new(),
+        };
+        self.interfaces.iter().map(interface).collect()
+    }
+
+    fn problem(&self, interface: &str) -> Option<String> {
+        self.interfaces.get(interface).cloned().unwrap_or_else(|| Some("no such interface".into()))
+    }
+
+    fn reattach(&mut self, interface: &str) -> Result<()> {
+        if let Some(refusal) = &self.refusal {
+            bail!("{refusal}");
+        }
+        *self.interfaces.get_mut(interface).context("no such interface")? = None;
+        Ok(())
+    }
+
+    fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
+        if let Some(refusal) = &self.refusal {
+            bail!("{refusal}");
+        }
+        self.hooks = hooks.clone();
+        Ok(())
+    }
+}
+
+impl Programs for Fake {
+    fn verifier(&self, _cases: Vec<Case>) -> Result<Verifier> {
+        bail!("there is no program in the kernel to ask")
+    }
+
+    fn prepare_capture(
+        &self,
+        _spec: &Spec,
+        _service: Option<u16>,
+        _backend: Option<u16>,
+    ) -> Result<Box<dyn CaptureLoader>> {
+        bail!("there is no program in the kernel to capture with")
+    }
+
+    fn begin_capture(&mut self, _loaded: LoadedCapture) -> Result<Box<dyn Tap>> {
+        bail!("there is no program in the kernel to capture with")
+    }
+
+    fn end_capture(&mut self) -> Result<()> {
         Ok(())
     }
 }
