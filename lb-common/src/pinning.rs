@@ -25,20 +25,20 @@ pub(crate) const REFUSES: u8 = backend_flags::USABLE | backend_flags::SOFT_DOWN;
 /// Whether a new flow may be given a pin, or the pin of an older one, if it goes to a backend with
 /// these flags otherwise. A backend that is soft down would refuse the flow on every node, so a peer need
 /// not know of the pin in time: if this node dies before the peer has it, the peer sends the flow to the
-/// backend that refuses it, as this node would have without a pin. While pins are held, none is made: a
+/// backend that refuses it, as this node would have without a pin. While pinning is paused, no pin is made: a
 /// peer is about to take over, and gets the client's next SYN.
 #[inline(always)]
 pub(crate) fn may_pin<T: Tables + ?Sized>(tables: &T, service: &Service, holder: u8) -> bool {
-    service.flags & service_flags::PINS_HELD == 0
+    service.flags & service_flags::PINNING_PAUSED == 0
         && (holder & REFUSES == REFUSES || is_leased(tables))
 }
 
-/// Whether a service's pins may be made or renamed. They may not when the daemon holds them or has
+/// Whether a service's pins may be made or renamed. They may not when the daemon has paused pinning or has
 /// ceased to renew its lease: then no daemon would export them to a peer, which must find each flow
 /// when it takes over.
 #[inline(always)]
 pub(crate) fn may_change_pins<T: Tables + ?Sized>(tables: &T, service: &Service) -> bool {
-    service.flags & service_flags::PINS_HELD == 0 && is_leased(tables)
+    service.flags & service_flags::PINNING_PAUSED == 0 && is_leased(tables)
 }
 
 #[inline(always)]

@@ -151,17 +151,17 @@ impl Place {
     }
 }
 
-/// What a bucket that holds `held` is to hold for services with these words; the stores may come in
-/// any order.
+/// The words of a bucket, which are `stored` now, for services with these `words`; the stores may come in any
+/// order.
 ///
 /// A packet reads a bucket while it is written. So a service that stays keeps its word where it is,
 /// unless [`OVERFLOW`] takes the place. That one goes with a change that finds a word of every service
 /// in the bucket, not with the change that writes the last of them: a packet may have read a place
 /// before its word came.
 #[must_use]
-pub fn rewritten(held: [u32; WAYS], words: &[u32]) -> [u32; WAYS] {
-    let mut bucket = held.map(|word| if words.contains(&word) { word } else { 0 });
-    let mut overflows = held[WAYS - 1] == OVERFLOW;
+pub fn rewritten(stored: [u32; WAYS], words: &[u32]) -> [u32; WAYS] {
+    let mut bucket = stored.map(|word| if words.contains(&word) { word } else { 0 });
+    let mut overflows = stored[WAYS - 1] == OVERFLOW;
     let found = |bucket: &[u32; WAYS], word: &u32| bucket.contains(word);
     if overflows && words.iter().all(|word| found(&bucket, word)) {
         return bucket;

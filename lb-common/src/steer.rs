@@ -46,7 +46,7 @@
 //! pin, which is in the table before the SYN leaves. If this node dies before the pin is exported, the peer sends
 //! them to the base owner, whose kernel resets a connection that it does not have: the flow ends as it would have
 //! begun, and no other flow is affected. Dropping the SYN instead would cost each new flow of the slot a second, as
-//! long as there is no lease. While pins are held for a handover the SYN is dropped nevertheless: the peer takes
+//! long as there is no lease. While pinning is paused for a handover the SYN is dropped nevertheless: the peer takes
 //! over within milliseconds and receives the retransmission.
 //!
 //! # UDP

@@ -37,7 +37,7 @@ fn see(engine: &mut Engine<Fake>, now: Now, view: &[(&str, Seen)]) -> Outcome {
 }
 
 /// Slots of each backend: as current and as base owner.
-fn held(engine: &Engine<Fake>, to: &str) -> (usize, usize) {
+fn owned_slots(engine: &Engine<Fake>, to: &str) -> (usize, usize) {
     let id = id(engine, to);
     let owners = owners(engine);
     let count = |is: &dyn Fn(&Owners) -> bool| owners.iter().filter(|owners| is(owners)).count();
@@ -52,13 +52,13 @@ fn is_usable(engine: &Engine<Fake>, to: &str) -> bool {
 #[test]
 fn a_soft_down_backend_gets_no_new_flows_and_keeps_the_ones_it_has() {
     let mut engine = running(web(Policy::default()));
-    let (before, _) = held(&engine, "10.0.0.12");
+    let (before, _) = owned_slots(&engine, "10.0.0.12");
     see(&mut engine, at(101), &[("10.0.0.12", seen(Condition::SoftDown))]);
-    assert_eq!(held(&engine, "10.0.0.12"), (0, before));
+    assert_eq!(owned_slots(&engine, "10.0.0.12"), (0, before));
     assert!(is_usable(&engine, "10.0.0.12"));
     // It is back: nothing is left of it.
     see(&mut engine, at(102), &[]);
-    assert_eq!(held(&engine, "10.0.0.12"), (before, 0));
+    assert_eq!(owned_slots(&engine, "10.0.0.12"), (before, 0));
     assert!(owners(&engine).iter().all(|owners| owners.base == 0));
 }
 
@@ -68,7 +68,7 @@ fn flows_of_a_hard_down_backend_move_at_once() {
     let (flow, value) = pin(7, id(&engine, "10.0.0.12"), 100);
     engine.data_plane_mut().add_flow(flow, value);
     see(&mut engine, at(101), &[("10.0.0.12", seen(Condition::HardDown))]);
-    assert_eq!(held(&engine, "10.0.0.12"), (0, 0));
+    assert_eq!(owned_slots(&engine, "10.0.0.12"), (0, 0));
     assert!(!is_usable(&engine, "10.0.0.12"));
     engine.sweep(at(102)).unwrap();
     assert_eq!(engine.data_plane().flow(&flow), None, "its pins end");
@@ -76,16 +76,16 @@ fn flows_of_a_hard_down_backend_move_at_once() {
     let backend = &status.services["web"].backends[&ip("10.0.0.12")];
     assert_eq!(backend.unusable.as_deref(), Some("it is down, and its flows move"));
     see(&mut engine, at(103), &[]);
-    assert!(is_usable(&engine, "10.0.0.12") && held(&engine, "10.0.0.12").0 > 0);
+    assert!(is_usable(&engine, "10.0.0.12") && owned_slots(&engine, "10.0.0.12").0 > 0);
 }
 
 #[test]
 fn soft_down_becomes_hard_down_and_its_base_is_cleared() {
     let mut engine = running(web(Policy::default()));
     see(&mut engine, at(101), &[("10.0.0.12", seen(Condition::SoftDown))]);
-    assert!(held(&engine, "10.0.0.12").1 > 0);
+    assert!(owned_slots(&engine, "10.0.0.12").1 > 0);
     see(&mut engine, at(102), &[("10.0.0.12", seen(Condition::HardDown))]);
-    assert_eq!(held(&engine, "10.0.0.12"), (0, 0));
+    assert_eq!(owned_slots(&engine, "10.0.0.12"), (0, 0));
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn in_panic_checks_are_ignored_for_choosing() {
     let before = owners(&engine);
     let soft = seen(Condition::SoftDown);
     see(&mut engine, at(101), &[("10.0.0.11", soft)]);
-    assert_eq!(held(&engine, "10.0.0.11").0, 0);
+    assert_eq!(owned_slots(&engine, "10.0.0.11").0, 0);
     see(&mut engine, at(102), &[("10.0.0.11", soft), ("10.0.0.12", seen(Condition::HardDown))]);
     assert_eq!(owners(&engine), before);
     let standing = engine.status().unwrap().services["web"].standing;
@@ -123,14 +123,14 @@ fn a_backup_serves_only_when_no_other_is_up() {
     let backends = &mut desired.services.get_mut("web").unwrap().backends;
     backends.get_mut(&ip("10.0.0.13")).unwrap().backup = true;
     let mut engine = running(desired);
-    assert_eq!(held(&engine, "10.0.0.13"), (0, 0));
+    assert_eq!(owned_slots(&engine, "10.0.0.13"), (0, 0));
     let soft = seen(Condition::SoftDown);
     see(&mut engine, at(101), &[("10.0.0.11", soft)]);
-    assert_eq!(held(&engine, "10.0.0.13"), (0, 0));
+    assert_eq!(owned_slots(&engine, "10.0.0.13"), (0, 0));
     see(&mut engine, at(102), &[("10.0.0.11", soft), ("10.0.0.12", soft)]);
-    assert_eq!(held(&engine, "10.0.0.13").0, SLOTS as usize);
+    assert_eq!(owned_slots(&engine, "10.0.0.13").0, SLOTS as usize);
     see(&mut engine, at(103), &[("10.0.0.11", soft)]);
-    assert_eq!(held(&engine, "10.0.0.13").0, 0);
+    assert_eq!(owned_slots(&engine, "10.0.0.13").0, 0);
     assert!(is_usable(&engine, "10.0.0.13"), "it keeps the flows that it got meanwhile");
 }
 
@@ -139,11 +139,11 @@ fn a_held_backend_waits_unless_nobody_else_is_up() {
     let mut engine = running(web(Policy::default()));
     let held_back = Seen { held: true, ..Seen::default() };
     see(&mut engine, at(101), &[("10.0.0.12", held_back)]);
-    assert_eq!(held(&engine, "10.0.0.12").0, 0);
+    assert_eq!(owned_slots(&engine, "10.0.0.12").0, 0);
     let soft = seen(Condition::SoftDown);
     let view = [("10.0.0.11", soft), ("10.0.0.12", held_back), ("10.0.0.13", soft)];
     see(&mut engine, at(102), &view);
-    assert_eq!(held(&engine, "10.0.0.12").0, SLOTS as usize);
+    assert_eq!(owned_slots(&engine, "10.0.0.12").0, SLOTS as usize);
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn a_backend_that_is_soft_down_is_marked_for_the_program_but_in_panic() {
     see(&mut engine, at(103), &[("10.0.0.12", seen(Condition::HardDown))]);
     assert_eq!(flags(&engine), [usable, 0], "nothing is sent there at all");
     see(&mut engine, at(104), &[("10.0.0.12", soft), ("10.0.0.13", soft)]);
-    assert!(held(&engine, "10.0.0.12").0 > 0, "panic");
+    assert!(owned_slots(&engine, "10.0.0.12").0 > 0, "panic");
     assert_eq!(flags(&engine), [usable, usable], "it takes new flows");
 }
 
@@ -202,11 +202,11 @@ fn millis(millis: u64) -> Now {
 fn a_backend_that_is_back_takes_its_share_in_steps() {
     let policy = Policy { slow_start: Duration::from_secs(10), ..Policy::default() };
     let mut engine = running(web(policy));
-    let whole = held(&engine, "10.0.0.12").0;
-    let others = |engine: &Engine<Fake>| held(engine, "10.0.0.11").0;
+    let whole = owned_slots(&engine, "10.0.0.12").0;
+    let others = |engine: &Engine<Fake>| owned_slots(engine, "10.0.0.11").0;
     see(&mut engine, millis(101_000), &[("10.0.0.12", seen(Condition::SoftDown))]);
     see(&mut engine, millis(102_000), &[]);
-    let tenth = held(&engine, "10.0.0.12").0;
+    let tenth = owned_slots(&engine, "10.0.0.12").0;
     // A tenth of a share beside two whole ones.
     assert!((10..=14).contains(&tenth), "{tenth} of {SLOTS} slots");
     let backend = engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone();
@@ -217,7 +217,7 @@ fn a_backend_that_is_back_takes_its_share_in_steps() {
         let now = millis(102_000 + step * 1_000);
         assert!(engine.has_stepped(now));
         let (owned, moved) = (others(&engine), engine.reconcile(now).unwrap().slots_moved);
-        let slots = held(&engine, "10.0.0.12").0;
+        let slots = owned_slots(&engine, "10.0.0.12").0;
         assert!(slots > last && moved < u64::from(SLOTS) / 8, "step {step}: {last} -> {slots}");
         assert!(others(&engine) <= owned);
         last = slots;
@@ -233,13 +233,13 @@ fn a_backend_that_is_back_takes_its_share_in_steps() {
 fn a_first_start_and_the_last_one_standing_take_the_whole_share_at_once() {
     let policy = Policy { slow_start: Duration::from_secs(10), ..Policy::default() };
     let mut engine = running(web(policy));
-    let shares = ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(|to| held(&engine, to).0);
+    let shares = ["10.0.0.11", "10.0.0.12", "10.0.0.13"].map(|to| owned_slots(&engine, to).0);
     assert!(shares.iter().all(|share| (82..=86).contains(share)), "{shares:?}");
     let soft = seen(Condition::SoftDown);
     let all = ["10.0.0.11", "10.0.0.12", "10.0.0.13"];
     see(&mut engine, millis(101_000), &all.map(|to| (to, soft)));
     see(&mut engine, millis(102_000), &[(all[0], soft), (all[1], soft)]);
-    assert_eq!(held(&engine, all[2]).0, SLOTS as usize);
+    assert_eq!(owned_slots(&engine, all[2]).0, SLOTS as usize);
 }
 
 #[test]

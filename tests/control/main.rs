@@ -59,7 +59,7 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
             ramps: &BTreeMap::new(),
             limits: Limits::default(),
             cpus: 2,
-            held_pins: &BTreeSet::new(),
+            pinning_paused: &BTreeSet::new(),
             peers: &BTreeSet::new(),
             virtual_macs: &BTreeSet::new(),
             tunnel: &settings.tunnel,

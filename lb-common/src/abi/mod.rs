@@ -162,7 +162,7 @@ pub mod service_flags {
     pub const SECOND_CHOICE: u8 = 1;
     /// No pin of the service is made or renamed, as when its SYN budget is spent: another node is
     /// about to take it over, and knows the pins that there are.
-    pub const PINS_HELD: u8 = 2;
+    pub const PINNING_PAUSED: u8 = 2;
     /// A backend of the service is on this node and other balancers may forward to it: `PEER_MACS` has them.
     pub const LOCAL: u8 = 4;
 }

@@ -35,11 +35,11 @@ fn model(family: Family) -> Model {
     model
 }
 
-/// The same, while the daemon holds the pins.
-fn held(family: Family) -> Model {
+/// The same, while the daemon has paused pinning.
+fn model_with_pinning_paused(family: Family) -> Model {
     let mut model = model(family);
     model.change_service(family.service(1), |service: &mut Service| {
-        service.flags |= service_flags::PINS_HELD;
+        service.flags |= service_flags::PINNING_PAUSED;
     });
     model
 }
@@ -215,9 +215,9 @@ fn a_new_flow_that_cannot_be_pinned_is_left_to_the_client_s_next_syn() {
 }
 
 #[test]
-fn a_new_flow_while_pins_are_held_is_left_to_the_peer_that_takes_over() {
+fn a_new_flow_while_pinning_is_paused_is_left_to_the_peer_that_takes_over() {
     for family in FAMILIES {
-        let model = held(family);
+        let model = model_with_pinning_paused(family);
         let client = Client::new(1);
         assert_eq!(model.decide(&client.tcp(family, WEB, SYN)), UNPINNABLE, "{family:?}");
         assert!(model.pins.borrow().is_empty() && model.notes.borrow().is_empty());
@@ -226,7 +226,7 @@ fn a_new_flow_while_pins_are_held_is_left_to_the_peer_that_takes_over() {
 }
 
 #[test]
-fn a_new_flow_on_a_closed_pin_while_pins_are_held_is_left_to_the_peer() {
+fn a_new_flow_on_a_closed_pin_while_pinning_is_paused_is_left_to_the_peer() {
     for family in FAMILIES {
         let mut model = Model::new(1);
         let slot = model.only_slot(family.service(1));
@@ -237,8 +237,9 @@ fn a_new_flow_on_a_closed_pin_while_pins_are_held_is_left_to_the_peer() {
         }
         slot.set_owners(Owners { current: 2, base: 3 });
         soft_down(&model, 1);
-        model
-            .change_service(family.service(1), |service| service.flags |= service_flags::PINS_HELD);
+        model.change_service(family.service(1), |service| {
+            service.flags |= service_flags::PINNING_PAUSED
+        });
         assert_eq!(model.decide(&client.tcp(family, WEB, SYN)), UNPINNABLE, "{family:?}");
         assert_eq!(
             model.forwarded(&client.tcp(family, WEB, ACK)).id,

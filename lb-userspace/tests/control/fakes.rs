@@ -53,8 +53,8 @@ pub enum Recorded {
 
 impl Recorded {
     /// From here on these are the services of which no flow is pinned.
-    pub fn hold<const N: usize>(services: [ServiceKey; N]) -> Self {
-        Self::Engine(format!("hold pins of {:?}", BTreeSet::from(services)))
+    pub fn pause_pinning<const N: usize>(services: [ServiceKey; N]) -> Self {
+        Self::Engine(format!("pause pinning of {:?}", BTreeSet::from(services)))
     }
 
     pub fn role(service: ServiceKey, role: Role) -> Self {
@@ -82,8 +82,8 @@ impl Recorded {
         matches!(self, Self::Engine(line) if line == "survey")
     }
 
-    pub fn holds(&self) -> bool {
-        matches!(self, Self::Engine(line) if line.starts_with("hold "))
+    pub fn pauses_pinning(&self) -> bool {
+        matches!(self, Self::Engine(line) if line.starts_with("pause pinning "))
     }
 }
 

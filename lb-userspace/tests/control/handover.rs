@@ -41,7 +41,7 @@ async fn pair(place: &Place) -> Running {
 fn steps(lbd: &Running) -> Vec<Recorded> {
     lbd.script.recorder.of(|recorded| match recorded {
         Recorded::Ask(..) | Recorded::Answer(..) | Recorded::Detach => Some(recorded.clone()),
-        recorded if recorded.holds() => Some(recorded.clone()),
+        recorded if recorded.pauses_pinning() => Some(recorded.clone()),
         Recorded::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => {
             Some(recorded.clone())
         }
@@ -86,14 +86,16 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Recorded::hold([web]),
+            Recorded::pause_pinning([web]),
             // Before the request to the other one: its advertisement may come at once.
             Recorded::Order(Order::Yield(key, Yield::Requested)),
             Recorded::Ask(PEER, vec![key]),
         ]
     );
     let before = lbd.script.recorder.of(|recorded| match recorded {
-        Recorded::Engine(_) | Recorded::Ask(..) => (!recorded.holds()).then(|| recorded.surveys()),
+        Recorded::Engine(_) | Recorded::Ask(..) => {
+            (!recorded.pauses_pinning()).then(|| recorded.surveys())
+        }
         _ => None,
     });
     assert_eq!(before, [true, false], "flows of the last second are exported as well");
@@ -109,7 +111,7 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
     assert_eq!(steps(&lbd).len(), 3, "nothing is pinned until it is active again");
     lbd.script.becomes(&main(&place), State::Active, "it has come back");
     recorded(&lbd, "pins are made again", |recorded| {
-        (*recorded == Recorded::hold([])).then_some(())
+        (*recorded == Recorded::pause_pinning([])).then_some(())
     })
     .await;
     lbd.stop().await;
@@ -132,7 +134,7 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
     assert_eq!(
         steps(&lbd),
         [
-            Recorded::hold([web]),
+            Recorded::pause_pinning([web]),
             Recorded::Order(Order::Yield(key, Yield::Outranked)),
             Recorded::Ask(PEER, vec![key]),
         ]
@@ -257,7 +259,7 @@ async fn pins_are_made_again_when_the_router_goes_that_was_handed_over() {
     place.configure(&format!("{WEB}{SYNC}"));
     assert_eq!(lbctl(&place, "config reload").await.code, Some(0));
     recorded(&lbd, "pins are made again", |recorded| {
-        (*recorded == Recorded::hold([])).then_some(())
+        (*recorded == Recorded::pause_pinning([])).then_some(())
     })
     .await;
     lbd.stop().await;
@@ -309,7 +311,7 @@ async fn a_peer_that_refuses_leaves_everything_as_it_is() {
     assert_eq!(ran.code, Some(1));
     let withdrawn = |recorded: &Recorded| (*recorded == Recorded::Withdraw(PEER)).then_some(());
     assert_eq!(lbd.script.recorder.of(withdrawn).len(), 1, "it does not take over any more");
-    assert_eq!(steps(&lbd).last(), Some(&Recorded::hold([])), "pins are made again");
+    assert_eq!(steps(&lbd).last(), Some(&Recorded::pause_pinning([])), "pins are made again");
     let messages = handovers(&lbd).await;
     assert_eq!(
         messages,
@@ -469,7 +471,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
     assert_eq!(
         steps(&lbd),
         [
-            Recorded::hold([web(&place)]),
+            Recorded::pause_pinning([web(&place)]),
             Recorded::Order(Order::Yield(key, Yield::Requested)),
             Recorded::Ask(PEER, vec![key]),
             stop,

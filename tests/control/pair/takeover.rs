@@ -299,19 +299,19 @@ fn slots_in_which_flows_have_begun_unpinned_are_not_taken_back() {
 }
 
 #[test]
-fn no_slot_is_told_to_settle_while_pins_are_held() {
+fn no_slot_is_told_to_settle_while_pinning_is_paused() {
     let mut pair = settling_pair();
     pair.late = false;
     pair.sync();
     pair.edit(1, Admin::Draining { deadline: None });
     pair.sync();
     pair.late = true;
-    pair.active().engine.hold_pins(&[web()].into()).unwrap();
+    pair.active().engine.pause_pinning(&[web()].into()).unwrap();
     be_silent(&mut pair);
     // A node that takes over does not wait for these.
     pair.sync();
     assert_eq!(queued_bases(&pair), []);
-    pair.active().engine.hold_pins(&BTreeSet::new()).unwrap();
+    pair.active().engine.pause_pinning(&BTreeSet::new()).unwrap();
     pair.sync();
     assert!(!queued_bases(&pair).is_empty());
 }

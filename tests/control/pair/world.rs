@@ -414,15 +414,15 @@ impl Pair {
             }
             Event::HalfResync(records) => self.resync(records),
             Event::HandOver if self.synced => {
-                self.active().engine.hold_pins(&[web()].into()).unwrap();
+                self.active().engine.pause_pinning(&[web()].into()).unwrap();
                 self.sync();
                 // They come until the other one has taken over, and need no export.
                 let before = self.active().pins();
                 (0..3).for_each(|_| self.open());
-                assert_eq!(self.active().pins(), before, "a pin was made while they were held");
+                assert_eq!(self.active().pins(), before, "a pin was made while pinning was paused");
                 self.clients.values_mut().for_each(|client| client.known = true);
                 self.take_over();
-                self.follower().engine.hold_pins(&BTreeSet::new()).unwrap();
+                self.follower().engine.pause_pinning(&BTreeSet::new()).unwrap();
                 self.sync();
             }
             Event::Crash if self.synced => {

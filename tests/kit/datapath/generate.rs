@@ -248,7 +248,7 @@ pub fn state(random: &mut Random, now: u32) -> State {
                 flags: random.of(&[
                     service_flags::SECOND_CHOICE,
                     service_flags::SECOND_CHOICE,
-                    service_flags::SECOND_CHOICE | service_flags::PINS_HELD,
+                    service_flags::SECOND_CHOICE | service_flags::PINNING_PAUSED,
                     0,
                 ]) | local,
                 idle_timeout: 60,

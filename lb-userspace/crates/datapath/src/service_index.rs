@@ -136,8 +136,8 @@ impl ServiceIndex {
             None => Vec::new(),
         };
         let shared = &self.buckets[bucket as usize].words;
-        let held = std::array::from_fn(|way| shared[way].load());
-        for (place, word) in shared.iter().zip(rewritten(held, &words)) {
+        let stored = std::array::from_fn(|way| shared[way].load());
+        for (place, word) in shared.iter().zip(rewritten(stored, &words)) {
             if place.load() != word {
                 place.store(word);
             }

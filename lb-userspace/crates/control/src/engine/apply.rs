@@ -210,9 +210,10 @@ impl<D: DataPlane> Engine<D> {
 
     /// Takes over the new content of a ring.
     fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
-        let gets_flows = |ring: &Ring, id| ring.held.get(id).is_some_and(|held| held.current > 0);
+        let gets_flows =
+            |ring: &Ring, id| ring.owned.get(id).is_some_and(|owned| owned.current > 0);
         if let Some(old) = self.maps.applied.rings.get(&id) {
-            let got = old.held.keys().filter(|id| gets_flows(old, id));
+            let got = old.owned.keys().filter(|id| gets_flows(old, id));
             got.filter(|id| !gets_flows(&ring, id))
                 .for_each(|&id| self.walk.vacate_backend(id, now));
         }

@@ -129,8 +129,8 @@ impl<D: DataPlane> Engine<D> {
     /// # Errors
     ///
     /// A map can't be written; the next reconciliation does it.
-    pub fn hold_pins(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
-        self.history.hold_pins(&mut self.maps, services)
+    pub fn pause_pinning(&mut self, services: &BTreeSet<ServiceKey>) -> Result<()> {
+        self.history.pause_pinning(&mut self.maps, services)
     }
 
     /// Flows may be pinned until this time on CLOCK_MONOTONIC; none: always. So the program ceases to

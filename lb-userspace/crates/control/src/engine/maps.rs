@@ -11,7 +11,7 @@ use lb_model::{desired::ServiceKey, entry, time::Now};
 use lb_plane::DataPlane;
 
 use super::retired::Retired;
-use crate::reconcile::{Applied, Held, Ring, Target};
+use crate::reconcile::{Applied, OwnedSlots, Ring, Target};
 
 /// The data plane, and the content that was written to its maps or read back from them. After a failed write
 /// the record is still true.
@@ -165,19 +165,20 @@ impl Ids {
 
 /// Sums a ring up.
 pub(super) fn summary(slots: &[Slot], target: Option<Target>) -> Ring {
-    let mut held: Vec<Held> = Vec::new();
+    let mut owned: Vec<OwnedSlots> = Vec::new();
     let mut ring = Ring { slots: slots.len() as u32, target, ..Ring::default() };
     for slot in slots {
         let Owners { current, base } = slot.owners();
         let most = usize::from(current.max(base));
-        if most >= held.len() {
-            held.resize(most + 1, Held::default());
+        if most >= owned.len() {
+            owned.resize(most + 1, OwnedSlots::default());
         }
-        held[usize::from(current)].current += 1;
-        held[usize::from(base)].base += 1;
+        owned[usize::from(current)].current += 1;
+        owned[usize::from(base)].base += 1;
         ring.in_flux += u32::from(base != 0);
         ring.pinned += u32::from(slot.pinned() != 0);
     }
-    ring.held = (0..).zip(held).skip(1).filter(|(_, held)| *held != Held::default()).collect();
+    ring.owned =
+        (0..).zip(owned).skip(1).filter(|(_, owned)| *owned != OwnedSlots::default()).collect();
     ring
 }

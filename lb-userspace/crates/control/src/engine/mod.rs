@@ -185,7 +185,7 @@ impl<D: DataPlane> Engine<D> {
         for service in self.wanted.desired().services.values() {
             let Some(value) = self.maps.applied.services.get(&service.key) else { continue };
             let Some(ring) = self.maps.applied.rings.get(&value.id) else { continue };
-            let owns = |id| ring.held.get(&id).is_some_and(|held| held.current > 0);
+            let owns = |id| ring.owned.get(&id).is_some_and(|owned| owned.current > 0);
             // While others serve, a backup owns no slot though it is up.
             let backups_serve = service
                 .backends
@@ -291,7 +291,7 @@ impl<D: DataPlane> Engine<D> {
             ramps: &before,
             limits: self.maps.plane.limits(),
             cpus: self.maps.plane.online_cpus(),
-            held_pins: &self.history.held,
+            pinning_paused: &self.history.pinning_paused,
             peers: &self.wanted.peers,
             virtual_macs: self.virtual_macs.all(),
             tunnel: &self.wanted.settings.tunnel,

@@ -48,11 +48,11 @@ impl<D: DataPlane> Engine<D> {
                 _ => continue,
             };
             let Some(name) = names.0.get(&id) else { continue };
-            let held = services.entry(name.clone()).or_default();
+            let preview = services.entry(name.clone()).or_default();
             if seen != ServicePreview::default() {
-                *held = seen;
-            } else if held.slots == 0 {
-                held.slots = self.maps.applied.rings.get(&id).map_or(0, |ring| ring.slots);
+                *preview = seen;
+            } else if preview.slots == 0 {
+                preview.slots = self.maps.applied.rings.get(&id).map_or(0, |ring| ring.slots);
             }
         }
         Ok(Preview { services, left_out: plan.left_out })
@@ -64,7 +64,7 @@ impl<D: DataPlane> Engine<D> {
         let Some(old) = self.maps.applied.rings.get(&id) else {
             return ServicePreview { slots, starved, ..ServicePreview::default() };
         };
-        let owned: u32 = old.held.values().map(|held| held.current).sum();
+        let owned: u32 = old.owned.values().map(|owned| owned.current).sum();
         ServicePreview {
             slots,
             slots_moved: slots,

@@ -86,7 +86,7 @@ impl Ramping {
             let (Some(service), Some(ring)) = (by_id.get(id), applied.rings.get(id)) else {
                 continue;
             };
-            let owns = |id| ring.held.get(&id).is_some_and(|held| held.current > 0);
+            let owns = |id| ring.owned.get(&id).is_some_and(|owned| owned.current > 0);
             let takes = service.policy.slow_start;
             let others = target.members.iter().any(|(_, id)| owns(*id));
             let panic = plan.standings.get(&service.key).is_some_and(|standing| standing.panic);

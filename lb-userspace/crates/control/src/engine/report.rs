@@ -133,7 +133,7 @@ impl<D: DataPlane> Engine<D> {
         let ring = id.and_then(|id| self.maps.applied.rings.get(&id));
         let backends = service.backends.iter().map(|(&address, backend)| {
             let id = id.and_then(|service| ids.of(service, address)).unwrap_or(0);
-            let held = ring.and_then(|ring| ring.held.get(&id)).copied().unwrap_or_default();
+            let owned = ring.and_then(|ring| ring.owned.get(&id)).copied().unwrap_or_default();
             let totals = totals.get(usize::from(id)).filter(|_| id != 0);
             let totals = totals.copied().unwrap_or_default();
             let want = Want { address, mode: service.mode };
@@ -149,7 +149,7 @@ impl<D: DataPlane> Engine<D> {
             let drains = backend.admin.drains();
             let drain = drains.then(|| self.drains.of(&service.key, id)).flatten();
             let drain = drain.map(|drain| Drain {
-                estimated: drain.estimated && held.current == 0 && !pins_stale,
+                estimated: drain.estimated && owned.current == 0 && !pins_stale,
                 ..drain
             });
             let status = Backend {
@@ -169,8 +169,8 @@ impl<D: DataPlane> Engine<D> {
                     .filter(|hop| !hop.is_local() && !hop.is_raw_ip())
                     .map(|hop| hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
                 id,
-                slots: held.current,
-                base_slots: held.base,
+                slots: owned.current,
+                base_slots: owned.base,
                 pins: tally.flows,
                 pins_closing: tally.closing,
                 pins_stale,

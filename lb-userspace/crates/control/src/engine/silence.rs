@@ -221,7 +221,7 @@ impl Silence {
                 let backends = service.backends.keys();
                 let ring = maps.applied.rings.get(&value.id);
                 let serves =
-                    |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|h| h.current > 0);
+                    |id| ring.and_then(|ring| ring.owned.get(&id)).is_some_and(|h| h.current > 0);
                 let backends: Vec<_> = backends
                     .filter_map(|at| ids.of(value.id, *at).map(|id| (*at, id, serves(id))))
                     .collect();

@@ -123,9 +123,9 @@ impl Starved {
             let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;
             Some(takes_none && seen.refuses && is_of_service)
         };
-        let held = maps.applied.rings.get(&id)?.held.iter().filter(|(_, held)| held.base > 0);
+        let owned = maps.applied.rings.get(&id)?.owned.iter().filter(|(_, owned)| owned.base > 0);
         let backends: BTreeSet<_> =
-            held.map(|(id, _)| *id).filter(|id| refuses(id) == Some(true)).collect();
+            owned.map(|(id, _)| *id).filter(|id| refuses(id) == Some(true)).collect();
         (!backends.is_empty()).then_some(GivingWay { backends, all: lasts >= LONGEST_SECS })
     }
 

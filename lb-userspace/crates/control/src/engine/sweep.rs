@@ -185,7 +185,7 @@ impl<D: DataPlane> Engine<D> {
             let removing = removing
                 .filter(|(address, _)| !follows || !self.history.names(&service.key, **address));
             let removing = removing.filter_map(|(address, _)| ids.of(value.id, *address));
-            leaving.extend(removing.filter(|id| !ring.held.contains_key(id)));
+            leaving.extend(removing.filter(|id| !ring.owned.contains_key(id)));
         }
         leaving
     }

@@ -308,7 +308,7 @@ impl Walk {
         };
         let (backends, services) =
             (rested(&walk.released_backends), rested(&walk.released_services));
-        let named = |id: &u16| maps.applied.rings.values().any(|ring| ring.held.contains_key(id));
+        let named = |id: &u16| maps.applied.rings.values().any(|ring| ring.owned.contains_key(id));
         let backends: BTreeSet<_> = backends.into_iter().filter(|id| !named(id)).collect();
         if !backends.is_empty() {
             maps.plane.forget_fragments(&backends).context("delete marks of fragments")?;

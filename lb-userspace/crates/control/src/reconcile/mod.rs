@@ -62,7 +62,7 @@ pub struct Ring {
     /// The target that it was written for; none if that is not known, after a start or a failure.
     pub target: Option<Target>,
     /// Slots of each backend that has any.
-    pub held: BTreeMap<u16, Held>,
+    pub owned: BTreeMap<u16, OwnedSlots>,
     /// Slots with a base owner.
     pub in_flux: u32,
     /// Slots with a stamp of live pins.
@@ -75,22 +75,22 @@ impl Ring {
         for (owners, by) in [(before, -1), (after, 1)] {
             let Owners { current, base } = owners;
             if current != 0 {
-                let held = self.held.entry(current).or_default();
-                held.current = held.current.saturating_add_signed(by);
+                let owned = self.owned.entry(current).or_default();
+                owned.current = owned.current.saturating_add_signed(by);
             }
             if base != 0 {
-                let held = self.held.entry(base).or_default();
-                held.base = held.base.saturating_add_signed(by);
+                let owned = self.owned.entry(base).or_default();
+                owned.base = owned.base.saturating_add_signed(by);
                 self.in_flux = self.in_flux.saturating_add_signed(by);
             }
         }
-        self.held.retain(|_, held| *held != Held::default());
+        self.owned.retain(|_, owned| *owned != OwnedSlots::default());
     }
 }
 
 /// Slots of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct OwnedSlots {
     /// As current owner.
     pub current: u32,
     /// As base owner.
@@ -157,7 +157,7 @@ pub struct Inputs<'a> {
     /// CPUs that share a SYN budget.
     pub cpus: u32,
     /// Services of which no flow is to be pinned.
-    pub held_pins: &'a BTreeSet<ServiceKey>,
+    pub pinning_paused: &'a BTreeSet<ServiceKey>,
     /// Addresses of the other balancers that may forward packets to this node.
     pub peers: &'a BTreeSet<IpAddr>,
     /// The virtual MAC addresses that the node answers to.
@@ -209,8 +209,8 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
             macs.truncate(room);
         }
-        let is_held = macs.iter().all(|mac| applied.own_macs.contains(mac));
-        if !is_held || macs.len() != applied.own_macs.len() {
+        let are_known = macs.iter().all(|mac| applied.own_macs.contains(mac));
+        if !are_known || macs.len() != applied.own_macs.len() {
             before.push(Change::SetOwnMacs(macs));
         }
     }
@@ -264,7 +264,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             value.flags |= service_flags::LOCAL;
             peer_macs.extend(deliveries);
         }
-        let value = with_pins(value, inputs.held_pins.contains(&service.key));
+        let value = with_pinning_paused(value, inputs.pinning_paused.contains(&service.key));
         if applied.services.get(&service.key) != Some(&value) {
             services.push(Change::PutService(service.key, Box::new(value)));
         }
@@ -315,12 +315,12 @@ fn target(service: &Service, placed: &[Placed]) -> Target {
     }
 }
 
-/// A service's entry whose pins are held, or not.
+/// A service's entry, with pinning paused or not.
 #[must_use]
-pub const fn with_pins(mut value: abi::Service, held: bool) -> abi::Service {
-    value.flags &= !service_flags::PINS_HELD;
-    if held {
-        value.flags |= service_flags::PINS_HELD;
+pub const fn with_pinning_paused(mut value: abi::Service, paused: bool) -> abi::Service {
+    value.flags &= !service_flags::PINNING_PAUSED;
+    if paused {
+        value.flags |= service_flags::PINNING_PAUSED;
     }
     value
 }

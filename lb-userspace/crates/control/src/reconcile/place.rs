@@ -67,7 +67,7 @@ pub(super) fn place(
     let ring = applied.rings.get(&service_id);
     let kept = |id| {
         let keeps = |target: &Target| target.keeping.contains(&id);
-        ring.is_some_and(|r| r.held.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
+        ring.is_some_and(|r| r.owned.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
     };
     let mut found = Vec::new();
     for (&address, backend) in &service.backends {
@@ -89,7 +89,8 @@ pub(super) fn place(
     let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
     let reached = !inputs.unreached.contains(&service.key)
         && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
-    let owns = |id| ring.and_then(|ring| ring.held.get(&id)).is_some_and(|held| held.current > 0);
+    let owns =
+        |id| ring.and_then(|ring| ring.owned.get(&id)).is_some_and(|owned| owned.current > 0);
     let seen = |address| {
         let target = seen::Target { service: service.key, backend: address };
         inputs.view.get(&target).copied().unwrap_or_default()

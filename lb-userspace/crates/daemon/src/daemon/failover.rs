@@ -68,7 +68,7 @@ pub(super) struct Handovers {
     /// When routers were handed over, or should have been, to a peer with a higher priority.
     gave_way: BTreeMap<RouterKey, Instant>,
     /// The services of which no flow is pinned, since they are handed over.
-    held: BTreeSet<ServiceKey>,
+    pinning_paused: BTreeSet<ServiceKey>,
 }
 
 impl Handovers {
@@ -250,7 +250,7 @@ impl<D: DataPlane> Daemon<D> {
             requested.flat_map(|(keys, _)| keys).copied().collect();
         if !requested.is_empty() {
             let services = self.services_of(requested);
-            self.hold(services);
+            self.pause_pinning(services);
         }
         // Flows of UDP services are exported when a sweep finds them, which is each second.
         if let Err(error) = self.engine.survey(self.now()) {
@@ -316,19 +316,19 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Has no flow of these services pinned.
-    fn hold(&mut self, services: BTreeSet<ServiceKey>) {
-        if services == self.handovers.held {
+    fn pause_pinning(&mut self, services: BTreeSet<ServiceKey>) {
+        if services == self.handovers.pinning_paused {
             return;
         }
-        if let Err(error) = self.engine.hold_pins(&services) {
+        if let Err(error) = self.engine.pause_pinning(&services) {
             // Flows that are pinned now may be lost to the other node; nothing else is.
             tracing::warn!("pins are made during a handover: {error:#}");
         }
-        if !services.is_subset(&self.handovers.held) {
+        if !services.is_subset(&self.handovers.pinning_paused) {
             // Packets that have met the service as it was are still on their way through the program.
             thread::sleep(UNDERWAY);
         }
-        self.handovers.held = services;
+        self.handovers.pinning_paused = services;
     }
 
     /// The yield of a router has ended.
@@ -346,22 +346,22 @@ impl<D: DataPlane> Daemon<D> {
         }
         let awaited = self.handovers.current().is_some_and(|handover| handover.awaits(router));
         if to == State::Active && !awaited {
-            self.release_pins([router]);
+            self.resume_pinning([router]);
         }
         self.look_at_handover();
     }
 
-    /// Flows of services that no router holds any more are pinned again: no later event would release them.
-    pub(super) fn release_stray_pins(&mut self) {
+    /// Flows of services that no router holds any more are pinned again: no later event would resume that.
+    pub(super) fn resume_stray_pinning(&mut self) {
         let theirs = self.services_of(self.routers().iter().map(|router| router.key));
-        self.hold(self.handovers.held.intersection(&theirs).copied().collect());
+        self.pause_pinning(self.handovers.pinning_paused.intersection(&theirs).copied().collect());
     }
 
     /// Flows of these routers' services may be pinned again.
-    fn release_pins(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
+    fn resume_pinning(&mut self, routers: impl IntoIterator<Item = RouterKey>) {
         let theirs = self.services_of(routers);
-        let held = self.handovers.held.difference(&theirs).copied().collect();
-        self.hold(held);
+        let paused = self.handovers.pinning_paused.difference(&theirs).copied().collect();
+        self.pause_pinning(paused);
     }
 
     /// A peer has answered whether it takes over.
@@ -389,7 +389,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         // One that is with another node gets no new flows here, and is not pinned before it is back.
         let stay = endings.iter().filter(|ending| ending.outcome.is_err());
-        self.release_pins(stay.map(|ending| ending.router).collect::<Vec<_>>());
+        self.resume_pinning(stay.map(|ending| ending.router).collect::<Vec<_>>());
         let ends = matches!(initiator, Initiator::End);
         answer(&endings, initiator);
         self.sync_roles();

@@ -491,7 +491,7 @@ impl<D: DataPlane> Daemon<D> {
         self.engine.set_desired(self.store.desired().clone());
         self.want();
         self.check_health();
-        self.release_stray_pins();
+        self.resume_stray_pinning();
         // A service that is new is another node's, maybe: then nothing of it is written here first.
         self.assign_roles();
         self.reconcile();

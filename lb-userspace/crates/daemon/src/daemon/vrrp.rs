@@ -210,7 +210,7 @@ impl<D: DataPlane> Daemon<D> {
         for mac in self.vrrp.configure(&self.store.config().routers.routers) {
             self.take_mac(mac, false);
         }
-        self.release_stray_pins();
+        self.resume_stray_pinning();
         // lbd did not look while there was no router: the first would be in fault until the next tick.
         self.look_at_interfaces();
         self.update_routers();

@@ -204,8 +204,9 @@ impl<'a> Narrator<'a> {
                     steps.add(flow_word(flow), text);
                 }
                 Note::Lease(until) => {
-                    if met.is_some_and(|met| met.service.flags & service_flags::PINS_HELD != 0) {
-                        steps.add("pins", "held: another node is about to take over".into());
+                    if met.is_some_and(|met| met.service.flags & service_flags::PINNING_PAUSED != 0)
+                    {
+                        steps.add("pins", "paused: another node is about to take over".into());
                     } else if *until != 0 && self.nanos > *until {
                         let text = "lbd's lease is over: no pin is made, but in place of a backend \
                                     that is down";

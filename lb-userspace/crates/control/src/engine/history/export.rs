@@ -132,7 +132,7 @@ impl History {
     /// Adds quiet slots to the next export, as many as there is room for, and makes them their own base
     /// owners.
     ///
-    /// Not while pins are held: the peer that takes over does not wait for later exports.
+    /// Not while pinning is paused: the peer that takes over does not wait for later exports.
     fn export_settling<D: DataPlane>(
         &mut self,
         maps: &mut Maps<D>,
@@ -142,7 +142,7 @@ impl History {
         let mut room = self.window.room(self.taken, now.mono);
         let number = self.pending.number + 1;
         for (key, id, idle) in self.settling_rings(maps) {
-            if self.held.contains(&key) {
+            if self.pinning_paused.contains(&key) {
                 continue;
             }
             let quiet = self.settling(key).take_quiet(room);
@@ -176,7 +176,7 @@ impl History {
     /// Gives slots their base owners again with which a peer is late, where nothing has gone to their
     /// current owners unpinned, and adds them to the next export.
     ///
-    /// Not while pins are held, as above.
+    /// Not while pinning is paused, as above.
     fn take_late_back<D: DataPlane>(
         &mut self,
         maps: &mut Maps<D>,
@@ -186,7 +186,7 @@ impl History {
         let number = self.pending.number + 1;
         let mut are_back = false;
         for (key, id, idle) in self.settling_rings(maps) {
-            if self.held.contains(&key) {
+            if self.pinning_paused.contains(&key) {
                 continue;
             }
             let window = &self.window;

@@ -41,8 +41,8 @@
 //!   is left in it. If one is late, the slot gets its base owner again, which is exported, before the lease ends.
 //!   Few slots are exported at a time, and more while peers and the daemon are quick ([`pending_export`]).
 //! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
-//!   the oldest export that a peer has not imported. Past that, and while pins are held for a handover, SYNs go to
-//!   the base owner and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
+//!   the oldest export that a peer has not imported. Past that, and while pinning is paused for a handover, SYNs go
+//!   to the base owner and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
 //!   peer was late.
 //!
 //! `tests/control/pair/mod.rs` runs two engines, and three that share, over the core through thousands of random
@@ -118,8 +118,8 @@ pub(super) struct History {
     newly_known: BTreeSet<ServiceKey>,
     /// Errors that were returned already and are not returned again.
     errors: BTreeSet<String>,
-    /// Services whose pins are held.
-    pub(super) held: BTreeSet<ServiceKey>,
+    /// Services whose pinning is paused.
+    pub(super) pinning_paused: BTreeSet<ServiceKey>,
     /// Whether the lease was set, or found to be none.
     is_leased: bool,
     /// Slots that have settled since the last sweep.
@@ -301,22 +301,22 @@ impl History {
         }
     }
 
-    /// As [`Engine::hold_pins`](crate::engine::Engine::hold_pins).
-    pub(in crate::engine) fn hold_pins<D: DataPlane>(
+    /// As [`Engine::pause_pinning`](crate::engine::Engine::pause_pinning).
+    pub(in crate::engine) fn pause_pinning<D: DataPlane>(
         &mut self,
         maps: &mut Maps<D>,
         services: &BTreeSet<ServiceKey>,
     ) -> Result<()> {
-        if self.held != *services {
-            debug!("hold pins of {services:?}");
-            self.held.clone_from(services);
+        if self.pinning_paused != *services {
+            debug!("pause pinning of {services:?}");
+            self.pinning_paused.clone_from(services);
         }
         for (key, value) in &mut maps.applied.services {
-            let held = reconcile::with_pins(*value, services.contains(key));
-            if held != *value {
+            let entry = reconcile::with_pinning_paused(*value, services.contains(key));
+            if entry != *value {
                 let context = || format!("write service {key}");
-                maps.plane.put_service(key, &held).with_context(context)?;
-                *value = held;
+                maps.plane.put_service(key, &entry).with_context(context)?;
+                *value = entry;
             }
         }
         Ok(())
