@@ -252,7 +252,7 @@ impl Harness {
             }
             15 => match input.byte() % 5 {
                 0 => self.does(Event::WantAll(PEER)),
-                1 => self.does(Event::Ask(PEER, vec![router(input)])),
+                1 => self.does(Event::RequestTakeover(PEER, vec![router(input)])),
                 2 => self.does(Event::Withdraw(PEER)),
                 3 => self.does(Event::Answer(PEER, Ok(()))),
                 _ => self.does(Event::Answer(PEER, Err("x".repeat(usize::from(input.short()))))),

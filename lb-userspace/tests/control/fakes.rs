@@ -42,7 +42,7 @@ pub enum Recorded {
     SendAll(PeerId, Vec<Record>),
     WantAll(PeerId),
     Lack(PeerId, bool),
-    Ask(PeerId, Vec<RouterKey>),
+    RequestTakeover(PeerId, Vec<RouterKey>),
     Withdraw(PeerId),
     Answer(PeerId, Result<(), String>),
     Acknowledge(PeerId, Mark),
@@ -390,8 +390,8 @@ impl Peers for Script {
         self.recorder.push(Recorded::Lack(peer, lacks));
     }
 
-    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
-        self.recorder.push(Recorded::Ask(peer, routers));
+    fn request_takeover(&self, peer: PeerId, routers: Vec<RouterKey>) {
+        self.recorder.push(Recorded::RequestTakeover(peer, routers));
     }
 
     fn withdraw(&self, peer: PeerId) {

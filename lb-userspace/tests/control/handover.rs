@@ -40,7 +40,9 @@ async fn pair(place: &Place) -> Running {
 /// The steps of a handover, in order.
 fn steps(lbd: &Running) -> Vec<Recorded> {
     lbd.script.recorder.of(|recorded| match recorded {
-        Recorded::Ask(..) | Recorded::Answer(..) | Recorded::Detach => Some(recorded.clone()),
+        Recorded::RequestTakeover(..) | Recorded::Answer(..) | Recorded::Detach => {
+            Some(recorded.clone())
+        }
         recorded if recorded.pauses_pinning() => Some(recorded.clone()),
         Recorded::Order(Order::Yield(..) | Order::Take(_) | Order::Stop { .. }) => {
             Some(recorded.clone())
@@ -51,7 +53,7 @@ fn steps(lbd: &Running) -> Vec<Recorded> {
 
 async fn requested(lbd: &Running) {
     recorded(lbd, "the request is sent to the peer", |recorded| {
-        matches!(recorded, Recorded::Ask(..)).then_some(())
+        matches!(recorded, Recorded::RequestTakeover(..)).then_some(())
     })
     .await;
 }
@@ -89,11 +91,11 @@ async fn a_peer_takes_over_when_it_knows_all_flows() {
             Recorded::pause_pinning([web]),
             // Before the request to the other one: its advertisement may come at once.
             Recorded::Order(Order::Yield(key, Yield::Requested)),
-            Recorded::Ask(PEER, vec![key]),
+            Recorded::RequestTakeover(PEER, vec![key]),
         ]
     );
     let before = lbd.script.recorder.of(|recorded| match recorded {
-        Recorded::Engine(_) | Recorded::Ask(..) => {
+        Recorded::Engine(_) | Recorded::RequestTakeover(..) => {
             (!recorded.pauses_pinning()).then(|| recorded.surveys())
         }
         _ => None,
@@ -136,7 +138,7 @@ async fn a_peer_that_would_preempt_is_handed_to_when_it_has_all_flows() {
         [
             Recorded::pause_pinning([web]),
             Recorded::Order(Order::Yield(key, Yield::Outranked)),
-            Recorded::Ask(PEER, vec![key]),
+            Recorded::RequestTakeover(PEER, vec![key]),
         ]
     );
     takes_over(&lbd, &place);
@@ -164,9 +166,11 @@ async fn a_peer_that_would_preempt_and_does_not_take_over_is_not_asked_again_at_
     lbd.script.yielded(&main(&place), Err("no advertisement was received"));
     eventually("it is reported", async || handovers(&lbd).await.len() == 1).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let asks =
-        lbd.script.recorder.of(|recorded| matches!(recorded, Recorded::Ask(..)).then_some(()));
-    assert_eq!(asks.len(), 1);
+    let requests = lbd
+        .script
+        .recorder
+        .of(|recorded| matches!(recorded, Recorded::RequestTakeover(..)).then_some(()));
+    assert_eq!(requests.len(), 1);
     lbd.stop().await;
 }
 
@@ -473,7 +477,7 @@ async fn the_end_hands_over_first_and_leaves_addresses_that_nobody_takes() {
         [
             Recorded::pause_pinning([web(&place)]),
             Recorded::Order(Order::Yield(key, Yield::Requested)),
-            Recorded::Ask(PEER, vec![key]),
+            Recorded::RequestTakeover(PEER, vec![key]),
             stop,
         ]
     );
@@ -548,7 +552,10 @@ async fn routers_of_a_group_go_together() {
     let keys: Vec<_> = routers.iter().map(|router| router.key).collect();
     assert_eq!(
         steps(&lbd)[1..],
-        [Recorded::Order(Order::Yield(keys[0], Yield::Requested)), Recorded::Ask(PEER, keys)]
+        [
+            Recorded::Order(Order::Yield(keys[0], Yield::Requested)),
+            Recorded::RequestTakeover(PEER, keys)
+        ]
     );
     for router in &routers {
         lbd.script.yielded(router, Ok(PEER_ADDRESS));

@@ -66,7 +66,7 @@ pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
 
 /// Makes a request; the answer, if it has one.
 pub fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
-    Ok(Client::open()?.ask(message, flags)?.into_iter().next())
+    Ok(Client::open()?.request(message, flags)?.into_iter().next())
 }
 
 /// Whether the kernel has refused a request with one of these error numbers.

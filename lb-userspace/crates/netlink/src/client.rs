@@ -137,7 +137,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Client<M> {
     /// # Errors
     ///
     /// If the kernel refuses or the socket fails.
-    pub fn ask(&mut self, request: M, flags: u16) -> Result<Vec<M>, Failure> {
+    pub fn request(&mut self, request: M, flags: u16) -> Result<Vec<M>, Failure> {
         self.send(request, NLM_F_ACK | flags).map_err(Failure::Socket)?;
         let mut answers = Vec::new();
         loop {
@@ -167,7 +167,7 @@ impl<M: NetlinkSerializable + NetlinkDeserializable + Clone> Client<M> {
     ///
     /// If the kernel refuses or the socket fails.
     pub fn one(&mut self, request: M, flags: u16) -> Result<()> {
-        self.ask(request, flags)?;
+        self.request(request, flags)?;
         Ok(())
     }
 

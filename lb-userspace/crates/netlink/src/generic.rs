@@ -68,7 +68,7 @@ pub fn xdp_features() -> io::Result<BTreeMap<u32, u64>> {
 /// Whether the kernel has a family of generic netlink.
 pub fn has_family(name: &str) -> bool {
     let client = Client::of(NETLINK_GENERIC);
-    client.is_ok_and(|mut client| client.ask(Message::about_family(name), 0).is_ok())
+    client.is_ok_and(|mut client| client.request(Message::about_family(name), 0).is_ok())
 }
 
 /// A number of four bytes.
@@ -76,23 +76,23 @@ pub fn word(payload: &[u8]) -> Option<u32> {
     payload.try_into().ok().map(u32::from_ne_bytes)
 }
 
-/// Asks a family; the attributes of its answer.
-pub fn ask(family: &str, command: u8, attributes: Vec<u8>) -> io::Result<Vec<u8>> {
+/// Queries a family; the attributes of its answer.
+pub fn query(family: &str, command: u8, attributes: Vec<u8>) -> io::Result<Vec<u8>> {
     let answers = request(family, command, false, attributes)?;
     answers.into_iter().next_back().ok_or_else(|| io::Error::other("netlink answers nothing"))
 }
 
 fn request(family: &str, command: u8, dump: bool, attributes: Vec<u8>) -> io::Result<Vec<Vec<u8>>> {
-    let ask = || -> anyhow::Result<Vec<Message>> {
+    let exchange = || -> anyhow::Result<Vec<Message>> {
         let mut client = Client::of(NETLINK_GENERIC)?;
-        let found = client.ask(Message::about_family(family), 0)?;
+        let found = client.request(Message::about_family(family), 0)?;
         let id =
             found.iter().find_map(|answer| find(&answer.attributes, FAMILY_ID)?.try_into().ok());
         let family = id.map(u16::from_ne_bytes).context("netlink names no family")?;
         let request = Message { family, command, attributes };
-        Ok(if dump { client.dump(request)? } else { client.ask(request, 0)? })
+        Ok(if dump { client.dump(request)? } else { client.request(request, 0)? })
     };
-    let answers = ask().map_err(|error| match error.downcast() {
+    let answers = exchange().map_err(|error| match error.downcast() {
         Ok(error) => error,
         Err(error) => io::Error::other(error),
     })?;

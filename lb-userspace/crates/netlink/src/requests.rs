@@ -117,7 +117,7 @@ impl Client {
 
     /// The kernel's route to `address`, by its rules and metrics.
     pub(super) fn route(&mut self, address: IpAddr) -> Result<Route> {
-        match self.ask(RouteNetlinkMessage::GetRoute(messages::route_to(address)), 0) {
+        match self.request(RouteNetlinkMessage::GetRoute(messages::route_to(address)), 0) {
             Ok(answers) => answers
                 .iter()
                 .find_map(|answer| match answer {
@@ -135,12 +135,12 @@ impl Client {
     /// Makes the kernel resolve or probe a neighbour, as a packet to it would.
     pub(super) fn use_neighbour(&mut self, key: NeighbourKey) -> Result<(), Failure> {
         let request = RouteNetlinkMessage::NewNeighbour(messages::use_neighbour(key));
-        self.ask(request, NLM_F_CREATE).map(drop)
+        self.request(request, NLM_F_CREATE).map(drop)
     }
 
     /// Makes the kernel forget a neighbour, so that it asks all when it is used next.
     pub(super) fn forget_neighbour(&mut self, key: NeighbourKey) -> Result<(), Failure> {
         let request = RouteNetlinkMessage::DelNeighbour(messages::one_neighbour(key));
-        self.ask(request, 0).map(drop)
+        self.request(request, 0).map(drop)
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::{
-    generic::ask,
+    generic::query,
     gro::lower,
     query::{self, InterfaceSnapshot},
     trunks::{bits, of_name},
@@ -83,7 +83,7 @@ fn judge(
 
 /// The switches of a driver that are on; none if it has no switches of its own.
 fn private_flags(interface: &str) -> Option<BTreeSet<String>> {
-    let answer = ask("ethtool", PRIVFLAGS_GET, of_name(interface)).ok()?;
+    let answer = query("ethtool", PRIVFLAGS_GET, of_name(interface)).ok()?;
     Some(bits(&answer, PRIVFLAGS_FLAGS))
 }
 

@@ -10,7 +10,7 @@ use lb_model::hop;
 
 use super::{generic::xdp_act, link::Link, path_mtu::PathMtus};
 
-/// How many questions a neighbour may leave unanswered whose MAC address is doubted, before it
+/// How many requests a neighbour may leave unanswered whose MAC address is doubted, before it
 /// counts as silent: as long as the kernel takes by itself to give one up.
 const PATIENCE: u8 = 4;
 
@@ -35,7 +35,7 @@ pub struct Tables {
     /// Neighbours that did not answer, until they do. The kernel forgets that they failed as soon
     /// as it is to try again.
     silent: BTreeSet<NeighbourKey>,
-    /// Neighbours whose MAC address is doubted: how many questions they may yet leave unanswered.
+    /// Neighbours whose MAC address is doubted: how many requests they may yet leave unanswered.
     doubted: BTreeMap<NeighbourKey, u8>,
     /// Neighbours that the kernel has no room for.
     homeless: BTreeSet<NeighbourKey>,

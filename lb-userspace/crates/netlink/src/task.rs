@@ -23,7 +23,7 @@ use super::{
     client::{AsyncEvents, Client, Failure, Read},
     link::LinkKind,
     requests::{Event, GROUPS},
-    resolve::{Ask, next_hop_of, no_room, resolve},
+    resolve::{NeighbourRequest, next_hop_of, no_room, resolve},
     tables::{Neighbour, NeighbourKey, NeighbourState, Tables},
 };
 
@@ -55,7 +55,7 @@ pub(super) struct Task {
     doubts: mpsc::UnboundedReceiver<Want>,
     narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     tables: Tables,
-    /// The neighbours that the wanted backends depend on, as of the last question.
+    /// The neighbours that the wanted backends depend on, as of the last request.
     next_hops: BTreeSet<NeighbourKey>,
     /// Whether one of them has changed since.
     changed: bool,
@@ -114,7 +114,7 @@ impl Task {
     /// Waits for one event and handles it; false if the resolver is gone.
     async fn step(&mut self, retry: &mut Interval, refresh: &mut Interval) -> Result<bool> {
         let mut stale = Stale::Nothing;
-        let mut ask = Ask::Missing;
+        let mut request = NeighbourRequest::Missing;
         tokio::select! {
             changed = self.wants.changed() => {
                 if changed.is_err() {
@@ -138,10 +138,10 @@ impl Task {
                 }
             }
             Some((backend, mtu)) = self.narrowed.recv() => self.narrow(backend, mtu),
-            _ = retry.tick() => ask = Ask::Unanswered,
+            _ = retry.tick() => request = NeighbourRequest::Unanswered,
             _ = refresh.tick() => {
                 stale = Stale::Everything;
-                ask = Ask::All;
+                request = NeighbourRequest::All;
             }
         }
         if stale > Stale::Nothing {
@@ -151,7 +151,7 @@ impl Task {
             stale = stale.max(self.take_waiting()?);
             self.read(stale).await?;
         }
-        self.ask(ask).await?;
+        self.request_neighbours(request).await?;
         let tunnelled = |address| self.wanted.contains(&Want { address, mode: Mode::Ipip });
         self.tables.path_mtus.retain(Instant::now(), tunnelled);
         self.publish();
@@ -284,14 +284,14 @@ impl Task {
         Ok(())
     }
 
-    /// Asks the kernel for neighbours.
-    async fn ask(&mut self, ask: Ask) -> Result<()> {
+    /// Requests neighbours of the kernel.
+    async fn request_neighbours(&mut self, request: NeighbourRequest) -> Result<()> {
         let next_hops: BTreeSet<NeighbourKey> =
             self.wanted.iter().filter_map(|want| next_hop_of(want, &self.tables)).collect();
         self.tables.retain(&self.wanted_addresses(), &next_hops);
         self.changed = false;
         self.next_hops.clone_from(&next_hops);
-        for key in ask.select(&next_hops, &self.tables) {
+        for key in request.select(&next_hops, &self.tables) {
             consume_budget().await;
             match self.client.use_neighbour(key) {
                 Ok(()) => {

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    generic::{NESTED, ask, attribute, attributes, find},
+    generic::{NESTED, attribute, attributes, find, query},
     query::{self, InterfaceSnapshot},
 };
 
@@ -42,11 +42,11 @@ fn trunks<'a>(names: &'a [String], found: &BTreeMap<String, InterfaceSnapshot>) 
 /// The offloads of an interface that are on; none if the kernel does not report them.
 #[must_use]
 pub fn offloads(interface: &str) -> Option<BTreeSet<String>> {
-    let answer = ask("ethtool", FEATURES_GET, of_name(interface)).ok()?;
+    let answer = query("ethtool", FEATURES_GET, of_name(interface)).ok()?;
     Some(bits(&answer, FEATURES_ACTIVE))
 }
 
-/// The header of a question about an interface.
+/// The header of a query about an interface.
 pub fn of_name(name: &str) -> Vec<u8> {
     let name = [name.as_bytes(), &[0]].concat();
     attribute(ETHTOOL_HEADER | NESTED, &attribute(HEADER_DEV_NAME, &name))

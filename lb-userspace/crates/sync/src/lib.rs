@@ -152,7 +152,7 @@ pub enum Report {
     /// Everything that the peer had published until now was reported in [`Self::Records`]; or something has
     /// been missing for 30 ms, or all is about to be sent anew. False after [`Self::Joined`], unreported.
     Complete(PeerId, bool),
-    /// A peer asks this node to become Active for these routers, and has sent everything before.
+    /// A peer requests this node to become Active for these routers, and has sent everything before.
     TakeOver(PeerId, Vec<RouterKey>),
     /// The answer to [`Peers::ask_to_take_over`]: it does, or why not.
     Answer(PeerId, Result<(), String>),
@@ -182,10 +182,10 @@ pub trait Peers: Send {
     /// Whether this node lacks flows of a peer although all of them have arrived: some could not be taken.
     /// The peer is to know.
     fn lack(&self, peer: PeerId, lacks: bool);
-    /// Asks a peer to become Active for these routers, when it has all that was published before.
-    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>);
-    /// Takes [`Self::ask_to_take_over`] back: this node goes on. A peer that has not received the
-    /// question yet never does.
+    /// Requests a peer to become Active for these routers, when it has all that was published before.
+    fn request_takeover(&self, peer: PeerId, routers: Vec<RouterKey>);
+    /// Takes [`Self::request_takeover`] back: this node goes on. A peer that has not received the
+    /// request yet never does.
     fn withdraw(&self, peer: PeerId);
     /// Answers [`Report::TakeOver`].
     fn answer(&self, peer: PeerId, answer: Result<(), String>);

@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Request,
-    ask::{body, request},
+    request::{body, request},
 };
 
 /// How often the ring is looked at. In this time it fills only with the longest frames at the highest

@@ -4,7 +4,7 @@ use axum::{Json, Router, body::Bytes, routing::get};
 use lb_api::{log::Current, paths};
 use lb_model::refusal::{Refusal, RefusalKind};
 
-use super::ask::body;
+use super::request::body;
 use crate::logs;
 
 /// The route of the log. It is the process's, so the daemon's task gets no request.

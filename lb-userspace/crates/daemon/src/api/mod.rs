@@ -40,13 +40,13 @@
 //! `yes=true`, without which a service or the last backend of one is not taken away. A request that fails
 //! has an [`Error`](lb_model::refusal::Error) as its answer.
 
-mod ask;
 mod capture;
 mod events;
 mod flows;
 mod log;
 mod peer;
 pub(crate) mod ready;
+mod request;
 pub mod server;
 pub mod socket;
 

@@ -38,9 +38,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
-    Request,
-    ask::{body, request},
-    peer,
+    Request, peer,
+    request::{body, request},
     socket::Listener,
 };
 use crate::api::ready;

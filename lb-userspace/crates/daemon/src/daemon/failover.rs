@@ -280,7 +280,7 @@ impl<D: DataPlane> Daemon<D> {
         let handover = Handover::new(routers.collect::<Vec<_>>(), Instant::now());
         if let Some(group) = &self.group {
             for (peer, keys) in handover.requests() {
-                group.sessions.ask_to_take_over(peer, keys.into_iter().collect());
+                group.sessions.request_takeover(peer, keys.into_iter().collect());
             }
         }
         self.handovers.current = Some((handover, initiator));

@@ -57,13 +57,13 @@ impl ProgramInfo {
     /// Of an open program.
     pub fn of(program: &OwnedFd) -> io::Result<Self> {
         let mut raw = RawProgInfo::new_zeroed();
-        ask(program, &mut raw)?;
-        // What is asked for twice is the list: how long it is, and then what is in it.
+        query(program, &mut raw)?;
+        // What is queried twice is the list: how long it is, and then what is in it.
         let mut maps = vec![0_u32; raw.maps_len as usize];
         let mut raw = RawProgInfo::new_zeroed();
         raw.maps_len = maps.len() as u32;
         raw.maps = maps.as_mut_ptr() as u64;
-        ask(program, &mut raw)?;
+        query(program, &mut raw)?;
         maps.truncate(raw.maps_len as usize);
         let end = raw.name.iter().position(|&byte| byte == 0).unwrap_or(raw.name.len());
         let name = String::from_utf8_lossy(&raw.name[..end]).into_owned();
@@ -72,7 +72,7 @@ impl ProgramInfo {
     }
 }
 
-fn ask(program: &OwnedFd, raw: &mut RawProgInfo) -> io::Result<()> {
+fn query(program: &OwnedFd, raw: &mut RawProgInfo) -> io::Result<()> {
     let mut attr = Info {
         fd: program.as_raw_fd() as u32,
         length: size_of::<RawProgInfo>() as u32,

@@ -160,7 +160,7 @@ async fn resolves(backend: IpAddr, source: Option<IpAddr>) -> anyhow::Result<boo
     let mut again = interval(AGAIN);
     loop {
         tokio::select! {
-            _ = again.tick() => watch.get_ref().ask(backend, own)?,
+            _ = again.tick() => watch.get_ref().request_address(backend, own)?,
             ready = watch.readable() => match watch.get_ref().claim()? {
                 Some(claim) if claim.address == backend => return Ok(true),
                 Some(_) => {}

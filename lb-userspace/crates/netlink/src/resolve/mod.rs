@@ -44,10 +44,10 @@ pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     Some((route.oif, route.next_hop))
 }
 
-/// Which of the wanted neighbours the kernel should be asked for.
+/// Which of the wanted neighbours are requested of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Those that were never asked, or that the kernel has forgotten.
+pub enum NeighbourRequest {
+    /// Those that were never requested, or that the kernel has forgotten.
     Missing,
     /// Also those that have not answered.
     Unanswered,
@@ -56,17 +56,17 @@ pub enum Ask {
     All,
 }
 
-impl Ask {
-    /// The neighbours to ask for. One set by hand never is: asking would make the kernel probe it.
+impl NeighbourRequest {
+    /// The neighbours to request. One set by hand never is: that would make the kernel probe it.
     #[must_use]
     pub fn select(self, next_hops: &BTreeSet<NeighbourKey>, tables: &Tables) -> Vec<NeighbourKey> {
-        let asked = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
+        let selected = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
             None | Some(NeighbourState::Forgotten) => true,
             Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
             Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
             Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
         };
-        next_hops.iter().filter(asked).copied().collect()
+        next_hops.iter().filter(selected).copied().collect()
     }
 }
 

@@ -249,8 +249,8 @@ fn doubted_neighbour_keeps_its_address_until_it_tells_another_or_is_silent_for_l
     };
     let mut tables = tables();
     assert!(tables.doubt(key));
-    assert!(!tables.doubt(key), "it is asked already");
-    assert_eq!(Ask::Missing.select(&[key].into(), &tables), [key]);
+    assert!(!tables.doubt(key), "it is requested already");
+    assert_eq!(NeighbourRequest::Missing.select(&[key].into(), &tables), [key]);
     for _ in 0..4 {
         assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
         in_vain(&mut tables);
@@ -296,7 +296,7 @@ fn what_was_not_answered_before_anyone_asked_says_nothing() {
     let key = (1, backend.address);
     set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
     assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
-    assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+    assert_eq!(NeighbourRequest::Missing.select(&BTreeSet::from([key]), &tables), [key]);
     set(&mut tables, 1, "10.0.0.9", NeighbourState::Incomplete, None);
     set(&mut tables, 1, "10.0.0.9", NeighbourState::Failed, None);
     assert!(matches!(resolve(&backend, &tables), Resolution::Unreachable { .. }));
@@ -344,7 +344,7 @@ fn forgotten_neighbour_keeps_its_mac_until_it_answers_or_fails() {
     assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
     tables.forget_neighbour(key);
     assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
-    assert_eq!(Ask::Missing.select(&BTreeSet::from([key]), &tables), [key]);
+    assert_eq!(NeighbourRequest::Missing.select(&BTreeSet::from([key]), &tables), [key]);
     set(&mut tables, 1, "10.0.0.2", NeighbourState::Incomplete, None);
     assert_eq!(hop(resolve(&backend, &tables)).mac, PEER);
     set(&mut tables, 1, "10.0.0.2", NeighbourState::Valid, Some(TAGGED));
@@ -362,7 +362,7 @@ fn neighbour_set_by_hand_is_used_and_never_asked() {
     let key = next_hop_of(&backend, &tables).expect("on the link");
     set(&mut tables, 1, "10.0.0.2", NeighbourState::Permanent, Some(TAGGED));
     assert_eq!(hop(resolve(&backend, &tables)).mac, TAGGED);
-    assert_eq!(Ask::All.select(&BTreeSet::from([key]), &tables), []);
+    assert_eq!(NeighbourRequest::All.select(&BTreeSet::from([key]), &tables), []);
     tables.forget_neighbour(key);
     assert!(matches!(resolve(&backend, &tables), Resolution::Pending { .. }));
 }
@@ -381,9 +381,14 @@ fn neighbours_are_asked_as_often_as_their_state_needs() {
         if let Some(state) = state {
             tables.neighbours.insert(key, Neighbour { state, mac: None });
         }
-        let asked = |ask: Ask| !ask.select(&BTreeSet::from([key]), &tables).is_empty();
+        let selected =
+            |request: NeighbourRequest| !request.select(&BTreeSet::from([key]), &tables).is_empty();
         assert_eq!(
-            [asked(Ask::Missing), asked(Ask::Unanswered), asked(Ask::All)],
+            [
+                selected(NeighbourRequest::Missing),
+                selected(NeighbourRequest::Unanswered),
+                selected(NeighbourRequest::All)
+            ],
             [missing, unanswered, all],
             "{state:?}"
         );

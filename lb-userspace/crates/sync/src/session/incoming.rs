@@ -17,12 +17,12 @@ use crate::{
     },
 };
 
-/// Updates that are held until those before them are there.
-const HELD: usize = 1024;
-/// Packets of a transfer that are held: the sender's window.
-const HELD_OF_ALL: u32 = 512;
+/// Updates that wait until those before them are there.
+const MAX_EARLY: usize = 1024;
+/// Packets of a transfer that wait so: the sender's window.
+const MAX_EARLY_OF_ALL: u32 = 512;
 /// Most packets that are requested at once.
-const ASKED: u64 = 256;
+const MAX_REQUESTED: u64 = 256;
 
 /// Packets that overtake others on their way are no gap so long.
 const REORDERED: Duration = Duration::from_millis(2);
@@ -56,13 +56,15 @@ pub(super) struct Incoming {
     next: u64,
     /// The first one that the daemon has not taken; 0: it lacks what was before as well.
     taken: u64,
-    held: BTreeMap<u64, Vec<u8>>,
+    /// Updates that have arrived before an earlier one.
+    early: BTreeMap<u64, Vec<u8>>,
     records: Assembler,
     /// The last transfer that was begun.
     transfer: u32,
     /// The first packet of it that is missing.
     next_of_all: u32,
-    held_of_all: BTreeMap<u32, (bool, Vec<u8>)>,
+    /// Packets of it that have arrived before an earlier one.
+    early_of_all: BTreeMap<u32, (bool, Vec<u8>)>,
     pieces_of_all: Assembler,
     ack_at: Option<Instant>,
     unacked: u32,
@@ -86,11 +88,11 @@ impl Incoming {
             head: 0,
             next: 0,
             taken: 0,
-            held: BTreeMap::new(),
+            early: BTreeMap::new(),
             records: Assembler::default(),
             transfer: 0,
             next_of_all: 0,
-            held_of_all: BTreeMap::new(),
+            early_of_all: BTreeMap::new(),
             pieces_of_all: Assembler::default(),
             ack_at: None,
             unacked: 0,
@@ -114,7 +116,7 @@ impl Incoming {
             ImportPhase::Following => {
                 self.again = false;
                 self.phase = ImportPhase::Nothing;
-                self.held.clear();
+                self.early.clear();
                 self.taken = 0;
                 self.repair_at = None;
                 self.set_complete(false, out);
@@ -124,7 +126,7 @@ impl Incoming {
 
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.held.len() + self.held_of_all.len()
+        self.early.len() + self.early_of_all.len()
     }
 
     /// Whether everything that the peer is known to have published has arrived.
@@ -177,21 +179,21 @@ impl Incoming {
         if matches!(self.phase, ImportPhase::Nothing) || sequence < self.next {
             return Ok(());
         }
-        self.held.entry(sequence).or_insert_with(|| parts.to_vec());
-        if self.held.len() > HELD {
-            self.held.pop_last();
+        self.early.entry(sequence).or_insert_with(|| parts.to_vec());
+        if self.early.len() > MAX_EARLY {
+            self.early.pop_last();
         }
-        let result = self.report_held(counters, out);
+        let result = self.report_in_order(counters, out);
         self.update_completeness(now, out);
         result
     }
 
-    /// Reports the updates that were held and are in order. What can't be read stays missing.
-    fn report_held(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
+    /// Reports the updates that are in order now. What can't be read stays missing.
+    fn report_in_order(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
         if !matches!(self.phase, ImportPhase::Following) {
             return Ok(());
         }
-        while let Some(parts) = self.held.remove(&self.next) {
+        while let Some(parts) = self.early.remove(&self.next) {
             report_parts(self.peer, &mut self.records, &parts, counters, out)?;
             self.next += 1;
             mark(self.peer, self.next, out);
@@ -219,35 +221,35 @@ impl Incoming {
         self.unacked += 1;
         let transferring = matches!(self.phase, ImportPhase::Transferring);
         let ahead = index.wrapping_sub(self.next_of_all);
-        if !transferring || index < self.next_of_all || ahead >= HELD_OF_ALL {
+        if !transferring || index < self.next_of_all || ahead >= MAX_EARLY_OF_ALL {
             return Ok(());
         }
-        self.held_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
-        let result = self.report_held_of_all(now, counters, out);
+        self.early_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
+        let result = self.report_in_order_of_all(now, counters, out);
         self.update_completeness(now, out);
         result
     }
 
     /// The same for a transfer.
-    fn report_held_of_all(
+    fn report_in_order_of_all(
         &mut self,
         now: Instant,
         counters: &mut PeerCounters,
         out: &mut Vec<Action>,
     ) -> Read<()> {
-        while let Some((last, parts)) = self.held_of_all.remove(&self.next_of_all) {
+        while let Some((last, parts)) = self.early_of_all.remove(&self.next_of_all) {
             report_parts(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
             self.next_of_all += 1;
             if last {
                 self.phase = ImportPhase::Following;
-                self.held_of_all.clear();
+                self.early_of_all.clear();
                 self.ack_at = Some(now);
                 if self.again {
                     self.want_all(out);
                 } else {
                     mark(self.peer, self.next, out);
                 }
-                return self.report_held(counters, out);
+                return self.report_in_order(counters, out);
             }
         }
         Ok(())
@@ -258,13 +260,13 @@ impl Incoming {
         self.again = false;
         self.transfer = transfer;
         self.next_of_all = 0;
-        self.held_of_all.clear();
+        self.early_of_all.clear();
         self.pieces_of_all = Assembler::default();
         self.unacked = 0;
         self.next = since.saturating_add(1);
         self.taken = 0;
         self.head = self.head.max(since);
-        self.held = self.held.split_off(&self.next);
+        self.early = self.early.split_off(&self.next);
         self.records = Assembler::default();
         self.repair_at = None;
         self.set_complete(false, out);
@@ -317,7 +319,7 @@ impl Incoming {
         }
         let ack = self.unacked >= ACK_PACKETS || self.ack_at.is_some_and(|at| at <= now);
         let mut repair = self.repair_at.is_some_and(|at| at <= now);
-        if repair && self.held.is_empty() && self.checked != self.next {
+        if repair && self.early.is_empty() && self.checked != self.next {
             // No gap: the peer sends what it has published as fast as it may.
             self.repair_at = Some(now + FIRST_REPAIR);
             self.checked = self.next;
@@ -329,8 +331,8 @@ impl Incoming {
     fn ack(&mut self) -> Message<'static> {
         self.ack_at = None;
         self.unacked = 0;
-        let held = self.held_of_all.keys().map(|index| u64::from(*index));
-        let missing = gaps(u64::from(self.next_of_all), held, u64::from(HELD_OF_ALL));
+        let arrived = self.early_of_all.keys().map(|index| u64::from(*index));
+        let missing = gaps(u64::from(self.next_of_all), arrived, u64::from(MAX_EARLY_OF_ALL));
         Message::Ack { transfer: self.transfer, next: self.next_of_all, missing }
     }
 
@@ -348,16 +350,16 @@ impl Incoming {
         }
         (self.repaired, self.checked) = (self.next, self.next);
         self.repair_at = Some(now + self.repair_after.max(flight * 2));
-        let ends = self.held.keys().copied().chain([self.head.saturating_add(1)]);
-        Message::Nack { missing: gaps(self.next, ends, ASKED) }
+        let ends = self.early.keys().copied().chain([self.head.saturating_add(1)]);
+        Message::Nack { missing: gaps(self.next, ends, MAX_REQUESTED) }
     }
 }
 
-/// The runs of numbers from `next` on that are not in `held`, below its last; `most` numbers in all.
-fn gaps(mut next: u64, held: impl Iterator<Item = u64>, mut most: u64) -> Vec<Range> {
+/// The runs of numbers from `next` on that are not in `arrived`, below its last; `most` numbers in all.
+fn gaps(mut next: u64, arrived: impl Iterator<Item = u64>, mut most: u64) -> Vec<Range> {
     let mut gaps = Vec::new();
-    for held in held {
-        let count = held.saturating_sub(next).min(most);
+    for arrived in arrived {
+        let count = arrived.saturating_sub(next).min(most);
         if count > 0 {
             gaps.push((next, count as u32));
             most -= count;
@@ -365,7 +367,7 @@ fn gaps(mut next: u64, held: impl Iterator<Item = u64>, mut most: u64) -> Vec<Ra
         if most == 0 || gaps.len() == RANGES {
             break;
         }
-        next = held.saturating_add(1);
+        next = arrived.saturating_add(1);
     }
     gaps
 }

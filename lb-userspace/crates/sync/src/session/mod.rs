@@ -15,18 +15,18 @@
 //!
 //! A peer is **complete** when it has a transfer and all updates up to the highest number that was sent.
 //!
-//! **Taking over** is a question with the last sequence number: it is reported to the daemon only when
+//! **Taking over** is a request with the last sequence number: it is reported to the daemon only when
 //! everything up to there has arrived, and repeated until it is answered or withdrawn.
 //!
-//! Nothing grows with what a peer does or fails to do: the log, windows and what is held back are
+//! Nothing grows with what a peer does or fails to do: the log, windows and what arrives early are
 //! bounded, and the rest are single values.
 
-mod asked;
 mod incoming;
 mod node_state;
 mod outgoing;
 mod pace;
 mod peer;
+mod takeover_request;
 mod trust;
 
 use std::{
@@ -70,8 +70,8 @@ pub enum Event<'a> {
     WantAll(PeerId),
     /// [`Peers::lack`](super::Peers::lack).
     Lack(PeerId, bool),
-    /// See [`Peers::ask_to_take_over`](super::Peers::ask_to_take_over).
-    Ask(PeerId, Vec<RouterKey>),
+    /// See [`Peers::request_takeover`](super::Peers::request_takeover).
+    RequestTakeover(PeerId, Vec<RouterKey>),
     /// See [`Peers::withdraw`](super::Peers::withdraw).
     Withdraw(PeerId),
     /// See [`Peers::answer`](super::Peers::answer).
@@ -142,8 +142,8 @@ pub struct Session {
     group_cursor: u64,
     /// The last transfer's number.
     transfers: u32,
-    /// The last question's number.
-    asks: u64,
+    /// The last takeover request's number.
+    requests: u64,
     /// The peer that may send first.
     turn: usize,
     /// Whether something waits for the pace.
@@ -174,7 +174,7 @@ impl Session {
             peers: config.peers.iter().enumerate().map(peer).collect(),
             group_cursor: 1,
             transfers: 0,
-            asks: 0,
+            requests: 0,
             turn: 0,
             waits: false,
             untaken: VecDeque::new(),
@@ -209,11 +209,11 @@ impl Session {
                     peer.lack(lacks, now);
                 }
             }
-            Event::Ask(peer, routers) => {
-                self.asks += 1;
-                let (id, head) = (self.asks, self.common.log.head);
+            Event::RequestTakeover(peer, routers) => {
+                self.requests += 1;
+                let (id, head) = (self.requests, self.common.log.head);
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
-                    peer.ask(id, head, routers, now, out);
+                    peer.request_takeover(id, head, routers, now, out);
                 }
             }
             Event::Withdraw(peer) => {

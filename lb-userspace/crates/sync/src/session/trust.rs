@@ -10,10 +10,10 @@ use lb_api::peers::PeerCounters;
 
 use super::{
     Action, Common, Recipient,
-    asked::{Asked, Asking},
     incoming::Incoming,
     node_state::{NodeStateReceiver, NodeStateSender},
     outgoing::Outgoing,
+    takeover_request::{ReceivedRequest, SentRequest},
 };
 use crate::{
     NodeState, PeerId, Report,
@@ -46,8 +46,8 @@ pub(super) struct Trust {
     pub(super) complete_there: bool,
     /// The first sequence number that its daemon has not taken.
     pub(super) taken_there: u64,
-    pub(super) asking: Option<Asking>,
-    pub(super) asked: Option<Asked>,
+    pub(super) sent_request: Option<SentRequest>,
+    pub(super) received_request: Option<ReceivedRequest>,
 }
 
 impl Trust {
@@ -69,8 +69,8 @@ impl Trust {
             lacks: false,
             complete_there: false,
             taken_there: 0,
-            asking: None,
-            asked: None,
+            sent_request: None,
+            received_request: None,
         }
     }
 
@@ -90,11 +90,11 @@ impl Trust {
     ) {
         self.challenge = hello.challenge;
         self.clock = (hello.clock, now);
-        if let (1.., held) = hello.echo_clock {
+        if let (1.., delay) = hello.echo_clock {
             let sent = Duration::from_micros(hello.echo_clock.0 - 1);
             let passed = (now - common.started).checked_sub(sent);
             self.round_trip = passed
-                .and_then(|passed| passed.checked_sub(Duration::from_micros(held)))
+                .and_then(|passed| passed.checked_sub(Duration::from_micros(delay)))
                 .or(self.round_trip);
         }
         for (sender, has) in self.senders.iter_mut().zip(hello.has) {
@@ -135,7 +135,7 @@ impl Trust {
         if self.state_reported && self.outgoing.wants_all(now) {
             out.push(Action::Report(Report::WantsAll(id)));
         }
-        self.tick_questions(id, address, now, counters, common, out);
+        self.tick_takeover_requests(id, address, now, counters, common, out);
     }
 }
 

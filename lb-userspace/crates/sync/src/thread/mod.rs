@@ -145,8 +145,8 @@ impl Peers for SyncThread {
         self.order(Event::Lack(peer, lacks));
     }
 
-    fn ask_to_take_over(&self, peer: PeerId, routers: Vec<RouterKey>) {
-        self.order(Event::Ask(peer, routers));
+    fn request_takeover(&self, peer: PeerId, routers: Vec<RouterKey>) {
+        self.order(Event::RequestTakeover(peer, routers));
     }
 
     fn withdraw(&self, peer: PeerId) {

@@ -226,22 +226,22 @@ pub enum Message<'a> {
         missing: Vec<Range>,
     },
     /// The receiver is to become Active for routers, when it has all of the node's history.
-    Ask {
-        /// Which question.
+    TakeoverRequest {
+        /// Which request.
         id: u64,
         /// The last sequence number that it must have.
         head: u64,
         /// The routers.
         routers: Vec<RouterKey>,
     },
-    /// [`Message::Ask`] is taken back.
+    /// [`Message::TakeoverRequest`] is taken back.
     Withdraw {
-        /// The question's number.
+        /// The request's number.
         id: u64,
     },
-    /// The answer to [`Message::Ask`].
+    /// The answer to [`Message::TakeoverRequest`].
     Answer {
-        /// Which question.
+        /// Which request.
         id: u64,
         /// It does, or why not.
         answer: Result<(), &'a str>,
@@ -259,7 +259,7 @@ impl<'a> Message<'a> {
     pub const ALL: u8 = 4;
     const ACK: u8 = 5;
     const NACK: u8 = 6;
-    const ASK: u8 = 7;
+    const TAKEOVER_REQUEST: u8 = 7;
     const ANSWER: u8 = 8;
     const BYE: u8 = 9;
     const WITHDRAW: u8 = 10;
@@ -274,7 +274,7 @@ impl<'a> Message<'a> {
             Self::All { .. } => Self::ALL,
             Self::Ack { .. } => Self::ACK,
             Self::Nack { .. } => Self::NACK,
-            Self::Ask { .. } => Self::ASK,
+            Self::TakeoverRequest { .. } => Self::TAKEOVER_REQUEST,
             Self::Withdraw { .. } => Self::WITHDRAW,
             Self::Answer { .. } => Self::ANSWER,
             Self::Bye => Self::BYE,
@@ -310,7 +310,7 @@ impl<'a> Message<'a> {
                 put_ranges(body, missing);
             }
             Self::Nack { missing } => put_ranges(body, missing),
-            Self::Ask { id, head, routers } => {
+            Self::TakeoverRequest { id, head, routers } => {
                 body.put_varint(*id);
                 body.put_varint(*head);
                 body.put(&(routers.len() as u16).to_be_bytes());
@@ -367,14 +367,14 @@ impl<'a> Message<'a> {
                 missing: ranges(&mut reader)?,
             },
             Self::NACK => Self::Nack { missing: ranges(&mut reader)? },
-            Self::ASK => {
+            Self::TAKEOVER_REQUEST => {
                 let (id, head) = (reader.varint()?, reader.varint()?);
                 let count = usize::from(reader.u16()?);
                 if count * 2 > reader.0.len() {
                     return Err(Malformed("it is cut off"));
                 }
                 let routers = (0..count).map(|_| node_state::router_key(&mut reader));
-                Self::Ask { id, head, routers: routers.collect::<Read<_>>()? }
+                Self::TakeoverRequest { id, head, routers: routers.collect::<Read<_>>()? }
             }
             Self::WITHDRAW => Self::Withdraw { id: reader.varint()? },
             Self::ANSWER => {

@@ -113,10 +113,10 @@ proptest! {
     }
 
     #[test]
-    fn questions_and_answers_come_back_as_they_were(
+    fn takeover_requests_and_answers_come_back_as_they_were(
         (id, head) in any::<(u64, u64)>(), routers in vec(router_key(), 0..510), refusal in ".{0,60}",
     ) {
-        round_trip(&Message::Ask { id, head, routers });
+        round_trip(&Message::TakeoverRequest { id, head, routers });
         round_trip(&Message::Withdraw { id });
         round_trip(&Message::Answer { id, answer: Ok(()) });
         round_trip(&Message::Answer { id, answer: Err(&refusal) });

@@ -112,7 +112,7 @@ fn neighbour_advertisement(address: Ipv6Addr, mac: Mac, router: bool) -> Vec<u8>
 /// The frame that requests an address's owner. `from` is another address of the node; without one, the
 /// request is a probe, from which no host learns an address (RFC 5227, 2.1.1).
 #[must_use]
-pub fn arp_question(address: Ipv4Addr, mac: Mac, from: Option<Ipv4Addr>) -> Vec<u8> {
+pub fn arp_request(address: Ipv4Addr, mac: Mac, from: Option<Ipv4Addr>) -> Vec<u8> {
     let mut frame = ethernet_header(BROADCAST, mac, ETHERTYPE_ARP);
     frame.extend(ARP_START);
     frame.extend(ARP_REQUEST);

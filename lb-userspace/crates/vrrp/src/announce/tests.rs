@@ -45,13 +45,13 @@ fn requests_and_replies_claim_and_probes_do_not() {
 }
 
 #[test]
-fn questions_ask_and_claim_nothing() {
-    let frame = arp_question([10, 0, 0, 100].into(), MAC, None);
+fn requests_claim_nothing() {
+    let frame = arp_request([10, 0, 0, 100].into(), MAC, None);
     let request = "ffffffffffffca9b156cdcc00806\
                 0001080006040001ca9b156cdcc0000000000000000000000a000064";
     assert_eq!((frame.clone(), claim(&frame)), (hex(request), None));
     let from = Some([10, 0, 0, 2].into());
-    let claimed = claim(&arp_question([10, 0, 0, 100].into(), MAC, from));
+    let claimed = claim(&arp_request([10, 0, 0, 100].into(), MAC, from));
     assert_eq!(claimed.map(|claim| claim.address), Some(ip("10.0.0.2")), "that is its own");
 
     let (vip, own) = ("2001:db8::12:3456".parse().unwrap(), "fe80::1".parse().unwrap());

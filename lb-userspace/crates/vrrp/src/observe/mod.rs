@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_asked_from_the_interfaces_own_link_local_address() {
+    fn a_request_is_sent_from_the_interfaces_own_link_local_address() {
         let ours = AddressState { protocol: PROTOCOL, ..AddressState::default() };
         let own = AddressState::default();
         let interfaces = interfaces(&[("fd00::1", own), ("fe80::1", ours), ("fe80::2", own)]);

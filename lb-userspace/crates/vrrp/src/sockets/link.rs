@@ -53,7 +53,7 @@ impl Announcer {
     /// # Errors
     ///
     /// From the kernel.
-    pub fn ask(
+    pub fn request_address(
         &self,
         interface: u32,
         mac: Mac,
@@ -62,7 +62,7 @@ impl Announcer {
     ) -> io::Result<()> {
         let frame = match (address, from) {
             // The request has no sender address: no host learns from it where the address is.
-            (IpAddr::V4(address), _) => announce::arp_question(address, mac, None),
+            (IpAddr::V4(address), _) => announce::arp_request(address, mac, None),
             (IpAddr::V6(address), Some(from)) => announce::solicitation(address, mac, from),
             (IpAddr::V6(_), None) => return Ok(()),
         };
@@ -110,11 +110,11 @@ impl Watch {
     /// # Errors
     ///
     /// From the kernel; `EINVAL` if an address is of the other family, or the interface no Ethernet.
-    pub fn ask(&self, address: IpAddr, from: IpAddr) -> io::Result<()> {
+    pub fn request_address(&self, address: IpAddr, from: IpAddr) -> io::Result<()> {
         let mac = mac_of(&self.socket.local_addr()?).ok_or(io::ErrorKind::InvalidInput)?;
         let frame = match (address, from) {
             (IpAddr::V4(address), IpAddr::V4(from)) => {
-                announce::arp_question(address, mac, Some(from))
+                announce::arp_request(address, mac, Some(from))
             }
             (IpAddr::V6(address), IpAddr::V6(from)) => announce::solicitation(address, mac, from),
             _ => return Err(io::ErrorKind::InvalidInput.into()),

@@ -2,7 +2,7 @@
 //!
 //! Advertisements come by raw IP sockets, which show no MAC address. So with the first claim the link is
 //! queried for the addresses of the router's peers, and a moment later the claims are reported with what has
-//! come. All claims of that moment share its questions: a flood of claims makes few of these.
+//! come. All claims of that moment share its requests: a flood of claims makes few of these.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_of_one_moment_ask_each_peer_once_and_share_its_answer() {
+    fn claims_of_one_moment_request_each_peer_once_and_share_its_answer() {
         let (mut claims, start) = (Claims::default(), Instant::now());
         let other = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 101));
         assert_eq!(claims.add((1, VIP), MAC, &[PEER], start), [PEER]);

@@ -62,7 +62,7 @@ pub struct Refused {
     /// The kernel's answer.
     pub why: String,
     /// When lbd tries again.
-    pub ask_at: Instant,
+    pub query_at: Instant,
 }
 
 /// The socket that sends a router's advertisements by a path, and its interface.

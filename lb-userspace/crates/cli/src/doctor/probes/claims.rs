@@ -103,7 +103,7 @@ fn request(address: IpAddr, mac: Mac, interface: &InterfaceSnapshot) -> Option<V
                 IpAddr::V4(own) => Some(own),
                 IpAddr::V6(_) => None,
             });
-            Some(announce::arp_question(address, mac, own))
+            Some(announce::arp_request(address, mac, own))
         }
         IpAddr::V6(address) => {
             let own = own.into_iter().find_map(|own| match own {

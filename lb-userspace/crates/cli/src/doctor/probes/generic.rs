@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_netlink::{
-    generic::{ask, find, word},
+    generic::{find, query, word},
     trunks::{of_name, offloads},
 };
 
@@ -25,7 +25,7 @@ pub(super) fn describe(
 ) {
     interface.offloads = offloads(name);
     interface.channels =
-        ask("ethtool", CHANNELS_GET, of_name(name)).ok().map(|answer| channels(&answer));
+        query("ethtool", CHANNELS_GET, of_name(name)).ok().map(|answer| channels(&answer));
     interface.xdp_features = features.get(&interface.ifindex).copied();
 }
 

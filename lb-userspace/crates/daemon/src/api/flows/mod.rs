@@ -35,7 +35,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
 };
 
-use super::{Request, ask::request as request_daemon};
+use super::{Request, request::request as request_daemon};
 
 /// Requests that may be there at a time, all but one of which wait.
 const REQUESTS: usize = 8;

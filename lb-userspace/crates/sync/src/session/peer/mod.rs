@@ -1,8 +1,8 @@
 //! One peer: its messages, and those to it. Whether it is there is in [`presence`], and what the two
-//! ask each other in [`question`].
+//! ask each other in [`takeover`].
 
 mod presence;
-mod question;
+mod takeover;
 
 use std::{
     net::SocketAddr,
@@ -314,16 +314,16 @@ impl Peer {
                 trust.outgoing.missing(&missing, &common.log, sent);
                 Ok(())
             }
-            Message::Ask { id, head, routers } => {
-                self.asked(id, head, routers, now, common, out);
+            Message::TakeoverRequest { id, head, routers } => {
+                self.request_received(id, head, routers, now, common, out);
                 Ok(())
             }
             Message::Withdraw { id } => {
-                trust.withdrawn(id, now);
+                trust.request_withdrawn(id, now);
                 Ok(())
             }
             Message::Answer { id, answer } => {
-                if trust.asking.take_if(|asking| asking.id == id).is_some() {
+                if trust.sent_request.take_if(|request| request.id == id).is_some() {
                     let answer = answer.map_err(str::to_owned);
                     out.push(Action::Report(Report::Answer(self.id, answer)));
                 }
@@ -370,8 +370,8 @@ impl Peer {
         let senders = trust.senders.iter().zip(generations);
         let resends = senders.filter_map(|(sender, generation)| sender.deadline(generation));
         let wants = trust.outgoing.wants_by().filter(|_| trust.state_reported);
-        let asks = trust.asking.as_ref().map(|asking| asking.again_at);
-        let others = [wants, asks, trust.outgoing.deadline(), trust.incoming.deadline()];
+        let repeats = trust.sent_request.as_ref().map(|request| request.again_at);
+        let others = [wants, repeats, trust.outgoing.deadline(), trust.incoming.deadline()];
         let all = others.into_iter().flatten().chain(resends);
         all.fold(self.hello_at().min(trust.last_received + common.timeout), Instant::min)
     }

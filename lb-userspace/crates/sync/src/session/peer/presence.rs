@@ -107,7 +107,7 @@ impl Peer {
         self.candidate = Some((trust.session, trust.challenge));
         self.challenge += 1;
         self.changed = Some(now);
-        if trust.asking.is_some() {
+        if trust.sent_request.is_some() {
             out.push(Action::Report(Report::Answer(self.id, Err(format!("it is gone: {why}")))));
         }
         out.push(Action::Report(Report::Lost(self.id, why)));

@@ -59,8 +59,8 @@ fn router(number: u8) -> RouterKey {
 enum Trouble {
     /// A node publishes something, small or of several packets.
     Publish { node: usize, what: u32 },
-    /// A node asks another to take over.
-    Ask { node: usize, other: usize },
+    /// A node requests another to take over.
+    RequestTakeover { node: usize, other: usize },
     /// A node wants all of another's history again.
     WantAll { node: usize, other: usize },
     /// A node starts anew, as another session.
@@ -80,7 +80,7 @@ fn trouble(nodes: usize) -> impl Strategy<Value = Trouble> {
     let pair = (0..nodes, 1..nodes).prop_map(move |(node, step)| (node, (node + step) % nodes));
     prop_oneof![
         12 => (node.clone(), any::<u32>()).prop_map(|(node, what)| Trouble::Publish { node, what }),
-        2 => pair.clone().prop_map(|(node, other)| Trouble::Ask { node, other }),
+        2 => pair.clone().prop_map(|(node, other)| Trouble::RequestTakeover { node, other }),
         1 => pair.clone().prop_map(|(node, other)| Trouble::WantAll { node, other }),
         1 => node.clone().prop_map(|node| Trouble::Restart { node }),
         1 => node.clone().prop_map(|node| Trouble::Stop { node }),
@@ -123,7 +123,7 @@ fn live(nodes: usize, group: bool, seed: u64, links: Links, troubles: Vec<(u64, 
                     },
                 );
             }
-            Trouble::Ask { node, other } => world.ask(node, other),
+            Trouble::RequestTakeover { node, other } => world.request_takeover(node, other),
             Trouble::WantAll { node, other } => world.want_all(node, other),
             Trouble::Restart { node } => world.restart(node, false),
             Trouble::Stop { node } => world.restart(node, true),

@@ -118,8 +118,8 @@ struct Node {
     versions: HashMap<u64, usize>,
     version: usize,
     known: BTreeMap<PeerId, Known>,
-    /// Questions that have no answer yet, and the version that they were asked at.
-    asks: HashMap<u8, usize>,
+    /// Requests to take over that have no answer yet, and the version that they were made at.
+    requests: HashMap<u8, usize>,
     /// The answers that there must be.
     unanswered: u32,
     reports: Vec<Report>,
@@ -142,7 +142,7 @@ pub struct World {
     cuts: HashMap<(usize, usize), Instant>,
     recorded: Vec<Flight>,
     random: u64,
-    asked: u8,
+    requested: u8,
     /// Datagrams sent.
     pub sent: u64,
     pub rate: u32,
@@ -166,7 +166,7 @@ impl World {
             cuts: HashMap::new(),
             recorded: Vec::new(),
             random: seed,
-            asked: 0,
+            requested: 0,
             sent: 0,
             rate: 12_500_000,
             slow: false,
@@ -205,7 +205,7 @@ impl World {
             version: 0,
             model,
             known: BTreeMap::new(),
-            asks: HashMap::new(),
+            requests: HashMap::new(),
             unanswered: 0,
             reports: Vec::new(),
         }
@@ -318,15 +318,15 @@ impl World {
             Report::TakeOver(peer, routers) => {
                 let version = node.known[&peer].model.version();
                 let other = &self.nodes[Self::node_of(at, peer)];
-                let ask = routers[0].vrid.get();
-                if let Some(asked) = other.asks.get(&ask) {
-                    assert!(version >= *asked, "reported before what was published before it");
+                let request = routers[0].vrid.get();
+                if let Some(published) = other.requests.get(&request) {
+                    assert!(version >= *published, "reported before what was published before it");
                 }
-                let answer = if ask % 3 == 0 { Err("no".to_owned()) } else { Ok(()) };
+                let answer = if request % 3 == 0 { Err("no".to_owned()) } else { Ok(()) };
                 self.handle(at, Event::Answer(peer, answer));
             }
             Report::Answer(..) => {
-                node.unanswered = node.unanswered.checked_sub(1).expect("it was asked");
+                node.unanswered = node.unanswered.checked_sub(1).expect("it was requested");
             }
             Report::NodeState(..) => {}
             Report::Unreadable(_, why) => panic!("{why}"),
@@ -364,13 +364,13 @@ impl World {
         self.nodes[at].session.taken()
     }
 
-    pub fn ask(&mut self, at: usize, other: usize) {
-        self.asked = self.asked % 250 + 1;
+    pub fn request_takeover(&mut self, at: usize, other: usize) {
+        self.requested = self.requested % 250 + 1;
         let node = &mut self.nodes[at];
-        node.asks.insert(self.asked, node.model.version());
+        node.requests.insert(self.requested, node.model.version());
         node.unanswered += 1;
-        let routers = vec![router(self.asked)];
-        self.handle(at, Event::Ask(Self::peer(at, other), routers));
+        let routers = vec![router(self.requested)];
+        self.handle(at, Event::RequestTakeover(Self::peer(at, other), routers));
     }
 
     /// A node goes on after all.
@@ -499,7 +499,7 @@ impl World {
                 assert_eq!(known.model, other.model, "node {at}: {status:?}");
                 assert!(status.complete_here && status.complete_there, "{status:?}");
             }
-            assert_eq!(node.unanswered, 0, "a question has no answer");
+            assert_eq!(node.unanswered, 0, "a request has no answer");
         }
         let before = self.sent;
         self.run(Duration::from_secs(1));

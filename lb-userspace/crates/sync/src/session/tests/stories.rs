@@ -167,7 +167,7 @@ fn a_takeover_waits_for_what_was_published_before() {
     world.cut(0, 1, millis(40));
     world.publish(0, vec![ring(500, 3), pins(0..90, 1)]);
     world.run(millis(35));
-    world.ask(0, 1);
+    world.request_takeover(0, 1);
     world.run(millis(200));
     let reports = world.reports(1);
     let is_take_over = |report: &Report| matches!(report, Report::TakeOver(..));
@@ -185,8 +185,8 @@ fn a_takeover_that_was_withdrawn_is_told_to_nobody() {
     world.cut(0, 1, millis(40));
     world.publish(0, vec![pins(0..90, 1)]);
     world.run(millis(35));
-    world.ask(0, 1);
-    // The question has come, and what is before it has not.
+    world.request_takeover(0, 1);
+    // The request has come, and what is before it has not.
     world.run(millis(6));
     world.withdraw(0, 1);
     world.run(millis(2_000));
@@ -195,7 +195,7 @@ fn a_takeover_that_was_withdrawn_is_told_to_nobody() {
     assert!(!reports.iter().any(|report| matches!(report, Report::TakeOver(..))), "{reports:?}");
     assert_eq!(world.reports(0), []);
     // The next one is another one.
-    world.ask(0, 1);
+    world.request_takeover(0, 1);
     world.run(millis(100));
     assert!(matches!(&world.reports(1)[..], [Report::TakeOver(..)]));
 }
@@ -274,18 +274,18 @@ fn all_comes_again_for_who_has_not_taken_it() {
 }
 
 #[test]
-fn a_question_to_nobody_is_answered() {
+fn a_takeover_request_to_nobody_is_answered() {
     let mut world = World::new(2, false, 7, Links::SOUND);
-    world.ask(0, 1);
+    world.request_takeover(0, 1);
     assert_eq!(world.reports(0), [Report::Answer(PEER, Err("it is not there".into()))]);
 }
 
 #[test]
-fn a_question_to_who_is_gone_is_answered() {
+fn a_takeover_request_to_a_peer_that_is_gone_is_answered() {
     let mut world = pair();
     world.cut(0, 1, millis(5000));
     world.cut(1, 0, millis(5000));
-    world.ask(0, 1);
+    world.request_takeover(0, 1);
     world.run(millis(1500));
     let reports = world.reports(0);
     assert!(matches!(&reports[..], [Report::Answer(_, Err(_)), Report::Lost(..)]), "{reports:?}");

@@ -341,9 +341,9 @@ fn part(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Part> {
             let digest = reader.u64()?;
             let total = reader.varint32()?;
             let members = items(reader, 2, |reader| member(reader, addresses))?;
-            let held = members.len();
+            let count = members.len();
             let ring = Record::Ring { service, slots, members, digest };
-            return match held.cmp(&(total as usize)) {
+            return match count.cmp(&(total as usize)) {
                 std::cmp::Ordering::Equal => Ok(Part::Whole(ring)),
                 std::cmp::Ordering::Less if total <= MEMBERS => Ok(Part::Begun(ring, total)),
                 _ => Err(Malformed("a ring has more members than it may")),
@@ -459,8 +459,8 @@ impl Assembler {
                 (Part::Members(mut more), Some((mut ring, total))) => {
                     let Record::Ring { members, .. } = &mut ring else { continue };
                     members.append(&mut more);
-                    let held = members.len();
-                    match held.cmp(&(total as usize)) {
+                    let count = members.len();
+                    match count.cmp(&(total as usize)) {
                         std::cmp::Ordering::Less => self.ring = Some((ring, total)),
                         std::cmp::Ordering::Equal => out.push(ring),
                         std::cmp::Ordering::Greater => {

@@ -96,7 +96,8 @@ impl Driver {
             let interface = one.interface.as_ref().unwrap_or(&member.router.interface);
             let Some((index, link)) = interfaces.link(interface) else { continue };
             let from = observe::link_local(index, interfaces);
-            if let Err(error) = self.announcements.announcer.ask(index, link.mac, one.address, from)
+            if let Err(error) =
+                self.announcements.announcer.request_address(index, link.mac, one.address, from)
             {
                 trouble = Some(format!("{} on {interface}: {error}", one.address));
             }

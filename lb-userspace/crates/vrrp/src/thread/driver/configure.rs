@@ -43,9 +43,9 @@ impl Driver {
         let files = observe::files(&self.configured.routers);
         self.view.files.retain(|path, _| files.contains(path));
         self.preparations.give(Job::Files(files));
-        self.preparations.ask_for_filter(filter::closed(&self.configured.routers));
+        self.preparations.request_filter(filter::closed(&self.configured.routers));
         let devices = self.configured.routers.iter().filter_map(Device::of).collect();
-        self.preparations.ask_for_devices(devices);
+        self.preparations.request_devices(devices);
 
         // What is seen comes first, or the machine would find new routers without a source.
         self.open_sockets(now);
@@ -213,7 +213,7 @@ impl Driver {
         for name in names {
             self.restore(&name, &BTreeSet::new(), now);
         }
-        self.ask_kernel_again(now);
+        self.query_kernel_again(now);
         self.look_afar(now);
         self.report_addresses_set_by_hand(now);
         self.remove_strays(now);
@@ -278,8 +278,8 @@ impl Driver {
             .collect();
         self.preparations.give(Job::Scripts(Vec::new()));
         self.preparations.give(Job::Files(BTreeSet::new()));
-        self.preparations.ask_for_filter(filter::closed(&stays));
-        self.preparations.ask_for_devices(stays.iter().filter_map(Device::of).collect());
+        self.preparations.request_filter(filter::closed(&stays));
+        self.preparations.request_devices(stays.iter().filter_map(Device::of).collect());
         self.preparations.give(Job::Mark);
     }
 }

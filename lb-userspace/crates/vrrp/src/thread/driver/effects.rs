@@ -29,7 +29,7 @@ const TAKE_MAC: Duration = Duration::from_millis(20);
 const TURN: Duration = Duration::from_millis(2);
 
 /// How often lbd tries again whether the kernel takes addresses that it has refused.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+const QUERY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The effects that were put off.
 #[derive(Default)]
@@ -237,17 +237,17 @@ impl Driver {
         let missing = self.addresses.missing(&member.router).len();
         let none = missing > 0 && missing == member.router.addresses.len();
         if none && !problems.is_empty() {
-            let ask_at = now + ASK_AGAIN;
-            member.refused = Some(Refused { why: problems.join("; "), ask_at });
+            let query_at = now + QUERY_AGAIN;
+            member.refused = Some(Refused { why: problems.join("; "), query_at });
             self.view.is_stale = true;
         }
     }
 
     /// Tries whether the kernel takes what it has refused, for a moment: to become Active for that
     /// would take the addresses from a node that has them.
-    pub(super) fn ask_kernel_again(&mut self, now: Instant) {
+    pub(super) fn query_kernel_again(&mut self, now: Instant) {
         for member in self.members.values_mut().filter(|member| !member.holding) {
-            let Some(refused) = member.refused.take_if(|refused| refused.ask_at <= now) else {
+            let Some(refused) = member.refused.take_if(|refused| refused.query_at <= now) else {
                 continue;
             };
             let (taken, _) = self.addresses.hold(placed(&member.router));
@@ -256,7 +256,7 @@ impl Driver {
                 placed(&member.router).filter(|one| taken.contains(&one.address.address));
             self.addresses.release(unwanted);
             if taken.is_empty() {
-                member.refused = Some(Refused { ask_at: now + ASK_AGAIN, ..refused });
+                member.refused = Some(Refused { query_at: now + QUERY_AGAIN, ..refused });
             } else {
                 self.view.is_stale = true;
             }

@@ -56,7 +56,7 @@ impl Preparations {
     }
 
     /// Has these devices made, and all others of lbd removed.
-    pub(super) fn ask_for_devices(&mut self, devices: Vec<Device>) {
+    pub(super) fn request_devices(&mut self, devices: Vec<Device>) {
         // At the start those of a predecessor may be there, which are to go.
         if self.devices.as_ref() != Some(&devices) {
             self.devices = Some(devices);
@@ -83,7 +83,7 @@ impl Preparations {
     }
 
     /// Has packets to these addresses filtered, and no others.
-    pub(super) fn ask_for_filter(&mut self, closed: Vec<IpAddr>) {
+    pub(super) fn request_filter(&mut self, closed: Vec<IpAddr>) {
         if self.filter.wanted.as_ref() != Some(&closed) {
             self.filter.requested.push_back(closed.clone());
             self.filter.wanted = Some(closed.clone());
@@ -95,7 +95,7 @@ impl Preparations {
     pub(super) fn retry_filter(&mut self) {
         if self.filter.failed.is_some() && self.filter.requested.is_empty() {
             let wanted = self.filter.wanted.take().unwrap_or_default();
-            self.ask_for_filter(wanted);
+            self.request_filter(wanted);
         }
     }
 

@@ -278,7 +278,9 @@ impl Driver {
         let from = observe::link_local(index, interfaces);
         for peer in requested {
             // A peer that was not requested counts as one that does not answer.
-            if let Err(error) = self.announcements.announcer.ask(index, link.mac, peer, from) {
+            if let Err(error) =
+                self.announcements.announcer.request_address(index, link.mac, peer, from)
+            {
                 tracing::debug!(%peer, interface = link.name, "ask for a peer: {error}");
             }
         }

@@ -1,11 +1,11 @@
-//! The questions that a node and its peer keep; [`super::peer`] asks and answers them.
+//! The requests to take over that a node and its peer keep; [`super::peer`] sends and answers them.
 
 use std::time::{Duration, Instant};
 
 use lb_model::router::RouterKey;
 
-/// A question that waits for its answer.
-pub(super) struct Asking {
+/// A request to the peer, which waits for its answer.
+pub(super) struct SentRequest {
     pub(super) id: u64,
     pub(super) head: u64,
     pub(super) routers: Vec<RouterKey>,
@@ -14,22 +14,22 @@ pub(super) struct Asking {
     pub(super) again: Duration,
 }
 
-/// A question of the peer.
-pub(super) struct Asked {
+/// A request of the peer.
+pub(super) struct ReceivedRequest {
     pub(super) id: u64,
     pub(super) head: u64,
     pub(super) routers: Vec<RouterKey>,
     pub(super) received: Instant,
-    pub(super) state: AskedState,
+    pub(super) state: RequestState,
 }
 
 /// What has become of it.
-pub(super) enum AskedState {
+pub(super) enum RequestState {
     /// Something that was published before has not arrived yet.
-    Held,
+    Waiting,
     /// The daemon has it, and has not answered.
     Reported,
-    /// The asking node goes on; what of the question is still on its way does not count.
+    /// The requesting node goes on; what of the request is still on its way does not count.
     Withdrawn,
     Answered(Result<(), String>),
 }
