@@ -176,7 +176,7 @@ impl Harness {
                 self.wait(time);
                 self.early();
             }
-            9 => self.handle(Event::Startup { held: input.byte() & 1 != 0 }),
+            9 => self.handle(Event::Startup { inherited: input.byte() & 1 != 0 }),
             10 => self.handle(Event::Stop { release: input.byte() & 1 != 0 }),
             11 => {
                 let how = input.of(&[Yield::Requested, Yield::Outranked, Yield::Advertised]);

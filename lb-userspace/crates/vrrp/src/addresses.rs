@@ -207,12 +207,12 @@ impl Addresses {
             .collect()
     }
 
-    /// Whether addresses of a router were left by a predecessor that held them.
+    /// Whether addresses of a router were left by a predecessor that was Active.
     ///
     /// One is enough where the kernel keeps the mark, as that names the owner; otherwise
     /// all must be there.
     #[must_use]
-    pub fn held(&self, router: &Router) -> bool {
+    pub fn are_inherited(&self, router: &Router) -> bool {
         let state = |placed| {
             let key = self.key(placed)?;
             self.interfaces.addresses.get(&key)
@@ -381,7 +381,10 @@ mod tests {
     #[test]
     fn what_is_left_of_a_router_is_ours_on_kernels_without_the_mark_be_it_a_part() {
         let mut all = addresses(false, &[("10.0.0.101", 0), ("10.0.0.50", 0)]);
-        assert!(!all.held(&two(100)), "one is missing: it was not held to the end");
+        assert!(
+            !all.are_inherited(&two(100)),
+            "one is missing: they were not all assigned to the end"
+        );
         all.adopt(&two(100));
         assert_eq!(all.strays([]), [(2, "10.0.0.101".parse().expect("an address"), 32)]);
         let mut all = addresses(false, &[("10.0.0.100", 0), ("10.0.0.101", 0)]);

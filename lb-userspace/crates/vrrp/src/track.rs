@@ -225,7 +225,7 @@ impl Tracks {
         changes: &mut Vec<Change>,
     ) {
         let [link, source] = &mut self.own;
-        // What is not on its interface can't be held, whatever the others are.
+        // What is not on its interface can't be assigned, whatever the others are.
         let others = router.addresses.iter().filter_map(|one| one.interface.as_deref());
         let mut all = std::iter::once(router.interface.as_str()).chain(others);
         let state = all.try_for_each(|name| link_state(observed, name));

@@ -4,13 +4,13 @@ use super::{active::Displaced, *};
 
 impl VirtualRouter {
     /// RFC 9568, 6.4.1.
-    pub(super) fn start(&mut self, held: bool, now: Instant, out: &mut Vec<Action>) {
+    pub(super) fn start(&mut self, inherited: bool, now: Instant, out: &mut Vec<Action>) {
         self.active_interval = self.settings.interval;
         self.learnt = false;
         self.last_adverts = [None; 2];
         self.abstains = false;
         if let Some(fault) = self.assessment.fault.clone() {
-            if held {
+            if inherited {
                 out.push(Action::Release);
             }
             self.enter(State::Fault, fault, now, out);
@@ -19,9 +19,9 @@ impl VirtualRouter {
         } else {
             let cause = "it has begun, and listens whether another router is active";
             self.enter(State::Backup, cause, now, out);
-            self.when.held = held;
+            self.when.inherited = inherited;
             // Others still count by its predecessor's advertisements, so it has no time to lose.
-            let wait = if held { self.short_listening() } else { self.initial_down() };
+            let wait = if inherited { self.short_listening() } else { self.initial_down() };
             self.timer = Some(now + wait);
         }
     }
@@ -92,7 +92,7 @@ impl VirtualRouter {
         }
         let discarded = lower && self.may_preempt(now) && !self.assessment.handed_over;
         self.when.left = None;
-        if std::mem::take(&mut self.when.held) {
+        if std::mem::take(&mut self.when.inherited) {
             // What the predecessor left is another router's by now.
             out.push(Action::Release);
             self.timer = Some(now + self.down(self.active_interval));
@@ -137,7 +137,7 @@ impl VirtualRouter {
     fn reason_to_take_over(&self) -> String {
         let own = self.priority();
         match (self.when.left, self.last_adverts.iter().flatten().next()) {
-            _ if self.when.held => "it was active before, and nobody else is".into(),
+            _ if self.when.inherited => "it was active before, and nobody else is".into(),
             (Some(left), _) => format!("{left} has left"),
             (None, Some(last)) if self.could_since.is_some() && last.priority < own => {
                 let lacks =
@@ -170,7 +170,7 @@ impl VirtualRouter {
         let yielding = self.when.yielding.take();
         if self.state == State::Active {
             out.extend([Action::Advertise { priority: 0 }, Action::Release]);
-        } else if self.when.held {
+        } else if self.when.inherited {
             out.push(Action::Release);
         }
         let cause = "it is not configured any more";
@@ -184,7 +184,7 @@ impl VirtualRouter {
     }
 
     pub(super) fn backup_stop(&mut self, release: bool, now: Instant, out: &mut Vec<Action>) {
-        if self.when.held && release {
+        if self.when.inherited && release {
             out.push(Action::Release);
         }
         self.enter(State::Initialize, "it was stopped", now, out);

@@ -12,7 +12,7 @@ pub enum Event {
     /// It begins.
     Startup {
         /// Whether its addresses are on their interfaces, left by a predecessor that was Active here.
-        held: bool,
+        inherited: bool,
     },
     /// Its deadline has come.
     Timer,

@@ -101,7 +101,7 @@ pub struct VirtualRouter {
 #[derive(Debug, Default)]
 struct When {
     /// Backup: the addresses are there, left by a predecessor.
-    held: bool,
+    inherited: bool,
     /// Backup: the router that has ceased to be Active.
     left: Option<IpAddr>,
     /// Backup: it was late and has listened once more.
@@ -190,7 +190,7 @@ impl VirtualRouter {
             match self.state {
                 State::Active => self.fail(fault, now, out),
                 State::Backup => {
-                    if self.when.held {
+                    if self.when.inherited {
                         out.push(Action::Release);
                     }
                     self.enter(State::Fault, fault, now, out);
@@ -216,7 +216,7 @@ impl VirtualRouter {
         }
         match (self.state, event) {
             // RFC 9568, 6.4.1.
-            (State::Initialize, Event::Startup { held }) => self.start(held, now, out),
+            (State::Initialize, Event::Startup { inherited }) => self.start(inherited, now, out),
             (State::Initialize, Event::Stop { .. }) => out.push(Action::Stopped),
 
             // RFC 9568, 6.4.2.
@@ -282,8 +282,8 @@ impl VirtualRouter {
 
     /// Whether it is Backup, and has the addresses that a predecessor left.
     #[must_use]
-    pub const fn is_held(&self) -> bool {
-        self.when.held
+    pub const fn has_inherited_addresses(&self) -> bool {
+        self.when.inherited
     }
 
     /// Waits with becoming Active until then: another router of its sync group still receives advertisements of one
@@ -291,7 +291,7 @@ impl VirtualRouter {
     pub fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
         if self.state == State::Backup {
             self.timer = self.timer.max(Some(until));
-            if std::mem::take(&mut self.when.held) {
+            if std::mem::take(&mut self.when.inherited) {
                 out.push(Action::Release);
             }
         }

@@ -171,11 +171,11 @@ impl Machine {
         if self.routers[index].machine.state() != State::Backup {
             return false;
         }
-        let held = self.routers[index].machine.is_held();
+        let inherited = self.routers[index].machine.has_inherited_addresses();
         let awaited = |mate: &usize| {
             let entry = &self.routers[*mate];
             let until = entry.machine.deadline().filter(|until| *until > now)?;
-            if held && !entry.machine.sees_active(now) {
+            if inherited && !entry.machine.sees_active(now) {
                 return None;
             }
             (entry.machine.state() == State::Backup).then(|| (until, entry.name.clone()))

@@ -16,7 +16,7 @@
 //!   nothing else is to be done about a stall.
 //! - A router of a new configuration takes part as soon as what could be a fault of it is known: the
 //!   daemon's external state, its interface, the first result of its scripts. Until then it is in
-//!   `Initialize`, and addresses that a predecessor left (`held`) stay, unless another Active router
+//!   `Initialize`, and addresses that a predecessor left (`inherited`) stay, unless another Active router
 //!   advertises.
 //! - [`Machine::retire`] ends the routers that a new configuration does not have any more; what it
 //!   puts out is performed with what belongs to the earlier configuration. Then
@@ -92,12 +92,12 @@ impl Machine {
         }
     }
 
-    /// From now on the routers are these. `held` names the new ones whose addresses are on their
+    /// From now on the routers are these. `inherited` names the new ones whose addresses are on their
     /// interfaces, left by a predecessor that was Active.
     pub fn configure(
         &mut self,
         routers: &Routers,
-        held: &BTreeSet<String>,
+        inherited: &BTreeSet<String>,
         now: Instant,
         out: &mut Out,
     ) {
@@ -108,7 +108,7 @@ impl Machine {
             let known = before.iter().position(|entry| entry.is(router));
             let mut entry = match known {
                 Some(known) => before.swap_remove(known),
-                None => Entry::new(router, held.contains(&router.name), now),
+                None => Entry::new(router, inherited.contains(&router.name), now),
             };
             entry.tracks.configure(router);
             entry.router = router.clone();
@@ -172,8 +172,8 @@ impl Machine {
     }
 
     /// An order: [`Order::Yield`], [`Order::Take`] and [`Order::Stop`]; and [`Order::ExternalState`], as
-    /// [`Self::set_external`]. [`Order::Configure`] is none for this: it needs what is held. The other
-    /// routers of a sync group yield and take over with the one that is named.
+    /// [`Self::set_external`]. [`Order::Configure`] is none for this: it needs the routers with inherited addresses.
+    /// The other routers of a sync group yield and take over with the one that is named.
     pub fn order(&mut self, order: &Order, now: Instant, out: &mut Out) {
         match order {
             Order::Configure(_) => {}
@@ -312,9 +312,9 @@ impl Machine {
         for index in 0..self.routers.len() {
             if self.external.is_some() && self.is_ready(index) {
                 let entry = &mut self.routers[index];
-                let held = entry.waiting.take().unwrap_or(false);
+                let inherited = entry.waiting.take().unwrap_or(false);
                 entry.perform(out, |machine, out| {
-                    machine.handle(Event::Startup { held }, now, out);
+                    machine.handle(Event::Startup { inherited }, now, out);
                 });
             }
         }
@@ -333,13 +333,13 @@ impl Machine {
 }
 
 impl Entry {
-    fn new(router: &Router, held: bool, now: Instant) -> Self {
+    fn new(router: &Router, inherited: bool, now: Instant) -> Self {
         Self {
             name: router.name.as_str().into(),
             router: router.clone(),
             machine: VirtualRouter::new(Settings::from(router), now),
             tracks: Tracks::default(),
-            waiting: Some(held),
+            waiting: Some(inherited),
             deaf: None,
         }
     }

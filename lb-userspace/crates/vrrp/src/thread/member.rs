@@ -31,8 +31,8 @@ pub struct Member {
     pub holding: bool,
     /// Whether a predecessor has left them there, and what becomes of them is not decided yet.
     pub left: bool,
-    /// Since when.
-    pub held_since: Option<Instant>,
+    /// Since when they are to be there.
+    pub assigned_since: Option<Instant>,
     /// How often its addresses are still to come off.
     pub releases: u32,
     /// Whether they are to be elsewhere by now than they are, as its virtual MAC address has come or
@@ -80,7 +80,7 @@ impl Member {
             codec: Codec::new(router),
             holding: false,
             left: false,
-            held_since: None,
+            assigned_since: None,
             releases: 0,
             moving: false,
             announcing: false,

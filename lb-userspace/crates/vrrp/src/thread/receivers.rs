@@ -1,5 +1,5 @@
 //! The thread's receiving sockets: for advertisements on the routers' interfaces, and for claims of the addresses
-//! that are held.
+//! that are assigned.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

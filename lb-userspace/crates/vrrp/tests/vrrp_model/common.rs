@@ -84,7 +84,7 @@ impl Desk {
     /// One that is Backup.
     pub fn backup(settings: Settings) -> Self {
         let mut desk = Self::new(settings);
-        desk.does(Event::Startup { held: false });
+        desk.does(Event::Startup { inherited: false });
         desk
     }
 

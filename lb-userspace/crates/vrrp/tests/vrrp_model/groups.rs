@@ -99,10 +99,10 @@ impl Node {
         NAMES.map(|name| self.machine.state(name).expect("it is there"))
     }
 
-    fn begin(&mut self, held: &[&str]) -> Out {
-        let held: BTreeSet<_> = held.iter().map(|name| (*name).to_owned()).collect();
+    fn begin(&mut self, inherited: &[&str]) -> Out {
+        let inherited: BTreeSet<_> = inherited.iter().map(|name| (*name).to_owned()).collect();
         let mut out = Out::new();
-        self.machine.configure(&self.routers, &held, self.now, &mut out);
+        self.machine.configure(&self.routers, &inherited, self.now, &mut out);
         self.machine.set_external(&ExternalState::default(), self.now, &mut out);
         self.machine.observe(&self.observed, self.now, &mut out);
         out
@@ -185,7 +185,7 @@ fn script() -> Track {
 }
 
 #[test]
-fn routers_wait_for_what_could_be_their_fault_and_keep_what_is_held_meanwhile() {
+fn routers_wait_for_what_could_be_their_fault_and_keep_inherited_addresses_meanwhile() {
     let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
     assert_eq!(node.begin(&NAMES), [], "nothing is done");
     assert_eq!(node.states(), [State::Initialize; 2]);
@@ -198,7 +198,7 @@ fn routers_wait_for_what_could_be_their_fault_and_keep_what_is_held_meanwhile() 
 }
 
 #[test]
-fn what_is_held_goes_when_another_router_is_heard_even_before_the_start() {
+fn inherited_addresses_go_when_another_router_is_heard_even_before_the_start() {
     let mut node = Node::new(|routers| routers.routers[1].tracks.push(script()));
     node.begin(&NAMES);
     let advert = lb_vrrp::fsm::ReceivedAdvertisement {
@@ -344,20 +344,20 @@ fn slow(routers: &mut Routers) {
 }
 
 #[test]
-fn what_is_held_stays_while_a_mate_only_listens() {
-    for held in [&NAMES[..], &NAMES[..1], &NAMES[1..]] {
+fn inherited_addresses_stay_while_a_mate_only_listens() {
+    for inherited in [&NAMES[..], &NAMES[..1], &NAMES[1..]] {
         let mut node = Node::new(slow);
-        let mut out = node.begin(held);
+        let mut out = node.begin(inherited);
         while node.states() != [State::Active; 2] {
             out.extend(node.wait());
         }
         let released = out.iter().any(|(_, action)| *action == Action::Release);
-        assert!(!released, "{held:?}: {out:?}");
+        assert!(!released, "{inherited:?}: {out:?}");
     }
 }
 
 #[test]
-fn what_is_held_goes_when_a_mate_hears_the_active_router() {
+fn inherited_addresses_go_when_a_mate_hears_the_active_router() {
     let mut node = Node::new(slow);
     let mut out = node.begin(&NAMES);
     node.machine.receive("main", advert(100, SECOND), node.now, &mut out);

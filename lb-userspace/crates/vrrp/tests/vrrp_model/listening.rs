@@ -56,7 +56,7 @@ fn a_router_with_a_longer_interval_or_of_version_2_listens_by_its_own() {
 #[test]
 fn a_router_that_holds_what_a_predecessor_left_listens_for_a_moment_only() {
     let mut desk = Desk::new(fast());
-    desk.does(Event::Startup { held: true });
+    desk.does(Event::Startup { inherited: true });
     assert_eq!(desk.due(), Some(TENTH * 5 / 4));
 }
 

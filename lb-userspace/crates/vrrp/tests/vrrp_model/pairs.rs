@@ -12,7 +12,7 @@ const SITUATIONS: [&str; 9] = [
     "initialize",
     "fault",
     "backup",
-    "held",
+    "inherited",
     "behind",
     "active",
     "asked",
@@ -23,7 +23,7 @@ const SITUATIONS: [&str; 9] = [
 /// What happens to it. It has priority 100 and 10.0.0.2.
 const EVENTS: [&str; 19] = [
     "startup",
-    "startup held",
+    "startup inherited",
     "timer",
     "early timer",
     "lower",
@@ -49,13 +49,13 @@ fn in_situation(name: &str) -> Desk {
         "fault" => {
             let mut desk = Desk::new(settings());
             desk.assess(|assessment| assessment.fault = Some("broken".into()));
-            desk.does(Event::Startup { held: false });
+            desk.does(Event::Startup { inherited: false });
             desk
         }
         "backup" => Desk::backup(settings()),
-        "held" => {
+        "inherited" => {
             let mut desk = Desk::new(settings());
-            desk.does(Event::Startup { held: true });
+            desk.does(Event::Startup { inherited: true });
             desk
         }
         // Backup, and knows the Active router.
@@ -78,8 +78,8 @@ fn in_situation(name: &str) -> Desk {
 
 fn happens(desk: &mut Desk, event: &str) -> String {
     let done = match event {
-        "startup" => desk.does(Event::Startup { held: false }),
-        "startup held" => desk.does(Event::Startup { held: true }),
+        "startup" => desk.does(Event::Startup { inherited: false }),
+        "startup inherited" => desk.does(Event::Startup { inherited: true }),
         "timer" if desk.router.deadline().is_some() => desk.wait(),
         "timer" | "early timer" => desk.does(Event::Timer),
         "lower" => desk.receives(3, 50),

@@ -259,12 +259,12 @@ fn an_owner_is_active_at_once_but_not_while_it_is_to_leave() {
     let mut desk = Desk::new(settings());
     desk.assess(|assessment| assessment.priority = 255);
     assert_eq!(
-        desk.does(Event::Startup { held: false }),
+        desk.does(Event::Startup { inherited: false }),
         "active: advertise 255, hold, announce, was initialize"
     );
     let mut desk = Desk::new(settings());
     desk.assess(|assessment| (assessment.priority, assessment.draining) = (255, true));
-    assert_eq!(desk.does(Event::Startup { held: false }), "backup: was initialize");
+    assert_eq!(desk.does(Event::Startup { inherited: false }), "backup: was initialize");
 }
 
 #[test]
@@ -431,7 +431,7 @@ fn pair(high: u8, low: u8) -> World {
 }
 
 /// Lets time pass, and sees that the addresses are never nowhere.
-fn always_held(world: &mut World, time: Duration) {
+fn always_assigned(world: &mut World, time: Duration) {
     let end = world.now + time;
     while world.now < end {
         world.run(Duration::from_micros(50));
@@ -443,12 +443,12 @@ fn always_held(world: &mut World, time: Duration) {
 fn a_handover_to_a_lower_router_and_back_leaves_no_gap() {
     let mut world = pair(150, 100);
     world.does(1, &Operation::Handover);
-    always_held(&mut world, SECOND);
+    always_assigned(&mut world, SECOND);
     assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
-    always_held(&mut world, 10 * SECOND);
+    always_assigned(&mut world, 10 * SECOND);
     assert_eq!(world.holders(0), [1], "it does not come back by itself");
     world.does(0, &Operation::Handover);
-    always_held(&mut world, SECOND);
+    always_assigned(&mut world, SECOND);
     assert_eq!((world.holders(0), world.announced[0]), (vec![0], Some((0, false))));
 }
 
@@ -458,11 +458,11 @@ fn a_stop_leaves_no_gap_and_takes_no_longer_than_a_skew() {
     world.does(0, &Operation::Stop { release: false });
     let begin = world.now;
     while world.is_alive(0) {
-        always_held(&mut world, Duration::from_millis(1));
+        always_assigned(&mut world, Duration::from_millis(1));
     }
     assert!(world.now - begin < skew(TENTH) + Duration::from_millis(5));
     // Its last advertisement is under way.
-    always_held(&mut world, Duration::from_millis(2));
+    always_assigned(&mut world, Duration::from_millis(2));
     assert_eq!((world.holders(0), world.announced[0]), (vec![1], Some((1, false))));
 }
 
@@ -482,7 +482,7 @@ fn a_daemon_that_is_started_again_in_time_interrupts_nothing() {
     world.does(0, &Operation::Crash);
     world.run(TENTH);
     world.does(0, &Operation::Start);
-    always_held(&mut world, SECOND);
+    always_assigned(&mut world, SECOND);
     assert_eq!((world.holders(0), world.state(1, 0)), (vec![0], State::Backup));
 }
 
@@ -491,6 +491,6 @@ fn two_that_both_take_over_come_to_an_end_of_it() {
     let mut world = pair(150, 100);
     world.does(0, &Operation::Take);
     world.does(1, &Operation::Take);
-    always_held(&mut world, 6 * TENTH);
+    always_assigned(&mut world, 6 * TENTH);
     assert_eq!(world.holders(0), [0]);
 }

@@ -98,7 +98,7 @@ pub struct World {
     pub transitions: u64,
     /// By router: the last node that announced itself, and whether a node has let go since.
     pub announced: Vec<Option<(usize, bool)>>,
-    /// The longest time that two running nodes held the addresses of one router.
+    /// The longest time that two running nodes had the addresses of one router.
     pub worst_overlap: Duration,
     pub log: Vec<String>,
     grouped: bool,
@@ -270,27 +270,30 @@ impl World {
         if self.nodes[node].alive {
             return;
         }
-        let held = &self.nodes[node].holds;
-        let held =
-            NAMES.iter().zip(held).filter(|(_, held)| **held).map(|(name, _)| (*name).into());
-        let held = held.collect();
+        let inherited = &self.nodes[node].holds;
+        let inherited = NAMES
+            .iter()
+            .zip(inherited)
+            .filter(|(_, inherited)| **inherited)
+            .map(|(name, _)| (*name).into());
+        let inherited = inherited.collect();
         let it = &mut self.nodes[node];
         it.alive = true;
         it.stalled_until = None;
         it.inbox.clear();
         it.machine = Machine::new();
-        self.configure(node, held);
+        self.configure(node, inherited);
         self.observe(node);
         self.set_external(node);
     }
 
-    fn configure(&mut self, node: usize, held: BTreeSet<String>) {
+    fn configure(&mut self, node: usize, inherited: BTreeSet<String>) {
         let plan = self.nodes[node].plan;
         let routers = (0..self.routers()).map(|router| self::router(&plan, router)).collect();
         let group = Group { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
         let groups = if self.grouped { vec![group] } else { Vec::new() };
         let routers = Routers { routers, groups };
-        self.with(node, |machine, now, out| machine.configure(&routers, &held, now, out));
+        self.with(node, |machine, now, out| machine.configure(&routers, &inherited, now, out));
     }
 
     fn observe(&mut self, node: usize) {
@@ -387,7 +390,7 @@ impl World {
                 }
             }
             Action::Announce | Action::AnnounceOnce => {
-                assert!(self.nodes[node].holds[router], "nobody announces what is not held");
+                assert!(self.nodes[node].holds[router], "nobody announces what is not assigned");
                 self.announced[router] = Some((node, false));
             }
             Action::Transition { from, to, cause } => {

@@ -136,7 +136,7 @@ fn pair(status: &Status) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (index, router) in status.vrrp.iter().enumerate() {
         pieces.push((if index == 0 { "VIPs: " } else { ", " }.into(), Tone::Plain));
-        pieces.push(held(router));
+        pieces.push(router_piece(router));
     }
     for (index, peer) in status.peers.iter().enumerate() {
         let before = match (index, pieces.is_empty()) {
@@ -150,8 +150,8 @@ fn pair(status: &Status) -> Vec<Piece> {
     pieces
 }
 
-/// The holder of a virtual router's addresses.
-fn held(router: &RouterStatus) -> Piece {
+/// A virtual router: which node is Active.
+fn router_piece(router: &RouterStatus) -> Piece {
     let (who, tone) = match (router.state, &router.active) {
         (State::Active, _) => ("active here".to_owned(), Tone::Good),
         (State::Backup, Some(active)) => (format!("active on {}", active.address), Tone::Plain),

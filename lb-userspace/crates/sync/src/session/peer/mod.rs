@@ -1,5 +1,5 @@
-//! One peer: its messages, and those to it. Whether it is there is in [`presence`], and what the two
-//! ask each other in [`takeover`].
+//! One peer: its messages, and those to it. Whether it is there is in [`presence`], and requests to
+//! take over, with their answers, in [`takeover`].
 
 mod presence;
 mod takeover;

@@ -33,7 +33,7 @@ impl Driver {
         self.machine.retire(&routers, now, &mut out);
         self.perform(out, now);
         self.work_to_the_end(now);
-        let held = self.set_members(&routers, now);
+        let inherited = self.set_members(&routers, now);
         self.configured = routers;
         // Those whose device is to go leave it before.
         self.move_addresses();
@@ -52,7 +52,7 @@ impl Driver {
         self.beginning.patience.get_or_insert(now + PATIENCE);
         let mut out = Out::new();
         self.observe(now, &mut out);
-        self.begin(held, now, &mut out);
+        self.begin(inherited, now, &mut out);
         self.perform(out, now);
         self.move_addresses();
         self.watch(now);
@@ -67,7 +67,7 @@ impl Driver {
 
     /// Has the machine know the routers. New ones that still wait for their device or the filter are
     /// left out until they have it: a fault that only means that would be one of their sync group.
-    fn begin(&mut self, held: BTreeSet<String>, now: Instant, out: &mut Out) {
+    fn begin(&mut self, inherited: BTreeSet<String>, now: Instant, out: &mut Out) {
         let is_late = |router: &&Router| {
             let member = self.members.get(router.name.as_str());
             let awaits = member.is_some_and(|member| self.awaits(member));
@@ -77,10 +77,10 @@ impl Driver {
             self.configured.routers.iter().filter(is_late).map(|one| one.name.clone()).collect();
         let mut routers = self.configured.clone();
         routers.routers.retain(|router| !late.contains(&router.name));
-        self.machine.configure(&routers, &held, now, out);
+        self.machine.configure(&routers, &inherited, now, out);
         let until = now + PATIENCE;
         self.beginning.late_routers =
-            (!late.is_empty()).then_some(LateRouters { late, held, until });
+            (!late.is_empty()).then_some(LateRouters { late, inherited, until });
     }
 
     /// Has those begin that were left out, when they have what they waited for, or when that has
@@ -94,13 +94,13 @@ impl Driver {
         {
             return;
         }
-        let held =
-            self.beginning.late_routers.take().map(|waiting| waiting.held).unwrap_or_default();
-        self.machine.configure(&self.configured, &held, now, out);
+        let inherited =
+            self.beginning.late_routers.take().map(|waiting| waiting.inherited).unwrap_or_default();
+        self.machine.configure(&self.configured, &inherited, now, out);
         self.publication.changed = true;
     }
 
-    /// Has those held anew that are to move and have the place for it.
+    /// Has the addresses assigned anew that are to move and have the place for it.
     pub(super) fn move_addresses(&mut self) {
         let interfaces = &self.addresses.interfaces;
         let ready = |member: &&mut Member| member.moving && member.has_device(interfaces);
@@ -119,8 +119,9 @@ impl Driver {
     fn set_members(&mut self, routers: &Routers, now: Instant) -> BTreeSet<String> {
         let is_first = !self.preparations.has_devices();
         let mut before = std::mem::take(&mut self.members);
-        let mut held = self.beginning.late_routers.take().map(|late| late.held).unwrap_or_default();
-        held.retain(|name| routers.routers.iter().any(|router| router.name == *name));
+        let mut inherited =
+            self.beginning.late_routers.take().map(|late| late.inherited).unwrap_or_default();
+        inherited.retain(|name| routers.routers.iter().any(|router| router.name == *name));
         for router in &routers.routers {
             let name = Name::from(router.name.as_str());
             let group = routers.groups.iter().find(|group| group.routers.contains(&router.name));
@@ -135,16 +136,16 @@ impl Driver {
                 member.set(router, group);
                 member
             } else {
-                let is_held = self.addresses.held(router);
+                let is_inherited = self.addresses.are_inherited(router);
                 self.addresses.adopt(router);
-                if is_held {
-                    held.insert(router.name.clone());
+                if is_inherited {
+                    inherited.insert(router.name.clone());
                     let what = "addresses of a predecessor are there";
                     let cause = "it was Active here when it ended";
                     self.reporter.notice(&router.name, NoticeKind::Leftover, what, cause, now);
                 }
                 let mut member = Member::new(router, group);
-                member.left = held.contains(&router.name);
+                member.left = inherited.contains(&router.name);
                 member
             };
             self.members.insert(name, member);
@@ -154,7 +155,7 @@ impl Driver {
         if is_first {
             self.remove_leftovers(&routers.routers, now);
         }
-        held
+        inherited
     }
 
     /// Takes off what a router that goes on has no more.
@@ -199,7 +200,7 @@ impl Driver {
         }
     }
 
-    /// Looks for others that have the addresses held here.
+    /// Looks for others that have the addresses assigned here.
     pub(super) fn watch(&mut self, now: Instant) {
         for why in self.listening.watch(&self.members, &self.claims, &self.addresses.interfaces) {
             self.reporter.notice("", NoticeKind::Trouble, "a socket can't be opened", &why, now);

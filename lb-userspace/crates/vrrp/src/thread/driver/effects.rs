@@ -36,7 +36,7 @@ const QUERY_AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Effects {
     /// What is to be done, in order.
     pub(super) queue: VecDeque<(Name, Effect)>,
-    /// Whether other addresses are held than those that claims are looked for of.
+    /// Whether other addresses are assigned than those that claims are looked for of.
     watch_anew: bool,
 }
 
@@ -120,7 +120,7 @@ impl Driver {
                 member.announcing = false;
                 let repeat = member.router.announce.repeat;
                 // What was just taken may still be with its former owner.
-                let since = member.held_since;
+                let since = member.assigned_since;
                 let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
                 if settled {
                     self.announcements.pace.add(name, repeat, true);
@@ -193,7 +193,7 @@ impl Driver {
         }
         let until = Instant::now() + TAKE_MAC;
         for answer in answers {
-            // Late or without an answer, the address is still to be held: others wait for it.
+            // Late or without an answer, the address is still to be assigned: others wait for it.
             let _ = answer.recv_timeout(until.saturating_duration_since(Instant::now()));
         }
     }
@@ -222,10 +222,10 @@ impl Driver {
         member.left = false;
         if !member.holding {
             member.holding = true;
-            member.held_since = Some(now);
+            member.assigned_since = Some(now);
         }
         let (_, problems) = self.addresses.hold(placed(&member.router));
-        debug!(router = &**name, after = ?now.elapsed(), "addresses are held");
+        debug!(router = &**name, after = ?now.elapsed(), "addresses are assigned");
         self.see_refusal(name, &problems, now);
         self.report_problems(name, problems, now);
     }
@@ -264,7 +264,7 @@ impl Driver {
     }
 
     /// Puts back what is missing of a router's addresses. Of these, `by_hand` were set by hand, and
-    /// this node held them by that.
+    /// this node had them by that.
     pub(super) fn restore(&mut self, name: &Name, by_hand: &BTreeSet<IpAddr>, now: Instant) {
         let Some(member) = self.members.get(name) else { return };
         let missing = self.addresses.missing(&member.router);
@@ -318,7 +318,7 @@ impl Driver {
         let Some(member) = self.members.get_mut(name) else { return };
         member.holding = false;
         member.left = false;
-        member.held_since = None;
+        member.assigned_since = None;
         let problems = self.addresses.release(placed(&member.router));
         member.moving = false;
         if std::mem::take(&mut member.mac_taken) {

@@ -52,7 +52,7 @@ use crate::{
     realtime::Scheduling,
 };
 
-/// How often it is looked after what is to be so: held addresses, devices, sockets.
+/// How often it is looked after what is to be so: assigned addresses, devices, sockets.
 const LOOK: Duration = Duration::from_secs(1);
 /// Being woken so much too late means that this thread was not run.
 const LATE: Duration = Duration::from_millis(10);
@@ -141,7 +141,7 @@ struct Beginning {
 struct LateRouters {
     late: BTreeSet<String>,
     /// Of the new ones, those whose addresses were left by a predecessor.
-    held: BTreeSet<String>,
+    inherited: BTreeSet<String>,
     until: Instant,
 }
 

@@ -317,7 +317,7 @@ impl Driver {
     /// The router that holds an address and does not give it up.
     fn holder(&self, address: IpAddr, now: Instant) -> Option<&Member> {
         let holds = self.members.values().find(|member| {
-            let since = member.held_since.filter(|_| member.holding);
+            let since = member.assigned_since.filter(|_| member.holding);
             since.is_some_and(|since| now.duration_since(since) >= CHANGEOVER)
                 && member.has(address)
         });
