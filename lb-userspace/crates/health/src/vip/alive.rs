@@ -98,9 +98,9 @@ impl Network {
 
     /// Sends a segment of no connection to the VIP, and waits for an answer of any kind.
     async fn provoke(&self, path: &ProbePath, port: u16) -> Result<(), super::Error> {
-        let conversation = self.converse(path, Protocol::Tcp, port).await?;
-        conversation.send(&bare_ack(self.0.random()).packet(&conversation.flow))?;
-        conversation.inbox.next().await.map(drop)
+        let probe_flow = self.open_flow(path, Protocol::Tcp, port).await?;
+        probe_flow.send(&bare_ack(self.0.random()).packet(&probe_flow.flow))?;
+        probe_flow.inbox.next().await.map(drop)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Brings each packet that comes to the conversation that it belongs to.
+//! Brings each packet that comes to the flow that it belongs to.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,36 +16,36 @@ use super::{
     sockets::Receiver,
 };
 
-/// Packets that a conversation has room for; more are lost, as on any link.
+/// Packets that a flow has room for; more are lost, as on any link.
 const ROOM: usize = 32;
 /// Packets that are read before others of this thread get their turn.
 const BURST: usize = 256;
 
-/// The conversations that are open.
+/// The flows that are open.
 #[derive(Debug, Default)]
 pub(super) struct Table(Mutex<HashMap<Flow, Arc<Inbox>>>);
 
 impl Table {
-    /// Opens a conversation; no other conversation has this flow.
+    /// Opens a flow; no other open one is the same.
     pub(super) fn open(&self, flow: Flow) -> Arc<Inbox> {
         let inbox = Arc::<Inbox>::default();
         lock(&self.0).insert(flow, Arc::clone(&inbox));
         inbox
     }
 
-    /// Ends a conversation.
+    /// Ends a flow.
     pub(super) fn close(&self, flow: &Flow) {
         lock(&self.0).remove(flow);
     }
 
-    /// Brings a packet to its conversation.
+    /// Brings a packet to its flow.
     fn deliver(&self, packet: &[u8]) {
         let Some((flow, content)) = parse(packet) else { return };
         let Some(inbox) = lock(&self.0).get(&flow).cloned() else { return };
         inbox.put(Message { content, packet: packet.to_vec() });
     }
 
-    /// Fails all conversations: nothing will come any more.
+    /// Fails all flows: nothing will come any more.
     pub(super) fn fail(&self, error: &Error) {
         for inbox in lock(&self.0).values() {
             inbox.fail(error.clone());
@@ -81,7 +81,7 @@ impl Table {
     }
 }
 
-/// A packet of a conversation.
+/// A packet of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub content: Content,
@@ -95,7 +95,7 @@ pub(super) enum Side {
     Writer,
 }
 
-/// What has come for a conversation.
+/// What has come for a flow.
 #[derive(Debug, Default)]
 pub(super) struct Inbox(Mutex<Waiting>);
 

@@ -1,5 +1,5 @@
 //! Filters of received packets, in classic BPF (Linux, Documentation/networking/filter.rst): the
-//! kernel drops packets that no conversation waits for, before they cost a wakeup.
+//! kernel drops packets that no flow waits for, before they cost a wakeup.
 
 use lb_common::packet::number;
 

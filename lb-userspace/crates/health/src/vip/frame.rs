@@ -34,7 +34,7 @@ const REFUSALS: &[u8] = &[3, 9, 10, 13];
 const V6_UNREACHABLE: u8 = 1;
 const V6_REFUSALS: &[u8] = &[1, 4, 5, 6];
 
-/// Both ends of a conversation.
+/// The protocol and both ends of a probe's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
     pub protocol: Protocol,

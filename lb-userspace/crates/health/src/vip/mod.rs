@@ -4,11 +4,11 @@
 //! device, or may not; and nothing of its routes or rules shall be touched. So the packets are made
 //! here: frames leave by a packet socket with the headers that the data plane gives to the backend
 //! ([`frame`]), answers are seen by packet sockets that take nothing but what comes from a VIP
-//! ([`filter`], [`sockets`]), and are brought to their conversations ([`demux`]). The kernel, which
-//! knows of none of these conversations, would refuse the answers with an RST: the ports of probes
-//! are held by sockets that swallow everything ([`ports`]).
+//! ([`filter`], [`sockets`]), and are brought to their flows ([`demux`]). The kernel, which
+//! knows of none of these flows, would refuse the answers with an RST: the ports of probes
+//! are bound to sockets that swallow everything ([`ports`]).
 //!
-//! A handshake is three packets ([`conversation`]); a stream is smoltcp's ([`stream`]). Where no answer comes,
+//! A handshake is three packets ([`probe_flow`]); a stream is smoltcp's ([`stream`]). Where no answer comes,
 //! lbd looks for a sign of life of the host ([`alive`]).
 //!
 //! A handshake is SYN, SYN-ACK, RST, so the server's program does not notice it. It costs two calls of `sendto`
@@ -38,22 +38,22 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 mod alive;
-mod conversation;
 mod demux;
 mod filter;
 mod frame;
 mod ports;
+mod probe_flow;
 mod sockets;
 mod source;
 mod stray;
 mod stream;
 
 use self::{
-    conversation::Conversation,
     demux::{Table, lock},
     frame::{Flow, Framing},
     ports::{Lease, Ports},
-    sockets::{Held, Receiver, Sender},
+    probe_flow::ProbeFlow,
+    sockets::{Receiver, Sender, SilentPort},
     source::Sources,
 };
 pub use alive::Sign;
@@ -98,7 +98,7 @@ struct Inner {
     open: Mutex<Option<Open>>,
     table: Arc<Table>,
     sources: Sources,
-    ports: Mutex<HashMap<(IpAddr, Protocol), Ports<Held>>>,
+    ports: Mutex<HashMap<(IpAddr, Protocol), Ports<SilentPort>>>,
     keys: RandomState,
     drawn: AtomicU64,
 }
@@ -151,7 +151,7 @@ impl Network {
     ///
     /// See [`enum@Error`].
     pub async fn handshake(&self, path: &ProbePath, port: u16) -> Result<(), Error> {
-        self.converse(path, Protocol::Tcp, port).await?.handshake().await
+        self.open_flow(path, Protocol::Tcp, port).await?.handshake().await
     }
 
     /// Opens a TCP connection.
@@ -160,7 +160,7 @@ impl Network {
     ///
     /// See [`enum@Error`].
     pub async fn connect(&self, path: &ProbePath, port: u16) -> Result<Stream, Error> {
-        Stream::open(self.converse(path, Protocol::Tcp, port).await?).await
+        Stream::open(self.open_flow(path, Protocol::Tcp, port).await?).await
     }
 
     /// Sends a datagram and waits for the first answer.
@@ -174,7 +174,7 @@ impl Network {
         port: u16,
         payload: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.converse(path, Protocol::Udp, port).await?.exchange(payload).await
+        self.open_flow(path, Protocol::Udp, port).await?.exchange(payload).await
     }
 
     /// The address that a socket must be bound to that probes a backend at its own address; none: the
@@ -190,13 +190,13 @@ impl Network {
         self.0.sources.instead(backend, &vips, self.0.forget_ports()).await
     }
 
-    /// Opens a conversation.
-    async fn converse(
+    /// Opens a flow.
+    async fn open_flow(
         &self,
         path: &ProbePath,
         protocol: Protocol,
         port: u16,
-    ) -> Result<Conversation, Error> {
+    ) -> Result<ProbeFlow, Error> {
         let inner = &self.0;
         let vips = inner.vips();
         if !vips.contains(&path.vip) {
@@ -208,7 +208,7 @@ impl Network {
         let peer = SocketAddr::new(path.vip, port);
         let lease = inner.lease(source, protocol, peer)?;
         let flow = Flow { protocol, own: SocketAddr::new(source, lease.port), peer };
-        Ok(Conversation {
+        Ok(ProbeFlow {
             inner: Arc::clone(inner),
             sender,
             framing,
@@ -264,7 +264,7 @@ impl Inner {
     fn lease(&self, source: IpAddr, protocol: Protocol, peer: SocketAddr) -> Result<Lease, Error> {
         let mut ports = lock(&self.ports);
         let ports = ports.entry((source, protocol)).or_default();
-        let leased = ports.lease(peer, Instant::now(), || Held::open(source, protocol));
+        let leased = ports.lease(peer, Instant::now(), || SilentPort::open(source, protocol));
         leased.map_err(|error| Error::Local(format!("hold a port of {source}: {error}")))
     }
 

@@ -1,6 +1,6 @@
-//! The source port of each probe: the ports that a source address holds, in rotation.
+//! The source port of each probe: the ports that are bound to a source address, in rotation.
 //!
-//! A backend may remember a conversation for a while, by the VIP, its port and ours, and takes the
+//! A backend may remember a connection for a while, by the VIP, its port and ours, and takes the
 //! next SYN from there for a part of it. So a port rests before it probes the same service again, or
 //! at least is the one that has rested longest. The same port may probe two services at a time.
 
@@ -13,21 +13,21 @@ use std::{
 
 /// How long a port rests.
 const REST: Duration = Duration::from_secs(1);
-/// So many ports are held before one has to go without its rest.
+/// So many ports are bound before one has to go without its rest.
 const PLENTY: usize = 256;
-/// So many ports are held at most; as many probes to one service can be open at a time.
+/// So many ports are bound at most; as many probes to one service can be open at a time.
 const MAX: usize = 4_096;
 
-/// The ports of one source address and protocol; `H` holds one.
+/// The ports of one source address and protocol; `H` keeps one bound.
 #[derive(Debug)]
 pub(super) struct Ports<H> {
-    held: Vec<(u16, H)>,
+    bound: Vec<(u16, H)>,
     by_service: HashMap<SocketAddr, Use>,
 }
 
 impl<H> Default for Ports<H> {
     fn default() -> Self {
-        Self { held: Vec::new(), by_service: HashMap::new() }
+        Self { bound: Vec::new(), by_service: HashMap::new() }
     }
 }
 
@@ -55,11 +55,11 @@ pub(super) struct Lease {
 }
 
 impl<H> Ports<H> {
-    /// A port to probe `service` from; `open` holds one more.
+    /// A port to probe `service` from; `open` binds one more.
     ///
     /// # Errors
     ///
-    /// If all are in use and no more can be held.
+    /// If all are in use and no more can be bound.
     pub(super) fn lease(
         &mut self,
         service: SocketAddr,
@@ -69,18 +69,18 @@ impl<H> Ports<H> {
         let seen = self.by_service.entry(service).or_default();
         let first = seen.resting.front();
         let rested = first.is_some_and(|(_, since)| now.saturating_duration_since(*since) >= REST);
-        if !rested && seen.fresh == self.held.len() {
+        if !rested && seen.fresh == self.bound.len() {
             let enough = if first.is_some() { PLENTY } else { MAX };
-            if self.held.len() < enough {
+            if self.bound.len() < enough {
                 match open() {
-                    Ok(held) => self.held.push(held),
+                    Ok(port) => self.bound.push(port),
                     Err(error) if first.is_none() => return Err(error),
                     // A port that has hardly rested is better than none.
                     Err(_) => {}
                 }
             }
         }
-        let index = if !rested && seen.fresh < self.held.len() {
+        let index = if !rested && seen.fresh < self.bound.len() {
             seen.fresh += 1;
             seen.fresh - 1
         } else if let Some((index, _)) = seen.resting.pop_front() {
@@ -89,7 +89,7 @@ impl<H> Ports<H> {
             let all = format!("all {MAX} ports for questions to {service} are in use");
             return Err(io::Error::other(all));
         };
-        Ok(Lease { port: self.held[index].0, index })
+        Ok(Lease { port: self.bound[index].0, index })
     }
 
     /// Lets a port rest.
@@ -170,7 +170,7 @@ mod tests {
             } else if let Some(lease) = leased.pop_front() {
                 ports.release(SERVICE.into(), lease, now);
             }
-            assert!(ports.held.len() <= MAX);
+            assert!(ports.bound.len() <= MAX);
         }
         let seen = &ports.by_service[&SERVICE.into()];
         assert_eq!(seen.resting.len() + leased.len(), seen.fresh);
@@ -214,6 +214,6 @@ mod tests {
         assert_eq!(ports.by_service.len(), 1);
         ports.retain(|_| false);
         assert!(ports.by_service.is_empty() && !ports.is_open());
-        assert_eq!(ports.held.len(), 1, "the port is kept for the next");
+        assert_eq!(ports.bound.len(), 1, "the port is kept for the next");
     }
 }

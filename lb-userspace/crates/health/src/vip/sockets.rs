@@ -121,12 +121,12 @@ impl AsRawFd for Receiver {
 /// A port of this node that the kernel answers nothing on: neither an RST to a segment that it
 /// knows nothing of, nor an ICMP error to a datagram. It is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct SilentPort {
     _socket: Socket,
 }
 
-impl Held {
-    /// Holds a free port of an address; which.
+impl SilentPort {
+    /// Binds a free port of an address; which.
     pub(super) fn open(address: IpAddr, protocol: Protocol) -> io::Result<(u16, Self)> {
         let any = SocketAddr::new(address, 0);
         let (kind, number) = match protocol {

@@ -26,7 +26,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use super::{Error, conversation::Conversation, demux::Side, frame::Content};
+use super::{Error, demux::Side, frame::Content, probe_flow::ProbeFlow};
 
 /// Bytes that the backend may send before some are read: the window.
 const RECEIVE_BUFFER: usize = 8 << 10;
@@ -37,7 +37,7 @@ const ROUNDS: usize = 8;
 
 /// A TCP connection to a VIP at one backend. Dropped, it is reset.
 pub struct Stream {
-    conversation: Conversation,
+    probe_flow: ProbeFlow,
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -50,14 +50,14 @@ pub struct Stream {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.sockets.get::<Socket<'_>>(self.handle).state();
-        f.debug_tuple("Stream").field(&self.conversation.flow).field(&state).finish()
+        f.debug_tuple("Stream").field(&self.probe_flow.flow).field(&state).finish()
     }
 }
 
 impl Stream {
     /// Opens the connection.
-    pub(super) async fn open(conversation: Conversation) -> Result<Self, Error> {
-        let mut stream = Self::new(conversation)?;
+    pub(super) async fn open(probe_flow: ProbeFlow) -> Result<Self, Error> {
+        let mut stream = Self::new(probe_flow)?;
         poll_fn(|cx| {
             stream.drive(cx, Side::Reader);
             if let Some(failure) = &stream.failure {
@@ -73,11 +73,11 @@ impl Stream {
         Ok(stream)
     }
 
-    fn new(conversation: Conversation) -> Result<Self, Error> {
-        let flow = conversation.flow;
-        let mut packets = Packets { mtu: conversation.framing.mtu(), ..Packets::default() };
+    fn new(probe_flow: ProbeFlow) -> Result<Self, Error> {
+        let flow = probe_flow.flow;
+        let mut packets = Packets { mtu: probe_flow.framing.mtu(), ..Packets::default() };
         let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = conversation.inner.random();
+        config.random_seed = probe_flow.inner.random();
         let mut interface = Interface::new(config, &mut packets, Instant::now());
         let own = IpAddress::from(flow.own.ip());
         let prefix = if flow.own.is_ipv4() { 32 } else { 128 };
@@ -97,7 +97,7 @@ impl Stream {
         connected.map_err(|error| Error::Local(format!("connect to {}: {error}", flow.peer)))?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let handle = sockets.add(socket);
-        Ok(Self { conversation, interface, sockets, handle, packets, timer: None, failure: None })
+        Ok(Self { probe_flow, interface, sockets, handle, packets, timer: None, failure: None })
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {
@@ -125,7 +125,7 @@ impl Stream {
     /// Takes in the packets that have come.
     fn take(&mut self, cx: &mut Context<'_>, side: Side) {
         let mut taken = false;
-        while let Poll::Ready(message) = self.conversation.inbox.poll(cx, side) {
+        while let Poll::Ready(message) = self.probe_flow.inbox.poll(cx, side) {
             taken = true;
             match message {
                 Ok(message) => match message.content {
@@ -144,7 +144,7 @@ impl Stream {
         }
         if taken {
             let other = if side == Side::Reader { Side::Writer } else { Side::Reader };
-            self.conversation.inbox.wake_side(other);
+            self.probe_flow.inbox.wake_side(other);
         }
     }
 
@@ -152,7 +152,7 @@ impl Stream {
     fn step(&mut self) {
         self.interface.poll(Instant::now(), &mut self.packets, &mut self.sockets);
         while let Some(packet) = self.packets.to_send.pop_front() {
-            if let Err(error) = self.conversation.send(&packet) {
+            if let Err(error) = self.probe_flow.send(&packet) {
                 self.failure = Some(error);
             }
         }
@@ -168,7 +168,7 @@ impl Stream {
             }
             none => none.insert(Box::pin(sleep(delay))),
         };
-        let waker = Waker::from(Arc::clone(&self.conversation.inbox));
+        let waker = Waker::from(Arc::clone(&self.probe_flow.inbox));
         timer.as_mut().poll(&mut Context::from_waker(&waker)).is_pending()
     }
 

@@ -18,9 +18,9 @@ use super::{
 /// How long until a SYN is sent again for the first time (RFC 6298, 2.1); twice as long each time.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// An open conversation. Nothing is left of it when it is dropped.
+/// An open flow of a probe. Nothing is left of it when it is dropped.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(super) struct ProbeFlow {
     pub(super) inner: Arc<Inner>,
     pub(super) sender: Arc<super::sockets::Sender>,
     pub(super) framing: Framing,
@@ -32,14 +32,14 @@ pub(super) struct Conversation {
     pub(super) interface: String,
 }
 
-impl Drop for Conversation {
+impl Drop for ProbeFlow {
     fn drop(&mut self) {
         self.inner.table.close(&self.flow);
         self.inner.release(&self.flow, self.lease, Instant::now());
     }
 }
 
-impl Conversation {
+impl ProbeFlow {
     /// Sends an IP packet.
     pub(super) fn send(&self, packet: &[u8]) -> Result<(), Error> {
         let frame = self.framing.frame(packet, self.entropy);
@@ -56,7 +56,7 @@ impl Conversation {
     pub(super) async fn handshake(&self) -> Result<(), Error> {
         let initial = self.inner.random() as u32;
         let mss = frame::mss(&self.flow, self.framing.mtu());
-        let opening = Opening { conversation: self, next: initial.wrapping_add(1), open: true };
+        let opening = Opening { probe_flow: self, next: initial.wrapping_add(1), open: true };
         self.segment(initial, tcp::SYN, Some(mss))?;
         let mut retry = RETRY;
         let mut stale = false;
@@ -72,7 +72,7 @@ impl Conversation {
                     opening.close_without_reset();
                     return Err(Error::Refused);
                 }
-                // It remembers an earlier conversation: RFC 9293, 3.5.2. Once is enough for one
+                // It remembers an earlier connection: RFC 9293, 3.5.2. Once is enough for one
                 // that is honest.
                 Answer::Stale { sequence } if !stale => {
                     stale = true;
@@ -113,7 +113,7 @@ impl Conversation {
 /// A connection that the backend may hold for open; it receives a reset when that is over, even if no task
 /// waits for its answer any more.
 struct Opening<'a> {
-    conversation: &'a Conversation,
+    probe_flow: &'a ProbeFlow,
     /// The sequence number behind the SYN.
     next: u32,
     open: bool,
@@ -163,7 +163,7 @@ impl Drop for Opening<'_> {
     fn drop(&mut self) {
         if self.open {
             // If it can't be sent, the backend's own timers will do.
-            let _ = self.conversation.segment(self.next, tcp::RST, None);
+            let _ = self.probe_flow.segment(self.next, tcp::RST, None);
         }
     }
 }
