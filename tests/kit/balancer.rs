@@ -283,7 +283,7 @@ impl Balancer {
         self.process.is_some()
     }
 
-    /// Whether `lbd` runs and is not held where it is (SIGSTOP).
+    /// Whether `lbd` runs and is not stopped (SIGSTOP).
     #[must_use]
     pub fn is_answering(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process::state(process.pid()) != Some('T'))

@@ -198,7 +198,7 @@ impl HaPair {
         wait::until(self.patience(), &format!("{host} has the VIPs"), || {
             for vip in self.plan.vips() {
                 let holders = self.holders(vip)?;
-                ensure!(holders.contains(&n), "{vip} is held by {holders:?}");
+                ensure!(holders.contains(&n), "{vip} is on {holders:?}");
             }
             let pair = self.pair(n)?;
             ensure!(pair.is_active(), "it reports: {:?}", pair.routers);
@@ -217,7 +217,7 @@ impl HaPair {
         wait::until(self.patience(), &format!("{} alone has the VIPs", self.host(n).name), || {
             for vip in self.plan.vips() {
                 let holders = self.holders(vip)?;
-                ensure!(holders == [n], "{vip} is held by {holders:?}");
+                ensure!(holders == [n], "{vip} is on {holders:?}");
             }
             Ok(())
         })

@@ -36,7 +36,7 @@ struct OwnershipSamples {
 /// The holders of the address over time.
 #[derive(Clone, Debug)]
 pub struct Owners {
-    /// Turns of the time at which this changed, with the nodes that held it from then on.
+    /// Turns of the time at which this changed, with the nodes that had it from then on.
     turns: Vec<(Instant, Vec<usize>)>,
     begin: Instant,
     end: Instant,
@@ -90,13 +90,13 @@ impl Drop for Watch {
 /// Looks until `stop` is set. The kernel lets a socket have an address if it is this host's.
 fn look(address: IpAddr, stop: &AtomicBool) -> OwnershipSamples {
     let mut samples = OwnershipSamples::default();
-    let (mut held, mut last) = (false, Instant::now());
+    let (mut had, mut last) = (false, Instant::now());
     while !stop.load(Ordering::Relaxed) {
         let holds = UdpSocket::bind((address, 0)).is_ok();
         let now = Instant::now();
-        if holds != held {
+        if holds != had {
             samples.changes.push((now, holds));
-            held = holds;
+            had = holds;
         }
         samples.longest = samples.longest.max(now - last);
         last = now;
@@ -126,7 +126,7 @@ impl Owners {
         Self { turns, begin, end, precision }
     }
 
-    /// As if a node had not held the address between two moments: it was dead, and what it had not
+    /// As if a node had not had the address between two moments: it was dead, and what it had not
     /// given up lay there.
     #[must_use]
     pub fn without(&self, node: usize, from: Instant, to: Instant) -> Self {
@@ -150,7 +150,7 @@ impl Owners {
         turn.map_or(&[], |(_, holders)| holders)
     }
 
-    /// The stretches in which a number of nodes that is not one held the address, between two moments:
+    /// The stretches in which a number of nodes that is not one had the address, between two moments:
     /// when they began, how long they lasted, how many they were.
     #[must_use]
     pub fn exceptions(&self, from: Instant, to: Instant) -> Vec<Exception> {
@@ -172,7 +172,7 @@ impl Owners {
         found
     }
 
-    /// How long, at most, no node held it, and how long two did, between two moments.
+    /// How long, at most, no node had it, and how long two did, between two moments.
     #[must_use]
     pub fn longest(&self, from: Instant, to: Instant) -> Longest {
         let exceptions = self.exceptions(from, to);
@@ -190,21 +190,21 @@ impl Owners {
     }
 }
 
-/// A stretch of time in which no node, or more than one, held the address.
+/// A stretch of time in which no node, or more than one, had the address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
     /// When it began.
     pub at: Instant,
     /// How long it lasted.
     pub lasted: Duration,
-    /// How many nodes held it.
+    /// How many nodes had it.
     pub holders: usize,
 }
 
 /// The longest stretches without exactly one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Longest {
-    /// In which no node held the address.
+    /// In which no node had the address.
     pub none: Duration,
     /// In which two did.
     pub two: Duration,

@@ -52,7 +52,7 @@ impl Testbed {
 
     /// Waits until the client is answered and this node alone holds the address.
     fn wait_for(&self, holder: usize) -> Result<()> {
-        wait::until(PATIENCE, "the address is held", || {
+        wait::until(PATIENCE, "the address is assigned", || {
             let nodes = self.lab.pair()?.map(|node| &node.namespace);
             let watch = Watch::start(&nodes, self.vip.ip())?;
             thread::sleep(Duration::from_millis(20));

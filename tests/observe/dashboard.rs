@@ -200,14 +200,14 @@ fn who_holds_the_addresses_is_named_though_it_is_no_peer() -> Result<()> {
     let browser = Browser::start(&lab.balancer.namespace, &lab.folder().join("chromium"))?;
     let page = open(&browser, DESK)?;
     let state = "document.querySelector('tr[data-router=main] .badge b').textContent";
-    let holder = contains("tr[data-router=main] th", "held by");
+    let holder = contains("tr[data-router=main] th", "active on");
     page.wait(SOON, state, "Active")?;
     page.wait(SOON, &holder, false)?;
     let other = &lab.webs[2].host;
     let instance = Instance::new(51, 150, interval, &addresses);
     let mut keepalived = Keepalived::start(&lab, other, &[instance])?;
     page.wait(SOON, state, "Backup")?;
-    let named = contains("tr[data-router=main] th", &format!("held by {}", other.v4));
+    let named = contains("tr[data-router=main] th", &format!("active on {}", other.v4));
     page.wait(SOON, &named, true)?;
     // Why its rates are zero.
     let role = contains("#role", &format!("Backup: the Active node ({}) forwards", other.v4));

@@ -419,10 +419,10 @@ impl Run {
             self.report.nodes.push(Node {
                 name: format!("lb{}", n + 1),
                 processes: pids.len(),
-                rss_bytes: course(|sample| sample.held.rss_bytes),
-                fds: course(|sample| sample.held.fds),
-                bpf_maps: course(|sample| sample.held.bpf_maps),
-                bpf_programs: course(|sample| sample.held.bpf_programs),
+                rss_bytes: course(|sample| sample.resources.rss_bytes),
+                fds: course(|sample| sample.resources.fds),
+                bpf_maps: course(|sample| sample.resources.bpf_maps),
+                bpf_programs: course(|sample| sample.resources.bpf_programs),
             });
             let ends = self.turns.iter().skip(1).map(|(_, from)| *from);
             let length = Duration::from_secs_f64(self.report.duration_seconds);

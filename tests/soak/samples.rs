@@ -20,7 +20,7 @@ use crate::{clock::Clock, model::Span};
 
 /// The resources of one process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct Resources {
     /// Memory in use (resident).
     pub rss_bytes: u64,
     /// Descriptors.
@@ -39,7 +39,7 @@ pub struct Sample {
     /// The process.
     pub pid: u32,
     /// Its resources.
-    pub held: Held,
+    pub resources: Resources,
 }
 
 /// The sampled processes.
@@ -69,10 +69,10 @@ impl Sampler {
     /// If there are no threads for it.
     pub fn start(clock: Clock) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (held, late) = (Arc::clone(&shared), Arc::clone(&shared));
-        let held = thread::Builder::new().spawn(move || held.sample(clock));
+        let (sampler, late) = (Arc::clone(&shared), Arc::clone(&shared));
+        let sampler = thread::Builder::new().spawn(move || sampler.sample(clock));
         let late = thread::Builder::new().spawn(move || late.be_late(clock));
-        let threads = vec![held.context("start a thread")?, late.context("start a thread")?];
+        let threads = vec![sampler.context("start a thread")?, late.context("start a thread")?];
         Ok(Self { shared, threads })
     }
 
@@ -111,10 +111,11 @@ impl Shared {
             let pids = *lock(&self.pids);
             for (node, pid) in pids.into_iter().enumerate() {
                 // One that has just ended holds nothing.
-                let Some((pid, held)) = pid.and_then(|pid| Some((pid, held(pid)?))) else {
+                let Some((pid, resources)) = pid.and_then(|pid| Some((pid, resources_of(pid)?)))
+                else {
                     continue;
                 };
-                lock(&self.samples)[node].push(Sample { at: clock.now(), pid, held });
+                lock(&self.samples)[node].push(Sample { at: clock.now(), pid, resources });
             }
             thread::sleep(Duration::from_secs(1));
         }
@@ -136,29 +137,29 @@ impl Shared {
 }
 
 /// The resources of a process; none if it is gone.
-fn held(pid: u32) -> Option<Held> {
+fn resources_of(pid: u32) -> Option<Resources> {
     let folder = Path::new("/proc").join(pid.to_string());
     let status = fs::read_to_string(folder.join("status")).ok()?;
     let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let rss_kib: u64 = rss.trim().strip_suffix(" kB")?.parse().ok()?;
-    let mut held = Held { rss_bytes: rss_kib << 10, ..Held::default() };
+    let mut resources = Resources { rss_bytes: rss_kib << 10, ..Resources::default() };
     for fd in fs::read_dir(folder.join("fd")).ok()? {
-        held.fds += 1;
+        resources.fds += 1;
         let Ok(file) = fs::read_link(fd.ok()?.path()) else { continue };
         match file.as_os_str().as_bytes() {
-            b"anon_inode:bpf-map" => held.bpf_maps += 1,
-            b"anon_inode:bpf-prog" => held.bpf_programs += 1,
+            b"anon_inode:bpf-map" => resources.bpf_maps += 1,
+            b"anon_inode:bpf-prog" => resources.bpf_programs += 1,
             _ => {}
         }
     }
-    Some(held)
+    Some(resources)
 }
 
 /// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
 const ENOUGH: usize = 60;
 
 /// One of the figures.
-type Figure = fn(&Held) -> u64;
+type Figure = fn(&Resources) -> u64;
 
 /// The bound of a figure at the end, by its value in the middle.
 type Bound<'a> = &'a dyn Fn(u64) -> u64;
@@ -178,22 +179,28 @@ pub fn growths(node: usize, samples: &[Sample], spared: &[Span]) -> Vec<Growth> 
         let within: Vec<_> = samples.iter().filter(|sample| span.contains(sample.at)).collect();
         // The process that it ended with: it may have been struck in the moment before.
         let Some(pid) = within.last().map(|sample| sample.pid) else { continue };
-        let held: Vec<_> =
-            within.iter().filter(|sample| sample.pid == pid).map(|sample| sample.held).collect();
-        if held.len() < ENOUGH {
+        let resources: Vec<_> = within
+            .iter()
+            .filter(|sample| sample.pid == pid)
+            .map(|sample| sample.resources)
+            .collect();
+        if resources.len() < ENOUGH {
             continue;
         }
-        let third = held.len() / 3;
-        let rss = if held.len() < LONG { 2 } else { 8 };
+        let third = resources.len() / 3;
+        let rss = if resources.len() < LONG { 2 } else { 8 };
         let figures: [(&str, Figure, Bound<'_>); 4] = [
-            ("rss_bytes", |held| held.rss_bytes, &|middle| middle + middle / rss + (4 << 20)),
-            ("fds", |held| held.fds, &|middle| middle + 4),
-            ("bpf_maps", |held| held.bpf_maps, &|middle| middle),
-            ("bpf_programs", |held| held.bpf_programs, &|middle| middle),
+            ("rss_bytes", |resources| resources.rss_bytes, &|middle| {
+                middle + middle / rss + (4 << 20)
+            }),
+            ("fds", |resources| resources.fds, &|middle| middle + 4),
+            ("bpf_maps", |resources| resources.bpf_maps, &|middle| middle),
+            ("bpf_programs", |resources| resources.bpf_programs, &|middle| middle),
         ];
         for (what, figure, bound) in figures {
-            let of = |held: &[Held]| median(&held.iter().map(figure).collect::<Vec<_>>());
-            let (middle, last) = (of(&held[third..2 * third]), of(&held[2 * third..]));
+            let of =
+                |resources: &[Resources]| median(&resources.iter().map(figure).collect::<Vec<_>>());
+            let (middle, last) = (of(&resources[third..2 * third]), of(&resources[2 * third..]));
             let (node, what, bound) = (format!("lb{}", node + 1), what.to_owned(), bound(middle));
             growths.push(Growth { node, turn, what, middle, last, bound });
         }
@@ -209,7 +216,12 @@ mod tests {
         let sample = |second| Sample {
             at: Duration::from_secs(second),
             pid: pid(second),
-            held: Held { rss_bytes: rss(second) << 20, fds: 50, bpf_maps: 20, bpf_programs: 1 },
+            resources: Resources {
+                rss_bytes: rss(second) << 20,
+                fds: 50,
+                bpf_maps: 20,
+                bpf_programs: 1,
+            },
         };
         (0..360).map(sample).collect()
     }
@@ -227,25 +239,25 @@ mod tests {
     #[test]
     fn growth_that_goes_on_is_told() {
         assert_eq!(leaks(&samples(|second| 30 + second / 4, |_| 1)), ["rss_bytes"]);
-        let mut held = samples(|_| 30, |_| 1);
-        for (n, sample) in held.iter_mut().enumerate() {
-            sample.held.fds += n as u64 / 20;
-            sample.held.bpf_maps += n as u64 / 120;
+        let mut growing = samples(|_| 30, |_| 1);
+        for (n, sample) in growing.iter_mut().enumerate() {
+            sample.resources.fds += n as u64 / 20;
+            sample.resources.bpf_maps += n as u64 / 120;
         }
-        assert_eq!(leaks(&held), ["fds", "bpf_maps"]);
+        assert_eq!(leaks(&growing), ["fds", "bpf_maps"]);
     }
 
     #[test]
     fn a_process_is_compared_with_itself() {
-        let held =
+        let two =
             samples(|second| if second < 180 { 20 } else { 40 }, |second| (second / 180) as u32);
-        assert!(leaks(&held).is_empty());
+        assert!(leaks(&two).is_empty());
     }
 
     #[test]
     fn this_process_holds_something() {
-        let held = held(std::process::id()).unwrap();
-        assert!(held.rss_bytes > 1 << 20 && held.fds >= 3, "{held:?}");
-        assert_eq!(super::held(u32::MAX), None);
+        let resources = resources_of(std::process::id()).unwrap();
+        assert!(resources.rss_bytes > 1 << 20 && resources.fds >= 3, "{resources:?}");
+        assert_eq!(super::resources_of(u32::MAX), None);
     }
 }

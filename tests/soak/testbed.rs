@@ -341,10 +341,11 @@ impl Testbed {
             ensure!(pair.synced(), "{name} reports of its peer: {:?}", pair.peers);
             active += pair.routers.iter().filter(|router| router.state == State::Active).count();
             let all = [0, pair.routers.len()];
-            let held = pair.routers.iter().filter(|router| router.state == State::Active).count();
-            ensure!(all.contains(&held), "{name} is in between: {:?}", pair.routers);
-            if held > 0 {
-                ensure!(active == held, "both nodes are Active");
+            let active_here =
+                pair.routers.iter().filter(|router| router.state == State::Active).count();
+            ensure!(all.contains(&active_here), "{name} is in between: {:?}", pair.routers);
+            if active_here > 0 {
+                ensure!(active == active_here, "both nodes are Active");
             }
         }
         ensure!(active > 0, "no node is Active");

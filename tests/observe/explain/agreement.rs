@@ -71,14 +71,14 @@ fn an_explanation_is_what_the_program_then_does() -> Result<()> {
     ensure!(how_many(&opened, drained) == 0, "a new flow goes to the one that drains");
 
     // Pinned, and its older flows.
-    let held = agree(&lab, &balancer, packets(1_000, Flags::ACK)).context("pinned, ACK")?;
-    for (syn, ack) in opened.iter().zip(&held) {
+    let followed = agree(&lab, &balancer, packets(1_000, Flags::ACK)).context("pinned, ACK")?;
+    for (syn, ack) in opened.iter().zip(&followed) {
         ensure!(syn.backend == ack.backend, "a flow has moved: {syn:#?}, {ack:#?}");
     }
     let by_pin = |one: &Explained| {
         one.steps.iter().any(|step| step.about == "pin" && step.text.starts_with("to "))
     };
-    ensure!(how_many(&held, by_pin) == how_many(&opened, pinned));
+    ensure!(how_many(&followed, by_pin) == how_many(&opened, pinned));
     let older = agree(&lab, &balancer, packets(0, Flags::ACK)).context("in flux, ACK")?;
     ensure!(how_many(&older, drained) > 20, "the one that drains keeps its flows");
     let unpinned = |one: &Explained| one.counted.ends_with("unpinned_packets");

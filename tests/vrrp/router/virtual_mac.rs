@@ -239,8 +239,8 @@ fn detach_without_a_daemon_takes_away_what_one_has_left() -> Result<()> {
     testbed.start(&router)?;
     let taken = |report: &Report| matches!(report, Report::TakeMac { take: true, .. });
     testbed.a.wait_for_report("that it takes the MAC address", taken)?;
-    let held = || Ok(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
-    until_true(SOON, "it holds the address", held)?;
+    let has_address = || Ok(testbed.a.addresses("vrrp.81")?.contains(&format!("{VIP}/32")));
+    until_true(SOON, "it holds the address", has_address)?;
     let host = &testbed.a.namespace;
     let table = || Ok(run(host.command("nft").args(["list", "tables"]))?.contains("lbd_vrrp"));
     until_true(SOON, "its table is there", table)?;

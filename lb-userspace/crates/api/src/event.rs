@@ -160,7 +160,7 @@ kinds! {
     VrrpFault "vrrp_fault" ERROR,
     /// A virtual router has ended on this node.
     VrrpEnded "vrrp_ended" INFO,
-    /// Two nodes held the addresses at the same time.
+    /// Two nodes had the addresses at the same time.
     VrrpTwoActive "vrrp_two_active" ERROR,
     /// Another node's advertisements are made otherwise than this node's.
     VrrpMismatch "vrrp_mismatch" ERROR,

@@ -8,7 +8,7 @@ pub const STATUS: &str = "/v1/status";
 pub const EVENTS: &str = "/v1/events";
 /// Figures per second.
 pub const SAMPLES: &str = "/v1/samples";
-/// Flows that are held in tables.
+/// Flows that tables have.
 pub const FLOWS: &str = "/v1/flows";
 /// The node's wanted state.
 pub const NODE: &str = "/v1/node";

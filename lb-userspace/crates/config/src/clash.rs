@@ -144,18 +144,18 @@ fn doubt_first_address(read: &Read<'_>, doubts: &Problems<'_>) {
     }
 }
 
-/// Where VIPs are held by routers, one that is not is probably forgotten.
+/// Where routers have VIPs as addresses, one that none has is probably forgotten.
 fn doubt_services(routers: &[Read<'_>], services: &Services, doubts: &Problems<'_>) {
     if routers.is_empty() {
         return;
     }
-    let held: BTreeSet<IpAddr> = routers
+    let of_routers: BTreeSet<IpAddr> = routers
         .iter()
         .flat_map(|read| read.router.addresses.iter().map(|vip| vip.address))
         .collect();
     for (name, service) in &services.desired.services {
         let vip = service.key.vip;
-        if held.contains(&vip) {
+        if of_routers.contains(&vip) {
             continue;
         }
         let message = format!("{vip} is an address of no virtual router: no takeover moves it");

@@ -28,10 +28,10 @@ pub fn listed(entries: &[Mac]) -> Vec<Mac> {
 /// repeats the last address that stays, since zero would end the list. The first entry comes last:
 /// while it is zero every frame is taken.
 pub fn writes(entries: &[Mac], wanted: &[Mac]) -> Vec<(u32, Mac)> {
-    let held = |place: usize| entries.get(place).copied().unwrap_or_default();
+    let stored = |place: usize| entries.get(place).copied().unwrap_or_default();
     // The others behind it are no more listed, and a packet that has passed the first finds its own.
     if wanted.is_empty() {
-        return if held(0) == NONE { Vec::new() } else { vec![(0, NONE)] };
+        return if stored(0) == NONE { Vec::new() } else { vec![(0, NONE)] };
     }
     let mut after = [NONE; OWN_MACS as usize];
     let listed = entries.iter().take_while(|mac| **mac != NONE);
@@ -52,7 +52,7 @@ pub fn writes(entries: &[Mac], wanted: &[Mac]) -> Vec<(u32, Mac)> {
         let filler = after[last];
         after[..last].iter_mut().filter(|mac| **mac == NONE).for_each(|mac| *mac = filler);
     }
-    let writes = (0_u32..).zip(after).filter(|(place, mac)| held(*place as usize) != *mac);
+    let writes = (0_u32..).zip(after).filter(|(place, mac)| stored(*place as usize) != *mac);
     let mut writes: Vec<_> = writes.collect();
     writes.reverse();
     writes

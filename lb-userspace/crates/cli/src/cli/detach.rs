@@ -53,7 +53,7 @@ pub(super) async fn detach(changer: &Changer<'_>, pin_dir: Option<&Path>) -> Res
                 change::confirm(&loss, &plan)?;
             }
             let mut notes = lb_datapath::detach(&pin_dir).context("detach")?;
-            // A daemon that was stopped or killed has left what it held.
+            // A daemon that was stopped or killed has left what it had in the kernel.
             let (released, problems) = leftovers::remove_all();
             notes.extend(released);
             ensure!(problems.is_empty(), "{}", problems.join("; "));

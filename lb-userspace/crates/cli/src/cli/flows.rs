@@ -1,4 +1,4 @@
-//! The flows that are held in tables.
+//! The flows that tables have.
 
 use std::{
     io::{self, Write as _},
@@ -27,7 +27,7 @@ pub(super) struct FlowsArgs {
     /// Only those of this client, or of all in this prefix, as 198.51.100.0/24.
     #[arg(long, value_name = "PREFIX")]
     client: Option<Prefix>,
-    /// Only those that are held by this.
+    /// Only those in entries of this kind.
     #[arg(long, value_enum)]
     kind: Option<KindArg>,
     /// Count them by backend.
@@ -138,7 +138,7 @@ fn text(found: &Found) -> String {
     let mut text = if table.is_empty() { String::new() } else { table.render() };
     let more = found.matched.saturating_sub(found.flows.len() as u64);
     text += &match (found.matched, more) {
-        (0, _) => "no flow is held in a table; others go by the ring alone\n".into(),
+        (0, _) => "no flow is in a table; others go by the ring alone\n".into(),
         (_, 0) => String::new(),
         (matched, more) => format!(
             "{more} more of {matched}: narrow them by service, --backend, --client or --kind, raise \

@@ -109,7 +109,7 @@ fn vip_of(
         )
         .fixed_by("lbctl vrrp status"),
         None if routed.contains(&vip) && !claims.is_empty() => {
-            Finding::ok(CHECK, format!("{vip} is held by another node, {others}"))
+            Finding::ok(CHECK, format!("{vip} is on another node, {others}"))
         }
         None if !claims.is_empty() => Finding::error(
             CHECK,

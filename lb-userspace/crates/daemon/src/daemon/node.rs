@@ -73,14 +73,14 @@ impl<D: DataPlane> Daemon<D> {
 
     /// The steps that make the traffic leave.
     fn advice(&self) -> Vec<String> {
-        let held = holders(self.routers());
+        let holders_by_vip = holders(self.routers());
         let vips: BTreeSet<IpAddr> =
             self.store.desired().services.values().map(|s| s.key.vip).collect();
         let vips: BTreeSet<IpAddr> =
-            vips.into_iter().filter(|vip| !held.contains_key(vip)).collect();
+            vips.into_iter().filter(|vip| !holders_by_vip.contains_key(vip)).collect();
         let wait = "'lbctl node drain --wait' returns when no packet comes any more";
         let Some(first) = vips.first() else {
-            return if held.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
+            return if holders_by_vip.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
         };
         let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
         let list = list.join(", ");

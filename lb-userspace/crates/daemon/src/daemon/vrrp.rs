@@ -3,7 +3,7 @@
 //! They are configured when the daemon starts, and take part when they have its external state: that is when
 //! the maps are written for the first time, since a node that can't serve must not hold a VIP. A
 //! restart of `lbd` forwards all the while by the maps of its predecessor; then lbd sends the
-//! external state at once, computed from these maps, so that addresses that are held still are advertised
+//! external state at once, computed from these maps, so that addresses that are assigned still are advertised
 //! soon again.
 
 use std::{
@@ -33,9 +33,9 @@ pub(super) struct Virtual {
     pub(super) states: BTreeMap<RouterKey, State>,
     /// The same by name.
     reported: BTreeMap<String, (RouterKey, State)>,
-    /// How often each virtual MAC address is taken: for a router, and since a predecessor may have held it.
+    /// How often each virtual MAC address is taken: for a router, and since a predecessor may have had it.
     macs: BTreeMap<[u8; 6], usize>,
-    /// Routers whose virtual MAC address is taken since a predecessor may have held it.
+    /// Routers whose virtual MAC address is taken since a predecessor may have had it.
     resumed: BTreeMap<String, [u8; 6]>,
     /// The external state that was sent last; none before the first time.
     sent_external: Option<ExternalState>,
@@ -88,15 +88,15 @@ impl Virtual {
         let configured = |name: &str| routers.iter().find(|router| router.name == name);
         self.reported.retain(|name, (key, _)| configured(name).is_some_and(|one| one.key == *key));
         self.gather_states();
-        let needs = |name: &str, held: [u8; 6]| {
-            configured(name).is_some_and(|one| one.virtual_mac.is_some() && mac(one.key) == held)
+        let needs = |name: &str, taken: [u8; 6]| {
+            configured(name).is_some_and(|one| one.virtual_mac.is_some() && mac(one.key) == taken)
         };
-        let gone = self.resumed.extract_if(.., |name, held| !needs(name, *held));
+        let gone = self.resumed.extract_if(.., |name, taken| !needs(name, *taken));
         gone.map(|(_, mac)| mac).collect()
     }
 
-    /// The virtual MAC addresses that are not needed any more since the routers that a predecessor held them for hold them
-    /// no more, or have taken them themselves.
+    /// The virtual MAC addresses that are not needed any more since the routers that a predecessor took them for have no
+    /// addresses any more, or have taken them themselves.
     fn end_resuming(&mut self) -> Vec<[u8; 6]> {
         if self.resumed.is_empty() {
             return Vec::new();
@@ -235,16 +235,16 @@ impl<D: DataPlane> Daemon<D> {
         self.look_at_interfaces();
         let external = ExternalState { healthy, ..self.external_state() };
         self.vrrp.send_external(external);
-        // The first write of the maps would take the virtual MAC addresses out that are held still.
-        let held = self.routers().iter().filter(|router| router.virtual_mac.is_some());
-        let held: Vec<_> = held.map(|router| (router.name.clone(), mac(router.key))).collect();
-        for (name, mac) in held {
+        // The first write of the maps would take the virtual MAC addresses out that are in use still.
+        let needed = self.routers().iter().filter(|router| router.virtual_mac.is_some());
+        let needed: Vec<_> = needed.map(|router| (router.name.clone(), mac(router.key))).collect();
+        for (name, mac) in needed {
             self.take_mac(mac, true);
             self.vrrp.resumed.insert(name, mac);
         }
     }
 
-    /// Looks which routers hold addresses no more that a predecessor held, or have themselves reported
+    /// Looks which routers have addresses no more that a predecessor had, or have themselves reported
     /// their needs.
     pub(super) fn end_resuming(&mut self) {
         for mac in self.vrrp.end_resuming() {

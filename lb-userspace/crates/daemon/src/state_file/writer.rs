@@ -184,14 +184,14 @@ mod tests {
         let kept: Vec<_> = (2..100).map(|secs| writer.post(at(secs))).collect();
         // The write that hangs goes on, and fails, as a pipe can't be synced. Its name is gone by then: the next
         // write must not meet with it.
-        let held = fs::File::options()
+        let by_path = fs::File::options()
             .read(true)
             .custom_flags(libc::O_PATH)
             .open(&pipe)
             .expect("it is there");
         fs::remove_file(&pipe).expect("it is ours");
         let reader =
-            fs::File::open(format!("/proc/self/fd/{}", held.as_raw_fd())).expect("it is held");
+            fs::File::open(format!("/proc/self/fd/{}", by_path.as_raw_fd())).expect("it is open");
         for kept in kept {
             assert_eq!(kept.note().await, None, "the last one counts for all");
         }

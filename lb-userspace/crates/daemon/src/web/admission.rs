@@ -233,13 +233,13 @@ impl Unread {
     /// Room for an answer: for one of any size while there is no other.
     fn take(self: &Arc<Self>, peer: IpAddr, bytes: u64) -> Option<Reserved> {
         let [by_one, by_all] = UNREAD;
-        let fits = |held: u64, most| held == 0 || held.saturating_add(bytes) <= most;
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (own, all) = (held.get(&peer).copied().unwrap_or_default(), held.values().sum());
+        let fits = |unread: u64, most| unread == 0 || unread.saturating_add(bytes) <= most;
+        let mut unread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, all) = (unread.get(&peer).copied().unwrap_or_default(), unread.values().sum());
         if !fits(own, by_one) || !fits(all, by_all) {
             return None;
         }
-        held.insert(peer, own + bytes);
+        unread.insert(peer, own + bytes);
         Some(Reserved { unread: Arc::clone(self), peer, bytes })
     }
 }
@@ -254,11 +254,11 @@ struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let mut held = self.unread.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = held.get(&self.peer).map_or(0, |held| held.saturating_sub(self.bytes));
+        let mut unread = self.unread.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = unread.get(&self.peer).map_or(0, |bytes| bytes.saturating_sub(self.bytes));
         match left {
-            0 => held.remove(&self.peer),
-            left => held.insert(self.peer, left),
+            0 => unread.remove(&self.peer),
+            left => unread.insert(self.peer, left),
         };
     }
 }

@@ -159,16 +159,16 @@ impl ConnectionLimiter {
 /// The connection that can close for another: of the address that has most, the one that has waited longest.
 /// So a client that opens many takes only from itself.
 fn choose(open: &HashMap<u64, Arc<Connection>>, now: Instant) -> Option<u64> {
-    let mut held: HashMap<IpAddr, usize> = HashMap::new();
+    let mut open_by_peer: HashMap<IpAddr, usize> = HashMap::new();
     for connection in open.values() {
-        *held.entry(connection.peer).or_default() += 1;
+        *open_by_peer.entry(connection.peer).or_default() += 1;
     }
     open.iter()
         .filter_map(|(number, connection)| {
             Some((connection.idle_since(now)?, *number, connection.peer))
         })
         .max_by_key(|(since, number, peer)| {
-            (held[peer], std::cmp::Reverse(*since), std::cmp::Reverse(*number))
+            (open_by_peer[peer], std::cmp::Reverse(*since), std::cmp::Reverse(*number))
         })
         .map(|(_, number, _)| number)
 }

@@ -154,7 +154,8 @@ pub fn statistics(out: &mut Vec<u8>, statistics: &Statistics<'_>) {
 /// Follows a stream of blocks as it passes.
 #[derive(Debug, Default)]
 pub struct Follower {
-    held: Vec<u8>,
+    /// Bytes of a block that has not passed whole.
+    partial: Vec<u8>,
     /// Packets so far, before and after each counted as one.
     pub packets: u64,
     /// The comment of the statistics, when they have passed.
@@ -164,15 +165,16 @@ pub struct Follower {
 impl Follower {
     /// Takes the next bytes.
     pub fn follow(&mut self, bytes: &[u8]) {
-        self.held.extend_from_slice(bytes);
-        let word = |at: usize, held: &[u8]| {
-            let bytes = held.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        self.partial.extend_from_slice(bytes);
+        let word = |at: usize, bytes: &[u8]| {
+            let bytes = bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
             bytes.map(u32::from_le_bytes)
         };
         let mut from = 0;
-        while let (Some(kind), Some(length)) = (word(from, &self.held), word(from + 4, &self.held))
+        while let (Some(kind), Some(length)) =
+            (word(from, &self.partial), word(from + 4, &self.partial))
             && length >= 12
-            && let Some(block) = self.held.get(from..from + length as usize)
+            && let Some(block) = self.partial.get(from..from + length as usize)
         {
             match kind {
                 PACKET => self.packets += u64::from(is_inbound(block)),
@@ -181,13 +183,13 @@ impl Follower {
             }
             from += length as usize;
         }
-        self.held.drain(..from);
+        self.partial.drain(..from);
     }
 
     /// Whether the passed bytes end with a whole block.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.held.is_empty()
+        self.partial.is_empty()
     }
 }
 

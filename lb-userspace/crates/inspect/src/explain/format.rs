@@ -502,17 +502,17 @@ impl<'a> Narrator<'a> {
         if !matches!(first, Verdict::Forward(_)) && goes_to(first) == goes_to(second) {
             return None;
         }
-        let held = notes.iter().find_map(|note| match note {
+        let table = notes.iter().find_map(|note| match note {
             Note::Flow(flow, Some(_)) => Some(flow_word(flow)),
             _ => None,
         });
         let unpinned = matches!(second, Verdict::Forward(to) if to.events & events::UNPINNED != 0);
-        let why = match (held, unpinned) {
+        let why = match (table, unpinned) {
             (Some(word), _) => format!("by its {word}"),
             (None, true) => "the slot's base owner, without a pin".into(),
             (None, false) => "by its slot, as this one".into(),
         };
-        let differs = goes_to(first) != goes_to(second) || held.is_some() || unpinned;
+        let differs = goes_to(first) != goes_to(second) || table.is_some() || unpinned;
         Some(Next { packet: what.into(), goes_to: goes_to(second), differs, why })
     }
 }

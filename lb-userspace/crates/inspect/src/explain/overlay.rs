@@ -326,9 +326,9 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             });
         let room = known || !matches!(flow, FlowRef::Pin(_)) || self.room_for_pins;
         self.note(Note::Insert(flow, value, room));
-        if let Some(held) = flows.get(&flow) {
+        if let Some(known) = flows.get(&flow) {
             if replaces {
-                held.now.set(value);
+                known.now.set(value);
             }
         } else if room {
             flows.insert(flow, Copied { now: Rc::new(Flow::new(value)), before: None });

@@ -1,4 +1,4 @@
-//! The flows that are held in tables, for queries by operators: which client is on which backend,
+//! The flows that tables have, for queries by operators: which client is on which backend,
 //! whatever the ring has.
 //!
 //! A flow that goes by the ring alone is in no table, and so it is not here: [`Flow`]s are pins,
@@ -98,7 +98,7 @@ pub struct Query {
     /// Of these clients. A QUIC connection is known by its id alone, and is not found so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<Prefix>,
-    /// Held by this.
+    /// In entries of this kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
     /// As many at most, those with the latest packet; 0 for their number alone.

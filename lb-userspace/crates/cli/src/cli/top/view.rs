@@ -172,7 +172,7 @@ fn nothing(app: &App) -> String {
         (Place::Flows(..), None) => "reading the flows".into(),
         (Place::Flows(..), Some(Err(why))) => why.clone(),
         _ if !page.filter.is_empty() => "nothing matches the filter; Esc clears it".into(),
-        (Place::Flows(..), _) => "no flow is held in a table; others go by the ring alone".into(),
+        (Place::Flows(..), _) => "no flow is in a table; others go by the ring alone".into(),
         (Place::Backends(name), _) => format!("{name} has no backends"),
         (Place::Services, _) => "there are no services; 'lbctl service add' adds one".into(),
     }

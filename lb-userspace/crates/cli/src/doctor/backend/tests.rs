@@ -89,10 +89,10 @@ fn at_a_healthy_backend_all_is_well() {
 
 #[test]
 fn the_vip_must_be_on_the_loopback_and_nowhere_else() {
-    let vips = |held: &[(&str, &str, u8)], requested: &[&str]| {
+    let vips = |assigned: &[(&str, &str, u8)], requested: &[&str]| {
         changed(Mode::Dsr, vips, |snapshot| {
             interface(snapshot, "lo").addresses.pop();
-            for (name, text, length) in held {
+            for (name, text, length) in assigned {
                 interface(snapshot, name).addresses.push((address(text), *length));
             }
             snapshot.request.vips = requested.iter().map(|text| address(text)).collect();

@@ -194,10 +194,10 @@ fn vlan_tags_that_hardware_takes_off_are_told_where_there_are_vlans() {
 
 #[test]
 fn who_answers_for_a_vip_is_told() {
-    let claims_of = |text: &str, held: bool, claim: Option<[u8; 6]>| {
+    let claims_of = |text: &str, assigned: bool, claim: Option<[u8; 6]>| {
         changed(node::vips, |snapshot| {
             snapshot.config = Ok(config(text));
-            if !held {
+            if !assigned {
                 eth0(snapshot).addresses.pop();
             }
             let claims = claim.map(|mac| (vip(), BTreeSet::from([mac])));
@@ -209,14 +209,14 @@ fn who_answers_for_a_vip_is_told() {
         assert_finding(&claims_of(text, true, None), Grade::Ok, &["nobody else answers"]);
         let two = claims_of(text, true, Some(OTHER_MAC));
         assert_finding(&two, Grade::Error, &["02:00:00:00:00:63 answers for it as well"]);
-        for held in [false, true] {
-            let backend = claims_of(text, held, Some(BACKEND_MAC));
+        for assigned in [false, true] {
+            let backend = claims_of(text, assigned, Some(BACKEND_MAC));
             let fix = "ssh 10.0.0.11 sysctl -w net.ipv4.conf.all.arp_ignore=1 \
                         net.ipv4.conf.all.arp_announce=2";
             assert_finding(&backend, Grade::Error, &["by the backend 10.0.0.11", fix]);
         }
     }
-    assert_finding(&claims_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["held by another node"]);
+    assert_finding(&claims_of(&pair, false, Some(OTHER_MAC)), Grade::Ok, &["is on another node"]);
     assert_finding(&claims_of(&pair, false, None), Grade::Warning, &["lbctl vrrp status"]);
     let stopped = changed(node::vips, |snapshot| {
         snapshot.config = Ok(config(&pair));

@@ -129,7 +129,7 @@ async fn few_ask_at_a_time_and_one_walks() {
 async fn a_reader_that_does_not_read_ends_the_walk_and_not_those_of_others() {
     let mut reader = reader(Pins { count: 100_000, gate: None });
     reader.patience = Duration::from_millis(50);
-    // It is held, and no client reads it.
+    // Its answer stays open, and no client reads it.
     let slow = reader.clone().answer(streamed(None)).await.expect("it begins");
     reader.clone().answer(Query::default()).await.expect("its turn comes");
     let lines = lines(slow).await;

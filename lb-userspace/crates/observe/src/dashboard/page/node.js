@@ -167,7 +167,7 @@ function routers(node) {
     setText(part.name, `${router.name}, ${router.key}, ${router.interface}`);
     // One that is no peer, as keepalived, has no column.
     const isShown = nodes.some(({ peer }) => peer?.connected && peer.routers.some((its) => its.key === router.key && its.state === 'active'));
-    setText(part.holder, router.active && !isShown ? `held by ${router.active}` : '');
+    setText(part.holder, router.active && !isShown ? `active on ${router.active}` : '');
     nodes.forEach(({ peer }, n) => {
       const its = peer ? peer.routers.find(({ key }) => key === router.key) : router;
       const gone = peer && !peer.connected;

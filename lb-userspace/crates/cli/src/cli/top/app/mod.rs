@@ -230,12 +230,12 @@ impl App {
     }
 
     fn key(&mut self, key: KeyEvent) -> Option<Action> {
-        let held = key.modifiers.contains(KeyModifiers::CONTROL);
+        let with_control = key.modifiers.contains(KeyModifiers::CONTROL);
         match key.code {
-            KeyCode::Char('c') if held => return Some(Action::Quit),
-            KeyCode::Char('z') if held => return Some(Action::Suspend),
-            KeyCode::Char('l') if held => return Some(Action::Redraw),
-            _ if held => return None,
+            KeyCode::Char('c') if with_control => return Some(Action::Quit),
+            KeyCode::Char('z') if with_control => return Some(Action::Suspend),
+            KeyCode::Char('l') if with_control => return Some(Action::Redraw),
+            _ if with_control => return None,
             _ => {}
         }
         if self.helps {
