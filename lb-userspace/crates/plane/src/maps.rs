@@ -73,7 +73,7 @@ pub trait Maps {
     /// Ids of the services that have a ring.
     fn rings(&self) -> Result<BTreeSet<u16>>;
 
-    /// The ring of a service. It stays mapped while it is held, so don't keep it: a ring of 65,537
+    /// The ring of a service. It stays mapped until it is dropped, so don't keep it: a ring of 65,537
     /// slots is half a megabyte of the daemon's resident memory.
     fn ring(&self, service: u16) -> Result<Self::Ring>;
 
