@@ -1,6 +1,7 @@
 //! The open connections, and the choice of one to close when there are too many.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -92,85 +93,66 @@ impl Connection {
     }
 }
 
-/// All connections.
+/// All connections, the oldest first.
 #[derive(Debug, Default)]
-pub(super) struct ConnectionLimiter {
-    connections: Mutex<Connections>,
-}
-
-#[derive(Debug, Default)]
-struct Connections {
-    next: u64,
-    open: HashMap<u64, Arc<Connection>>,
-}
+pub(super) struct ConnectionLimiter(Mutex<Vec<Arc<Connection>>>);
 
 /// The permit of a connection, which is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     limiter: Arc<ConnectionLimiter>,
-    number: u64,
     pub(super) connection: Arc<Connection>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.limiter.connections().open.remove(&self.number);
+        self.limiter.open().retain(|open| !Arc::ptr_eq(open, &self.connection));
     }
 }
 
 impl ConnectionLimiter {
-    fn connections(&self) -> MutexGuard<'_, Connections> {
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
         // Connections come and go in one step each.
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets one in. When there are `most` already another one has to go; none that can: it is not
     /// let in.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr, most: u32, now: Instant) -> Option<Permit> {
-        let mut connections = self.connections();
-        if connections.open.len() >= most as usize {
-            let leaves = choose(&connections.open, now)?;
-            if let Some(connection) = connections.open.remove(&leaves) {
-                connection.goes.notify_one();
-            }
+        let mut open = self.open();
+        if open.len() >= most as usize {
+            let leaves = choose(&open, now)?;
+            open.remove(leaves).goes.notify_one();
         }
         let connection = Arc::new(Connection::new(peer, now));
-        let number = connections.next;
-        connections.next += 1;
-        connections.open.insert(number, Arc::clone(&connection));
-        Some(Permit { limiter: Arc::clone(self), number, connection })
+        open.push(Arc::clone(&connection));
+        Some(Permit { limiter: Arc::clone(self), connection })
     }
 
     /// Has those leave that have had their time.
     pub(super) fn sweep(&self, now: Instant) {
-        for connection in
-            self.connections().open.values().filter(|connection| connection.is_overdue(now))
-        {
+        for connection in self.open().iter().filter(|connection| connection.is_overdue(now)) {
             connection.goes.notify_one();
         }
     }
 
     /// Has everyone leave.
     pub(super) fn clear(&self) {
-        self.connections().open.drain().for_each(|(_, connection)| connection.goes.notify_one());
+        self.open().drain(..).for_each(|connection| connection.goes.notify_one());
     }
 }
 
 /// The connection that can close for another: of the address that has most, the one that has waited longest.
 /// So a client that opens many takes only from itself.
-fn choose(open: &HashMap<u64, Arc<Connection>>, now: Instant) -> Option<u64> {
+fn choose(open: &[Arc<Connection>], now: Instant) -> Option<usize> {
     let mut open_by_peer: HashMap<IpAddr, usize> = HashMap::new();
-    for connection in open.values() {
+    for connection in open {
         *open_by_peer.entry(connection.peer).or_default() += 1;
     }
-    open.iter()
-        .filter_map(|(number, connection)| {
-            Some((connection.idle_since(now)?, *number, connection.peer))
-        })
-        .max_by_key(|(since, number, peer)| {
-            (open_by_peer[peer], std::cmp::Reverse(*since), std::cmp::Reverse(*number))
-        })
-        .map(|(_, number, _)| number)
+    (0..open.len())
+        .filter_map(|index| Some((index, open[index].idle_since(now)?)))
+        .max_by_key(|&(index, since)| (open_by_peer[&open[index].peer], Reverse(since), Reverse(index)))
+        .map(|(index, _)| index)
 }
 
 #[cfg(test)]
@@ -233,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_again_when_its_guest_has_left() {
+    fn a_place_is_free_again_when_its_connection_has_closed() {
         let (limiter, now) = (Arc::new(ConnectionLimiter::default()), Instant::now());
         let first = limiter.enter(address(1), 1, now).expect("there is room");
         first.connection.becomes(Phase::Answering, now);
