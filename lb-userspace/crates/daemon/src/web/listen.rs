@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
-    task::AbortHandle,
+    task::JoinSet,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_rustls::TlsAcceptor;
@@ -104,17 +104,10 @@ struct OpenListeners {
 
 #[derive(Default)]
 struct OpenListener {
-    listens: Option<AbortHandle>,
+    /// Its task, which ends when this is dropped; none: it is not open.
+    task: JoinSet<()>,
     /// Why it could not be opened when that was tried last.
     obstacle: Option<String>,
-}
-
-impl Drop for OpenListener {
-    fn drop(&mut self) {
-        if let Some(listens) = &self.listens {
-            listens.abort();
-        }
-    }
 }
 
 impl OpenListeners {
@@ -137,13 +130,12 @@ impl OpenListeners {
 
     /// Opens those that are not open.
     fn open(&mut self, limiter: &Arc<ConnectionLimiter>, current: &Current) {
-        for (address, open) in self.all.iter_mut().filter(|(_, open)| open.listens.is_none()) {
+        for (address, open) in self.all.iter_mut().filter(|(_, open)| open.task.is_empty()) {
             match bind(*address) {
                 Ok(listener) => {
                     let task =
                         accept(listener, address.ip(), Arc::clone(limiter), Arc::clone(current));
-                    open.listens =
-                        Some(tokio::spawn(lasting("HTTP listener", task)).abort_handle());
+                    open.task.spawn(lasting("HTTP listener", task));
                     open.obstacle = None;
                     tracing::info!(%address, protection = self.protection, "HTTP listener is open, read-only");
                 }
