@@ -4,15 +4,17 @@
 //! salted digest.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, header};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use lb_config::http::credentials::{Tokens, Users, sha256};
 use tokio::sync::Semaphore;
+
+use super::per_address::Semaphores;
 
 /// The most passwords that are remembered as right.
 const REMEMBERED: usize = 256;
@@ -29,7 +31,7 @@ pub(super) struct Authenticator {
     turn: Arc<Semaphore>,
     /// Each address has a queue of its own, of which one request waits for its turn: a client that guesses
     /// waits behind itself, and not before others.
-    queues: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    queues: Semaphores,
 }
 
 impl Authenticator {
@@ -38,7 +40,7 @@ impl Authenticator {
         let random = ring::rand::SystemRandom::new();
         ring::rand::SecureRandom::fill(&random, &mut salt)
             .map_err(|_| anyhow::anyhow!("the kernel has no random numbers"))?;
-        let (remembered, queues) = <_>::default();
+        let (remembered, queues) = (Mutex::default(), Semaphores::new(1));
         let (users, turn) = (users.map(Arc::new), Arc::new(Semaphore::new(1)));
         Ok(Self { users, tokens, remembered, salt, turn, queues })
     }
@@ -70,7 +72,7 @@ impl Authenticator {
             return true;
         }
         let Some((name, password)) = decode(value) else { return false };
-        let queue = self.queue(peer);
+        let queue = self.queues.of(peer);
         let Ok(_next) = queue.acquire().await else { return false };
         let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else { return false };
         // A browser sends several requests at once.
@@ -99,23 +101,11 @@ impl Authenticator {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The queue of an address; empty queues are removed.
-    fn queue(&self, peer: IpAddr) -> Arc<Semaphore> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
-        queues.retain(|_, queue| queue.strong_count() > 0);
-        if let Some(queue) = queues.get(&peer).and_then(Weak::upgrade) {
-            return queue;
-        }
-        let queue = Arc::new(Semaphore::new(1));
-        queues.insert(peer, Arc::downgrade(&queue));
-        queue
-    }
-
     /// The accepted schemes, for `WWW-Authenticate`.
-    pub(super) fn challenges(&self) -> impl Iterator<Item = HeaderValue> {
+    pub(super) fn challenges(&self) -> impl Iterator<Item = &'static str> {
         let basic = self.users.as_ref().map(|_| r#"Basic realm="lb", charset="UTF-8""#);
         let bearer = self.tokens.as_ref().map(|_| r#"Bearer realm="lb""#);
-        basic.into_iter().chain(bearer).map(HeaderValue::from_static)
+        basic.into_iter().chain(bearer)
     }
 }
 
@@ -129,6 +119,7 @@ fn decode(value: &str) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -232,12 +223,6 @@ mod tests {
         assert_eq!(admits(&authenticator, &wrong).now_or_never(), None, "and the next one waits");
         assert!(!admits(&authenticator, &wrong).await, "for its turn");
         assert_eq!(authenticator.turn.available_permits(), 1);
-        drop(authenticator.queue(address(2)));
-        assert_eq!(
-            authenticator.queues.lock().expect("no thread panics").len(),
-            1,
-            "the other one is gone"
-        );
     }
 
     #[tokio::test]

@@ -9,16 +9,18 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use axum::http::{HeaderValue, header};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -46,10 +48,12 @@ pub(super) async fn serve(
     admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
 ) {
-    let connection = Arc::clone(&permit.connection);
+    let connection = &permit.connection;
     tokio::select! {
-        () = run(stream, &connection, listener, admission, tls) => {}
-        () = permit.connection.goes() => tracing::debug!(client = %connection.peer, "HTTP connection closed for others"),
+        ended = run(stream, connection, listener, admission, tls) => if let Err(error) = ended {
+            tracing::debug!(client = %connection.peer, "HTTP connection ended: {error:#}");
+        },
+        () = connection.goes() => tracing::debug!(client = %connection.peer, "HTTP connection closed for others"),
     }
 }
 
@@ -59,20 +63,16 @@ async fn run(
     listener: IpAddr,
     admission: Arc<Admission>,
     tls: Option<TlsAcceptor>,
-) {
+) -> Result<()> {
     // An answer is written at once.
     let _ = stream.set_nodelay(true);
     let stream = Watched { stream, connection: Arc::clone(connection) };
-    let ended = match tls {
-        None => serve_http(stream, connection, listener, admission).await,
-        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => serve_http(stream, connection, listener, admission).await,
-            Ok(Err(error)) => Err(error.into()),
-            Err(late) => Err(late.into()),
-        },
-    };
-    if let Err(error) = ended {
-        tracing::debug!(client = %connection.peer, "HTTP connection ended: {error:#}");
+    match tls {
+        None => serve_http(stream, connection, listener, &admission).await,
+        Some(tls) => {
+            let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
+            serve_http(stream, connection, listener, &admission).await
+        }
     }
 }
 
@@ -80,20 +80,15 @@ async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     connection: &Arc<Connection>,
     listener: IpAddr,
-    admission: Arc<Admission>,
-) -> anyhow::Result<()> {
-    let count = Arc::new(AtomicU32::new(0));
-    let service = service_fn(|request| {
-        let (admission, connection, count) =
-            (Arc::clone(&admission), Arc::clone(connection), Arc::clone(&count));
-        async move {
-            let mut answer = admission.answer(request, &connection, listener).await;
-            if count.fetch_add(1, Relaxed) + 1 >= REQUESTS {
-                let close = HeaderValue::from_static("close");
-                answer.headers_mut().insert(header::CONNECTION, close);
-            }
-            Ok::<_, Infallible>(answer)
+    admission: &Admission,
+) -> Result<()> {
+    let count = AtomicU32::new(0);
+    let service = service_fn(async |request| {
+        let mut answer = admission.answer(request, connection, listener).await;
+        if count.fetch_add(1, Relaxed) + 1 >= REQUESTS {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        Ok::<_, Infallible>(answer)
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -115,7 +110,7 @@ struct Watched {
 impl Watched {
     fn note_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.connection.reads(written.is_ready(), Instant::now());
-        Poll::Ready(ready!(written))
+        written
     }
 }
 

@@ -26,6 +26,7 @@ mod connection;
 mod hosts;
 mod limiter;
 mod listen;
+mod per_address;
 mod status_broker;
 
 use std::sync::{Arc, Mutex, PoisonError};
