@@ -151,7 +151,9 @@ fn choose(open: &[Arc<Connection>], now: Instant) -> Option<usize> {
     }
     (0..open.len())
         .filter_map(|index| Some((index, open[index].idle_since(now)?)))
-        .max_by_key(|&(index, since)| (open_by_peer[&open[index].peer], Reverse(since), Reverse(index)))
+        .max_by_key(|&(index, since)| {
+            (open_by_peer[&open[index].peer], Reverse(since), Reverse(index))
+        })
         .map(|(index, _)| index)
 }
 
