@@ -52,13 +52,13 @@ impl Source {
     /// # Errors
     ///
     /// The file can't be read or made, or holds no seed.
-    pub fn obtain(&self) -> Result<[u8; 16]> {
+    pub(crate) fn obtain(&self) -> Result<[u8; 16]> {
         self.obtain_by(|path| fs::read_to_string(path))
     }
 
     /// The file that keeps it.
     #[must_use]
-    pub fn file(&self) -> Option<&Path> {
+    pub(crate) fn file(&self) -> Option<&Path> {
         match self {
             Self::Given(_) => None,
             Self::File(file) | Self::Default { file, .. } => Some(file),
@@ -70,7 +70,7 @@ impl Source {
     /// # Errors
     ///
     /// A file can't be read, or holds no seed.
-    pub fn is_there(&self) -> Result<bool> {
+    pub(crate) fn is_there(&self) -> Result<bool> {
         let there = |path: &Path| read(path, fs::read_to_string(path)).map(|seed| seed.is_some());
         match self {
             Self::Given(_) => Ok(true),

@@ -92,7 +92,7 @@ impl Unit {
     /// # Errors
     ///
     /// There is no such user, or this process may not take its rights.
-    pub fn run_as<T: Send>(&self, user: &str, what: impl FnOnce() -> T + Send) -> Result<T> {
+    pub(crate) fn run_as<T: Send>(&self, user: &str, what: impl FnOnce() -> T + Send) -> Result<T> {
         Account::find(user, &self.group)?.run(what)
     }
 }

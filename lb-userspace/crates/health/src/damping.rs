@@ -14,7 +14,7 @@ const LONGEST: i32 = 5;
 
 /// The penalty of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Damping {
+pub(crate) struct Damping {
     /// Zero: nothing is damped.
     half_life: Duration,
     /// What the penalty was when it was last added to, and when that was.
@@ -41,7 +41,7 @@ impl Damping {
 
     /// The penalty at `now`.
     #[must_use]
-    pub fn penalty(&self, now: Instant) -> f64 {
+    pub(crate) fn penalty(&self, now: Instant) -> f64 {
         let Some((penalty, at)) = self.last else { return 0.0 };
         if self.half_life.is_zero() {
             return 0.0;
@@ -51,7 +51,7 @@ impl Damping {
     }
 
     /// The backend went down.
-    pub fn went_down(&mut self, now: Instant) {
+    pub(crate) fn went_down(&mut self, now: Instant) {
         if self.half_life.is_zero() {
             return;
         }
@@ -67,7 +67,7 @@ impl Damping {
     }
 
     /// The last time that the backend went down was not its own doing, and costs nothing.
-    pub fn forgive(&mut self) {
+    pub(crate) fn forgive(&mut self) {
         if let Some(Before { last, until }) = self.before.take() {
             self.last = last;
             self.until = until;
@@ -75,7 +75,7 @@ impl Damping {
     }
 
     /// Gives another half-life; the penalty of this moment stays.
-    pub fn set_half_life(&mut self, half_life: Duration, now: Instant) {
+    pub(crate) fn set_half_life(&mut self, half_life: Duration, now: Instant) {
         if half_life == self.half_life {
             return;
         }
@@ -97,13 +97,13 @@ impl Damping {
 
     /// Whether the backend is not trusted at `now`, if it is up.
     #[must_use]
-    pub fn holds(&self, now: Instant) -> bool {
+    pub(crate) fn holds(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }
 
     /// Until when the backend is held, or was the last time.
     #[must_use]
-    pub const fn until(&self) -> Option<Instant> {
+    pub(crate) const fn until(&self) -> Option<Instant> {
         self.until
     }
 }

@@ -20,7 +20,7 @@
 //! [`View`]: lb_model::seen::View
 
 pub mod assign;
-pub mod damping;
+pub(crate) mod damping;
 pub mod fsm;
 pub mod probe;
 pub mod prober;

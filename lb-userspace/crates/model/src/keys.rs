@@ -107,7 +107,7 @@ impl Keys {
     }
 
     /// The keys of either whose values differ, in order.
-    pub fn differences<'a>(
+    pub(crate) fn differences<'a>(
         &'a self,
         other: &'a Self,
     ) -> impl Iterator<Item = (&'static str, Option<&'a Value>, Option<&'a Value>)> {
@@ -147,7 +147,7 @@ pub fn service(service: &Service) -> Keys {
 
 /// The configuration's name for a UDP service's policy.
 #[must_use]
-pub const fn udp_word(policy: UdpPolicy) -> &'static str {
+pub(crate) const fn udp_word(policy: UdpPolicy) -> &'static str {
     match policy {
         UdpPolicy::Oneshot => "oneshot",
         UdpPolicy::Tracked => "tracked",

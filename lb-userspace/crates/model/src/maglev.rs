@@ -143,7 +143,7 @@ impl Turns {
 
 /// Whether a number is prime.
 #[must_use]
-pub fn is_prime(n: u32) -> bool {
+pub(crate) fn is_prime(n: u32) -> bool {
     let n = u64::from(n);
     n == 2
         || (n > 2 && n % 2 == 1 && (3..).step_by(2).take_while(|d| d * d <= n).all(|d| n % d != 0))

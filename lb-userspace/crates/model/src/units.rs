@@ -66,7 +66,7 @@ pub fn format_duration(duration: Duration) -> String {
 ///
 /// Parts shorter than a millisecond are cut off.
 #[must_use]
-pub fn exact_duration(duration: Duration) -> String {
+pub(crate) fn exact_duration(duration: Duration) -> String {
     let mut millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let mut text = String::new();
     for (unit, length) in UNITS {
@@ -80,7 +80,7 @@ pub fn exact_duration(duration: Duration) -> String {
 
 /// Writes a time as RFC 3339 has it, in UTC and whole seconds.
 #[must_use]
-pub fn format_time(time: SystemTime) -> String {
+pub(crate) fn format_time(time: SystemTime) -> String {
     let secs = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |secs| -secs),

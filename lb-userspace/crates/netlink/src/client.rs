@@ -348,7 +348,7 @@ impl AsRawFd for Events {
 }
 
 /// [`Events`] for a task of a runtime.
-pub struct AsyncEvents(AsyncFd<Events>);
+pub(crate) struct AsyncEvents(AsyncFd<Events>);
 
 impl AsyncEvents {
     /// As [`Events::open`], in a runtime.

@@ -24,7 +24,7 @@ use super::client::Client;
 const HEADER: usize = 4;
 const VERSION: u8 = 1;
 /// The flag of an attribute that holds attributes.
-pub const NESTED: u16 = 1 << 15;
+pub(crate) const NESTED: u16 = 1 << 15;
 /// The bits of an attribute's type that are no flags.
 const TYPE: u16 = (1 << 14) - 1;
 
@@ -154,7 +154,7 @@ pub fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The attributes in a payload, by type.
-pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<4>()?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));

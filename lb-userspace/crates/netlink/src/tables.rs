@@ -20,11 +20,11 @@ const PATIENCE: u8 = 4;
 const RESET: Duration = Duration::from_secs(5);
 
 /// A neighbour's key: the interface and the address on it.
-pub type NeighbourKey = (u32, IpAddr);
+pub(crate) type NeighbourKey = (u32, IpAddr);
 
 /// What the kernel was last known to have.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tables {
+pub(crate) struct Tables {
     /// The interfaces by index.
     pub links: BTreeMap<u32, Link>,
     /// The kernel's answer for each wanted address.
@@ -52,7 +52,7 @@ pub struct Tables {
 }
 
 /// A key of a bridge's forwarding database: the bridge and a MAC address.
-pub type FdbKey = (u32, [u8; 6]);
+pub(crate) type FdbKey = (u32, [u8; 6]);
 
 /// Whether by these features frames of XDP programs of other interfaces are taken.
 fn takes_frames(xdp_features: Option<u64>) -> bool {
@@ -61,7 +61,7 @@ fn takes_frames(xdp_features: Option<u64>) -> bool {
 
 /// The kernel's answer to a lookup of a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// By an interface.
     Via {
         /// The interface.
@@ -79,7 +79,7 @@ pub enum Route {
 
 /// A neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
+pub(crate) struct Neighbour {
     /// The kernel's state of it.
     pub state: NeighbourState,
     /// Its MAC address, if it is known and six bytes long.
@@ -88,7 +88,7 @@ pub struct Neighbour {
 
 /// The states of a neighbour that make a difference here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeighbourState {
+pub(crate) enum NeighbourState {
     /// Asked for, not answered.
     Incomplete,
     /// The MAC address is used: reachable, stale or delay.
@@ -113,7 +113,7 @@ impl Tables {
     }
 
     /// Takes over the kernel's state of one neighbour.
-    pub fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
+    pub(crate) fn update_neighbour(&mut self, key: NeighbourKey, mut new: Neighbour) {
         let old = self.neighbours.get(&key).copied();
         if new.state == NeighbourState::Failed
             && let Some(left) = self.doubted.get_mut(&key).filter(|left| **left > 0)
@@ -158,7 +158,7 @@ impl Tables {
     }
 
     /// Takes over all neighbours; those that the kernel does not name count as forgotten.
-    pub fn replace_neighbours(&mut self, new: BTreeMap<NeighbourKey, Neighbour>) {
+    pub(crate) fn replace_neighbours(&mut self, new: BTreeMap<NeighbourKey, Neighbour>) {
         let gone: Vec<_> =
             self.neighbours.keys().filter(|key| !new.contains_key(key)).copied().collect();
         for key in gone {
@@ -171,7 +171,7 @@ impl Tables {
 
     /// Takes over that the kernel has forgotten a neighbour. One set by hand was taken away by
     /// hand, so its MAC address is not kept.
-    pub fn forget_neighbour(&mut self, key: NeighbourKey) {
+    pub(crate) fn forget_neighbour(&mut self, key: NeighbourKey) {
         match self.neighbours.get(&key) {
             Some(Neighbour {
                 state: NeighbourState::Permanent | NeighbourState::NoArp, ..
@@ -200,7 +200,7 @@ impl Tables {
 
     /// Takes over all interfaces as they are at `now`; what is known of neighbours on the ones that are gone
     /// goes too. One that takes no frames from XDP any more counts as before until [`RESET`] is over.
-    pub fn replace_links(&mut self, links: BTreeMap<u32, Link>, now: Instant) {
+    pub(crate) fn replace_links(&mut self, links: BTreeMap<u32, Link>, now: Instant) {
         let old = std::mem::replace(&mut self.links, links);
         self.lost_xmit.retain(|ifindex, _| self.links.contains_key(ifindex));
         for (ifindex, link) in &mut self.links {
@@ -222,7 +222,7 @@ impl Tables {
 
     /// Takes over what bridges have learnt. A MAC address that is forgotten keeps its port while a
     /// neighbour has it and the port is the bridge's: entries age, which must not move a flow.
-    pub fn replace_fdb(&mut self, new: BTreeMap<FdbKey, u32>) {
+    pub(crate) fn replace_fdb(&mut self, new: BTreeMap<FdbKey, u32>) {
         let old = std::mem::replace(&mut self.fdb, new);
         let in_use: BTreeSet<[u8; 6]> =
             self.neighbours.values().filter_map(|neighbour| neighbour.mac).collect();
@@ -236,13 +236,13 @@ impl Tables {
 
     /// Takes over that a bridge has learnt a MAC address; whether a neighbour has it and it was not known to
     /// be behind this port.
-    pub fn update_fdb(&mut self, key: FdbKey, port: u32) -> bool {
+    pub(crate) fn update_fdb(&mut self, key: FdbKey, port: u32) -> bool {
         self.fdb.insert(key, port) != Some(port)
             && self.neighbours.values().any(|neighbour| neighbour.mac == Some(key.1))
     }
 
     /// The balancer's interfaces on which the program runs in the driver.
-    pub fn native(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn native(&self) -> impl Iterator<Item = u32> {
         let runs = |link: &Link| {
             link.xdp_prog_id.is_some()
                 && !link.xdp_generic
@@ -253,7 +253,11 @@ impl Tables {
     }
 
     /// Drops what is not wanted: routes to other addresses, neighbours that only memory holds.
-    pub fn retain(&mut self, addresses: &BTreeSet<IpAddr>, next_hops: &BTreeSet<NeighbourKey>) {
+    pub(crate) fn retain(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        next_hops: &BTreeSet<NeighbourKey>,
+    ) {
         self.routes.retain(|address, _| addresses.contains(address));
         self.neighbours.retain(|key, neighbour| {
             neighbour.state != NeighbourState::Forgotten || next_hops.contains(key)
@@ -265,7 +269,7 @@ impl Tables {
 
     /// Notes whether the kernel has room for a neighbour; true if it is the first for which it has
     /// none.
-    pub fn note_room(&mut self, key: NeighbourKey, room: bool) -> bool {
+    pub(crate) fn note_room(&mut self, key: NeighbourKey, room: bool) -> bool {
         if room {
             self.homeless.remove(&key);
             return false;
@@ -275,14 +279,14 @@ impl Tables {
 
     /// Whether the kernel has room for a neighbour.
     #[must_use]
-    pub fn has_room(&self, key: NeighbourKey) -> bool {
+    pub(crate) fn has_room(&self, key: NeighbourKey) -> bool {
         !self.homeless.contains(&key)
     }
 
     /// What a next hop with this neighbour depends on: an event that leaves it as it is changes
     /// nothing.
     #[must_use]
-    pub fn outlook(&self, key: NeighbourKey) -> impl PartialEq + use<> {
+    pub(crate) fn outlook(&self, key: NeighbourKey) -> impl PartialEq + use<> {
         let known = self.neighbours.get(&key).map(|known| match known.state {
             NeighbourState::Probed => (NeighbourState::Valid, known.mac),
             state => (state, known.mac),
@@ -292,14 +296,14 @@ impl Tables {
 
     /// Whether the neighbour was asked in vain since it last answered.
     #[must_use]
-    pub fn is_silent(&self, key: NeighbourKey) -> bool {
+    pub(crate) fn is_silent(&self, key: NeighbourKey) -> bool {
         self.silent.contains(&key)
     }
 
     /// The MAC addresses that `interfaces` answer to: their own first, then those of the VLAN and
     /// macvlan links on them and of the bridges and bonds above them.
     #[must_use]
-    pub fn own_macs(&self, interfaces: &[String]) -> Vec<[u8; 6]> {
+    pub(crate) fn own_macs(&self, interfaces: &[String]) -> Vec<[u8; 6]> {
         let mut members: Vec<u32> = interfaces
             .iter()
             .filter_map(|name| {
@@ -328,7 +332,7 @@ impl Tables {
 
     /// The interfaces as they are published.
     #[must_use]
-    pub fn published_links(&self) -> BTreeMap<String, hop::Link> {
+    pub(crate) fn published_links(&self) -> BTreeMap<String, hop::Link> {
         self.links
             .iter()
             .map(|(&ifindex, link)| {

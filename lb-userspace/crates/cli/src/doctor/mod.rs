@@ -100,7 +100,7 @@ impl Report {
 
 /// The checks of a node with the balancer.
 #[must_use]
-pub fn examine(snapshot: &NodeSnapshot) -> Report {
+pub(crate) fn examine(snapshot: &NodeSnapshot) -> Report {
     let checks: [fn(&NodeSnapshot) -> Vec<Finding>; _] = [
         kernel::release,
         kernel::features,

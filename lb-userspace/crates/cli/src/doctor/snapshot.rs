@@ -13,11 +13,11 @@ use lb_model::hop::{Resolution, Want};
 use lb_netlink::{LinkLayer, striding::EmptyFirstBuffers};
 
 /// A hardware address.
-pub type Mac = [u8; 6];
+pub(crate) type Mac = [u8; 6];
 
 /// The state of a node with the balancer.
 #[derive(Clone, Debug)]
-pub struct NodeSnapshot {
+pub(crate) struct NodeSnapshot {
     /// The kernel.
     pub kernel: Kernel,
     /// The configuration's file.
@@ -52,7 +52,7 @@ pub struct NodeSnapshot {
 
 /// A mistake of the configuration, or of a file that it names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub(crate) struct Mistake {
     /// Its text, with its place.
     pub text: String,
     /// The command that fixes it, if one does.
@@ -61,7 +61,7 @@ pub struct Mistake {
 
 /// The kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// As `uname -r` has it.
     pub release: String,
     /// Whether it describes its types.
@@ -112,7 +112,7 @@ pub struct InterfaceSnapshot {
 impl InterfaceSnapshot {
     /// Whether it has an address.
     #[must_use]
-    pub fn has(&self, address: IpAddr) -> bool {
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.addresses.iter().any(|(own, _)| *own == address)
     }
 }
@@ -144,7 +144,7 @@ impl Sysctls {
     /// A setting of IPv4 that counts for an interface: the larger one of its own and that of all
     /// (Documentation/networking/ip-sysctl.rst).
     #[must_use]
-    pub fn of_interface(&self, interface: &str, setting: &str) -> i64 {
+    pub(crate) fn of_interface(&self, interface: &str, setting: &str) -> i64 {
         let value = |of: &str| self.get(&conf(of, setting)).unwrap_or(0);
         value("all").max(value(interface))
     }
@@ -152,13 +152,13 @@ impl Sysctls {
 
 /// The name of a setting of IPv4 of an interface.
 #[must_use]
-pub fn conf(interface: &str, setting: &str) -> String {
+pub(crate) fn conf(interface: &str, setting: &str) -> String {
     format!("net/ipv4/conf/{interface}/{setting}")
 }
 
 /// The command that sets these; names of interfaces may have dots, so nothing else separates.
 #[must_use]
-pub fn sysctl(settings: &[(String, i64)]) -> String {
+pub(crate) fn sysctl(settings: &[(String, i64)]) -> String {
     settings.iter().fold("sysctl -w".into(), |line, (name, value)| {
         // The usual way of writing where it is not ambiguous.
         let name = if name.contains('.') { name.clone() } else { name.replace('/', ".") };
@@ -215,7 +215,7 @@ pub struct Chain {
 
 /// A process, as /proc shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Process {
+pub(crate) struct Process {
     /// Its pid.
     pub pid: u32,
     /// The effective user.
@@ -230,7 +230,7 @@ pub struct Process {
 
 /// The socket's file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     /// Its path.
     pub path: PathBuf,
     /// Whether the group of the configuration exists.

@@ -88,7 +88,7 @@ pub enum Event {
 
 /// What a machine wants to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// To probe; the probe before, if there is one, is abandoned.
     Probe {
         /// How long the answer may take.
@@ -124,7 +124,7 @@ struct Pending {
 
 /// The state machine of one backend.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     check: Check,
     on_down: OnDown,
     seen: Seen,
@@ -206,7 +206,7 @@ impl Machine {
 
     /// What is seen of the backend.
     #[must_use]
-    pub const fn seen(&self) -> Seen {
+    pub(crate) const fn seen(&self) -> Seen {
         self.seen
     }
 
@@ -218,44 +218,38 @@ impl Machine {
 
     /// Whether the condition is only assumed, since nothing was answered yet.
     #[must_use]
-    pub const fn is_assumed(&self) -> bool {
+    pub(crate) const fn is_assumed(&self) -> bool {
         self.assumed
     }
 
     /// Answers in a row that contradict the condition; `fall` of them bring it down, `rise` up.
     #[must_use]
-    pub const fn against(&self) -> u8 {
+    pub(crate) const fn against(&self) -> u8 {
         self.against
     }
 
     /// Probes in a row without an answer of any kind while the backend keeps its flows; `fall` of
     /// them move these.
     #[must_use]
-    pub fn silent(&self) -> u8 {
+    pub(crate) fn silent(&self) -> u8 {
         let is_soft = self.seen.condition == Condition::SoftDown;
         self.silent.filter(|_| is_soft).unwrap_or(0)
     }
 
     /// When the backend will be let go, if it is held.
     #[must_use]
-    pub fn release(&self) -> Option<Instant> {
+    pub(crate) fn release(&self) -> Option<Instant> {
         self.damping.until().filter(|_| self.seen.held)
     }
 
     /// The last time that the backend went down was not its own doing: it is not held for that.
-    pub fn forgive(&mut self) {
+    pub(crate) fn forgive(&mut self) {
         self.damping.forgive();
-    }
-
-    /// Whether a probe waits for its answer.
-    #[must_use]
-    pub const fn is_waiting(&self) -> bool {
-        self.pending.is_some()
     }
 
     /// When [`Event::Due`] is due; none: nothing will happen by itself.
     #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let waits = match self.pending {
             Some(pending) => Some(pending.overdue),
             None if self.check.is_active() || self.suspicion.is_some() => Some(self.next),
@@ -265,7 +259,7 @@ impl Machine {
     }
 
     /// Takes one event at `now`; the caller performs `out` in order.
-    pub fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
+    pub(crate) fn handle(&mut self, event: Event, now: Instant, out: &mut Vec<Action>) {
         let before = self.seen.condition;
         let cause = match event {
             Event::Due => self.due(now, out),

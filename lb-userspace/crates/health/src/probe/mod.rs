@@ -68,7 +68,7 @@ pub enum Failure {
 impl Failure {
     /// Whether the host has sent anything.
     #[must_use]
-    pub const fn is_answer(self) -> bool {
+    pub(crate) const fn is_answer(self) -> bool {
         matches!(self, Self::Refusal | Self::Wrong)
     }
 }

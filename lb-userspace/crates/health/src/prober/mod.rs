@@ -78,7 +78,7 @@ pub struct Report {
 }
 
 /// Runs probes; tests answer by script.
-pub trait ProbeRunner: Send + Sync + 'static {
+pub(crate) trait ProbeRunner: Send + Sync + 'static {
     /// Runs a probe, and takes hardly longer than the probe's timeout.
     fn run(&self, probe: Arc<Probe>) -> impl Future<Output = Outcome> + Send + 'static;
 
@@ -140,7 +140,7 @@ impl Prober {
     /// # Errors
     ///
     /// As for [`Self::start`].
-    pub fn start_with<A: ProbeRunner>(
+    pub(crate) fn start_with<A: ProbeRunner>(
         runner: A,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Report>)> {
         let limit = raise_descriptors();

@@ -21,13 +21,13 @@ struct Trouble {
 
 /// The present troubles by reason.
 #[derive(Clone, Debug, Default)]
-pub struct Troubles {
+pub(crate) struct Troubles {
     by_reason: BTreeMap<String, Trouble>,
 }
 
 impl Troubles {
     /// A probe couldn't be sent; returns whether that is new.
-    pub fn unsent(&mut self, reason: &str, now: Instant) -> bool {
+    pub(crate) fn unsent(&mut self, reason: &str, now: Instant) -> bool {
         let is_known = self.by_reason.contains_key(reason);
         let reason = if is_known || self.by_reason.len() < KINDS { reason } else { OTHERS };
         if let Some(trouble) = self.by_reason.get_mut(reason) {
@@ -41,7 +41,7 @@ impl Troubles {
 
     /// A probe was sent: takes out the troubles that are over, with the number of probes
     /// that each has cost.
-    pub fn sent(&mut self, now: Instant) -> BTreeMap<String, u64> {
+    pub(crate) fn sent(&mut self, now: Instant) -> BTreeMap<String, u64> {
         if self.by_reason.is_empty() {
             return BTreeMap::new();
         }
@@ -51,7 +51,7 @@ impl Troubles {
     }
 
     /// The reasons.
-    pub fn reasons(&self) -> Vec<String> {
+    pub(crate) fn reasons(&self) -> Vec<String> {
         self.by_reason.keys().cloned().collect()
     }
 }

@@ -61,7 +61,7 @@ impl Network {
     /// Waits `until` then at most for a sign of life of a backend's host, and for a better one than its MAC
     /// address; none, at once, if this node can send nothing. The segment to `port` takes the `path` of the
     /// clients' packets, without one it goes to the backend's own address.
-    pub async fn sign_of_life(
+    pub(crate) async fn sign_of_life(
         &self,
         path: Option<&ProbePath>,
         backend: IpAddr,

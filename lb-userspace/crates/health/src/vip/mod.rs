@@ -57,7 +57,6 @@ use self::{
     source::Sources,
 };
 pub use alive::Sign;
-pub use stray::Stray;
 pub use stream::Stream;
 
 /// The path to a VIP at one backend.
@@ -182,7 +181,7 @@ impl Network {
     ///
     /// For IPv6 the kernel takes the address that has most bits in common with the backend's (RFC
     /// 6724), which may be a VIP: the backend, which has the VIP too, would answer to itself.
-    pub async fn source_to(&self, backend: IpAddr) -> Option<IpAddr> {
+    pub(crate) async fn source_to(&self, backend: IpAddr) -> Option<IpAddr> {
         if backend.is_ipv4() {
             return None;
         }

@@ -22,7 +22,7 @@ pub struct PacketAnnotator {
 impl PacketAnnotator {
     /// The comment of a packet.
     #[must_use]
-    pub fn comment(&self, head: &Head) -> String {
+    pub(crate) fn comment(&self, head: &Head) -> String {
         let mut parts = vec![self.verdict(head)];
         if head.service != NO_SERVICE {
             let name = self.services.get(&head.service).cloned();
@@ -76,7 +76,7 @@ impl PacketAnnotator {
 
     /// The name of an interface.
     #[must_use]
-    pub fn interface(&self, index: u32) -> String {
+    pub(crate) fn interface(&self, index: u32) -> String {
         self.interfaces.get(&index).cloned().unwrap_or_else(|| {
             let name = nix::net::if_::if_indextoname(index).ok();
             let name = name.and_then(|name| name.into_string().ok());

@@ -25,11 +25,11 @@ use lb_model::units::nearest;
 use serde::{Deserialize, Serialize};
 
 /// The most packets of one capture.
-pub const MOST_PACKETS: u64 = 1_000_000;
+pub(crate) const MOST_PACKETS: u64 = 1_000_000;
 /// The longest capture.
-pub const LONGEST: Duration = Duration::from_secs(3_600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(3_600);
 /// The most packets that each CPU saves in a second.
-pub const MOST_RATE: u32 = 50_000;
+pub(crate) const MOST_RATE: u32 = 50_000;
 
 /// The parameters of a capture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

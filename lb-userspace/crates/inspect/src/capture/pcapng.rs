@@ -8,13 +8,13 @@
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
 /// Type of an interface statistics block.
-pub const STATISTICS: u32 = 5;
+pub(crate) const STATISTICS: u32 = 5;
 /// Type of an enhanced packet block.
-pub const PACKET: u32 = 6;
+pub(crate) const PACKET: u32 = 6;
 /// Link type of Ethernet.
 const ETHERNET: u16 = 1;
 /// Option of any block: a comment.
-pub const COMMENT: u16 = 1;
+pub(crate) const COMMENT: u16 = 1;
 
 /// Options of a block.
 #[derive(Debug, Default)]
@@ -51,7 +51,7 @@ fn block(out: &mut Vec<u8>, kind: u32, body: &[u8], options: Options) {
 }
 
 /// The section's header, which a file begins with.
-pub fn section(out: &mut Vec<u8>, application: &str, comment: &str) {
+pub(crate) fn section(out: &mut Vec<u8>, application: &str, comment: &str) {
     let mut body = 0x1a2b_3c4d_u32.to_le_bytes().to_vec();
     body.extend(1_u16.to_le_bytes());
     body.extend(0_u16.to_le_bytes());
@@ -61,7 +61,7 @@ pub fn section(out: &mut Vec<u8>, application: &str, comment: &str) {
 }
 
 /// An interface; its number is how many were described before.
-pub fn interface(out: &mut Vec<u8>, name: &str, description: &str, snaplen: u32) {
+pub(crate) fn interface(out: &mut Vec<u8>, name: &str, description: &str, snaplen: u32) {
     let mut body = ETHERNET.to_le_bytes().to_vec();
     body.extend(0_u16.to_le_bytes());
     body.extend(snaplen.to_le_bytes());
@@ -115,7 +115,7 @@ pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
 
 /// The packets of an interface, and those that are not in the file.
 #[derive(Clone, Copy, Debug)]
-pub struct Statistics<'a> {
+pub(crate) struct Statistics<'a> {
     /// The number of the interface.
     pub interface: u32,
     /// When the capture began and ended, in nanoseconds since 1970.
@@ -135,7 +135,7 @@ pub struct Statistics<'a> {
 }
 
 /// The statistics of an interface, at the end of a capture.
-pub fn statistics(out: &mut Vec<u8>, statistics: &Statistics<'_>) {
+pub(crate) fn statistics(out: &mut Vec<u8>, statistics: &Statistics<'_>) {
     let time =
         |nanos: u64| [((nanos >> 32) as u32).to_le_bytes(), (nanos as u32).to_le_bytes()].concat();
     let mut body = statistics.interface.to_le_bytes().to_vec();

@@ -31,7 +31,7 @@ use super::{
 const SECOND: u64 = 1_000_000_000;
 
 /// Describes notes as text, with the names and states of the node.
-pub struct Narrator<'a> {
+pub(crate) struct Narrator<'a> {
     status: &'a Status,
     nanos: u64,
     ingress: u32,
@@ -51,7 +51,7 @@ impl<'a> Narrator<'a> {
     }
 
     /// Fills in the steps and the end of a decision.
-    pub fn fill(
+    pub(crate) fn fill(
         &self,
         explained: &mut Explained,
         snap: &Snap,
@@ -468,7 +468,7 @@ impl<'a> Narrator<'a> {
     }
 
     /// The writes that the program would make, as text.
-    pub fn writes(&self, writes: &[Write]) -> Vec<String> {
+    pub(crate) fn writes(&self, writes: &[Write]) -> Vec<String> {
         let words = writes.iter().map(|write| match write {
             Write::Flow(flow, before, value) => {
                 let what = match before {

@@ -12,7 +12,7 @@ use super::{Plain, Snap};
 
 /// The frame after the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
+pub(crate) struct Left {
     /// Its XDP action.
     pub action: &'static str,
     /// Its bytes, as far as those of the frame that came in are known.
@@ -22,7 +22,7 @@ pub struct Left {
 }
 
 /// The program's output for a frame that came in on the interface `ingress`.
-pub fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
+pub(crate) fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
     let as_it_came = |action| Left { action, bytes: snap.bytes.clone(), no_room: false };
     match verdict {
         Verdict::Pass(_) => as_it_came("XDP_PASS"),

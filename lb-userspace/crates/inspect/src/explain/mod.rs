@@ -23,9 +23,10 @@ use lb_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::overlay::Overlay;
 pub use self::{
     frame::{Flags, IcmpError, Made, Payload},
-    overlay::{Entry, Overlay},
+    overlay::Entry,
     packet::{Snap, describe, hex},
     view::View,
 };

@@ -32,7 +32,7 @@ use super::View;
 
 /// A lookup, and its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub(crate) enum Note {
     /// A service was looked for; the key is none for a protocol that no service can have.
     Service(Option<ServiceKey>, Option<Service>),
     /// A slot of a service's ring.
@@ -80,7 +80,7 @@ pub enum Note {
 
 /// A write that the program would make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
+pub(crate) enum Write {
     /// A flow is added, replaced, or refreshed.
     Flow(FlowRef, Option<FlowValue>, FlowValue),
     /// A slot's stamp of unpinned packets.
@@ -130,7 +130,7 @@ type Stamps = (u16, u16);
 
 /// The tables of one packet, and of those that follow it.
 #[derive(Debug)]
-pub struct Overlay<'a, V: ?Sized> {
+pub(crate) struct Overlay<'a, V: ?Sized> {
     view: &'a V,
     cpu: u32,
     nanos: u64,
@@ -149,7 +149,7 @@ pub struct Overlay<'a, V: ?Sized> {
 
 /// Entries that are handed out by value.
 #[derive(Debug)]
-pub struct Owned<T>(T);
+pub(crate) struct Owned<T>(T);
 
 impl<T> Deref for Owned<T> {
     type Target = T;
@@ -198,12 +198,12 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     }
 
     /// The lookups since [`Self::begin`], in order.
-    pub fn notes(&self) -> Vec<Note> {
+    pub(crate) fn notes(&self) -> Vec<Note> {
         self.notes.borrow().clone()
     }
 
     /// The entries of the maps that were read, from the beginning on.
-    pub fn entries(&self) -> Vec<Entry> {
+    pub(crate) fn entries(&self) -> Vec<Entry> {
         self.reads.borrow().clone()
     }
 
@@ -228,7 +228,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     }
 
     /// The writes since [`Self::begin`].
-    pub fn writes(&self) -> Vec<Write> {
+    pub(crate) fn writes(&self) -> Vec<Write> {
         let mut writes = Vec::new();
         for note in self.notes.borrow().iter() {
             match note {

@@ -67,7 +67,7 @@ impl Snap {
 }
 
 /// Where a transport header is.
-pub struct Transport {
+pub(crate) struct Transport {
     /// Its protocol.
     pub proto: u8,
     /// Its offset in the frame.
@@ -77,7 +77,7 @@ pub struct Transport {
 }
 
 /// Where the transport header of a frame is, if it has one.
-pub fn transport(bytes: &[u8]) -> Option<Transport> {
+pub(crate) fn transport(bytes: &[u8]) -> Option<Transport> {
     let link = ethernet::parse(bytes).ok()?;
     match link.ethertype {
         ethernet::IPV4 => {
@@ -175,12 +175,12 @@ fn flags(flags: u8) -> String {
 }
 
 /// Whether a frame is one of an interface without Ethernet header, behind one whose source is zero: no host has that.
-pub fn is_raw_ip(bytes: &[u8]) -> bool {
+pub(crate) fn is_raw_ip(bytes: &[u8]) -> bool {
     bytes.get(6..12) == Some(&[0; 6])
 }
 
 /// The headers of a frame, one after the other: a line each.
-pub fn headers(bytes: &[u8]) -> Vec<String> {
+pub(crate) fn headers(bytes: &[u8]) -> Vec<String> {
     let mut lines = Vec::new();
     let Some(ether) = bytes.load::<ethernet::Ethernet>(0) else { return lines };
     let Ok(link) = ethernet::parse(bytes) else { return lines };
@@ -230,7 +230,7 @@ pub fn headers(bytes: &[u8]) -> Vec<String> {
 }
 
 /// A MAC address as people write it.
-pub fn mac(bytes: [u8; 6]) -> String {
+pub(crate) fn mac(bytes: [u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
 }
 
@@ -244,7 +244,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// The inverse of [`hex`].
-pub fn unhex(text: &str) -> Result<Vec<u8>> {
+pub(crate) fn unhex(text: &str) -> Result<Vec<u8>> {
     ensure!(
         text.is_ascii() && text.len().is_multiple_of(2),
         "a frame in hexadecimal has two digits for each byte"

@@ -110,12 +110,12 @@ pub enum UdpPolicy {
 }
 
 /// How long a silent TCP flow is kept, unless the service says otherwise.
-pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(900);
+pub(crate) const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(900);
 /// How long no packet comes for a backend when its drain is over by estimate, unless the service says
 /// otherwise: longer than the pings of WebSocket, MQTT, SSH and pools of database connections are apart.
-pub const DEFAULT_DRAIN_SILENCE: Duration = Duration::from_secs(90);
+pub(crate) const DEFAULT_DRAIN_SILENCE: Duration = Duration::from_secs(90);
 /// Flows per second that may be pinned, unless the service says otherwise.
-pub const DEFAULT_SYN_BUDGET: u32 = 20_000;
+pub(crate) const DEFAULT_SYN_BUDGET: u32 = 20_000;
 
 /// A service: VIP, port, protocol, how its packets travel, and its backends.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use crate::policy::Policy;
 /// A service with its durations in seconds. What is left out has its default.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ServiceJson {
+pub(crate) struct ServiceJson {
     vip: IpAddr,
     port: u16,
     protocol: Protocol,

@@ -158,7 +158,7 @@ fn faults(check: &Check) -> Vec<String> {
 
 /// A check that holds, and probes the same as one that does not, as far as it can.
 #[must_use]
-pub fn mended(check: &Check) -> Check {
+pub(crate) fn mended(check: &Check) -> Check {
     let kind = match &check.kind {
         Kind::Exec(_) => Kind::None,
         kind => kind.clone(),
@@ -169,7 +169,7 @@ pub fn mended(check: &Check) -> Check {
 
 /// The mistakes of how a service checks its backends.
 #[must_use]
-pub fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
+pub(crate) fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut note = |backend: Option<IpAddr>, field: &'static str, message: String| {
         found.push(Violation { service: name.to_owned(), backend, field, message });
@@ -200,7 +200,7 @@ pub fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
 ///
 /// A command runs with the rights of `lbd`, so only writers of that file choose it.
 #[must_use]
-pub fn foreign_commands(
+pub(crate) fn foreign_commands(
     name: &str,
     service: &Service,
     configured: Option<&Service>,

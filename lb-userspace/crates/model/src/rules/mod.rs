@@ -27,7 +27,7 @@ pub const DRAIN_DEADLINE: std::ops::RangeInclusive<Duration> =
 pub const DRAIN_SILENCE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(12 * 3600);
 /// Slots for each backend, from which on shares are within a percent of the weights.
-pub const SLOTS_PER_BACKEND: u32 = 100;
+pub(crate) const SLOTS_PER_BACKEND: u32 = 100;
 
 /// Something that must not be, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,7 +24,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Where frames for `want` go by these tables.
 #[must_use]
-pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
+pub(crate) fn resolve(want: &Want, tables: &Tables) -> Resolution {
     match try_resolve(want, tables) {
         Ok(hop) => Resolution::Resolved(hop),
         Err(Obstacle::Awaited(reason)) => Resolution::Pending { reason },
@@ -35,7 +35,7 @@ pub fn resolve(want: &Want, tables: &Tables) -> Resolution {
 /// The neighbour whose MAC address `want` needs; none if its route leads to no Ethernet link that
 /// is up and resolves neighbours.
 #[must_use]
-pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
+pub(crate) fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
     let route = route_to(want, tables).ok()?;
     if route.link.layer == LinkLayer::RawIp {
         return None;
@@ -46,7 +46,7 @@ pub fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> {
 
 /// Which of the wanted neighbours are requested of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NeighbourRequest {
+pub(crate) enum NeighbourRequest {
     /// Those that were never requested, or that the kernel has forgotten.
     Missing,
     /// Also those that have not answered.
@@ -59,7 +59,11 @@ pub enum NeighbourRequest {
 impl NeighbourRequest {
     /// The neighbours to request. One set by hand never is: that would make the kernel probe it.
     #[must_use]
-    pub fn select(self, next_hops: &BTreeSet<NeighbourKey>, tables: &Tables) -> Vec<NeighbourKey> {
+    pub(crate) fn select(
+        self,
+        next_hops: &BTreeSet<NeighbourKey>,
+        tables: &Tables,
+    ) -> Vec<NeighbourKey> {
         let selected = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
             None | Some(NeighbourState::Forgotten) => true,
             Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
@@ -174,14 +178,14 @@ fn mac_of(route: &ResolvedRoute<'_>, tables: &Tables) -> Result<[u8; 6], Obstacl
 }
 
 /// Why no backend of a service in mode `dsr` is reached by an interface without Ethernet header.
-pub fn dsr_without_ethernet(interface: &str) -> String {
+pub(crate) fn dsr_without_ethernet(interface: &str) -> String {
     format!(
         "leaves by {interface}, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip"
     )
 }
 
 /// What to do where the kernel's table of neighbours is full.
-pub fn no_room(next_hop: IpAddr) -> String {
+pub(crate) fn no_room(next_hop: IpAddr) -> String {
     let family = if next_hop.is_ipv4() { "ipv4" } else { "ipv6" };
     format!(
         "the kernel's table of neighbours has no room for {next_hop}: raise \

@@ -17,7 +17,7 @@ use lb_api::event::{Event, EventBody, KEPT, Kind, Page};
 use tokio::sync::watch;
 
 /// Events that are given at once.
-pub const PAGE: usize = 1_000;
+pub(crate) const PAGE: usize = 1_000;
 
 /// The history, shared by its writer and its readers.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ impl Events {
 
     /// An empty history that keeps so many events.
     #[must_use]
-    pub fn with_room(now: SystemTime, room: usize) -> Self {
+    pub(crate) fn with_room(now: SystemTime, room: usize) -> Self {
         // Numbers begin with the time, so that those of a later run are larger.
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let last = u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 2);

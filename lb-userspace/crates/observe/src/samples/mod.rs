@@ -85,7 +85,7 @@ impl Samples {
     /// # Errors
     ///
     /// There is no such service.
-    pub fn page(&self, query: &SamplesQuery) -> Result<Page, Refusal> {
+    pub(crate) fn page(&self, query: &SamplesQuery) -> Result<Page, Refusal> {
         let last = self.last().ok_or_else(|| {
             Refusal::new(RefusalKind::Stopping, "no sample was taken yet")
                 .hint("one is taken each second; try again in a moment")

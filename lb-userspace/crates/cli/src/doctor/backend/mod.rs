@@ -155,7 +155,7 @@ impl BackendSnapshot {
 
 /// The checks of a backend.
 #[must_use]
-pub fn examine(snapshot: &BackendSnapshot) -> Report {
+pub(crate) fn examine(snapshot: &BackendSnapshot) -> Report {
     let checks: [fn(&BackendSnapshot) -> Vec<Finding>; _] = [
         vips,
         arp,

@@ -38,7 +38,7 @@ const PATIENCE: Duration = Duration::from_millis(1_500);
 /// # Errors
 ///
 /// If netlink can't be used.
-pub async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<NodeSnapshot> {
+pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Result<NodeSnapshot> {
     let config = read_config(file);
     let links = links::read()?;
     let mut interfaces = links.interfaces;

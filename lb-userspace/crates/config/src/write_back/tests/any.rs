@@ -123,7 +123,7 @@ fn any_service() -> impl Strategy<Value = Service> {
 }
 
 /// States that a file can express; each service has an address of its own.
-pub fn any_state() -> impl Strategy<Value = Writable> {
+pub(crate) fn any_state() -> impl Strategy<Value = Writable> {
     prop::collection::btree_map(1u8..4, any_service(), 0..3).prop_map(|services| {
         let mut wanted = Writable::default();
         for (number, mut service) in services {

@@ -49,21 +49,21 @@ impl Bench {
     }
 
     /// A backend of which an earlier run has found out that it is so.
-    pub fn adopted(check: Check, initial: Condition) -> Self {
+    pub(crate) fn adopted(check: Check, initial: Condition) -> Self {
         let now = Instant::now();
         let machine = Machine::new(check, HALF_LIFE, OnDown::Keep, initial, true, now, 1);
         Self { machine, now, actions: Vec::new() }
     }
 
     /// A backend whose flows move whenever it is down.
-    pub fn moving(check: Check) -> Self {
+    pub(crate) fn moving(check: Check) -> Self {
         let now = Instant::now();
         let machine = Machine::new(check, HALF_LIFE, OnDown::Move, Condition::Up, false, now, 1);
         Self { machine, now, actions: Vec::new() }
     }
 
     /// The event now; what it led to.
-    pub fn handle(&mut self, event: Event) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         self.machine.handle(event, self.now, &mut out);
         self.actions.extend(out.iter().cloned());
@@ -71,9 +71,9 @@ impl Bench {
     }
 
     /// Waits for the next probe, which must come; how long that took.
-    pub fn until_probe(&mut self) -> Duration {
+    pub(crate) fn until_probe(&mut self) -> Duration {
         let begun = self.now;
-        while !self.machine.is_waiting() {
+        while self.machine.pending.is_none() {
             let deadline = self.machine.deadline().expect("a question comes");
             self.now = self.now.max(deadline);
             self.handle(Event::Due);
@@ -82,7 +82,7 @@ impl Bench {
     }
 
     /// The next probe is answered so, `took` after it was sent, while other backends answer.
-    pub fn answer_after(&mut self, took: Duration, outcome: Outcome) -> Vec<Action> {
+    pub(crate) fn answer_after(&mut self, took: Duration, outcome: Outcome) -> Vec<Action> {
         self.until_probe();
         self.now += took;
         self.handle(Event::Answered { outcome, took, others_answered: Some(self.now) })
@@ -93,7 +93,7 @@ impl Bench {
         self.answer_after(ms(1), outcome)
     }
 
-    pub fn condition(&self) -> Condition {
+    pub(crate) fn condition(&self) -> Condition {
         self.machine.seen().condition
     }
 }

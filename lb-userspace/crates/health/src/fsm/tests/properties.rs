@@ -122,7 +122,7 @@ proptest! {
                 is_suspect: bench.machine.seen().suspect,
                 is_assumed: bench.machine.is_assumed(),
             };
-            let was_waiting = bench.machine.is_waiting();
+            let was_waiting = bench.machine.pending.is_some();
             let actions = match happens.clone() {
                 Happens::Wait(millis) => {
                     // Not beyond the moment when an answer is overdue.
@@ -162,7 +162,7 @@ proptest! {
                 }
             }
             slept = match happens {
-                Happens::Slept => bench.machine.is_waiting(),
+                Happens::Slept => bench.machine.pending.is_some(),
                 _ if actions.iter().any(|action| matches!(action, Action::Probe { .. })) => false,
                 _ => slept,
             };

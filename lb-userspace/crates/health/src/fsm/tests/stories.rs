@@ -291,7 +291,7 @@ fn lossy_clients_cost_two_questions_a_second_and_eject_nobody() {
         bench.now += ms(10);
         bench.handle(suspected());
         bench.handle(Event::Due);
-        if bench.machine.is_waiting() {
+        if bench.machine.pending.is_some() {
             bench.answer(Outcome::Up);
         }
     }
@@ -390,7 +390,7 @@ fn flapping_backend_is_held_when_it_is_up_and_let_go_in_time() {
     while bench.machine.seen().held {
         bench.now = bench.machine.deadline().expect("it is let go").max(bench.now);
         bench.handle(Event::Due);
-        if bench.machine.is_waiting() {
+        if bench.machine.pending.is_some() {
             bench.answer(Outcome::Up);
         }
     }

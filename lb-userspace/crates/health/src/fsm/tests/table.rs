@@ -102,7 +102,7 @@ fn words(bench: &Bench, actions: &[Action]) -> String {
         || "never".into(),
         |at| at.saturating_duration_since(bench.now).as_millis().to_string(),
     );
-    let next = if machine.is_waiting() { "asking".into() } else { next };
+    let next = if machine.pending.is_some() { "asking".into() } else { next };
     // When within the fast interval another probe is first sent is up to chance.
     let is_exact = ["0", "never", "asking"].contains(&next.as_str());
     let was_abandoned = actions.first().is_some_and(|action| action == "abandon");

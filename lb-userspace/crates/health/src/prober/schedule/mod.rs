@@ -38,7 +38,7 @@ const PULSES: u32 = 4;
 
 /// What the prober's task is to do.
 #[derive(Debug)]
-pub enum Work {
+pub(crate) enum Work {
     /// To take in packets from these addresses, and to send probes from none of them.
     SetVips(BTreeSet<IpAddr>),
     /// To probe; the answer comes back with the serial number.
@@ -58,7 +58,7 @@ pub enum Work {
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Whom it is about.
     pub target: Target,
     /// The number of the probe.
@@ -182,7 +182,7 @@ impl Entry {
 
 /// Everything that the prober knows.
 #[derive(Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     entries: BTreeMap<Target, Entry>,
     deadlines: BTreeSet<(Instant, Target)>,
     vips: BTreeSet<IpAddr>,
@@ -298,14 +298,14 @@ impl Schedule {
     }
 
     /// A backend does not answer its clients' packets.
-    pub fn suspect(&mut self, target: Target, reason: String, now: Instant) {
+    pub(crate) fn suspect(&mut self, target: Target, reason: String, now: Instant) {
         if self.entries.get(&target).is_some_and(|entry| !entry.is_waiting()) {
             self.step(target, Event::Suspected { reason }, now);
         }
     }
 
     /// Takes in answers, and begins what is due.
-    pub fn turn(&mut self, answers: impl Iterator<Item = Answer>, now: Instant) {
+    pub(crate) fn turn(&mut self, answers: impl Iterator<Item = Answer>, now: Instant) {
         if self.expected.is_some_and(|expected| now > expected + self.flight.pulse()) {
             self.load.pauses += 1;
             let waiting = self.entries.iter().filter(|(_, entry)| entry.in_flight.is_some());

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Streams at once.
-pub const STREAMS: usize = 64;
+pub(crate) const STREAMS: usize = 64;
 /// Events that a new viewer gets.
 const RECENT: u64 = 100;
 /// After how many milliseconds a browser connects again, when a stream has ended.

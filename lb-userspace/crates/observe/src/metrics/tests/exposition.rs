@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The exported families, by name.
 #[derive(Debug, Default)]
-pub struct Exposition {
+pub(crate) struct Exposition {
     pub families: BTreeMap<String, Family>,
 }
 

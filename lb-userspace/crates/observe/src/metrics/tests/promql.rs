@@ -59,7 +59,7 @@ const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "grou
 
 /// The metrics and labels that a query uses.
 #[derive(Debug, Default, PartialEq)]
-pub struct Uses {
+pub(crate) struct Uses {
     /// The metrics, each with the labels and the values that are used of it.
     pub metrics: BTreeMap<String, BTreeMap<String, BTreeSet<String>>>,
     /// The labels that groups are made by.
@@ -102,7 +102,7 @@ fn tokens(query: &str) -> Vec<Token> {
 /// # Panics
 ///
 /// At an unknown token.
-pub fn uses(query: &str) -> Uses {
+pub(crate) fn uses(query: &str) -> Uses {
     let mut uses = Uses::default();
     let tokens = tokens(query);
     let mut at = 0;
