@@ -60,7 +60,6 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// A body of a kind.
 fn message(kind: u8, body: &[u8]) {
     if body.len() > BODY {
         return;

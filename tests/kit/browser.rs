@@ -293,7 +293,6 @@ impl Page<'_> {
             .collect())
     }
 
-    /// The events of this page.
     fn page_events(&self) -> Result<Vec<Value>> {
         // Events on their way have come when a later call is answered.
         self.evaluate("0")?;

@@ -45,7 +45,6 @@ pub struct Nginx {
     starts: u32,
 }
 
-/// Its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Processes {
     /// One without a master, so that one pid is all of nginx.

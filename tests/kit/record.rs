@@ -180,7 +180,6 @@ pub fn versions(programs: &[&str]) -> Result<BTreeMap<String, String>> {
     Ok(versions)
 }
 
-/// The version of a program.
 fn version_of(program: &str) -> Result<String> {
     let (_, source) = VERSIONS
         .iter()

@@ -79,7 +79,6 @@ impl Router {
     }
 }
 
-/// A list of addresses.
 fn list(addresses: &[IpAddr]) -> String {
     let addresses: Vec<_> = addresses.iter().map(|address| format!("\"{address}\"")).collect();
     format!("[{}]", addresses.join(", "))

@@ -334,7 +334,6 @@ impl Run {
         excerpt
     }
 
-    /// Prints the progress.
     fn print_progress(&mut self, clients: &Clients) {
         let is_terminal = io::stderr().is_terminal();
         if !is_terminal && self.printed < self.printed_line + Duration::from_secs(30) {

@@ -158,7 +158,6 @@ fn resources_of(pid: u32) -> Option<Resources> {
 /// Samples that such a time must have of one process to be judged: a third of them is then twenty seconds.
 const ENOUGH: usize = 60;
 
-/// One of the figures.
 type Figure = fn(&Resources) -> u64;
 
 /// The bound of a figure at the end, by its value in the middle.

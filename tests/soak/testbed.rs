@@ -48,7 +48,6 @@ pub struct Testbed {
 struct Node {
     /// Whether its `lbd` takes commands.
     away: bool,
-    /// Which of [`PINS`].
     pins: usize,
     /// The operations that it has missed, by their place in the log.
     missed: Vec<usize>,

@@ -388,7 +388,6 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-/// The output of a command.
 fn output_of(command: &mut Command) -> Result<String> {
     kit::command::run(command)
 }

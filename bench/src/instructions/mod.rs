@@ -52,7 +52,6 @@ const WARM: u32 = 4_096;
 /// For few flows in flux, and for many.
 const STEADY: [u16; 2] = [80, 81];
 const IN_FLUX: [u16; 2] = [90, 91];
-/// At tc.
 const TC: [u16; 2] = [84, 85];
 
 /// Measures and reports.

@@ -105,7 +105,6 @@ fn pin(testbed: &mut Testbed, runner: &mut Runner, flows: u32) -> Result<()> {
     Ok(())
 }
 
-/// The testbed of this size.
 fn of(testbeds: &mut [Testbed], size: Size) -> Result<&mut Testbed> {
     testbeds.iter_mut().find(|testbed| testbed.size == size).context("every size has a testbed")
 }

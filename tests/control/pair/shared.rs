@@ -44,7 +44,6 @@ struct Client {
     alone: Option<usize>,
 }
 
-/// The events.
 #[derive(Clone, Debug)]
 enum Event {
     Open(u8),

@@ -29,7 +29,6 @@ const fn section(path: &'static str, from: &'static str, until: &'static str) ->
     Section { path, from, until, before: "true" }
 }
 
-/// Sections for one node.
 const NODE: [Section; 10] = [
     section("README.md", "## Single node", "## Pair of nodes"),
     Section {

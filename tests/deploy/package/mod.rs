@@ -77,7 +77,6 @@ pub fn install(machine: &Machine, package: &Path) -> Result<String> {
     machine.run(&format!("dpkg --force-unsafe-io -i /packages/{name}"))
 }
 
-/// The files that a package has.
 fn files(package: &Path) -> Result<Vec<String>> {
     let listed = command::run(Command::new("dpkg-deb").arg("--contents").arg(package))?;
     let names = listed.lines().filter_map(|line| line.split_whitespace().nth(5));

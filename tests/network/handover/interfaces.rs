@@ -32,7 +32,6 @@ fn running(reattach: bool) -> Option<(Testbed, Engine<Xdp>)> {
     Some((testbed, engine))
 }
 
-/// The events of interfaces of a sweep.
 fn sweep(engine: &mut Engine<Xdp>) -> Vec<(String, InterfaceEventKind, String)> {
     let swept = engine.sweep(Now::read()).unwrap();
     swept.interfaces.into_iter().map(|event| (event.interface, event.kind, event.text)).collect()

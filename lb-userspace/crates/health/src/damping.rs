@@ -39,7 +39,6 @@ impl Damping {
         Self { half_life, last: None, until: None, before: None }
     }
 
-    /// The penalty at `now`.
     #[must_use]
     pub(crate) fn penalty(&self, now: Instant) -> f64 {
         let Some((penalty, at)) = self.last else { return 0.0 };

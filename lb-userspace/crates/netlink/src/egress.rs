@@ -34,7 +34,6 @@ pub(super) enum Obstacle {
 pub(super) struct Egress<'a> {
     /// The interface that transmits.
     pub(super) ifindex: u32,
-    /// Its link.
     pub(super) link: &'a Link,
     /// Type and VLAN of each tag, the outermost first.
     pub(super) tags: Vec<[u16; 2]>,

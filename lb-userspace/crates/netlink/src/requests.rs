@@ -102,7 +102,6 @@ impl Client {
             .collect())
     }
 
-    /// All neighbours.
     pub(super) fn neighbours(&mut self) -> Result<BTreeMap<NeighbourKey, Neighbour>> {
         let answers = self.dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()));
         let answers = answers.context("read the neighbours by netlink")?;

@@ -77,7 +77,6 @@ pub(crate) enum Route {
     None(&'static str),
 }
 
-/// A neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
     /// The kernel's state of it.

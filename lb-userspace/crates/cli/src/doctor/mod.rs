@@ -77,7 +77,6 @@ impl Finding {
         Self::new(check, Grade::Error, found, why)
     }
 
-    /// The command that fixes it.
     fn fixed_by(self, command: impl Into<String>) -> Self {
         Self { fix: Some(command.into()), ..self }
     }

@@ -59,7 +59,6 @@ pub(crate) struct Mistake {
     pub fix: Option<String>,
 }
 
-/// The kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kernel {
     /// As `uname -r` has it.

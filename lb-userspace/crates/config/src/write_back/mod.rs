@@ -251,7 +251,6 @@ fn implied_keys(base: &Check, check: &Check, has_interval: bool) -> Keys {
     keys
 }
 
-/// A value in TOML.
 fn toml(value: &Value) -> toml_edit::Value {
     match value {
         Value::Flag(flag) => (*flag).into(),

@@ -50,7 +50,6 @@ impl Troubles {
         over.map(|(reason, trouble)| (reason, trouble.probes)).collect()
     }
 
-    /// The reasons.
     pub(crate) fn reasons(&self) -> Vec<String> {
         self.by_reason.keys().cloned().collect()
     }

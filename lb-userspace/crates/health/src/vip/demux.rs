@@ -152,7 +152,6 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// The next message.
     pub(super) async fn next(&self) -> Result<Message, Error> {
         poll_fn(|cx| self.poll(cx, Side::Reader)).await
     }

@@ -37,7 +37,6 @@ pub(super) struct Instruction {
     pub value: u32,
 }
 
-/// A program.
 pub(super) type Program = Vec<Instruction>;
 
 const fn op(code: u16, value: u32) -> Instruction {

@@ -131,7 +131,6 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    /// The packet.
     pub(super) fn packet(&self, flow: &Flow) -> Vec<u8> {
         let segment = self.transport(flow);
         let mut packet = ip_header(flow, segment.len());

@@ -189,7 +189,6 @@ impl Network {
         self.0.sources.instead(backend, &vips, self.0.forget_ports()).await
     }
 
-    /// Opens a flow.
     async fn open_flow(
         &self,
         path: &ProbePath,

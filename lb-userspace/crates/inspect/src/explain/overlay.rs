@@ -41,7 +41,6 @@ pub(crate) enum Note {
         service: u16,
         /// Its number.
         index: u32,
-        /// Its owners.
         owners: Owners,
         /// The stamp of the last packet that went to the base owner without a pin.
         unpinned: u16,

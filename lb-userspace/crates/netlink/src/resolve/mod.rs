@@ -78,7 +78,6 @@ impl NeighbourRequest {
 struct ResolvedRoute<'a> {
     /// The interface of the route, on which the neighbour is resolved.
     oif: u32,
-    /// Its link.
     link: &'a Link,
     /// The router or the backend itself.
     next_hop: IpAddr,

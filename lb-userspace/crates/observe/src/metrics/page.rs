@@ -26,12 +26,10 @@ impl Family {
         Self { name, unit: None, help }
     }
 
-    /// One of bytes.
     pub(super) const fn bytes(name: &'static str, help: &'static str) -> Self {
         Self { name, unit: Some(Unit::Bytes), help }
     }
 
-    /// One of seconds.
     pub(super) const fn seconds(name: &'static str, help: &'static str) -> Self {
         Self { name, unit: Some(Unit::Seconds), help }
     }
@@ -61,7 +59,6 @@ impl Page<'_> {
             .encode_counter::<NoLabelSet, _, f64>(&value, None)
     }
 
-    /// Counters.
     pub(super) fn counters<'s, const N: usize>(
         &mut self,
         family: Family,
@@ -86,7 +83,6 @@ impl Page<'_> {
         self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
     }
 
-    /// Gauges.
     pub(super) fn gauges<'s, const N: usize, V: EncodeGaugeValue>(
         &mut self,
         family: Family,

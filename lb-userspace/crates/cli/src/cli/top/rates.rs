@@ -32,7 +32,6 @@ pub(super) enum Of {
 /// The rates per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Rate {
-    /// Packets.
     pub(super) packets: f64,
     /// Bytes of IP.
     pub(super) bytes: f64,

@@ -9,7 +9,6 @@ use lb_model::{seen::Condition, units::format_count};
 
 use crate::cli::{flows as flow_text, status as text};
 
-/// A column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Column {
     /// Its heading.
@@ -27,7 +26,6 @@ impl Column {
     }
 }
 
-/// The column of rates.
 const RATE: Column = number("RATE", 10);
 
 const fn words(title: &'static str, width: u16) -> Column {
@@ -38,7 +36,6 @@ const fn number(title: &'static str, width: u16) -> Column {
     Column { title, width, is_number: true }
 }
 
-/// Of the services.
 pub(super) const SERVICES: [Column; 8] = [
     words("SERVICE", 12),
     words("ADDRESS", 0),
@@ -93,10 +90,8 @@ enum Sort {
     Address(IpAddr, u16),
 }
 
-/// A cell.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Cell {
-    /// Its text.
     pub(super) text: String,
     /// How it looks.
     pub(super) tone: Tone,
@@ -154,7 +149,6 @@ pub(super) fn rate_text(value: f64) -> String {
     }
 }
 
-/// A row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Row {
     /// Its subject: stays while the row moves.

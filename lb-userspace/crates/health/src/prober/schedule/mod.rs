@@ -47,7 +47,6 @@ pub(crate) enum Work {
         target: Target,
         /// The number of the probe.
         serial: u64,
-        /// The probe.
         probe: Arc<Probe>,
     },
     /// To drop the probe of this number.
@@ -56,7 +55,6 @@ pub(crate) enum Work {
     Report(Report),
 }
 
-/// An answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Whom it is about.

@@ -165,7 +165,6 @@ pub async fn answer(State(streams): State<Arc<Streams>>) -> Response {
     (kind, Body::from_stream(messages)).into_response()
 }
 
-/// A viewer.
 struct Viewer {
     begin: Option<Bytes>,
     samples: watch::Receiver<Option<Arc<Sample>>>,

@@ -21,7 +21,6 @@ use crate::samples::{Rate, Sample, ServiceRates};
 /// Packets, bytes and new flows.
 type Three = [u64; 3];
 
-/// The node.
 #[derive(Serialize)]
 struct Node<'a> {
     number: u64,
