@@ -179,11 +179,11 @@ where
             return Err(Pass::Fragment);
         }
         envelope.may_reply = false;
-        return settle(pkt, tables, &envelope, later_fragment_v4(pkt, tables, l3));
+        return verdict_of_found(pkt, tables, &envelope, later_fragment_v4(pkt, tables, l3));
     }
     if ip.proto == number::ICMP {
         envelope.may_reply = false;
-        return settle(pkt, tables, &envelope, quoted_v4(pkt, tables, l3));
+        return verdict_of_found(pkt, tables, &envelope, quoted_v4(pkt, tables, l3));
     }
     let segment = segment(pkt, ip.proto, l3 + header_len, end)?;
     envelope.headers = (segment.payload - l3) as u16;
@@ -205,7 +205,7 @@ where
     if fragment & ipv4::MORE_FRAGMENTS != 0 && choice.id != 0 {
         remember_v4(pkt, tables, l3, decision_word(choice.id, entropy_of(hash)));
     }
-    Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
+    Ok(verdict_of_choice(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// An IPv6 packet at `l3`.
@@ -248,11 +248,16 @@ where
             return Err(Pass::Fragment);
         }
         envelope.may_reply = false;
-        return settle(pkt, tables, &envelope, later_fragment_v6(pkt, tables, l3, id));
+        return verdict_of_found(pkt, tables, &envelope, later_fragment_v6(pkt, tables, l3, id));
     }
     if transport.proto == number::ICMPV6 {
         envelope.may_reply = false;
-        return settle(pkt, tables, &envelope, quoted_v6(pkt, tables, l3, transport.offset));
+        return verdict_of_found(
+            pkt,
+            tables,
+            &envelope,
+            quoted_v6(pkt, tables, l3, transport.offset),
+        );
     }
     let segment = segment(pkt, transport.proto, transport.offset, end)?;
     envelope.headers = (segment.payload - l3) as u16;
@@ -276,7 +281,7 @@ where
     {
         remember_v6(pkt, tables, l3, decision_word(choice.id, entropy_of(hash)), id);
     }
-    Ok(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
+    Ok(verdict_of_choice(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// Whether a fragment whose fragment header names `next` can be of a packet for a service. An
@@ -316,10 +321,10 @@ where
     Choice::from_word(steer::udp(pkt, tables, &query(), segment.payload))
 }
 
-/// The last step for every packet of a service: the backend must be there, and the packet must
-/// still be allowed a hop and fit the way.
+/// The last step for every packet of a service: checks that its backend is usable, that the packet has a hop
+/// left, and that it fits the MTU of the way.
 #[inline(always)]
-pub(crate) fn forward<'t, P, T>(
+pub(crate) fn verdict_of_choice<'t, P, T>(
     pkt: &P,
     tables: &'t T,
     envelope: &Envelope,
@@ -330,6 +335,8 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
+    // Id 0 means no backend, and `BACKENDS[0]` exists and is all zero: a choice of none usually leaves at the missing
+    // USABLE flag below. Here only an id beyond the map does.
     let Some(backend) = tables.backend(choice.id) else {
         return Verdict::Drop(Drop::NoBackend);
     };
@@ -396,9 +403,9 @@ where
     }
 }
 
-/// Ends the walk of a packet with the result of [`Found::to_word`].
+/// The verdict of a packet for which a function out of line has returned a [`Found`] as a word.
 #[inline(always)]
-fn settle<'t, P, T>(
+fn verdict_of_found<'t, P, T>(
     pkt: &P,
     tables: &'t T,
     envelope: &Envelope,
@@ -409,7 +416,9 @@ where
     T: Tables,
 {
     match Found::from_word(word) {
-        Found::Choice(choice, entropy) => Ok(forward(pkt, tables, envelope, choice, entropy)),
+        Found::Choice(choice, entropy) => {
+            Ok(verdict_of_choice(pkt, tables, envelope, choice, entropy))
+        }
         Found::Pass(reason) => Err(reason),
         Found::Drop(reason) => Ok(Verdict::Drop(reason)),
     }

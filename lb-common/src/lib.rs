@@ -13,6 +13,7 @@ pub mod capture;
 pub mod choice;
 pub mod decap;
 pub mod deliver;
+pub mod fast_path;
 pub mod forward;
 pub mod fragment;
 pub mod gso;
@@ -22,7 +23,6 @@ pub mod icmp_error;
 pub mod model;
 pub mod packet;
 mod pinning;
-pub mod plain;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
 mod pod;

@@ -17,7 +17,7 @@ use crate::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
         FragmentKey, Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        SynBudget, Unanswered, VipKey,
+        TokenBucket, Unanswered, VipKey,
     },
     second_choice::search,
     shared::{SharedU32, SharedU64},
@@ -61,11 +61,11 @@ pub struct ModelTables {
     /// The MAC addresses of other balancers, by service, and the backend on this node.
     pub peer_macs: HashMap<PeerKey, u16>,
     /// How many pins each service may make.
-    pub budgets: HashMap<u16, Rc<SynBudget>>,
+    pub budgets: HashMap<u16, Rc<TokenBucket>>,
     /// How many ICMP errors may be sent.
-    pub icmp_budget: Rc<SynBudget>,
+    pub icmp_budget: Rc<TokenBucket>,
     /// How many of them about packets that are too big, by source.
-    pub too_big_budgets: RefCell<HashMap<u64, Rc<SynBudget>>>,
+    pub too_big_budgets: RefCell<HashMap<u64, Rc<TokenBucket>>>,
     /// ICMP errors that may be sent in a second.
     pub icmp_rate: u32,
     /// Marks of SYNs.
@@ -160,15 +160,15 @@ impl Tables for ModelTables {
         self.peer_macs.get(key).copied()
     }
 
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         self.budgets.get(&service).cloned()
     }
 
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>> {
         Some(Rc::clone(&self.icmp_budget))
     }
 
-    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = TokenBucket>> {
         Some(Rc::clone(self.too_big_budgets.borrow_mut().entry(source).or_default()))
     }
 

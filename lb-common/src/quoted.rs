@@ -56,7 +56,7 @@ where
     }
     let hash = flow_hash_v4(&service.keys, ip.destination, ports.destination);
     let query = Query::new(&service, mapped(ip.destination), ports.destination, hash);
-    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
+    Ok(Found::Choice(steer::backend_of_quoted(tables, key.proto, &query), entropy_of(hash)))
 }
 
 /// The same for an ICMPv6 error whose message is at `offset`.
@@ -114,5 +114,5 @@ where
     }
     let hash = flow_hash_v6(&service.keys, &ip.destination, ports.destination);
     let query = Query::new(&service, ip.destination, ports.destination, hash);
-    Ok(Found::Choice(steer::follow(tables, key.proto, &query), entropy_of(hash)))
+    Ok(Found::Choice(steer::backend_of_quoted(tables, key.proto, &query), entropy_of(hash)))
 }

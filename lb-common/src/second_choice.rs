@@ -169,7 +169,7 @@ fn pin<T: Tables>(tables: &T, query: &Query<'_>, slot: &Slot, id: u64) -> u64 {
     if !affords_pin(tables, service) {
         return 0;
     }
-    // The stamp first: a CPU that is to find the pin must see the stamp before.
+    // The stamp before the pin: a CPU looks for a pin only if it sees a stamp.
     slot.touch_pinned(stamp(now));
     if !tables.insert_pin(key, value) {
         return 0;

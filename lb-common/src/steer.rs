@@ -17,7 +17,7 @@
 //! - In flux, any other packet goes to the base owner and renews the slot's stamp of unpinned packets.
 //!
 //! Each flow that begins in flux is therefore pinned or on the base owner, and each older one is on the base owner:
-//! no sequence of changes moves a flow. `ring` of `lb-userspace` decides when a base owner is cleared.
+//! no sequence of changes moves a flow. `lb_model::ring` decides when a base owner is cleared.
 //!
 //! A pin ends when the flow has been idle for the service's idle timeout, or for 75 seconds if it has only sent
 //! SYNs (two seconds while the table is more than half full). FIN and RST shorten neither, since anybody who knows
@@ -34,8 +34,8 @@
 //! - A SYN on the pin of an established connection to such a backend is dropped once and marks the pin as closing.
 //!   If the connection lives, the SYN is forged, and the drop costs nothing. If the backend has reset the
 //!   connection, which the balancer does not see, the client's next SYN is a new flow, and no RST has refused it.
-//! - While a flood takes all tokens or all room, such a base owner gives way after a while (`engine::starved` of
-//!   `lb-userspace`).
+//! - While a flood takes all tokens or all room, such a base owner gives way after a while
+//!   (`lb_control::engine::starved`).
 //!
 //! # Lease
 //!
@@ -74,8 +74,7 @@ use crate::{
     verdict::events,
 };
 
-/// TCP: the slot rule. `query` is called only where the slot has history, and for a SYN that is sent
-/// again.
+/// TCP: the slot rule. `query` is called only for a slot that has a base owner or pins, and for a retransmitted SYN.
 #[inline(always)]
 pub fn by_slot<'a, T: Tables>(
     tables: &T,
@@ -116,8 +115,8 @@ pub fn by_slot_v4<T: Tables>(
     by_slot_or(tables, service, hash, what.sequence(), rare)
 }
 
-/// The checks for few packets, each for a slot: the rule where there is history; and what becomes
-/// of a SYN that is sent again, of a [`Choice`] as a word.
+/// The functions for few packets. `in_flux` has the rule of a slot with a base owner or pins. `sent_again` takes
+/// the [`Choice`] for a retransmitted SYN, as a word. Both return a [`Choice`] as a word.
 struct Rare<F, S> {
     in_flux: F,
     sent_again: S,
@@ -169,8 +168,8 @@ fn sent_again_v4<T: Tables>(
     second_choice::sent_again(tables, &query_v4(service, client, hash), slot, first)
 }
 
-/// [`in_flux`] of a client as [`by_slot_v4`] takes it, with one of [`kind`] in the seventh byte: a
-/// function of the kernel's takes five words.
+/// [`in_flux`] of a client as [`by_slot_v4`] takes it, with a [`kind`] in the word's seventh byte, since a function
+/// in the kernel takes five arguments at most.
 #[inline(never)]
 fn in_flux_v4<T: Tables>(
     tables: &T,
@@ -182,7 +181,8 @@ fn in_flux_v4<T: Tables>(
     tables.in_flux(service, &query_v4(service, client, hash).key, slot, client >> 48)
 }
 
-/// The slot rule where there is history, for a packet of the [`kind`] `what`. Returns a [`Choice`] as a word.
+/// The rule of a slot that has a base owner or pins, for a packet of the [`kind`] `what`. Returns a [`Choice`] as a
+/// word.
 #[inline(always)]
 pub fn in_flux<T>(tables: &T, service: &Service, key: &FlowKey, slot: &Slot, what: u32) -> u64
 where
@@ -196,8 +196,8 @@ where
         let value = pin.get();
         let flags = flags_of_backend(tables, value.backend);
         if may_open(what) {
-            // A SYN on a fresh pin is sent again; on an idle or closed one it is a new flow, as it
-            // is where no backend has answered and the backend refuses by now.
+            // A SYN on an open pin is a retransmission. It begins a new flow if the pin is idle or closing, or if the
+            // pin's backend has not answered and refuses new flows.
             let open = value.flags & flow_flags::CLOSING == 0
                 && now.wrapping_sub(value.seen) <= service.idle_timeout
                 && (value.flags & flow_flags::ESTABLISHED != 0 || flags & REFUSES != REFUSES);
@@ -205,20 +205,21 @@ where
             if !open && !ends && flags & REFUSES == REFUSES {
                 return UNPINNABLE.to_word();
             }
-            // Its connection may live, and the SYN be forged; or its backend has reset it, which is not
-            // seen here, and would refuse this one. The client sends a SYN without an answer again.
+            // Either the connection lives and the SYN is forged; or the backend has reset the connection, which the
+            // balancer does not see, and would refuse this SYN. It is dropped, and the pin marked as closing: the
+            // client's retransmission begins a new flow.
             if open && what == kind::OPENS && flags & REFUSES == REFUSES {
                 slot.touch_pinned(stamp(now));
                 pin.touch(now, flow_flags::CLOSING);
                 return UNPINNABLE.to_word();
             }
         }
-        // A pin whose backend is gone holds nothing.
+        // A pin decides only while its backend is usable.
         if !ends && flags & backend_flags::USABLE != 0 {
             if what != kind::CONCERNS {
                 slot.touch_pinned(stamp(now));
                 pin.touch(now, flags_of(what));
-                // It lives longer from now on.
+                // The pin of an established flow is kept for longer: peers must have it as such.
                 if flags_of(what) & !value.flags & flow_flags::ESTABLISHED != 0 {
                     tables.note_pin(key);
                 }
@@ -228,14 +229,14 @@ where
     }
     let flags = flags_of_backend(tables, base);
     if what == kind::OPENS || may_open(what) && (ends || flags & REFUSES == REFUSES) {
-        // No backend takes new flows, as when every one drains. The base owner drains, too: with new
-        // flows, its drain would never end.
+        // No backend takes new flows: all of them drain, the base owner too. New flows would keep its drain from
+        // ending.
         if current == 0 {
             return Choice::NONE.to_word();
         }
-        // A pin that is left from an older flow must not outlive this one's beginning: it is made
-        // to name this flow's backend, for which there is always room. Where it may not be changed
-        // its backend can't be used, and the SYN goes where the flow's other packets go then.
+        // The pin of an older flow would send this flow's later packets to the older flow's backend. So it is changed
+        // to this flow's backend, which takes no room. Where it may not be changed its backend is not usable, and the
+        // SYN goes where the flow's later packets go.
         if let Some(pin) = &pin
             && (ends || may_pin(tables, service, flags))
         {
@@ -248,7 +249,7 @@ where
             return Choice::of(current).to_word();
         }
         if may_pin(tables, service, flags) && takes_token(tables, service) {
-            // The stamp first: a CPU that is to find the pin must see the stamp before.
+            // The stamp before the pin: a CPU looks for a pin only if it sees a stamp.
             slot.touch_pinned(stamp(now));
             let value = FlowValue { backend: current, flags: 0, seen: now };
             if tables.insert_pin(key, value) {
@@ -256,13 +257,12 @@ where
                 return Choice::of(current).to_word();
             }
         }
-        // No pin to be had: the base owner, where the flow's other packets will go as well. One
-        // that can't be sent to at this moment may come back, so even then nothing goes to the
-        // current owner unpinned if a pin can be had.
+        // Without a pin the SYN goes where the flow's later packets go: to the base owner, or to the current owner
+        // while the base owner is not usable. It may become usable again, so a pin was tried even then.
         if flags & backend_flags::USABLE == 0 {
             return Choice::of(current).to_word();
         }
-        // It would refuse the client, which sends a SYN without an answer again.
+        // The base owner would refuse the SYN. So it is dropped, and the client retransmits it.
         if flags & backend_flags::SOFT_DOWN != 0 {
             return UNPINNABLE.to_word();
         }
@@ -440,7 +440,7 @@ fn by_slot_of<T: Tables>(tables: &T, query: &Query<'_>, what: u32) -> Choice {
 
 /// An ICMP error: the backend of the flow that it quotes. It neither opens nor refreshes a flow.
 #[inline(always)]
-pub fn follow<T: Tables>(tables: &T, protocol: u8, query: &Query<'_>) -> Choice {
+pub fn backend_of_quoted<T: Tables>(tables: &T, protocol: u8, query: &Query<'_>) -> Choice {
     let service = query.service;
     if protocol == proto::TCP || service.udp_policy == udp_policy::QUIC {
         return by_slot_of(tables, query, kind::CONCERNS);

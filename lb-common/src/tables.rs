@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
     },
     shared::{SharedU32, SharedU64},
 };
@@ -55,12 +55,12 @@ pub trait Tables {
     /// The backend on this node of a packet that another balancer has forwarded to it.
     fn delivered_to(&self, key: &PeerKey) -> Option<u16>;
     /// This CPU's budget of pins for a service.
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>>;
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>>;
     /// This CPU's budget of ICMP errors, but for those of [`Self::too_big_budget`].
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>>;
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>>;
     /// This CPU's budget of ICMP errors that a packet was too big, to the sources that share a
     /// bucket with this one ([`crate::icmp_error::bucket_of_source`]).
-    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>>;
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = TokenBucket>>;
     /// ICMP errors that one CPU may send in a second.
     fn icmp_rate(&self) -> u32;
     /// Entry `index` of the marks of SYNs.

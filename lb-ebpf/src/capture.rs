@@ -32,7 +32,7 @@ use lb_common::{
 
 use lb_ebpf::{frame::Frame, pull};
 
-use crate::{exit::settle, maps::Maps, watch::Watched};
+use crate::{exit::finish, maps::Maps, watch::Watched};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
@@ -70,7 +70,7 @@ fn walk(ctx: XdpContext) -> u32 {
         saved = save::before(&ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
-    let action = settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
     if saved != 0 {
         save::after(&ctx, action);
     }

@@ -11,9 +11,9 @@
 ///
 /// A macro, since it is a part of several programs and LLVM makes a longer one of a function that takes
 /// the verdict, however it is inlined.
-macro_rules! settle {
+macro_rules! finish {
     ($ctx:ident, $frame:ident, $bytes:ident, $verdict:expr, |$to:ident| $is_heard:expr) => {
-        $crate::exit::settle!(
+        $crate::exit::finish!(
             $ctx,
             $frame,
             $bytes,
@@ -72,4 +72,4 @@ macro_rules! settle {
         }
     };
 }
-pub(crate) use settle;
+pub(crate) use finish;

@@ -24,7 +24,7 @@ use lb_common::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
         Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PeerKey,
-        PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
         Unanswered, VerdictCounter, VipKey,
     },
     hash::GOLDEN,
@@ -134,17 +134,17 @@ static BACKEND_COUNTERS: Array<BackendCounter, { DEFAULT_BACKENDS as usize + 1 }
 
 /// How many pins each CPU may make for each service. The daemon sizes it.
 #[btf_map]
-static SYN_BUDGETS: Array<SynBudget, { DEFAULT_SERVICES as usize }, MMAPABLE> = Array::new();
+static SYN_BUDGETS: Array<TokenBucket, { DEFAULT_SERVICES as usize }, MMAPABLE> = Array::new();
 
 /// How many ICMP errors each CPU may send. The daemon sizes it; no other program needs it, so it has no
 /// pin, and begins full with each program.
 #[btf_map]
-static ICMP_BUDGETS: Array<SynBudget, 1> = Array::new();
+static ICMP_BUDGETS: Array<TokenBucket, 1> = Array::new();
 
 /// How many ICMP errors that a packet was too big each CPU may send, by source: as many buckets as
 /// [`abi::TOO_BIG_BUDGETS`] for each CPU. As the above.
 #[btf_map]
-static TOO_BIG_BUDGETS: Array<SynBudget, { abi::TOO_BIG_BUDGETS as usize }> = Array::new();
+static TOO_BIG_BUDGETS: Array<TokenBucket, { abi::TOO_BIG_BUDGETS as usize }> = Array::new();
 
 /// Marks of the SYNs seen last, to recognise one that is sent again, on whatever CPU it comes.
 #[btf_map]
@@ -410,20 +410,20 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         // SAFETY: the helper has no precondition.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         SYN_BUDGETS.get(cpu * SERVICES_PER_CPU.load() + u32::from(service))
     }
 
     #[inline(always)]
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>> {
         // SAFETY: the helper has no precondition.
         ICMP_BUDGETS.get(unsafe { bpf_get_smp_processor_id() })
     }
 
     #[inline(always)]
-    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = TokenBucket>> {
         // SAFETY: the helper has no precondition.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         let bucket = icmp_error::bucket_of_source(source, SOURCE_KEY.load());

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    abi::{SynBudget, mapped},
+    abi::{TokenBucket, mapped},
     capture::{ANY, CaptureCounter, Head, MAX_SNAP, NO_SERVICE, NO_SLOT, Plan, Scratch, flags},
     packet::{Packet, ethernet, ipv4::Ipv4, ipv6::Ipv6},
     token_bucket,
@@ -39,7 +39,7 @@ static CAPTURE_COUNTERS: Array<CaptureCounter, 1, MMAPABLE> = Array::new();
 
 /// How much each CPU may still save; the daemon sizes it.
 #[btf_map]
-static CAPTURE_BUDGETS: Array<SynBudget, 1> = Array::new();
+static CAPTURE_BUDGETS: Array<TokenBucket, 1> = Array::new();
 
 /// The frames.
 #[btf_map]

@@ -2,51 +2,51 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    fast_path,
     forward::decide,
-    plain,
     verdict::{Drop, ReplyKind, Verdict, events},
 };
 
 use lb_ebpf::{frame::Frame, pull};
 
-use crate::{exit::settle, maps::Maps, send};
+use crate::{exit::finish, maps::Maps, send};
 
-/// What [`plain()`] returns for other packets; no action has this number.
-const NOT_PLAIN: u64 = u64::MAX;
+/// What [`fast_path()`] returns for other packets; no action has this number.
+const NOT_FOR_FAST_PATH: u64 = u64::MAX;
 
 /// Decides what happens to a frame, and does it; an action of XDP.
 #[inline(always)]
 pub fn walk(ctx: &XdpContext) -> u32 {
-    match plain(ctx.ctx) {
-        NOT_PLAIN => {
+    match fast_path(ctx.ctx) {
+        NOT_FOR_FAST_PATH => {
             pull::headers(ctx);
-            any(ctx.ctx)
+            slow_path(ctx.ctx)
         }
         action => action as u32,
     }
 }
 
-/// What most packets are. Out of line, as is what all others are: so the registers of either hold
-/// nothing of the other's, the verifier walks each once, and their stacks don't add up.
+/// Tries the fast path. Out of line, as the slow path is: so the registers of either hold nothing of the
+/// other's, the verifier walks each once, and their stacks don't add up.
 #[inline(never)]
-fn plain(ctx: *mut xdp_md) -> u64 {
+fn fast_path(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
-    match plain::decide(&frame, &Maps) {
+    match fast_path::try_decide(&frame, &Maps) {
         Some(verdict) => {
-            u64::from(settle!(ctx, frame, bytes, verdict, |to| plain::is_heard(&frame)))
+            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_heard(&frame)))
         }
-        None => NOT_PLAIN,
+        None => NOT_FOR_FAST_PATH,
     }
 }
 
-/// Everything else.
+/// Decides and finishes every other frame.
 #[inline(never)]
-fn any(ctx: *mut xdp_md) -> u32 {
+fn slow_path(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = decide(&frame, &Maps);
-    settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
 }

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use lb_common::{
     abi::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, Unanswered, VipKey,
+        Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
     },
     capture::{NO_SLOT, flags},
     shared::{SharedU32, SharedU64},
@@ -154,17 +154,17 @@ impl Tables for Watched {
     }
 
     #[inline(always)]
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         Maps.syn_budget(service)
     }
 
     #[inline(always)]
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>> {
         Maps.icmp_budget()
     }
 
     #[inline(always)]
-    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = SynBudget>> {
+    fn too_big_budget(&self, source: u64) -> Option<impl Deref<Target = TokenBucket>> {
         Maps.too_big_budget(source)
     }
 

@@ -39,7 +39,7 @@ mod pin_log;
 mod slot;
 
 #[cfg(not(target_arch = "bpf"))]
-pub use self::slot::Seen;
+pub use self::slot::SlotSnapshot;
 pub use self::{
     handshake::{HANDSHAKES, Handshake},
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
@@ -183,7 +183,7 @@ pub struct Service {
     pub flags: u8,
     /// Seconds without a packet after which a flow counts as gone.
     pub idle_timeout: u32,
-    /// Pins that one CPU may make for this service in a second, unless its [`SynBudget::share`] is set.
+    /// Pins that one CPU may make for this service in a second, unless its [`TokenBucket::share`] is set.
     pub syn_budget: u32,
 }
 
@@ -475,7 +475,7 @@ impl Unanswered {
 /// `TOO_BIG_BUDGETS`, which has [`TOO_BIG_BUDGETS`] for each CPU in turn.
 #[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C, align(8))]
-pub struct SynBudget {
+pub struct TokenBucket {
     /// Tokens left. Only the program writes it.
     pub tokens: SharedU32,
     /// Tokens of this CPU in a second; 0 for as many as [`Service::syn_budget`] has. Only the daemon
@@ -485,7 +485,7 @@ pub struct SynBudget {
     pub refilled: SharedU64,
 }
 
-impl SynBudget {
+impl TokenBucket {
     /// Tokens and share as one word.
     #[must_use]
     pub fn word(&self) -> u64 {
@@ -554,7 +554,7 @@ const _: () = {
     assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 12);
     assert!(size_of::<ConnectionKey>() == 12);
     assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
-    assert!(size_of::<SynBudget>() == 16 && size_of::<OwnMac>() == 8);
+    assert!(size_of::<TokenBucket>() == 16 && size_of::<OwnMac>() == 8);
     assert!(size_of::<PeerKey>() == 8);
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);

@@ -75,10 +75,10 @@ impl Owners {
     }
 }
 
-/// What the daemon has seen of a slot that it is to change.
+/// A slot's owners and stamp of unpinned packets, as the daemon has read them before it changes the owners.
 #[cfg(not(target_arch = "bpf"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct SlotSnapshot {
     /// Both owners.
     pub owners: Owners,
     /// [`stamp`] of the last packet that went to the base owner without a pin; 0 for never.
@@ -86,7 +86,7 @@ pub struct Seen {
 }
 
 #[cfg(not(target_arch = "bpf"))]
-impl Seen {
+impl SlotSnapshot {
     /// From the bytes of a slot.
     const fn from_bytes([a, b, c, d, e, f, ..]: [u8; 8]) -> Self {
         let owners = Owners::from_word(u32::from_ne_bytes([a, b, c, d]));
@@ -119,18 +119,18 @@ impl Slot {
 
     /// Both owners and the stamp of unpinned packets, from one load.
     #[cfg(not(target_arch = "bpf"))]
-    pub fn seen(&self) -> Seen {
-        Seen::from_bytes(self.word().load().to_ne_bytes())
+    pub fn snapshot(&self) -> SlotSnapshot {
+        SlotSnapshot::from_bytes(self.word().load().to_ne_bytes())
     }
 
-    /// Replaces both owners unless they, or the stamp of unpinned packets, have changed since they were `seen`;
+    /// Replaces both owners unless they, or the stamp of unpinned packets, have changed since `seen` was read;
     /// whether it did.
     #[cfg(not(target_arch = "bpf"))]
-    pub fn replace_owners(&self, seen: Seen, owners: Owners) -> bool {
+    pub fn replace_owners(&self, seen: SlotSnapshot, owners: Owners) -> bool {
         loop {
             let word = self.word().load();
             let mut bytes = word.to_ne_bytes();
-            if Seen::from_bytes(bytes) != seen {
+            if SlotSnapshot::from_bytes(bytes) != seen {
                 return false;
             }
             bytes[..4].copy_from_slice(&owners.to_word().to_ne_bytes());
@@ -220,13 +220,13 @@ mod tests {
             (Owners { current: 0x102, base: 0x304 }, Owners { current: 7, base: 0 });
         let slot = Slot::new(before);
         slot.set_stamps(0x506, 0x708);
-        let seen = slot.seen();
-        assert_eq!(seen, Seen { owners: before, unpinned: 0x506 });
+        let seen = slot.snapshot();
+        assert_eq!(seen, SlotSnapshot { owners: before, unpinned: 0x506 });
         slot.touch_pinned(0x709);
         assert!(slot.replace_owners(seen, after), "the use of a pin is none of its base owner");
         assert_eq!((slot.owners(), slot.unpinned(), slot.pinned()), (after, 0x506, 0x709));
         assert!(!slot.replace_owners(seen, before), "its owners are others");
-        let seen = slot.seen();
+        let seen = slot.snapshot();
         assert_eq!(slot.touched(0x507), after);
         assert!(!slot.replace_owners(seen, before), "a packet has come");
         assert_eq!((slot.owners(), slot.unpinned(), slot.pinned()), (after, 0x507, 0x709));

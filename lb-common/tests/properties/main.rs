@@ -3,6 +3,7 @@
 
 mod decap;
 mod deliver;
+mod fast_path;
 mod forward;
 mod fragment;
 mod frames;
@@ -11,7 +12,6 @@ mod icmp;
 mod icmp_error;
 mod model;
 mod parse;
-mod plain;
 mod quic;
 mod rewrite;
 mod second_choice;

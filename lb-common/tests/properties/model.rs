@@ -11,11 +11,11 @@ use lb_common::{
         Backend, BackendCounter, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
         backend_flags, mapped, service_flags, udp_policy,
     },
+    fast_path,
     forward::decide,
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     model::ModelTables,
     packet::number,
-    plain,
     verdict::{Forward, Verdict, events},
 };
 
@@ -174,21 +174,21 @@ impl Model {
     }
 
     pub fn decide(&self, frame: &[u8]) -> Decided {
-        self.settle(decide(frame, &self.0))
+        self.count_forward(decide(frame, &self.0))
     }
 
-    /// The same by the short way; `None` if that is not for this frame.
-    pub fn decide_plain(&self, frame: &[u8]) -> Option<Decided> {
-        let mut verdict = plain::decide(frame, &self.0)?;
+    /// The same by the fast path; `None` if that is not for this frame.
+    pub fn try_decide(&self, frame: &[u8]) -> Option<Decided> {
+        let mut verdict = fast_path::try_decide(frame, &self.0)?;
         if let Verdict::Forward(to) = &mut verdict
-            && plain::is_heard(frame)
+            && fast_path::is_heard(frame)
         {
             to.events |= events::HEARD;
         }
-        Some(self.settle(verdict))
+        Some(self.count_forward(verdict))
     }
 
-    fn settle(&self, verdict: Verdict<impl Deref<Target = Backend>>) -> Decided {
+    fn count_forward(&self, verdict: Verdict<impl Deref<Target = Backend>>) -> Decided {
         if let Verdict::Forward(to) = &verdict {
             let is_heard = || to.events & events::HEARD != 0;
             self.counters[usize::from(to.id)].count(to, is_heard, || self.nanos.get());

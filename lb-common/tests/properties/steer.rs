@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use lb_common::{
-    abi::{Flow, FlowKey, FlowValue, Owners, SynBudget, flow_flags, stamp},
+    abi::{Flow, FlowKey, FlowValue, Owners, TokenBucket, flow_flags, stamp},
     token_bucket::take,
     verdict::{Drop, Verdict, events},
 };
@@ -428,26 +428,26 @@ fn a_pin_is_not_looked_up_where_the_slot_has_none() {
 const SECOND: u64 = 1_000_000_000;
 
 /// How many of `calls` calls, `gap` nanoseconds apart, get a token.
-fn spend(budget: &SynBudget, rate: u32, start: u64, gap: u64, calls: u64) -> u64 {
+fn spend(budget: &TokenBucket, rate: u32, start: u64, gap: u64, calls: u64) -> u64 {
     (0..calls).filter(|n| take(budget, rate, rate, start + n * gap)).count() as u64
 }
 
 #[test]
 fn no_budget_gives_no_token() {
-    let budget = SynBudget::default();
+    let budget = TokenBucket::default();
     assert_eq!(spend(&budget, 0, 5 * SECOND, SECOND / 7, 1000), 0);
 }
 
 #[test]
 fn a_budget_that_was_taken_away_gives_nothing_after_a_second() {
-    let budget = SynBudget::default();
+    let budget = TokenBucket::default();
     assert!(take(&budget, 100, 100, 5 * SECOND));
     assert_eq!(spend(&budget, 0, 6 * SECOND, SECOND / 10, 100), 0);
 }
 
 #[test]
 fn a_budget_holds_one_second_at_most() {
-    let budget = SynBudget::default();
+    let budget = TokenBucket::default();
     assert_eq!(spend(&budget, 50, 500 * SECOND, 0, 1000), 50);
     assert_eq!(spend(&budget, 50, 900 * SECOND, 0, 1000), 50, "after a long rest");
 }
@@ -455,7 +455,7 @@ fn a_budget_holds_one_second_at_most() {
 #[test]
 fn slow_rates_lose_nothing_to_a_coarse_clock() {
     for rate in [1_u32, 3, 7, 249, 299, 499, 700, 20_000] {
-        let budget = SynBudget::default();
+        let budget = TokenBucket::default();
         spend(&budget, rate, SECOND, 0, u64::from(rate));
         // Ten seconds in ticks of four milliseconds, with more wishes than tokens in each.
         let got: u64 =
@@ -467,7 +467,7 @@ fn slow_rates_lose_nothing_to_a_coarse_clock() {
 
 #[test]
 fn a_clock_that_jumps_back_refills_once() {
-    let budget = SynBudget::default();
+    let budget = TokenBucket::default();
     assert_eq!(spend(&budget, 10, 100 * SECOND, 0, 100), 10);
     assert_eq!(spend(&budget, 10, 40 * SECOND, 0, 100), 10);
     assert_eq!(spend(&budget, 10, 40 * SECOND + SECOND / 2, 0, 100), 5);
@@ -476,7 +476,7 @@ fn a_clock_that_jumps_back_refills_once() {
 proptest! {
     #[test]
     fn a_budget_is_never_exceeded(rate: u32, gaps in prop::collection::vec(0..SECOND, 1..200)) {
-        let budget = SynBudget::default();
+        let budget = TokenBucket::default();
         let mut now = 7 * SECOND;
         let (start, mut got) = (now, 0_u128);
         for gap in gaps {

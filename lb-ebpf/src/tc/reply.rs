@@ -117,11 +117,11 @@ fn kind(ttl: bool) -> ReplyKind {
 /// is `CHECK` bytes behind the header. The sums of the quote, folded, before and after that; 0 if it can't be done.
 #[inline(never)]
 fn quote<const IP: usize, const REST: usize, const CHECK: usize>(skb: Skb) -> u64 {
-    settle::<IP, REST, CHECK>(skb).unwrap_or(0)
+    try_quote::<IP, REST, CHECK>(skb).unwrap_or(0)
 }
 
 #[inline(always)]
-fn settle<const IP: usize, const REST: usize, const CHECK: usize>(skb: Skb) -> Option<u64> {
+fn try_quote<const IP: usize, const REST: usize, const CHECK: usize>(skb: Skb) -> Option<u64> {
     if !skb.truncate(ethernet::LEN + IP + REST) {
         return None;
     }

@@ -2,8 +2,8 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::{
+    fast_path,
     forward::decide,
-    plain,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_ebpf::{
@@ -12,45 +12,45 @@ use lb_ebpf::{
 };
 
 use crate::{
-    exit::settle,
+    exit::finish,
     maps::Maps,
     tc::{pull, raw_ip, send, tags},
 };
 
-/// What [`plain()`] returns for other packets; no action has this number.
-const NOT_PLAIN: u64 = u64::MAX;
+/// What [`fast_path()`] returns for other packets; no action has this number.
+const NOT_FOR_FAST_PATH: u64 = u64::MAX;
 
 /// Decides what happens to a frame, and does it; an action of tc.
 #[inline(always)]
 pub fn walk(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    let action = match plain(skb) {
-        NOT_PLAIN => {
+    let action = match fast_path(skb) {
+        NOT_FOR_FAST_PATH => {
             pull(skb);
-            any(skb)
+            slow_path(skb)
         }
         action => action as u32,
     };
     action as i32
 }
 
-/// What most packets are; see `walk.rs`.
+/// Tries the fast path; see `walk.rs`.
 #[inline(never)]
-fn plain(skb: Skb) -> u64 {
+fn fast_path(skb: Skb) -> u64 {
     let ctx = skb.context();
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
-    match plain::decide(&frame, &Maps) {
+    match fast_path::try_decide(&frame, &Maps) {
         Some(verdict) => {
-            u64::from(settle!(ctx, frame, bytes, verdict, |to| plain::is_heard(&frame)))
+            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_heard(&frame)))
         }
-        None => NOT_PLAIN,
+        None => NOT_FOR_FAST_PATH,
     }
 }
 
-/// Everything else.
+/// Decides and finishes every other frame.
 #[inline(never)]
-fn any(skb: Skb) -> u32 {
+fn slow_path(skb: Skb) -> u32 {
     let ctx = skb.context();
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
@@ -60,7 +60,7 @@ fn any(skb: Skb) -> u32 {
         return send::PASS;
     }
     let verdict = decide(&frame, &Maps);
-    settle!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
 }
 
 /// The same for a frame that begins with its IP header.
@@ -68,16 +68,16 @@ fn any(skb: Skb) -> u32 {
 pub fn walk_raw(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    any_raw(skb) as i32
+    slow_path_raw(skb) as i32
 }
 
 #[inline(never)]
-fn any_raw(skb: Skb) -> u32 {
+fn slow_path_raw(skb: Skb) -> u32 {
     use raw_ip as send;
 
     let skb = RawSkb(skb);
     let frame = RawFrame::of_raw(skb);
     let bytes = skb.0.total() as usize;
     let verdict = decide(&frame, &Maps);
-    settle!(skb, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(skb, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
 }

@@ -11,7 +11,7 @@ use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{
-    BackendCounter, Flow, FlowValue, Owners, SYN_MARKS, Slot, SynBudget, Unanswered,
+    BackendCounter, Flow, FlowValue, Owners, SYN_MARKS, Slot, TokenBucket, Unanswered,
 };
 
 use self::{
@@ -98,7 +98,7 @@ impl Twins {
         for &(key, value) in &state.services_v4 {
             kernel.put_service_v4(key, value).context("put a service")?;
             tables.services_v4.insert(key, value);
-            tables.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            tables.budgets.insert(value.id, Rc::new(TokenBucket::default()));
             if value.syn_budget > 0 {
                 // The CPU's own share is as large, or makes few pins.
                 let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
@@ -109,7 +109,7 @@ impl Twins {
         for &(key, value) in &state.services_v6 {
             kernel.put_service_v6(key, value)?;
             tables.services_v6.insert(key, value);
-            tables.budgets.insert(value.id, Rc::new(SynBudget::default()));
+            tables.budgets.insert(value.id, Rc::new(TokenBucket::default()));
             if value.syn_budget > 0 {
                 // The CPU's own share is as large, or makes few pins.
                 let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, Slot, SynBudget,
+        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, Slot, TokenBucket,
         VerdictCounter, VipKey,
     },
     verdict::REASONS,
@@ -365,9 +365,9 @@ impl Counters for Xdp {
     fn visit_syn_budgets(
         &self,
         services: &BTreeSet<u16>,
-        visit: &mut dyn FnMut(u16, &[&SynBudget]),
+        visit: &mut dyn FnMut(u16, &[&TokenBucket]),
     ) -> Result<()> {
-        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        let budgets = Mapped::<TokenBucket>::new(&self.maps.syn_budgets)?;
         let online = aya::util::online_cpus().map_err(|(_, error)| error)?;
         for &service in services {
             let at = |cpu: &u32| (cpu * self.limits.services) as usize + usize::from(service);
@@ -378,7 +378,7 @@ impl Counters for Xdp {
     }
 
     fn reset_syn_budget(&mut self, service: u16) -> Result<()> {
-        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        let budgets = Mapped::<TokenBucket>::new(&self.maps.syn_budgets)?;
         for stretch in self.stretches(self.limits.services) {
             let budget = &budgets[stretch][usize::from(service)];
             budget.set_word(0);

@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{Ebpf, TestRun as _, maps::MapData, programs::TestRunOptions};
 use lb_common::{
     abi::{
-        self, Backend, BackendCounter, FlowValue, OwnMac, PeerKey, Slot, SynBudget, Unanswered,
+        self, Backend, BackendCounter, FlowValue, OwnMac, PeerKey, Slot, TokenBucket, Unanswered,
         VerdictCounter, VipKey,
     },
     verdict::{Drop, Pass, REASONS},
@@ -254,7 +254,7 @@ impl Copy {
                 }
                 Entry::Flow(_, None) | Entry::Fragment(_, None) => {}
                 Entry::Budget(service, tokens, refilled) => {
-                    let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+                    let budgets = Mapped::<TokenBucket>::new(&self.maps.syn_budgets)?;
                     for cpu in 0..specimen.cpus {
                         let at = (cpu * specimen.limits.services) as usize + usize::from(*service);
                         budgets[at].set_word(*tokens);

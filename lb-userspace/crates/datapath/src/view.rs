@@ -4,7 +4,7 @@ use std::io;
 
 use lb_common::abi::{
     Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, PeerKey,
-    Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget, VipKey,
+    Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
 };
 use lb_inspect::explain::View;
 use lb_model::flow::FlowRef;
@@ -78,7 +78,7 @@ impl View for Xdp {
     }
 
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {
-        let budgets = Mapped::<SynBudget>::new(&self.maps.syn_budgets)?;
+        let budgets = Mapped::<TokenBucket>::new(&self.maps.syn_budgets)?;
         let at = (cpu * self.limits.services + u32::from(service)) as usize;
         Ok(budgets.get(at).map(|budget| (budget.word(), budget.refilled.load())))
     }

@@ -5,7 +5,7 @@
 //! so any sequence of changes leaves every flow where it is. The base is cleared when no unpinned
 //! packet has come for the service's idle timeout, or when its owner is gone.
 
-use lb_common::abi::{Owners, Seen, Slot, stamp_age};
+use lb_common::abi::{Owners, Slot, SlotSnapshot, stamp_age};
 
 /// The owners of a slot after its current owner has become `new_current` (0: none).
 ///
@@ -41,7 +41,7 @@ pub fn step_shared(owners: Owners, new_current: u16, keeps_base: impl Fn(u16) ->
 /// packet came for longer than the idle timeout. `now` is a stamp.
 #[must_use]
 #[inline]
-pub const fn is_quiet(slot: Seen, now: u16, idle_timeout: u32) -> bool {
+pub const fn is_quiet(slot: SlotSnapshot, now: u16, idle_timeout: u32) -> bool {
     age(now, slot.unpinned) > idle_timeout
 }
 
@@ -134,10 +134,10 @@ mod tests {
     fn a_slot_is_quiet_when_the_idle_timeout_has_passed() {
         let slot = Slot::new(owners(2, 1));
         slot.touch_unpinned(100);
-        assert!(!is_quiet(slot.seen(), 100 + 900, 900));
-        assert!(is_quiet(slot.seen(), 100 + 901, 900));
+        assert!(!is_quiet(slot.snapshot(), 100 + 900, 900));
+        assert!(is_quiet(slot.snapshot(), 100 + 901, 900));
         slot.touch_unpinned(u16::MAX);
-        assert!(!is_quiet(slot.seen(), 5, 900), "stamps wrap");
+        assert!(!is_quiet(slot.snapshot(), 5, 900), "stamps wrap");
     }
 
     #[test]
@@ -145,10 +145,10 @@ mod tests {
         let slot = Slot::new(owners(2, 1));
         slot.touch_unpinned(101);
         slot.touch_pinned(101);
-        assert!(!is_quiet(slot.seen(), 100, 900));
+        assert!(!is_quiet(slot.snapshot(), 100, 900));
         assert!(!settle_pinned(&slot, 100, 900));
         slot.touch_unpinned(1);
-        assert!(!is_quiet(slot.seen(), u16::MAX, 900));
+        assert!(!is_quiet(slot.snapshot(), u16::MAX, 900));
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
 
         fn sweep(&self) {
             let now = self.slot.owners();
-            if now.base != 0 && is_quiet(self.slot.seen(), self.now, IDLE) {
+            if now.base != 0 && is_quiet(self.slot.snapshot(), self.now, IDLE) {
                 self.slot.set_owners(owners(now.current, 0));
             }
         }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_api::status::Count;
-use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Seen, Slot};
+use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Slot, SlotSnapshot};
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
@@ -27,7 +27,7 @@ pub enum Added {
 }
 
 /// Other owners for a slot: where it is, as it was seen, and what becomes of it.
-pub type Change = (u32, Seen, Owners);
+pub type Change = (u32, SlotSnapshot, Owners);
 
 /// Writes them into a ring, where the slot is still as it was seen; which ones were.
 pub fn replace_owners(ring: &[Slot], changes: &[Change]) -> Result<Vec<bool>> {
@@ -152,7 +152,7 @@ pub trait Counters {
     fn visit_syn_budgets(
         &self,
         services: &BTreeSet<u16>,
-        visit: &mut dyn FnMut(u16, &[&abi::SynBudget]),
+        visit: &mut dyn FnMut(u16, &[&abi::TokenBucket]),
     ) -> Result<()>;
 
     /// Gives a service its full SYN budget, with an even share for each CPU.

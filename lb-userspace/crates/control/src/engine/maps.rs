@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{Owners, Seen, Slot, stamp, udp_policy};
+use lb_common::abi::{Owners, Slot, SlotSnapshot, stamp, udp_policy};
 use lb_model::{desired::ServiceKey, entry, time::Now};
 use lb_plane::DataPlane;
 
@@ -117,7 +117,7 @@ impl<D: DataPlane> Maps<D> {
         &mut self,
         id: u16,
         slots: &D::Ring,
-        changes: &[(u32, Seen, Owners)],
+        changes: &[(u32, SlotSnapshot, Owners)],
     ) -> Result<Vec<bool>> {
         // A partial write leaves the ring unknown.
         let target = self.applied.rings.entry(id).or_default().target.take();

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::SynBudget;
+use lb_common::abi::TokenBucket;
 use lb_model::time::Now;
 use lb_plane::DataPlane;
 
@@ -43,7 +43,7 @@ impl Shares {
 
     /// Shares `total` tokens a second out among the CPUs with these buckets. `even` is the share of a
     /// bucket without one.
-    fn adapt(&mut self, total: u32, even: u32, now: u64, buckets: &[&SynBudget]) {
+    fn adapt(&mut self, total: u32, even: u32, now: u64, buckets: &[&TokenBucket]) {
         let elapsed = now.saturating_sub(self.looked);
         let known = self.seen.len() == buckets.len() && (1..=SECOND).contains(&elapsed);
         let before = std::mem::take(&mut self.seen);
@@ -75,7 +75,7 @@ impl Shares {
         let shares = fair(total, &demands);
         let all = || buckets.iter().zip(&shares);
         // Shrinking shares first, so that the sum never exceeds the budget.
-        let shrinks = |bucket: &SynBudget, share| match bucket.share.load() {
+        let shrinks = |bucket: &TokenBucket, share| match bucket.share.load() {
             0 => share < even,
             before => share < before,
         };
@@ -87,7 +87,7 @@ impl Shares {
 }
 
 /// Tokens that a bucket holds.
-fn left(bucket: &SynBudget, share: u64, now: u64) -> u64 {
+fn left(bucket: &TokenBucket, share: u64, now: u64) -> u64 {
     let elapsed = now.saturating_sub(bucket.refilled.load());
     if elapsed >= SECOND {
         return share;
@@ -175,7 +175,7 @@ mod tests {
 
     /// CPUs, and the daemon that looks at them.
     struct World {
-        buckets: Vec<SynBudget>,
+        buckets: Vec<TokenBucket>,
         shares: Shares,
         even: u32,
         now: u64,
@@ -184,7 +184,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let even = TOTAL.div_ceil(CPUS as u32);
-            let buckets = (0..CPUS).map(|_| SynBudget::default()).collect();
+            let buckets = (0..CPUS).map(|_| TokenBucket::default()).collect();
             Self { buckets, shares: Shares::default(), even, now: 50 * SECOND }
         }
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use lb_common::{
-    abi::{Owners, Seen, backend_flags},
+    abi::{Owners, SlotSnapshot, backend_flags},
     verdict::Drop,
 };
 use lb_model::{desired::ServiceKey, entry, ring, seen, time::Now};
@@ -61,7 +61,7 @@ pub(super) struct GivingWay {
 
 impl GivingWay {
     /// Whether the older flows of a slot give way. `at` is a stamp.
-    pub(super) fn names(&self, slot: Seen, at: u16) -> bool {
+    pub(super) fn names(&self, slot: SlotSnapshot, at: u16) -> bool {
         let Owners { current, base } = slot.owners;
         base != current
             && self.backends.contains(&base)

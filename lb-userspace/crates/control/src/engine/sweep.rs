@@ -114,7 +114,7 @@ impl<D: DataPlane> Engine<D> {
             self.starved.giving_way(id, &self.maps, &self.wanted).filter(|_| role == Role::Own);
         let mut give_way = 0;
         for (index, slot) in (0..).zip(slots.iter()) {
-            let seen = slot.seen();
+            let seen = slot.snapshot();
             let Owners { current, base } = seen.owners;
             if base != 0 {
                 let at = now.mono_secs().saturating_sub(ring::age(at, seen.unpinned)).max(floor);

@@ -15,7 +15,7 @@ use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
         FragmentKey, OwnMac, PeerKey, PinLease, PinLogHead, PinNote, Service, ServiceKeyV4,
-        ServiceKeyV6, SynBudget, VerdictCounter, VipKey,
+        ServiceKeyV6, TokenBucket, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -80,7 +80,7 @@ pub const SHAPES: [Shape; 21] = [
     shape::<u32, BackendCounter>("BACKEND_COUNTERS", ARRAY, |limits, cpus| {
         (limits.backends + 1) * cpus
     }),
-    shape::<u32, SynBudget>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
+    shape::<u32, TokenBucket>("SYN_BUDGETS", ARRAY, |limits, cpus| limits.services * cpus),
     shape::<u32, u32>("SYN_MARKS", ARRAY, |_, _| abi::SYN_MARKS),
     shape::<u32, PinNote>("PIN_LOG", ARRAY, |_, cpus| abi::PIN_NOTES * cpus).spare(),
     shape::<u32, PinLogHead>("PIN_LOG_HEADS", ARRAY, |_, cpus| cpus).spare(),

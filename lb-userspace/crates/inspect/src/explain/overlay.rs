@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{
         Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
-        Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
         Unanswered, VipKey,
     },
     second_choice::search,
@@ -59,7 +59,7 @@ pub(crate) enum Note {
     PinNoted,
     /// The lease of pins.
     Lease(u64),
-    /// A budget: its word ([`SynBudget::word`]), and when it was refilled.
+    /// A budget: its word ([`TokenBucket::word`]), and when it was refilled.
     Budget(u64, u64),
     /// How many seconds ago the client began to open a QUIC connection, if it is known.
     Handshake(Option<u16>),
@@ -139,7 +139,7 @@ pub(crate) struct Overlay<'a, V: ?Sized> {
     flows: RefCell<HashMap<FlowRef, Copied<Flow, Option<FlowValue>>>>,
     handshakes: RefCell<HashMap<u32, Copied<SharedU64, u64>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
-    budgets: RefCell<HashMap<u16, Copied<SynBudget, u64>>>,
+    budgets: RefCell<HashMap<u16, Copied<TokenBucket, u64>>>,
     marks: RefCell<HashMap<u32, Copied<SharedU32, u32>>>,
     counters: RefCell<HashMap<u16, Rc<BackendCounter>>>,
     reads: RefCell<Vec<Entry>>,
@@ -462,13 +462,13 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         found
     }
 
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         let budget = match self.budgets.borrow_mut().entry(service) {
             hash_map::Entry::Occupied(known) => Rc::clone(&known.get().now),
             hash_map::Entry::Vacant(place) => {
                 let (tokens, refilled) = self.read(self.view.syn_budget(self.cpu, service))?;
                 self.reads.borrow_mut().push(Entry::Budget(service, tokens, refilled));
-                let budget = SynBudget::default();
+                let budget = TokenBucket::default();
                 budget.set_word(tokens);
                 budget.refilled.store(refilled);
                 Rc::clone(&place.insert(Copied { now: Rc::new(budget), before: tokens }).now)
@@ -478,11 +478,11 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         Some(budget)
     }
 
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
-        Some(Rc::new(SynBudget::default()))
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>> {
+        Some(Rc::new(TokenBucket::default()))
     }
 
-    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = SynBudget>> {
+    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = TokenBucket>> {
         self.icmp_budget()
     }
 

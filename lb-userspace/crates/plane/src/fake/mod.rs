@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
-    abi::{self, Flow, FlowKey, FlowValue, Owners, PeerKey, Slot, SynBudget},
+    abi::{self, Flow, FlowKey, FlowValue, Owners, PeerKey, Slot, TokenBucket},
     verdict::{Drop, REASONS},
 };
 use lb_inspect::{
@@ -461,7 +461,7 @@ impl Counters for Fake {
     fn visit_syn_budgets(
         &self,
         services: &BTreeSet<u16>,
-        visit: &mut dyn FnMut(u16, &[&SynBudget]),
+        visit: &mut dyn FnMut(u16, &[&TokenBucket]),
     ) -> Result<()> {
         for &service in services {
             visit(service, &[&self.program.budget(service)]);

@@ -14,7 +14,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
-        OwnMac, PIN_NOTES, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, SynBudget,
+        OwnMac, PIN_NOTES, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
         Unanswered, VipKey,
     },
     second_choice::search,
@@ -38,7 +38,7 @@ use super::Fake;
 pub(super) struct Program {
     now: Cell<Duration>,
     notes: RefCell<Vec<FlowKey>>,
-    budgets: RefCell<HashMap<u16, Arc<SynBudget>>>,
+    budgets: RefCell<HashMap<u16, Arc<TokenBucket>>>,
     marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
     handshakes: RefCell<HashMap<u32, Arc<SharedU64>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
@@ -62,7 +62,7 @@ impl Program {
     }
 
     /// A service's budget, of the one CPU that there is.
-    pub(super) fn budget(&self, service: u16) -> Arc<SynBudget> {
+    pub(super) fn budget(&self, service: u16) -> Arc<TokenBucket> {
         self.budgets.borrow_mut().entry(service).or_default().clone()
     }
 
@@ -189,15 +189,15 @@ impl Tables for Fake {
         self.peer_macs.get(key).copied()
     }
 
-    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = SynBudget>> {
+    fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         Some(self.program.budgets.borrow_mut().entry(service).or_default().clone())
     }
 
-    fn icmp_budget(&self) -> Option<impl Deref<Target = SynBudget>> {
-        Some(Arc::new(SynBudget::default()))
+    fn icmp_budget(&self) -> Option<impl Deref<Target = TokenBucket>> {
+        Some(Arc::new(TokenBucket::default()))
     }
 
-    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = SynBudget>> {
+    fn too_big_budget(&self, _source: u64) -> Option<impl Deref<Target = TokenBucket>> {
         Tables::icmp_budget(self)
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, Owners, Seen, Slot, stamp};
+use lb_common::abi::{FlowValue, Owners, Slot, SlotSnapshot, stamp};
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable, idle_secs, slot_of_flow},
@@ -361,9 +361,10 @@ fn move_quiet<D: DataPlane>(
     now: Now,
 ) -> Result<Vec<Move>> {
     let at = stamp(now.mono_secs());
-    let gives_way = |slot: Seen| giving_way.is_some_and(|giving_way| giving_way.names(slot, at));
+    let gives_way =
+        |slot: SlotSnapshot| giving_way.is_some_and(|giving_way| giving_way.names(slot, at));
     let changes = moves.iter().filter_map(|&(index, before, after)| {
-        let seen = slots.get(index as usize)?.seen();
+        let seen = slots.get(index as usize)?.snapshot();
         let moves = ring::is_quiet(seen, at, idle) || gives_way(seen);
         (seen.owners == before && moves).then_some((index, seen, after))
     });

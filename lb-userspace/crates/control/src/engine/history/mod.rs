@@ -64,7 +64,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{self, FlowKey, Owners, Seen, Service, Slot, stamp};
+use lb_common::abi::{self, FlowKey, Owners, Service, Slot, SlotSnapshot, stamp};
 use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
 use lb_plane::DataPlane;
 use lb_sync::{Record, record::Flow};

@@ -68,7 +68,7 @@ fn gone(idle: u32) -> u32 {
 }
 
 /// Whether an unpinned packet has come for a slot since a second, to the second.
-fn is_used_since(slot: Seen, since: u32, secs: u32) -> bool {
+fn is_used_since(slot: SlotSnapshot, since: u32, secs: u32) -> bool {
     ring::age(stamp(secs), slot.unpinned) <= secs.saturating_sub(since)
 }
 
@@ -189,7 +189,7 @@ impl Sharing {
         match before {
             Wait::Closing { since, before, .. }
                 if secs.saturating_sub(since) <= grace(shared.idle)
-                    && !is_used_since(slot.seen(), since, secs) =>
+                    && !is_used_since(slot.snapshot(), since, secs) =>
             {
                 Owners { base: before, ..owners }
             }
@@ -219,7 +219,7 @@ impl Sharing {
         secs: u32,
     ) -> bool {
         match self.services.get(key).map(|shared| shared.flux.get(index)) {
-            Some(Wait::Closing { since, .. }) => is_used_since(slot.seen(), since, secs),
+            Some(Wait::Closing { since, .. }) => is_used_since(slot.snapshot(), since, secs),
             _ => false,
         }
     }
@@ -314,7 +314,7 @@ impl History {
         let mut changes = Vec::new();
         let mut stay = false;
         for (index, slot) in (0..).zip(slots) {
-            let seen = slot.seen();
+            let seen = slot.snapshot();
             let Owners { current, base } = seen.owners;
             if base == 0 {
                 shared.flux.forget(index);

@@ -6,7 +6,7 @@
 
 mod exit;
 mod hop;
-#[path = "silence.rs"]
+#[path = "log_stub.rs"]
 mod log;
 mod maps;
 mod send;

@@ -1,13 +1,13 @@
-//! The short way: what most packets are, decided by few looks.
+//! The fast path: the decision for most packets, from few loads.
 //!
 //! TCP over IPv4 in a frame without a tag, whole and without IP options: all headers stand at known
 //! offsets, so one check of bounds does for them, two words identify such a packet, and nothing
 //! that other packets need is in the registers. [`crate::forward::decide`] decides the same for these
 //! packets, and is called for all others; the steps that are the same are the same functions.
 //!
-//! `lb-ebpf/src/walk.rs` calls this path first and the whole walk for other frames, each in a function of its own,
-//! so that neither holds registers or stack for the other. A property test compares the two on random frames and
-//! states, with all that they write; the test of the loaded program compares it with the whole walk.
+//! `lb-ebpf/src/walk.rs` calls this path first and the slow path for other frames, each in a function of its own, so
+//! that neither holds registers or stack for the other. A property test compares the two on random frames and
+//! states, with all that they write; the test of the loaded program compares it with the slow path.
 //!
 //! # Instructions
 //!
@@ -38,7 +38,7 @@ use crate::{
     abi::ServiceKeyV4,
     choice::Kind,
     deliver,
-    forward::{Envelope, forward, is_own},
+    forward::{Envelope, is_own, verdict_of_choice},
     hash::{entropy_of, flow_hash_v4},
     packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
     steer::by_slot_v4,
@@ -77,11 +77,11 @@ const MIDDLE_MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
 const SHORTEST: u16 = (ipv4::LEN + size_of::<Tcp>()) as u16;
 
 /// Decides what happens to a frame, as [`crate::forward::decide`] does, but for [`events::HEARD`],
-/// which [`is_heard`] returns; `None` if it is not one for this way, and then nothing was written.
+/// which [`is_heard`] returns; `None` if the frame is not one for the fast path, and then nothing was written.
 ///
 /// [`events::HEARD`]: crate::verdict::events::HEARD
 #[inline(always)]
-pub fn decide<'t, P, T>(pkt: &P, tables: &'t T) -> Option<Verdict<T::Backend<'t>>>
+pub fn try_decide<'t, P, T>(pkt: &P, tables: &'t T) -> Option<Verdict<T::Backend<'t>>>
 where
     P: Packet + ?Sized,
     T: Tables,
@@ -132,7 +132,7 @@ where
     let ttl = (middle >> 16) as u8;
     let headers = ipv4::LEN as u16 + u16::from(tcp.data_offset >> 4) * 4;
     let envelope = Envelope { l3: ethernet::LEN, v6: false, len, headers, ttl, may_reply: true };
-    Some(forward(pkt, tables, &envelope, choice, entropy_of(hash)))
+    Some(verdict_of_choice(pkt, tables, &envelope, choice, entropy_of(hash)))
 }
 
 /// Whether a frame for which there was a decision only acknowledges:

@@ -1,4 +1,4 @@
-//! The short way says what the whole walk says.
+//! The fast path decides as the slow path does.
 
 use lb_common::{
     abi::{Owners, backend_flags, stamp},
@@ -58,7 +58,7 @@ fn frame((client, flags, ttl, len, port): (u8, u8, u8, usize, bool)) -> Vec<u8> 
 
 proptest! {
     #[test]
-    fn the_short_way_says_and_leaves_what_the_whole_walk_does(
+    fn the_fast_path_decides_and_writes_what_the_slow_path_does(
         state: [u8; 8],
         frames in prop::collection::vec(
             (0_u8..6, any::<u8>(), 0_u8..4, prop_oneof![Just(0_usize), 1_usize..1600], prop::bool::weighted(0.9)),
@@ -68,8 +68,8 @@ proptest! {
         changes in prop::collection::vec((0_usize..60, any::<u8>(), prop::bool::weighted(0.2)), 40),
         wait in 0_u32..3,
     ) {
-        let (whole, short) = (world(&state), world(&state));
-        let (mut plain, mut changed) = (0, 0);
+        let (slow, fast) = (world(&state), world(&state));
+        let (mut taken, mut changed) = (0, 0);
         for (frame_of, (at, value, change)) in frames.iter().zip(changes) {
             let mut bytes = frame(*frame_of);
             if change && at < bytes.len() {
@@ -78,32 +78,32 @@ proptest! {
                 bytes.truncate(at);
             }
             changed += usize::from(change);
-            whole.pass_seconds(wait);
-            short.pass_seconds(wait);
-            let expected = whole.decide(&bytes);
-            let decided = match short.decide_plain(&bytes) {
+            slow.pass_seconds(wait);
+            fast.pass_seconds(wait);
+            let expected = slow.decide(&bytes);
+            let decided = match fast.try_decide(&bytes) {
                 Some(decided) => {
-                    plain += 1;
+                    taken += 1;
                     decided
                 }
-                None => short.decide(&bytes),
+                None => fast.decide(&bytes),
             };
             prop_assert_eq!(expected, decided, "{:?}", bytes);
-            prop_assert_eq!(traces(&whole), traces(&short), "{:?}", bytes);
+            prop_assert_eq!(traces(&slow), traces(&fast), "{:?}", bytes);
         }
         // What nobody has changed is, whatever port it is for.
-        prop_assert!(plain >= frames.len() - changed, "{} of {}", plain, frames.len());
+        prop_assert!(taken >= frames.len() - changed, "{} of {}", taken, frames.len());
     }
 }
 
 #[test]
-fn every_forwarded_segment_without_options_takes_the_short_way() {
+fn every_forwarded_segment_without_options_takes_the_fast_path() {
     let model = Model::new(1_009);
     for number in 0..u32::from(BACKENDS) * 100 {
         let client = Client::new(number);
         for flags in [SYN, ACK, ACK | FIN, RST] {
             let frame = client.tcp(Family::V4, WEB, flags);
-            assert!(model.decide_plain(&frame).is_some(), "{number} {flags}");
+            assert!(model.try_decide(&frame).is_some(), "{number} {flags}");
         }
     }
 }
