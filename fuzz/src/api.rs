@@ -48,7 +48,7 @@ use lb_model::{
     flow::{FlowRef, FlowTable},
     hop::{Neighbourhood, NextHop, Resolution},
     router::State,
-    seen::Target,
+    seen::BackendKey,
     settings::Limits,
 };
 use lb_observe::{events::Events, samples::Samples};
@@ -218,11 +218,11 @@ fn hop() -> NextHop {
 struct Unasked;
 
 impl Checks for Unasked {
-    fn assign(&self, _: BTreeMap<Target, Assignment>) {}
+    fn assign(&self, _: BTreeMap<BackendKey, Assignment>) {}
 
-    fn suspect(&self, _: Target, _: String) {}
+    fn suspect(&self, _: BackendKey, _: String) {}
 
-    fn status(&self) -> BTreeMap<Target, CheckStatus> {
+    fn status(&self) -> BTreeMap<BackendKey, CheckStatus> {
         BTreeMap::new()
     }
 

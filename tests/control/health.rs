@@ -7,15 +7,15 @@ use lb_common::abi::service_flags;
 use lb_model::{
     check::{Check, Kind},
     policy::Policy,
-    seen::{Condition, Seen, Target, View},
+    seen::{BackendKey, Condition, Seen, View},
 };
 use lb_plane::BackendTotals;
 
 use super::*;
 
-fn target(to: &str) -> Target {
+fn target(to: &str) -> BackendKey {
     let key = ServiceKey { vip: ip("10.0.0.100"), port: 80, protocol: Protocol::Tcp };
-    Target { service: key, backend: ip(to) }
+    BackendKey { service: key, backend: ip(to) }
 }
 
 fn seen(condition: Condition) -> Seen {
@@ -370,7 +370,7 @@ fn ten_thousand_backends_that_flap_at_random_for_a_minute_cost_no_flow_and_conve
         for _ in 0..500 {
             let backend = address((next() % u64::from(count)) as u32);
             let condition = if next() % 2 == 0 { Condition::SoftDown } else { Condition::Up };
-            view.insert(Target { service: key, backend }, seen(condition));
+            view.insert(BackendKey { service: key, backend }, seen(condition));
         }
         engine.set_view(view.clone());
         engine.reconcile(at(100 + second)).unwrap();

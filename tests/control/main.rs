@@ -19,7 +19,7 @@ use std::{
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, backend_flags, flow_flags};
 use lb_control::{
     engine::{Engine, Outcome, Swept},
-    reconcile::{self, Applied, Change, Inputs},
+    reconcile::{self, Applied, MapWrite, PlanInputs},
 };
 use lb_model::{
     desired::{Admin, Desired, Mode, Protocol, Service, ServiceKey},
@@ -50,7 +50,7 @@ fn maps_of_three_services_are_as_in_the_golden_file() {
 fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
     let plan = |desired: &Desired, applied: &Applied, known: Option<&Neighbourhood>| {
         let settings = settings();
-        let inputs = Inputs {
+        let inputs = PlanInputs {
             desired,
             neighbourhood: known,
             unreached: &BTreeSet::new(),
@@ -67,17 +67,17 @@ fn a_plan_writes_backends_then_rings_then_services_and_deletes_in_reverse() {
             now: at(1),
         };
         let rank = |change| match change {
-            Change::SetOwnMacs(_) => 0,
-            Change::PutBackend(..) => 1,
-            Change::SetPeerMacs(_) | Change::PublishRing(..) | Change::RetargetRing(..) => 2,
-            Change::PutVip(_) | Change::PutService(..) => 3,
-            Change::DeleteService(_) => 4,
-            Change::DeleteVip(_) => 5,
-            Change::DeleteRing(_) => 6,
-            Change::ClearBackend(_) => 7,
+            MapWrite::SetOwnMacs(_) => 0,
+            MapWrite::PutBackend(..) => 1,
+            MapWrite::SetPeerMacs(_) | MapWrite::PublishRing(..) | MapWrite::RetargetRing(..) => 2,
+            MapWrite::PutVip(_) | MapWrite::PutService(..) => 3,
+            MapWrite::DeleteService(_) => 4,
+            MapWrite::DeleteVip(_) => 5,
+            MapWrite::DeleteRing(_) => 6,
+            MapWrite::ClearBackend(_) => 7,
         };
-        let changes = reconcile::plan(&inputs, applied).changes;
-        changes.into_iter().map(rank).collect::<Vec<_>>()
+        let writes = reconcile::plan(&inputs, applied).writes;
+        writes.into_iter().map(rank).collect::<Vec<_>>()
     };
     let engine = running(three_services());
     let known = reached(&engine);

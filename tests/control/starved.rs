@@ -7,7 +7,7 @@ use lb_common::{
 use lb_control::engine::Role;
 use lb_model::{
     entry,
-    seen::{Condition, Seen, Target},
+    seen::{BackendKey, Condition, Seen},
 };
 
 use super::{
@@ -57,7 +57,7 @@ impl Node {
             }
         }
         let key = node.engine.desired().services["web"].key;
-        node.engine.set_view([(Target { service: key, backend: ip(DEAD) }, seen)].into());
+        node.engine.set_view([(BackendKey { service: key, backend: ip(DEAD) }, seen)].into());
         node.engine.reconcile(at(START)).unwrap();
         let dead = ip(DEAD);
         let born = (2_000..2_060).filter_map(|client| Some((client, node.send(client, SYN)?)));

@@ -20,7 +20,7 @@ use lb_model::{
     check::{Http, Kind, Udp},
     desired::{Mode, Protocol, ServiceKey},
     hop::NextHop,
-    seen::Target,
+    seen::BackendKey,
     settings::Tunnel,
 };
 
@@ -59,7 +59,7 @@ fn path(lab: &Lab, way: Way) -> Result<vip::ProbePath> {
 
 fn make_probe(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -> Probe {
     let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
-    let target = Target { service, backend };
+    let target = BackendKey { service, backend };
     Probe { service: "web".into(), target, kind, port, route, timeout: TIMEOUT }
 }
 

@@ -35,7 +35,7 @@ use lb_model::{
     desired::{Mode, Protocol, ServiceKey},
     hop::NextHop,
     policy::OnDown,
-    seen::{Condition, Target},
+    seen::{BackendKey, Condition},
     settings::Tunnel,
 };
 use socket2::{Domain, Socket, Type};
@@ -125,7 +125,7 @@ pub fn survey(
     Ok((report, measured))
 }
 
-fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, Assignment> {
+fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<BackendKey, Assignment> {
     let service = ServiceKey { vip: VIP.into(), port: PORT, protocol: Protocol::Tcp };
     let assignment = |n| {
         let backend = backend(n);
@@ -142,7 +142,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, 
             initial: Condition::Up,
             found_out: false,
         };
-        (Target { service, backend }, assignment)
+        (BackendKey { service, backend }, assignment)
     };
     (0..backends).map(assignment).collect()
 }
@@ -151,7 +151,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<Target, 
 fn measure(
     name: &str,
     interval: Duration,
-    assignments: BTreeMap<Target, Assignment>,
+    assignments: BTreeMap<BackendKey, Assignment>,
     time: Duration,
 ) -> Result<Case> {
     let (prober, _reports) = Prober::start()?;

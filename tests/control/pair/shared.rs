@@ -9,7 +9,7 @@ use std::{
 use lb_control::engine::{Role, Sharers};
 use lb_model::{
     desired::Admin,
-    seen::{Condition, Seen, Target},
+    seen::{BackendKey, Condition, Seen},
 };
 use lb_plane::Maps as _;
 use lb_sync::Record;
@@ -232,7 +232,7 @@ impl Sharing {
     }
 
     fn see(&mut self, node: usize, backend: usize, condition: Condition) {
-        let target = Target { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
         let it = &mut self.nodes[node];
         it.view.insert(target, Seen { condition, ..Seen::default() });
         it.engine.set_view(it.view.clone());

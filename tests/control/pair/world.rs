@@ -12,7 +12,7 @@ use lb_model::{
     desired::{Admin, Desired, ServiceKey},
     entry,
     flow::FlowTable,
-    seen::{Condition, Seen, Target, View},
+    seen::{BackendKey, Condition, Seen, View},
     settings::Limits,
     time::Now,
 };
@@ -322,13 +322,13 @@ impl Pair {
     }
 
     pub fn see(&mut self, node: usize, backend: usize, condition: Condition) {
-        let target = Target { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
         self.nodes[node].view.insert(target, Seen { condition, ..Seen::default() });
         self.reconcile();
     }
 
     pub fn is_up(&self, node: usize, backend: usize) -> bool {
-        let target = Target { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
         self.nodes[node].view.get(&target).is_none_or(|seen| seen.condition == Condition::Up)
     }
 

@@ -27,8 +27,8 @@ use lb_model::{
     settings::{Hooks, Limits, Settings},
 };
 use lb_plane::{
-    Added, BackendTotals, CaptureLoader, Change, Counters, Flows, Interfaces, LoadedCapture, Maps,
-    Programs, Tap, replace_owners,
+    Added, BackendTotals, CaptureLoader, Counters, Flows, Interfaces, LoadedCapture, Maps,
+    OwnerChange, Programs, Tap, replace_owners,
 };
 
 use super::{
@@ -166,7 +166,11 @@ impl Maps for Xdp {
         Ok(())
     }
 
-    fn replace_owners(&mut self, ring: &Mapped<Slot>, changes: &[Change]) -> Result<Vec<bool>> {
+    fn replace_owners(
+        &mut self,
+        ring: &Mapped<Slot>,
+        changes: &[OwnerChange],
+    ) -> Result<Vec<bool>> {
         replace_owners(ring, changes)
     }
 

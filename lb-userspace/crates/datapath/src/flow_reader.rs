@@ -14,13 +14,13 @@ use lb_model::{
 use super::{
     Xdp,
     folders::CURRENT,
-    maps::{self, Maps},
+    maps::{self, OpenMaps},
 };
 
 /// The flow tables, and what gives names to what is in them. It never writes.
 #[derive(Debug)]
 pub struct FlowReader {
-    maps: Maps,
+    maps: OpenMaps,
 }
 
 impl Xdp {
@@ -30,7 +30,7 @@ impl Xdp {
     ///
     /// The pins can't be opened.
     pub fn flow_reader(&self) -> Result<FlowReader> {
-        let maps = Maps::open(&CURRENT.path(&self.settings.pin_dir));
+        let maps = OpenMaps::open(&CURRENT.path(&self.settings.pin_dir));
         Ok(FlowReader { maps: maps.context("open the maps to read flows")? })
     }
 }

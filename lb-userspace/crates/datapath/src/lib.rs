@@ -18,7 +18,7 @@ mod folders;
 pub mod kernel;
 mod kernel_link;
 mod layouts;
-mod live;
+mod live_frames;
 mod load;
 mod loadable;
 mod maps;
@@ -46,7 +46,7 @@ mod xdp;
 
 pub use detach::detach;
 pub use flow_reader::{FlowReader, stand_back};
-pub use live::{LiveProgram, Served};
+pub use live_frames::{LiveProgram, Served};
 pub use loadable::load_program;
 pub use maps::pin_rings;
 pub use migrate::Step;

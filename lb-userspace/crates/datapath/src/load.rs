@@ -18,7 +18,7 @@ use super::{
     attach, bpffs,
     folders::{self, CURRENT, Folder, Plan, Stage},
     kernel, layouts,
-    maps::{self, Maps},
+    maps::{self, OpenMaps},
     migrate::{self, Source, Step},
     pin_log::PinLog,
     pinned,
@@ -200,7 +200,7 @@ impl Start {
             _ => make_folder(&path)?,
         }
         let mut object = load_maps(&path, &limits, cpus)?;
-        let mut maps = Maps::open(&path)?;
+        let mut maps = OpenMaps::open(&path)?;
         done(Step::Made)?;
         if let Some(from) = from.as_ref().filter(|_| !finishes) {
             from.copy(&maps)?;

@@ -43,7 +43,7 @@ pub fn pin_rings(folder: &Path, services: u32) -> Result<()> {
 
 /// A typed handle of each map. No map's name occurs outside this file and the layouts.
 #[derive(Debug)]
-pub struct Maps {
+pub struct OpenMaps {
     /// `SERVICES_V4`.
     pub services_v4: Table<ServiceKeyV4, Service>,
     /// `SERVICES_V6`.
@@ -78,7 +78,7 @@ pub struct Maps {
     pub syn_marks: Option<Table<u32, u32>>,
 }
 
-impl Maps {
+impl OpenMaps {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self> {
         let map = |name: &str| -> io::Result<MapData> {
@@ -150,7 +150,7 @@ fn key_of(vip: IpAddr, port: u16, proto: u8) -> ServiceKey {
 }
 
 /// All services that the maps hold.
-pub fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+pub fn services(maps: &OpenMaps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
     let mut services = BTreeMap::new();
     maps.services_v4.walk(|key, value| {
         let vip = IpAddr::from(key.address);
@@ -164,7 +164,7 @@ pub fn services(maps: &Maps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
 }
 
 /// All backends that the maps hold, by id.
-pub fn backends(maps: &Maps) -> Result<BTreeMap<u16, abi::Backend>> {
+pub fn backends(maps: &OpenMaps) -> Result<BTreeMap<u16, abi::Backend>> {
     let mut backends = BTreeMap::new();
     maps.backends.walk(|id, value| {
         if value.as_bytes().iter().any(|&byte| byte != 0) {

@@ -35,7 +35,7 @@ use super::{
     counters,
     folders::{self, Folder, Stage},
     layouts::{self, Shape},
-    maps::{self, Maps},
+    maps::{self, OpenMaps},
     sys::{self, Table},
 };
 
@@ -65,7 +65,7 @@ pub enum Step {
 pub(super) struct Source {
     pub(super) folder: Folder,
     pub(super) limits: Limits,
-    pub(super) maps: Maps,
+    pub(super) maps: OpenMaps,
 }
 
 impl Source {
@@ -74,7 +74,7 @@ impl Source {
         let path = folder.path(pin_dir);
         let shapes = shapes(folder)?;
         let limits = layouts::pinned_limits(&path, shapes, wanted, cpus)?;
-        Ok(Self { folder, limits, maps: Maps::open(&path)? })
+        Ok(Self { folder, limits, maps: OpenMaps::open(&path)? })
     }
 
     /// The same when its folder has got another name.
@@ -168,7 +168,7 @@ impl Source {
 
     /// Copies what is not shared, while the old program runs. The services' index is made from the
     /// services; budgets, marks of SYNs and of handshakes begin anew; counters move later.
-    pub(super) fn copy(&self, to: &Maps) -> Result<()> {
+    pub(super) fn copy(&self, to: &OpenMaps) -> Result<()> {
         let from = &self.maps;
         copy(&from.services_v4, &to.services_v4).context("copy SERVICES_V4")?;
         copy(&from.services_v6, &to.services_v6).context("copy SERVICES_V6")?;
@@ -183,7 +183,7 @@ impl Source {
     }
 
     /// Copies what the old program did since [`Self::copy`], when no packet meets it any more.
-    pub(super) fn catch_up(&self, to: &Maps, limits: &Limits, cpus: u32) -> Result<()> {
+    pub(super) fn catch_up(&self, to: &OpenMaps, limits: &Limits, cpus: u32) -> Result<()> {
         sys::wait_for_programs().context("wait for the old program's last packets")?;
         let from = &self.maps;
         let flows = catch_up(&from.pins, &to.pins, newer_flow).context("catch up on PINS")?

@@ -30,7 +30,7 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     folders, load,
-    maps::{self, Maps},
+    maps::{self, OpenMaps},
     mmap::Mapped,
     pin_log::PinLog,
     service_index::{ServiceIndex, key_v4, key_v6},
@@ -121,7 +121,7 @@ impl Specimen {
 /// The program and its maps.
 struct Copy {
     object: Ebpf,
-    maps: Maps,
+    maps: OpenMaps,
     pin_log: PinLog,
     rings: BTreeMap<u16, Mapped<Slot>>,
     _index: ServiceIndex,
@@ -145,7 +145,7 @@ impl Copy {
         let _ = fs::remove_dir_all(folder.0);
         fs::create_dir_all(folder.0).with_context(|| format!("make {}", folder.0.display()))?;
         let mut object = load::load_maps(folder.0, &specimen.limits, specimen.cpus)?;
-        let maps = Maps::open(folder.0)?;
+        let maps = OpenMaps::open(folder.0)?;
         let program = variants::loaded(&mut object, BALANCE.native);
         let program = program.context("load the program once more")?;
         if let Some(tag) = specimen.tag {

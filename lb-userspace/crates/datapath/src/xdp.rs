@@ -10,7 +10,7 @@ use tracing::warn;
 use super::{
     attach::ProgramLink,
     folders,
-    maps::Maps,
+    maps::OpenMaps,
     pin_log::PinLog,
     pinned,
     program_log::ProgramLog,
@@ -23,7 +23,7 @@ use super::{
 /// what the maps hold.
 #[derive(Debug)]
 pub struct Xdp {
-    pub(super) maps: Maps,
+    pub(super) maps: OpenMaps,
     pub(super) index: ServiceIndex,
     pub(super) pin_log: PinLog,
     pub(super) log: Option<ProgramLog>,

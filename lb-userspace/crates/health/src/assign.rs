@@ -7,7 +7,7 @@ use lb_model::{
     check::Via,
     desired::Desired,
     hop::{Neighbourhood, Resolution, Want},
-    seen::{Condition, Target, View},
+    seen::{BackendKey, Condition, View},
     settings::Tunnel,
 };
 
@@ -24,13 +24,13 @@ pub fn assignments(
     known: Option<&Neighbourhood>,
     tunnel: Tunnel,
     start: &View,
-    found_out: &BTreeSet<Target>,
-) -> BTreeMap<Target, Assignment> {
+    found_out: &BTreeSet<BackendKey>,
+) -> BTreeMap<BackendKey, Assignment> {
     let mut assignments = BTreeMap::new();
     for (name, service) in &desired.services {
         for (&address, backend) in &service.backends {
             let check = service.check_of(backend);
-            let target = Target { service: service.key, backend: address };
+            let target = BackendKey { service: service.key, backend: address };
             let want = Want { address, mode: service.mode };
             let hop = match known.and_then(|known| known.hops.get(&want)) {
                 Some(Resolution::Resolved(hop)) => Some(hop),
@@ -90,8 +90,8 @@ mod tests {
         Desired { services: [("web".to_owned(), service)].into() }
     }
 
-    fn target(backend: IpAddr) -> Target {
-        Target { service: web().services["web"].key, backend }
+    fn target(backend: IpAddr) -> BackendKey {
+        BackendKey { service: web().services["web"].key, backend }
     }
 
     fn known(addresses: &[IpAddr]) -> Neighbourhood {

@@ -8,7 +8,7 @@ use crate::desired::ServiceKey;
 
 /// A backend of a service, by keys without names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Target {
+pub struct BackendKey {
     /// The service.
     pub service: ServiceKey,
     /// The backend's address.
@@ -47,4 +47,4 @@ pub struct Seen {
 }
 
 /// The observed state of all backends; one that is not in it is up.
-pub type View = BTreeMap<Target, Seen>;
+pub type View = BTreeMap<BackendKey, Seen>;

@@ -13,7 +13,7 @@ use lb_api::status;
 use lb_inspect::explain::View;
 use lb_model::settings::Hooks;
 
-pub use maps::{Added, BackendTotals, Change, Counters, Flows, Maps, replace_owners};
+pub use maps::{Added, BackendTotals, Counters, Flows, Maps, OwnerChange, replace_owners};
 pub use programs::{CaptureLoader, LoadedCapture, Programs, Tap};
 
 /// All of a data plane, as its one writer sees it.

@@ -26,12 +26,12 @@ pub enum Added {
     NoRoom,
 }
 
-/// Other owners for a slot: where it is, as it was seen, and what becomes of it.
-pub type Change = (u32, SlotSnapshot, Owners);
+/// A change of a slot's owners: its index, the slot as it was read, and the owners that it gets.
+pub type OwnerChange = (u32, SlotSnapshot, Owners);
 
-/// Writes them into a ring, where the slot is still as it was seen; which ones were.
-pub fn replace_owners(ring: &[Slot], changes: &[Change]) -> Result<Vec<bool>> {
-    let replace = |&(slot, seen, owners): &Change| {
+/// Makes changes in a ring, each only if its slot is still as it was read; whether each was made.
+pub fn replace_owners(ring: &[Slot], changes: &[OwnerChange]) -> Result<Vec<bool>> {
+    let replace = |&(slot, seen, owners): &OwnerChange| {
         let slot = ring.get(slot as usize).context("the ring has no such slot")?;
         Ok(slot.replace_owners(seen, owners))
     };
@@ -85,7 +85,7 @@ pub trait Maps {
     fn set_owners(&mut self, service: u16, slots: &[(u32, Owners)]) -> Result<()>;
 
     /// The same where a slot is still as it was seen; which ones were. `ring` is from [`Self::ring`].
-    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[Change]) -> Result<Vec<bool>>;
+    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[OwnerChange]) -> Result<Vec<bool>>;
 
     /// Removes the ring of a service.
     fn delete_ring(&mut self, service: u16) -> Result<()>;

@@ -10,23 +10,23 @@ use zerocopy::FromZeros as _;
 use super::{
     Engine, Outcome,
     history::{Followed, Role},
-    maps::{Maps, summary},
+    maps::{AppliedMaps, summary},
 };
-use crate::reconcile::{Change, Ring, Target};
+use crate::reconcile::{MapWrite, Ring, RingTarget};
 
 impl<D: DataPlane> Engine<D> {
-    pub(super) fn apply(&mut self, change: Change, now: Now, outcome: &mut Outcome) -> Result<()> {
-        let Maps { plane, applied, .. } = &mut self.maps;
-        match change {
-            Change::SetOwnMacs(macs) => {
+    pub(super) fn apply(&mut self, write: MapWrite, now: Now, outcome: &mut Outcome) -> Result<()> {
+        let AppliedMaps { plane, applied, .. } = &mut self.maps;
+        match write {
+            MapWrite::SetOwnMacs(macs) => {
                 plane.set_own_macs(&macs).context("write the node's MAC addresses")?;
                 applied.own_macs = macs;
             }
-            Change::SetPeerMacs(peers) => {
+            MapWrite::SetPeerMacs(peers) => {
                 plane.set_peer_macs(&peers).context("write the MACs of other balancers")?;
                 applied.peer_macs = peers;
             }
-            Change::PutBackend(id, value) => {
+            MapWrite::PutBackend(id, value) => {
                 let context = || format!("write backend {id}");
                 if !applied.backends.contains_key(&id) {
                     plane.reset_backend_totals(id).with_context(context)?;
@@ -39,18 +39,18 @@ impl<D: DataPlane> Engine<D> {
                     self.history.backend_added(key, address);
                 }
             }
-            Change::PublishRing(id, target) => {
+            MapWrite::PublishRing(id, target) => {
                 return self.publish_rings(vec![(id, target)], now, outcome);
             }
-            Change::RetargetRing(id, target) => {
+            MapWrite::RetargetRing(id, target) => {
                 // It counts only if it writes.
                 return self.retarget_ring(id, target, now, outcome);
             }
-            Change::PutVip(vip) => {
+            MapWrite::PutVip(vip) => {
                 plane.put_vip(vip).with_context(|| format!("write VIP {vip}"))?;
                 applied.vips.insert(vip);
             }
-            Change::PutService(key, value) => {
+            MapWrite::PutService(key, value) => {
                 let context = || format!("write service {key}");
                 let known = applied.services.get(&key);
                 if known.is_none_or(|known| known.syn_budget != value.syn_budget) {
@@ -59,7 +59,7 @@ impl<D: DataPlane> Engine<D> {
                 plane.put_service(&key, &value).with_context(context)?;
                 applied.services.insert(key, *value);
             }
-            Change::DeleteService(key) => {
+            MapWrite::DeleteService(key) => {
                 plane.delete_service(&key).with_context(|| format!("delete service {key}"))?;
                 if let Some(value) = applied.services.remove(&key) {
                     applied.resting_services.insert(value.id);
@@ -68,15 +68,15 @@ impl<D: DataPlane> Engine<D> {
                     self.history.remove_service(&key, value.id);
                 }
             }
-            Change::DeleteVip(vip) => {
+            MapWrite::DeleteVip(vip) => {
                 plane.delete_vip(vip).with_context(|| format!("delete VIP {vip}"))?;
                 applied.vips.remove(&vip);
             }
-            Change::DeleteRing(id) => {
+            MapWrite::DeleteRing(id) => {
                 plane.delete_ring(id).with_context(|| format!("delete ring {id}"))?;
                 applied.rings.remove(&id);
             }
-            Change::ClearBackend(id) => self.clear_backend(id, now)?,
+            MapWrite::ClearBackend(id) => self.clear_backend(id, now)?,
         }
         outcome.changes += 1;
         Ok(())
@@ -98,11 +98,11 @@ impl<D: DataPlane> Engine<D> {
 
     pub(super) fn publish_rings(
         &mut self,
-        targets: Vec<(u16, Target)>,
+        targets: Vec<(u16, RingTarget)>,
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<()> {
-        let owners = |target: &Target| -> Vec<_> {
+        let owners = |target: &RingTarget| -> Vec<_> {
             let table = table(target, &self.wanted.settings.seed);
             let owner = |slot| Owners { current: owner(target, &table, slot), base: 0 };
             (0..target.slots as usize).map(owner).collect()
@@ -134,7 +134,7 @@ impl<D: DataPlane> Engine<D> {
     pub(super) fn retarget_ring(
         &mut self,
         id: u16,
-        target: Target,
+        target: RingTarget,
         now: Now,
         outcome: &mut Outcome,
     ) -> Result<()> {
@@ -179,7 +179,7 @@ impl<D: DataPlane> Engine<D> {
             moved += u64::from(before.current != after.current);
             changes.push((index as u32, after));
         }
-        let members = |target: &Target| target.members.clone();
+        let members = |target: &RingTarget| target.members.clone();
         let was =
             self.maps.applied.rings.get(&id).and_then(|ring| ring.target.as_ref()).map(members);
         let other_owners = was.as_ref() != Some(&target.members);
@@ -221,11 +221,11 @@ impl<D: DataPlane> Engine<D> {
     }
 }
 
-pub(super) fn table(target: &Target, seed: &[u8; 16]) -> Vec<u16> {
+pub(super) fn table(target: &RingTarget, seed: &[u8; 16]) -> Vec<u16> {
     let members: Vec<_> = target.members.iter().map(|(member, _)| *member).collect();
     maglev::table(&members, seed, target.slots)
 }
 
-pub(super) fn owner(target: &Target, table: &[u16], slot: usize) -> u16 {
+pub(super) fn owner(target: &RingTarget, table: &[u16], slot: usize) -> u16 {
     table.get(slot).map_or(0, |&index| target.members[usize::from(index)].1)
 }

@@ -39,7 +39,7 @@ use lb_plane::DataPlane;
 
 use super::{
     history::{History, Role},
-    maps::Maps,
+    maps::AppliedMaps,
     walk::Walk,
     wanted::Wanted,
 };
@@ -145,7 +145,7 @@ impl Drains {
     /// Looks how far drains are: after the rings and the flows were looked at.
     pub(super) fn look<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         wanted: &Wanted,
         (walk, history): (&Walk, &History),
         now: Now,

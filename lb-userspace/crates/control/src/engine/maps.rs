@@ -6,24 +6,24 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{Owners, Slot, SlotSnapshot, stamp, udp_policy};
+use lb_common::abi::{Owners, Slot, stamp, udp_policy};
 use lb_model::{desired::ServiceKey, entry, time::Now};
-use lb_plane::DataPlane;
+use lb_plane::{DataPlane, OwnerChange};
 
 use super::retired::Retired;
-use crate::reconcile::{Applied, OwnedSlots, Ring, Target};
+use crate::reconcile::{Applied, OwnedSlots, Ring, RingTarget};
 
 /// The data plane, and the content that was written to its maps or read back from them. After a failed write
 /// the record is still true.
 #[derive(Debug)]
-pub(super) struct Maps<D> {
+pub(super) struct AppliedMaps<D> {
     pub(super) plane: D,
     pub(super) applied: Applied,
     /// The counters of backends that are gone.
     pub(super) retired: Retired,
 }
 
-impl<D: DataPlane> Maps<D> {
+impl<D: DataPlane> AppliedMaps<D> {
     /// Reads the maps. Writes none.
     pub(super) fn adopt(plane: D) -> Result<Self> {
         let mut applied = Applied {
@@ -117,7 +117,7 @@ impl<D: DataPlane> Maps<D> {
         &mut self,
         id: u16,
         slots: &D::Ring,
-        changes: &[(u32, SlotSnapshot, Owners)],
+        changes: &[OwnerChange],
     ) -> Result<Vec<bool>> {
         // A partial write leaves the ring unknown.
         let target = self.applied.rings.entry(id).or_default().target.take();
@@ -164,7 +164,7 @@ impl Ids {
 }
 
 /// Sums a ring up.
-pub(super) fn summary(slots: &[Slot], target: Option<Target>) -> Ring {
+pub(super) fn summary(slots: &[Slot], target: Option<RingTarget>) -> Ring {
     let mut owned: Vec<OwnedSlots> = Vec::new();
     let mut ring = Ring { slots: slots.len() as u32, target, ..Ring::default() };
     for slot in slots {

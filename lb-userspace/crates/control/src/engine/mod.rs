@@ -49,8 +49,8 @@ use lb_model::{
 use lb_plane::DataPlane;
 
 use self::{
-    drain_progress::Drains, history::History, interfaces::Interfaces, maps::Maps, outage::Outages,
-    pin_shares::PinShares, ramp::Ramping, silence::Silence, starved::Starved,
+    drain_progress::Drains, history::History, interfaces::Interfaces, maps::AppliedMaps,
+    outage::Outages, pin_shares::PinShares, ramp::Ramping, silence::Silence, starved::Starved,
     virtual_macs::VirtualMacs, walk::Walk, wanted::Wanted,
 };
 pub use self::{
@@ -58,7 +58,7 @@ pub use self::{
     interfaces::{InterfaceEvent, InterfaceEventKind},
     silence::Suspicion,
 };
-use crate::reconcile::{self, Change, Inputs, Plan};
+use crate::reconcile::{self, MapWrite, PlanInputs, WritePlan};
 
 /// How many new rings are published at a time. The kernel waits for all runs of programs after each time,
 /// tens of milliseconds; and the owners of as many rings are in memory, a quarter of a megabyte each.
@@ -68,7 +68,7 @@ const TOGETHER: usize = 8;
 #[derive(Debug)]
 pub struct Engine<D> {
     wanted: Wanted,
-    maps: Maps<D>,
+    maps: AppliedMaps<D>,
     walk: Walk,
     outages: Outages,
     interfaces: Interfaces,
@@ -115,7 +115,7 @@ impl<D: DataPlane> Engine<D> {
     pub fn adopt(data_plane: D, settings: &Settings) -> Result<Self> {
         Ok(Self {
             wanted: Wanted::new(settings),
-            maps: Maps::adopt(data_plane)?,
+            maps: AppliedMaps::adopt(data_plane)?,
             walk: Walk::default(),
             outages: Outages::default(),
             interfaces: Interfaces::default(),
@@ -210,7 +210,7 @@ impl<D: DataPlane> Engine<D> {
                     (false, false) => Condition::HardDown,
                 };
                 let seen = Seen { condition, ..Seen::default() };
-                view.insert(seen::Target { service: service.key, backend }, seen);
+                view.insert(seen::BackendKey { service: service.key, backend }, seen);
             }
         }
         view
@@ -252,15 +252,15 @@ impl<D: DataPlane> Engine<D> {
         ramping.set_in_force(now);
         self.ramping = ramping;
         self.standings = plan.standings;
-        let mut changes = plan.changes.into_iter().peekable();
+        let mut writes = plan.writes.into_iter().peekable();
         let mut new_rings = Vec::new();
-        while let Some(change) = changes.next() {
-            let Change::PublishRing(id, target) = change else {
-                self.apply(change, now, &mut outcome)?;
+        while let Some(write) = writes.next() {
+            let MapWrite::PublishRing(id, target) = write else {
+                self.apply(write, now, &mut outcome)?;
                 continue;
             };
             new_rings.push((id, target));
-            let another = matches!(changes.peek(), Some(Change::PublishRing(..)));
+            let another = matches!(writes.peek(), Some(MapWrite::PublishRing(..)));
             if !another || new_rings.len() == TOGETHER {
                 self.publish_rings(std::mem::take(&mut new_rings), now, &mut outcome)?;
             }
@@ -279,10 +279,10 @@ impl<D: DataPlane> Engine<D> {
         neighbourhood: Option<&Neighbourhood>,
         ramping: &mut Ramping,
         now: Now,
-    ) -> Plan {
+    ) -> WritePlan {
         let (unreached, recovering) = (self.outages.lasting(), self.outages.ending());
         let before = ramping.shares(now);
-        let inputs = Inputs {
+        let inputs = PlanInputs {
             desired,
             neighbourhood,
             unreached: &unreached,
@@ -303,7 +303,7 @@ impl<D: DataPlane> Engine<D> {
             return plan;
         }
         let ramps = ramping.shares(now);
-        reconcile::plan(&Inputs { ramps: &ramps, ..inputs }, &self.maps.applied)
+        reconcile::plan(&PlanInputs { ramps: &ramps, ..inputs }, &self.maps.applied)
     }
 
     /// The interfaces whose program is at tc.

@@ -15,7 +15,7 @@ use lb_common::abi::TokenBucket;
 use lb_model::time::Now;
 use lb_plane::DataPlane;
 
-use super::{maps::Maps, wanted::Wanted};
+use super::{maps::AppliedMaps, wanted::Wanted};
 
 const SECOND: u64 = 1_000_000_000;
 /// The part of a budget that is shared evenly is one of so many.
@@ -134,7 +134,7 @@ impl PinShares {
     /// Shares SYN budgets out among the CPUs.
     pub(super) fn share_out<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         wanted: &Wanted,
         now: Now,
     ) -> Result<()> {

@@ -19,7 +19,7 @@ use super::{
     Engine,
     apply::{owner, table},
 };
-use crate::reconcile::{Change, Target};
+use crate::reconcile::{MapWrite, RingTarget};
 
 impl<D: DataPlane> Engine<D> {
     /// The changes of [`Engine::reconcile`] if this were desired. A backend that is not resolved yet counts as
@@ -33,15 +33,15 @@ impl<D: DataPlane> Engine<D> {
             self.wanted.neighbourhood.as_ref().map(|known| presumed(known, desired));
         let mut ramping = self.ramping.clone();
         let plan = self.plan(desired, neighbourhood.as_ref(), &mut ramping, now);
-        let names = Names::new(self, desired, &plan.changes);
+        let names = Names::new(self, desired, &plan.writes);
         let mut services: BTreeMap<String, ServicePreview> = BTreeMap::new();
-        for change in &plan.changes {
-            let (id, seen) = match change {
-                Change::PublishRing(id, target) => (*id, self.published(*id, target)),
-                Change::RetargetRing(id, target) => (*id, self.retargeted(*id, target)?),
-                Change::DeleteRing(id) => (*id, self.deleted(*id)),
-                Change::PutBackend(_, value) => (value.service, ServicePreview::default()),
-                Change::ClearBackend(id) => {
+        for write in &plan.writes {
+            let (id, seen) = match write {
+                MapWrite::PublishRing(id, target) => (*id, self.published(*id, target)),
+                MapWrite::RetargetRing(id, target) => (*id, self.retargeted(*id, target)?),
+                MapWrite::DeleteRing(id) => (*id, self.deleted(*id)),
+                MapWrite::PutBackend(_, value) => (value.service, ServicePreview::default()),
+                MapWrite::ClearBackend(id) => {
                     let Some(value) = self.maps.applied.backends.get(id) else { continue };
                     (value.service, ServicePreview::default())
                 }
@@ -59,7 +59,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// A ring that is made whole: no backend of the one before keeps its flows.
-    fn published(&self, id: u16, target: &Target) -> ServicePreview {
+    fn published(&self, id: u16, target: &RingTarget) -> ServicePreview {
         let (slots, starved) = (target.slots, target.members.is_empty());
         let Some(old) = self.maps.applied.rings.get(&id) else {
             return ServicePreview { slots, starved, ..ServicePreview::default() };
@@ -76,7 +76,7 @@ impl<D: DataPlane> Engine<D> {
         }
     }
 
-    fn retargeted(&self, id: u16, target: &Target) -> Result<ServicePreview> {
+    fn retargeted(&self, id: u16, target: &RingTarget) -> Result<ServicePreview> {
         let slots = self.maps.ring(id)?;
         let table = table(target, &self.wanted.settings.seed);
         let keeps = |id| target.bases && target.keeping.contains(&id);
@@ -109,14 +109,14 @@ impl<D: DataPlane> Engine<D> {
             slots_moved: slots,
             flow_slots_moved: slots,
             flow_slots_in_flux: 0,
-            flows_moved: self.flows_that_move(id, &Target::default()),
+            flows_moved: self.flows_that_move(id, &RingTarget::default()),
             starved: true,
             removed: true,
         }
     }
 
     /// Flows, as the last walk found them, on backends that would keep none.
-    fn flows_that_move(&self, service: u16, target: &Target) -> u64 {
+    fn flows_that_move(&self, service: u16, target: &RingTarget) -> u64 {
         let stay: BTreeSet<u16> = target
             .members
             .iter()
@@ -133,7 +133,7 @@ impl<D: DataPlane> Engine<D> {
 struct Names(BTreeMap<u16, String>);
 
 impl Names {
-    fn new<D: DataPlane>(engine: &Engine<D>, desired: &Desired, changes: &[Change]) -> Self {
+    fn new<D: DataPlane>(engine: &Engine<D>, desired: &Desired, writes: &[MapWrite]) -> Self {
         // Removed services have their names from the state in force.
         let named: BTreeMap<ServiceKey, &String> = [engine.desired(), desired]
             .into_iter()
@@ -141,8 +141,8 @@ impl Names {
             .map(|(name, service)| (service.key, name))
             .collect();
         let there = engine.maps.applied.services.iter().map(|(key, value)| (*key, value.id));
-        let added = changes.iter().filter_map(|change| match change {
-            Change::PutService(key, value) => Some((*key, value.id)),
+        let added = writes.iter().filter_map(|write| match write {
+            MapWrite::PutService(key, value) => Some((*key, value.id)),
             _ => None,
         });
         let name =

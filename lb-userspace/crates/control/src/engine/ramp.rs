@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_model::{
     desired::Service,
-    seen::{Condition, Target},
+    seen::{BackendKey, Condition},
     time::Now,
 };
 
-use crate::reconcile::{Applied, Change, Inputs, Plan, Ramps};
+use crate::reconcile::{Applied, MapWrite, PlanInputs, Ramps, WritePlan};
 
 /// Steps until a share is whole.
 const STEPS: u32 = 10;
@@ -23,7 +23,7 @@ const STEP: u16 = 100;
 /// The backends that don't have their whole share yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ramping {
-    ramps: BTreeMap<Target, Ramp>,
+    ramps: BTreeMap<BackendKey, Ramp>,
     /// The shares that the last plan was made with.
     in_force: Ramps,
 }
@@ -50,7 +50,7 @@ impl Ramp {
 impl Ramping {
     /// The shares that are not whole.
     pub(super) fn shares(&self, now: Now) -> Ramps {
-        let shares = self.ramps.iter().map(|(target, ramp)| (*target, ramp.share(now.mono)));
+        let shares = self.ramps.iter().map(|(key, ramp)| (*key, ramp.share(now.mono)));
         shares.filter(|(_, share)| *share < STEP * STEPS as u16).collect()
     }
 
@@ -60,8 +60,8 @@ impl Ramping {
     }
 
     /// The share of a backend that does not have all of it, in thousandths, by the last plan.
-    pub(super) fn in_force(&self, target: &Target) -> Option<u16> {
-        self.in_force.get(target).copied()
+    pub(super) fn in_force(&self, backend: &BackendKey) -> Option<u16> {
+        self.in_force.get(backend).copied()
     }
 
     /// Whether a share has grown between two moments.
@@ -71,7 +71,12 @@ impl Ramping {
 
     /// Notes the backends that join rings by a plan, and those that have left them or have their whole share;
     /// whether anyone has joined, so that the plan must be made anew.
-    pub(super) fn follow(&mut self, inputs: &Inputs<'_>, plan: &Plan, applied: &Applied) -> bool {
+    pub(super) fn follow(
+        &mut self,
+        inputs: &PlanInputs<'_>,
+        plan: &WritePlan,
+        applied: &Applied,
+    ) -> bool {
         let now = inputs.now.mono;
         let services: BTreeMap<_, &Service> =
             inputs.desired.services.values().map(|service| (service.key, service)).collect();
@@ -81,8 +86,8 @@ impl Ramping {
             .filter_map(|(key, value)| Some((value.id, *services.get(key)?)))
             .collect();
         let mut joined = false;
-        for change in &plan.changes {
-            let Change::RetargetRing(id, target) = change else { continue };
+        for write in &plan.writes {
+            let MapWrite::RetargetRing(id, target) = write else { continue };
             let (Some(service), Some(ring)) = (by_id.get(id), applied.rings.get(id)) else {
                 continue;
             };
@@ -91,13 +96,13 @@ impl Ramping {
             let others = target.members.iter().any(|(_, id)| owns(*id));
             let panic = plan.standings.get(&service.key).is_some_and(|standing| standing.panic);
             for (member, id) in &target.members {
-                let target = Target { service: service.key, backend: member.address };
-                let up = inputs.view.get(&target).is_none_or(|s| s.condition == Condition::Up);
+                let key = BackendKey { service: service.key, backend: member.address };
+                let up = inputs.view.get(&key).is_none_or(|s| s.condition == Condition::Up);
                 // With no other member to compare with, a part of the share is all of it.
                 if owns(*id) || !others || panic || !up || takes.is_zero() {
                     continue;
                 }
-                self.ramps.entry(target).or_insert_with(|| {
+                self.ramps.entry(key).or_insert_with(|| {
                     joined = true;
                     Ramp { began: now, takes }
                 });
@@ -106,9 +111,9 @@ impl Ramping {
                 |address| target.members.iter().any(|(member, _)| member.address == address);
             self.ramps.retain(|at, _| at.service != service.key || member(at.backend));
         }
-        self.ramps.retain(|target, ramp| {
-            let service = services.get(&target.service);
-            let there = service.is_some_and(|s| s.backends.contains_key(&target.backend));
+        self.ramps.retain(|key, ramp| {
+            let service = services.get(&key.service);
+            let there = service.is_some_and(|s| s.backends.contains_key(&key.backend));
             there && ramp.share(now) < STEP * STEPS as u16
         });
         joined

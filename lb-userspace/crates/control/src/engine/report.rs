@@ -142,7 +142,7 @@ impl<D: DataPlane> Engine<D> {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
             };
-            let target = seen::Target { service: service.key, backend: address };
+            let target = seen::BackendKey { service: service.key, backend: address };
             let seen = self.wanted.view.get(&target).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);

@@ -21,13 +21,13 @@ use std::{
 use anyhow::Result;
 use lb_model::{
     desired::{Protocol, ServiceKey},
-    seen::Target,
+    seen::BackendKey,
     time::Now,
     units::counted,
 };
 use lb_plane::{BackendTotals, DataPlane};
 
-use super::{maps::Maps, wanted::Wanted};
+use super::{maps::AppliedMaps, wanted::Wanted};
 
 /// SYNs after which nothing else came: of so many clients one would have answered.
 const UNANSWERED: u64 = 4;
@@ -48,7 +48,7 @@ const RETRANSMISSIONS: u64 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspicion {
     /// The backend.
-    pub target: Target,
+    pub target: BackendKey,
     /// The reason, as a message.
     pub reason: String,
 }
@@ -198,7 +198,7 @@ impl Silence {
             let alone = memories.get(&sample.backend)?.silence(now, sample.counts);
             let compared = || outlier(*window, all.since(*window)).filter(|_| sample.serves);
             let reason = alone.or_else(compared)?;
-            Some(Suspicion { target: Target { service, backend: sample.backend }, reason })
+            Some(Suspicion { target: BackendKey { service, backend: sample.backend }, reason })
         });
         suspicions.collect()
     }
@@ -209,7 +209,7 @@ impl Silence {
     /// services with second choices since the last call.
     pub(super) fn watch<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         wanted: &Wanted,
         now: Now,
     ) -> Result<(Vec<Suspicion>, Vec<u16>)> {

@@ -21,7 +21,7 @@ use lb_model::{desired::ServiceKey, entry, ring, seen, time::Now};
 use lb_plane::DataPlane;
 use tracing::warn;
 
-use super::{maps::Maps, pin_shares::PinShares, wanted::Wanted};
+use super::{maps::AppliedMaps, pin_shares::PinShares, wanted::Wanted};
 
 /// Seconds for which new flows are dropped before older ones give way, and without a packet after which a slot has
 /// none that is seen to live. Within that a client has sent its SYN three times (after 1, 3 and 7 s; RFC 6298, 2).
@@ -74,7 +74,7 @@ impl Starved {
     /// node's own.
     pub(super) fn check<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         (pins, shares): (u64, &PinShares),
         is_own: impl Fn(&ServiceKey) -> bool,
         now: Now,
@@ -104,7 +104,7 @@ impl Starved {
     pub(super) fn giving_way<D: DataPlane>(
         &self,
         id: u16,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         wanted: &Wanted,
     ) -> Option<GivingWay> {
         let span = self.services.get(&id)?;
@@ -117,7 +117,7 @@ impl Starved {
         let refuses = |id: &u16| {
             let entry = maps.applied.backends.get(id)?;
             let backend = entry::ip_of(entry.address);
-            let seen = wanted.view.get(&seen::Target { service: key, backend })?;
+            let seen = wanted.view.get(&seen::BackendKey { service: key, backend })?;
             let port = service.check_of(service.backends.get(&backend)?).port;
             let is_of_service = port.is_none_or(|port| port == key.port);
             let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;

@@ -7,7 +7,7 @@ use lb_common::abi;
 use lb_plane::DataPlane;
 use tracing::debug;
 
-use super::{maps::Maps, wanted::Wanted};
+use super::{maps::AppliedMaps, wanted::Wanted};
 
 /// The virtual MAC addresses that the node answers to.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl VirtualMacs {
     /// A map can't be written, or it has no room.
     pub(super) fn take<D: DataPlane>(
         &mut self,
-        (maps, wanted): (&mut Maps<D>, &Wanted),
+        (maps, wanted): (&mut AppliedMaps<D>, &Wanted),
         mac: [u8; 6],
         take: bool,
     ) -> Result<()> {

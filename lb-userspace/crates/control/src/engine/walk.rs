@@ -13,7 +13,7 @@ use lb_plane::DataPlane;
 
 use super::{
     history::{History, Role, off_ring},
-    maps::Maps,
+    maps::AppliedMaps,
 };
 use crate::reconcile::Applied;
 
@@ -126,7 +126,12 @@ impl Walk {
         history.sharing.objection_secs(self.secs_between(room).saturating_add(1))
     }
 
-    pub(super) fn is_due<D: DataPlane>(&self, maps: &Maps<D>, now: Now, waits: bool) -> bool {
+    pub(super) fn is_due<D: DataPlane>(
+        &self,
+        maps: &AppliedMaps<D>,
+        now: Now,
+        waits: bool,
+    ) -> bool {
         let Some(started) = self.started else { return true };
         let may_have_flows = self.flows > 0
             || maps.applied.rings.values().any(|ring| ring.in_flux > 0 || ring.pinned > 0)
@@ -146,7 +151,7 @@ impl Walk {
     /// gone, and counts the rest. How many were deleted.
     pub(super) fn run<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         history: &mut History,
         now: Now,
     ) -> Result<u64> {
@@ -255,7 +260,7 @@ impl Walk {
     /// sees their packets knows when they end. As many as a second has time for; the next goes on.
     pub(super) fn refresh<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         history: &History,
         now: Now,
     ) -> Result<()> {
@@ -293,7 +298,11 @@ impl Walk {
     }
 
     /// Gives ids free that nothing can name any more.
-    pub(super) fn end_rests<D: DataPlane>(&mut self, maps: &mut Maps<D>, now: Now) -> Result<()> {
+    pub(super) fn end_rests<D: DataPlane>(
+        &mut self,
+        maps: &mut AppliedMaps<D>,
+        now: Now,
+    ) -> Result<()> {
         // Ids that rested when the maps were adopted rest from the first sweep on.
         for &id in &maps.applied.resting_backends {
             self.released_backends.entry(id).or_insert(now.mono_secs());

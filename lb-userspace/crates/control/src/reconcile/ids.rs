@@ -10,7 +10,7 @@ use std::{
 
 use lb_model::{desired::ServiceKey, entry, settings::Limits};
 
-use super::{Applied, Inputs};
+use super::{Applied, PlanInputs};
 
 /// Hands out ids: those that are in use stay, and the lowest free one is next.
 pub(super) struct Ids<'a> {
@@ -30,7 +30,7 @@ pub(super) struct Ids<'a> {
 }
 
 impl<'a> Ids<'a> {
-    pub(super) fn new(inputs: &Inputs<'_>, applied: &'a Applied) -> Self {
+    pub(super) fn new(inputs: &PlanInputs<'_>, applied: &'a Applied) -> Self {
         let known = applied.backends.iter().rev().map(|(&id, b)| ((b.service, b.address), id));
         let in_use = applied.services.values().map(|service| service.id);
         Self {

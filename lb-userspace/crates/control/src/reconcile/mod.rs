@@ -60,7 +60,7 @@ pub struct Ring {
     /// Number of slots.
     pub slots: u32,
     /// The target that it was written for; none if that is not known, after a start or a failure.
-    pub target: Option<Target>,
+    pub target: Option<RingTarget>,
     /// Slots of each backend that has any.
     pub owned: BTreeMap<u16, OwnedSlots>,
     /// Slots with a base owner.
@@ -97,9 +97,9 @@ pub struct OwnedSlots {
     pub base: u32,
 }
 
-/// The target of a ring.
+/// The owners that a ring is to have, and those that it may keep.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Target {
+pub struct RingTarget {
     /// Number of slots.
     pub slots: u32,
     /// The backends that share new flows, in the order of their addresses, with their ids.
@@ -110,9 +110,9 @@ pub struct Target {
     pub bases: bool,
 }
 
-/// One step from the applied state to the desired state.
+/// One write of a plan: a step from the applied state to the desired state.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub enum MapWrite {
     /// Replace the MAC addresses that the node answers to.
     SetOwnMacs(Vec<[u8; 6]>),
     /// Replace the MAC addresses of other balancers.
@@ -120,9 +120,9 @@ pub enum Change {
     /// Write a backend's entry.
     PutBackend(u16, Box<abi::Backend>),
     /// Make a ring of its own for this service and publish it whole.
-    PublishRing(u16, Target),
+    PublishRing(u16, RingTarget),
     /// Write the owners that differ, in place.
-    RetargetRing(u16, Target),
+    RetargetRing(u16, RingTarget),
     /// Add the address of a service.
     PutVip(IpAddr),
     /// Add or replace a service.
@@ -139,7 +139,7 @@ pub enum Change {
 
 /// The inputs of a plan, without the applied state.
 #[derive(Clone, Copy, Debug)]
-pub struct Inputs<'a> {
+pub struct PlanInputs<'a> {
     /// The desired state.
     pub desired: &'a Desired,
     /// The known next hops; none: not read yet.
@@ -171,13 +171,13 @@ pub struct Inputs<'a> {
 }
 
 /// The shares, in thousandths of their weights, of backends that don't have all of it yet.
-pub type Ramps = BTreeMap<seen::Target, u16>;
+pub type Ramps = BTreeMap<seen::BackendKey, u16>;
 
 /// A plan, and the parts that it had to leave out.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Plan {
-    /// The steps, in the order in which they are safe.
-    pub changes: Vec<Change>,
+pub struct WritePlan {
+    /// The writes, in the order in which they are safe.
+    pub writes: Vec<MapWrite>,
     /// Messages about entries that the maps have no room for.
     pub left_out: Vec<String>,
     /// How each service stands.
@@ -187,7 +187,7 @@ pub struct Plan {
 /// Backends before the rings that name them, rings before the services that use them; deletes in
 /// reverse. A backend that stops being usable is written after the rings have left it.
 #[must_use]
-pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
+pub fn plan(inputs: &PlanInputs<'_>, applied: &Applied) -> WritePlan {
     let mut left_out = Vec::new();
     let (mut gains, mut losses) = (Vec::new(), Vec::new());
     let (mut before, mut rings, mut services) = (Vec::new(), Vec::new(), Vec::new());
@@ -211,7 +211,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
         }
         let are_known = macs.iter().all(|mac| applied.own_macs.contains(mac));
         if !are_known || macs.len() != applied.own_macs.len() {
-            before.push(Change::SetOwnMacs(macs));
+            before.push(MapWrite::SetOwnMacs(macs));
         }
     }
     for (name, service) in &inputs.desired.services {
@@ -242,21 +242,23 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
             }
             let lost = old.is_some_and(is_usable) && !is_usable(&backend.value);
             let to = if lost { &mut losses } else { &mut gains };
-            to.push(Change::PutBackend(backend.id, Box::new(backend.value)));
+            to.push(MapWrite::PutBackend(backend.id, Box::new(backend.value)));
         }
         let target = target(service, &placed);
         match applied.rings.get(&id) {
             Some(ring) if ring.slots == target.slots => {
                 if ring.target.as_ref() != Some(&target) {
-                    rings.push(Change::RetargetRing(id, target));
+                    rings.push(MapWrite::RetargetRing(id, target));
                 }
             }
             // A smaller ring comes after the service that hashes to fewer slots.
-            Some(ring) if ring.slots > target.slots => shrunk.push(Change::PublishRing(id, target)),
-            _ => rings.push(Change::PublishRing(id, target)),
+            Some(ring) if ring.slots > target.slots => {
+                shrunk.push(MapWrite::PublishRing(id, target))
+            }
+            _ => rings.push(MapWrite::PublishRing(id, target)),
         }
         if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
-            services.push(Change::PutVip(service.key.vip));
+            services.push(MapWrite::PutVip(service.key.vip));
         }
         let mut value = service_value(inputs, id, service);
         let deliveries = peers::deliveries(inputs, applied, id, service, &placed);
@@ -266,7 +268,7 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
         }
         let value = with_pinning_paused(value, inputs.pinning_paused.contains(&service.key));
         if applied.services.get(&service.key) != Some(&value) {
-            services.push(Change::PutService(service.key, Box::new(value)));
+            services.push(MapWrite::PutService(service.key, Box::new(value)));
         }
     }
     if let Some(lacking) = peers::without_room(&mut peer_macs) {
@@ -274,26 +276,30 @@ pub fn plan(inputs: &Inputs<'_>, applied: &Applied) -> Plan {
     }
     if peer_macs != applied.peer_macs {
         // Before the services that use them; one that is gone from them has no backend here any more.
-        rings.push(Change::SetPeerMacs(peer_macs));
+        rings.push(MapWrite::SetPeerMacs(peer_macs));
     }
     let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();
     let used: BTreeSet<_> = ids.services.values().copied().collect();
     let stale = applied.services.keys().filter(|key| !ids.services.contains_key(key));
     let deletes = stale
-        .map(|key| Change::DeleteService(*key))
-        .chain(applied.vips.difference(&vips).map(|vip| Change::DeleteVip(*vip)))
+        .map(|key| MapWrite::DeleteService(*key))
+        .chain(applied.vips.difference(&vips).map(|vip| MapWrite::DeleteVip(*vip)))
         .chain(
-            applied.rings.keys().filter(|id| !used.contains(id)).map(|id| Change::DeleteRing(*id)),
+            applied
+                .rings
+                .keys()
+                .filter(|id| !used.contains(id))
+                .map(|id| MapWrite::DeleteRing(*id)),
         )
         .chain(
             applied
                 .backends
                 .keys()
                 .filter(|id| !ids.backends.contains(id))
-                .map(|id| Change::ClearBackend(*id)),
+                .map(|id| MapWrite::ClearBackend(*id)),
         );
     let parts = [before, gains, rings, services, shrunk, losses, deletes.collect()];
-    Plan { changes: parts.into_iter().flatten().collect(), left_out, standings }
+    WritePlan { writes: parts.into_iter().flatten().collect(), left_out, standings }
 }
 
 fn full(what: &str, key: &str, limit: u32) -> String {
@@ -303,11 +309,11 @@ fn full(what: &str, key: &str, limit: u32) -> String {
     )
 }
 
-fn target(service: &Service, placed: &[Placed]) -> Target {
+fn target(service: &Service, placed: &[Placed]) -> RingTarget {
     // A oneshot service has no flows, and a tracked one has an entry for each.
     let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
     let members = placed.iter().filter(|backend| backend.member);
-    Target {
+    RingTarget {
         slots: service.ring_slots,
         members: members.map(|b| (Member { address: b.address, weight: b.weight }, b.id)).collect(),
         keeping: placed.iter().filter(|b| b.keeps).map(|b| b.id).collect(),
@@ -325,7 +331,7 @@ pub const fn with_pinning_paused(mut value: abi::Service, paused: bool) -> abi::
     value
 }
 
-fn service_value(inputs: &Inputs<'_>, id: u16, service: &Service) -> abi::Service {
+fn service_value(inputs: &PlanInputs<'_>, id: u16, service: &Service) -> abi::Service {
     let ServiceKey { vip, port, protocol } = service.key;
     let mut name = entry::address(vip).to_vec();
     name.extend(port.to_be_bytes());

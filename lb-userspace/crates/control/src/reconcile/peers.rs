@@ -9,13 +9,13 @@ use lb_model::{
     hop::{Resolution, Want},
 };
 
-use super::{Applied, Inputs, place::Placed};
+use super::{Applied, PlanInputs, place::Placed};
 
 /// The MAC addresses from which packets of this service are delivered to its backend on this node: of the balancers
 /// that are known, and of the service's other backends, any of which may be a balancer. None in tunnels, and where no
 /// backend is on this node. While an address awaits its answer, as after a start, those that were known stay.
 pub(super) fn deliveries(
-    inputs: &Inputs<'_>,
+    inputs: &PlanInputs<'_>,
     applied: &Applied,
     id: u16,
     service: &Service,

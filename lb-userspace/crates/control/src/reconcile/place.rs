@@ -14,7 +14,7 @@ use lb_model::{
 };
 
 use super::{
-    Applied, Inputs, Target,
+    Applied, PlanInputs, RingTarget,
     choose::{self, Candidate},
 };
 
@@ -58,7 +58,7 @@ enum Reach {
 /// of them, and the ring stays, so that the flows find their backends when it is over. Of those
 /// that could take new flows, [`choose`] takes the ones whose health lets them.
 pub(super) fn place(
-    inputs: &Inputs<'_>,
+    inputs: &PlanInputs<'_>,
     applied: &Applied,
     service_id: u16,
     service: &Service,
@@ -66,7 +66,7 @@ pub(super) fn place(
 ) -> (Vec<Placed>, Standing) {
     let ring = applied.rings.get(&service_id);
     let kept = |id| {
-        let keeps = |target: &Target| target.keeping.contains(&id);
+        let keeps = |target: &RingTarget| target.keeping.contains(&id);
         ring.is_some_and(|r| r.owned.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
     };
     let mut found = Vec::new();
@@ -92,7 +92,7 @@ pub(super) fn place(
     let owns =
         |id| ring.and_then(|ring| ring.owned.get(&id)).is_some_and(|owned| owned.current > 0);
     let seen = |address| {
-        let target = seen::Target { service: service.key, backend: address };
+        let target = seen::BackendKey { service: service.key, backend: address };
         inputs.view.get(&target).copied().unwrap_or_default()
     };
     let candidates: Vec<_> = found
@@ -136,7 +136,7 @@ pub(super) fn place(
         if candidate.seen.condition == Condition::SoftDown && !member {
             value.flags |= backend_flags::SOFT_DOWN;
         }
-        let target = seen::Target { service: service.key, backend: address };
+        let target = seen::BackendKey { service: service.key, backend: address };
         let share = inputs.ramps.get(&target).copied().unwrap_or(WHOLE);
         let weight = u32::from(backend.weight.0.get()) * u32::from(share.clamp(1, WHOLE));
         Placed { address, weight, id, value, member, keeps }
@@ -157,7 +157,7 @@ pub fn flows_are_moved(backend: &Backend, now: Now) -> bool {
 }
 
 fn reach(
-    inputs: &Inputs<'_>,
+    inputs: &PlanInputs<'_>,
     old: Option<&abi::Backend>,
     service: &Service,
     address: IpAddr,

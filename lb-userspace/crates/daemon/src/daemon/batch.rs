@@ -6,7 +6,7 @@ use lb_model::{
     edit::Edit,
     plan::Plan,
     refusal::{Refusal, RefusalKind},
-    seen::{Condition, Seen, Target},
+    seen::{BackendKey, Condition, Seen},
 };
 use lb_observe::events::changes;
 use lb_plane::DataPlane;
@@ -97,7 +97,7 @@ impl<D: DataPlane> Daemon<D> {
 
     fn loss(&self, edit: &Edit, desired: &Desired) -> Option<String> {
         guard::loss(edit, desired, |service, backend| {
-            let seen = self.health.view().get(&Target { service, backend });
+            let seen = self.health.view().get(&BackendKey { service, backend });
             let is_down = |seen: &Seen| seen.held || seen.condition != Condition::Up;
             // In panic, checks are ignored.
             let panics = self.engine.standings().get(&service).is_some_and(|now| now.panic);

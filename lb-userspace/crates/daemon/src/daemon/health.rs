@@ -19,7 +19,7 @@ use lb_model::{
     check::Start,
     desired::{Desired, ServiceKey},
     hop::Neighbourhood,
-    seen::{Condition, Seen, Target, View},
+    seen::{BackendKey, Condition, Seen, View},
     settings::Tunnel,
     units::counted,
 };
@@ -27,25 +27,25 @@ use lb_model::{
 /// The prober of the backends.
 pub trait Checks: Send {
     /// See [`Prober::assign`].
-    fn assign(&self, assignments: BTreeMap<Target, Assignment>);
+    fn assign(&self, assignments: BTreeMap<BackendKey, Assignment>);
     /// See [`Prober::suspect`].
-    fn suspect(&self, target: Target, reason: String);
+    fn suspect(&self, target: BackendKey, reason: String);
     /// See [`Prober::status`].
-    fn status(&self) -> BTreeMap<Target, CheckStatus>;
+    fn status(&self) -> BTreeMap<BackendKey, CheckStatus>;
     /// See [`Prober::load`].
     fn load(&self) -> Load;
 }
 
 impl Checks for Prober {
-    fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+    fn assign(&self, assignments: BTreeMap<BackendKey, Assignment>) {
         Self::assign(self, assignments);
     }
 
-    fn suspect(&self, target: Target, reason: String) {
+    fn suspect(&self, target: BackendKey, reason: String) {
         Self::suspect(self, target, reason);
     }
 
-    fn status(&self) -> BTreeMap<Target, CheckStatus> {
+    fn status(&self) -> BTreeMap<BackendKey, CheckStatus> {
         Self::status(self)
     }
 
@@ -94,12 +94,12 @@ pub(super) struct Health {
     /// The conditions that an earlier run has left, until they are taken up.
     adopted: View,
     /// The backends whose condition that was.
-    found_out: BTreeSet<Target>,
+    found_out: BTreeSet<BackendKey>,
     /// The backends that were assigned.
-    known: BTreeSet<Target>,
+    known: BTreeSet<BackendKey>,
     view: View,
     neighbourhood: Option<Neighbourhood>,
-    suspected: BTreeMap<Target, Suspected>,
+    suspected: BTreeMap<BackendKey, Suspected>,
     standings: BTreeMap<ServiceKey, Standing>,
 }
 
@@ -144,7 +144,7 @@ impl Health {
         let mut there = BTreeSet::new();
         for service in desired.services.values() {
             for (&backend, wanted) in &service.backends {
-                let target = Target { service: service.key, backend };
+                let target = BackendKey { service: service.key, backend };
                 there.insert(target);
                 if self.known.contains(&target) {
                     continue;
@@ -168,7 +168,7 @@ impl Health {
         self.checks.assign(assignments);
     }
 
-    fn see(&mut self, target: Target, seen: Seen) {
+    fn see(&mut self, target: BackendKey, seen: Seen) {
         if seen == Seen::default() {
             self.view.remove(&target);
         } else {
@@ -177,7 +177,7 @@ impl Health {
     }
 
     /// A backend's clients find it silent.
-    pub(super) fn suspect(&mut self, target: Target, reason: String) {
+    pub(super) fn suspect(&mut self, target: BackendKey, reason: String) {
         self.suspected.entry(target).or_default().reason.clone_from(&reason);
         self.checks.suspect(target, reason);
     }
@@ -286,7 +286,7 @@ impl Health {
         let mut checks = self.checks.status();
         for service in status.services.values_mut() {
             for (address, backend) in &mut service.backends {
-                let target = Target { service: service.key, backend: *address };
+                let target = BackendKey { service: service.key, backend: *address };
                 backend.check = checks.remove(&target);
             }
         }
@@ -317,16 +317,16 @@ mod tests {
 
     /// Keeps what it was assigned last.
     #[derive(Clone, Default)]
-    struct Assigned(Arc<Mutex<BTreeMap<Target, Assignment>>>);
+    struct Assigned(Arc<Mutex<BTreeMap<BackendKey, Assignment>>>);
 
     impl Checks for Assigned {
-        fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+        fn assign(&self, assignments: BTreeMap<BackendKey, Assignment>) {
             *self.0.lock().expect("nobody panics") = assignments;
         }
 
-        fn suspect(&self, _: Target, _: String) {}
+        fn suspect(&self, _: BackendKey, _: String) {}
 
-        fn status(&self) -> BTreeMap<Target, CheckStatus> {
+        fn status(&self) -> BTreeMap<BackendKey, CheckStatus> {
             BTreeMap::new()
         }
 
@@ -342,8 +342,8 @@ mod tests {
         Desired { services: [("web".to_owned(), service)].into() }
     }
 
-    fn target(backend: IpAddr) -> Target {
-        Target { service: web(&[]).services["web"].key, backend }
+    fn target(backend: IpAddr) -> BackendKey {
+        BackendKey { service: web(&[]).services["web"].key, backend }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::Result;
 use lb_health::prober::{Change, Report};
 use lb_model::{
     hop::{Neighbourhood, Resolution, Want},
-    seen::{Condition, Target},
+    seen::{BackendKey, Condition},
 };
 use lb_plane::DataPlane;
 use tokio::sync::watch;
@@ -63,7 +63,7 @@ impl<D: DataPlane> Daemon<D> {
         if !report.change.as_ref().is_some_and(is_down) {
             return;
         }
-        let Target { service, backend: address } = report.target;
+        let BackendKey { service, backend: address } = report.target;
         if let Some(service) = self.store.desired().services.values().find(|s| s.key == service) {
             (self.effects.doubt)(Want { address, mode: service.mode });
         }

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use lb_model::{check, seen::Target};
+use lb_model::{check, seen::BackendKey};
 use tokio::time::{Instant, timeout_at};
 
 use self::reason::ProbeError;
@@ -90,7 +90,7 @@ pub struct Probe {
     /// The service's name, for commands.
     pub service: String,
     /// The backend, and its service.
-    pub target: Target,
+    pub target: BackendKey,
     /// The kind of check.
     pub kind: check::Kind,
     /// The port that it goes to.

@@ -25,7 +25,7 @@ use lb_api::check_status::{CheckStatus, Load};
 use lb_model::{
     check::Check,
     policy::OnDown,
-    seen::{Condition, Seen, Target},
+    seen::{BackendKey, Condition, Seen},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
@@ -70,7 +70,7 @@ pub struct Assignment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The backend.
-    pub target: Target,
+    pub target: BackendKey,
     /// What is seen of it.
     pub seen: Seen,
     /// The change of its condition; none: only whether it is held or suspect has changed.
@@ -165,7 +165,7 @@ impl Prober {
 
     /// Replaces all assignments. Backends that were known keep their state and counts, except for
     /// what another check makes meaningless.
-    pub fn assign(&self, assignments: BTreeMap<Target, Assignment>) {
+    pub fn assign(&self, assignments: BTreeMap<BackendKey, Assignment>) {
         if let Some(schedule) = &mut *self.shared.lock() {
             schedule.assign(assignments, Instant::now());
         }
@@ -174,7 +174,7 @@ impl Prober {
 
     /// A backend does not answer its clients' packets: lbd probes it at once, and again at once if it
     /// is silent. `reason` ends the sentence "it was asked because".
-    pub fn suspect(&self, target: Target, reason: String) {
+    pub fn suspect(&self, target: BackendKey, reason: String) {
         if let Some(schedule) = &mut *self.shared.lock() {
             schedule.suspect(target, reason, Instant::now());
         }
@@ -183,7 +183,7 @@ impl Prober {
 
     /// All that is known of the backends, for status.
     #[must_use]
-    pub fn status(&self) -> BTreeMap<Target, CheckStatus> {
+    pub fn status(&self) -> BTreeMap<BackendKey, CheckStatus> {
         let schedule = self.shared.lock();
         let status = |schedule: &Schedule| schedule.status(Instant::now(), SystemTime::now());
         schedule.as_ref().map(status).unwrap_or_default()
@@ -305,7 +305,7 @@ const BATCH: usize = 256;
 /// Sends the answer, and an error if there is none: a probe must end in every case.
 struct Reply {
     sender: mpsc::UnboundedSender<Answer>,
-    target: Target,
+    target: BackendKey,
     serial: u64,
     open: bool,
 }

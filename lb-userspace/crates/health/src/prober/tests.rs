@@ -34,10 +34,10 @@ impl<F: Fn(Arc<Probe>) -> Answers + Send + Sync + 'static> ProbeRunner for Scrip
     fn set_vips(&self, _: BTreeSet<IpAddr>) {}
 }
 
-fn backend(n: u8) -> Target {
+fn backend(n: u8) -> BackendKey {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
     let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
-    Target { service, backend: Ipv4Addr::new(127, 0, 77, n).into() }
+    BackendKey { service, backend: Ipv4Addr::new(127, 0, 77, n).into() }
 }
 
 fn check(millis: u64) -> Check {
@@ -55,7 +55,7 @@ fn check(millis: u64) -> Check {
 fn assignments(
     backends: impl IntoIterator<Item = u8>,
     check: &Check,
-) -> BTreeMap<Target, Assignment> {
+) -> BTreeMap<BackendKey, Assignment> {
     let assignment = |_| Assignment {
         service: "web".into(),
         check: check.clone(),

@@ -16,7 +16,7 @@ use lb_health::{
 use lb_model::{
     check::Kind,
     desired::{Protocol, ServiceKey},
-    seen::Target,
+    seen::BackendKey,
 };
 
 /// What a peer that is too slow is given: short, so that the tests are.
@@ -33,7 +33,7 @@ pub fn make_probe(kind: Kind, address: SocketAddr, timeout: Duration) -> Probe {
     };
     Probe {
         service: "web".into(),
-        target: Target { service, backend: address.ip() },
+        target: BackendKey { service, backend: address.ip() },
         kind,
         port: address.port(),
         route: Route::Backend,

@@ -35,8 +35,8 @@ use zerocopy::IntoBytes as _;
 
 use self::program::Program;
 use crate::{
-    Added, BackendTotals, CaptureLoader, Change, Counters, Flows, Interfaces, LoadedCapture, Maps,
-    Programs, Tap, replace_owners,
+    Added, BackendTotals, CaptureLoader, Counters, Flows, Interfaces, LoadedCapture, Maps,
+    OwnerChange, Programs, Tap, replace_owners,
 };
 
 /// The maps, in memory. What a program would write, a test writes: flows by [`Fake::add_flow`],
@@ -341,7 +341,7 @@ impl Maps for Fake {
         Ok(())
     }
 
-    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[Change]) -> Result<Vec<bool>> {
+    fn replace_owners(&mut self, ring: &Self::Ring, changes: &[OwnerChange]) -> Result<Vec<bool>> {
         changes.iter().try_for_each(|_| self.write())?;
         if let Some(stamp) = self.late.take_if(|_| !changes.is_empty()) {
             changes.iter().for_each(|(slot, ..)| ring[*slot as usize].touch_unpinned(stamp));

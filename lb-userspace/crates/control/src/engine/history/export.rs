@@ -18,7 +18,7 @@ use lb_sync::{
 
 use super::{History, RingDelta, Role, Settling, to_flow};
 use crate::engine::{
-    maps::Maps,
+    maps::AppliedMaps,
     starved::{GivingWay, Starved},
     wanted::Wanted,
 };
@@ -33,7 +33,7 @@ impl History {
     /// As [`Engine::export_changes`](crate::engine::Engine::export_changes).
     pub(in crate::engine) fn export_changes<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         (starved, wanted): (&Starved, &Wanted),
         now: Now,
     ) -> Result<Vec<Record>> {
@@ -110,7 +110,7 @@ impl History {
 
     /// Keeps changes for export from now on. If they were not kept meanwhile, all rings and the pins since
     /// then are exported.
-    pub(super) fn record_changes<D: DataPlane>(&mut self, maps: &Maps<D>, now: Now) {
+    pub(super) fn record_changes<D: DataPlane>(&mut self, maps: &AppliedMaps<D>, now: Now) {
         let pending = &mut self.pending;
         if let Some(since) = pending.request(now.mono_secs()) {
             pending.missed_since = Some(since.saturating_sub(MISSED_SECS));
@@ -119,7 +119,7 @@ impl History {
     }
 
     /// The services of which slots are on their way to settle, with their rings.
-    fn settling_rings<D: DataPlane>(&self, maps: &Maps<D>) -> Vec<(ServiceKey, u16, u32)> {
+    fn settling_rings<D: DataPlane>(&self, maps: &AppliedMaps<D>) -> Vec<(ServiceKey, u16, u32)> {
         let services = self.settling.keys().filter_map(|key| {
             let service = maps.applied.services.get(key)?;
             // A ring that is not known is not exported.
@@ -135,7 +135,7 @@ impl History {
     /// Not while pinning is paused: the peer that takes over does not wait for later exports.
     fn export_settling<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         (starved, wanted): (&Starved, &Wanted),
         now: Now,
     ) -> Result<()> {
@@ -179,7 +179,7 @@ impl History {
     /// Not while pinning is paused, as above.
     fn take_late_back<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         (starved, wanted): (&Starved, &Wanted),
         now: Now,
     ) -> Result<()> {
@@ -219,7 +219,11 @@ impl History {
     }
 
     /// Clears the base owners of slots whose settling is acknowledged.
-    fn settle_acknowledged<D: DataPlane>(&mut self, maps: &mut Maps<D>, now: Now) -> Result<()> {
+    fn settle_acknowledged<D: DataPlane>(
+        &mut self,
+        maps: &mut AppliedMaps<D>,
+        now: Now,
+    ) -> Result<()> {
         let taken = self.taken.unwrap_or(u64::MAX);
         for (key, id, _) in self.settling_rings(maps) {
             let settled = self.settling(key).take_acknowledged(taken);
@@ -244,7 +248,7 @@ impl History {
     /// As [`Engine::export_all`](crate::engine::Engine::export_all).
     pub(in crate::engine) fn export_all<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         now: Now,
     ) -> Result<Vec<Record>> {
         self.record_changes(maps, now);
@@ -286,7 +290,7 @@ impl History {
     /// own base owners are exported without one, or with the one that they may have again.
     pub(super) fn export_ring<D: DataPlane>(
         &self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         key: &ServiceKey,
         delta: &RingDelta,
         now: Now,
@@ -336,7 +340,7 @@ impl History {
     /// Exports the members of a service's ring; false if they are not known: a write has failed.
     fn export_members<D: DataPlane>(
         &self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         key: &ServiceKey,
         records: &mut Vec<Record>,
     ) -> bool {
@@ -354,7 +358,7 @@ impl History {
 /// Whatever held this process up since the last look held up its lease as well: flows may have begun
 /// without a pin where these slots had them go, and may at any moment of this.
 fn move_quiet<D: DataPlane>(
-    maps: &mut Maps<D>,
+    maps: &mut AppliedMaps<D>,
     (id, slots): (u16, &D::Ring),
     moves: &[Move],
     (idle, giving_way): (u32, Option<&GivingWay>),
@@ -376,7 +380,7 @@ fn move_quiet<D: DataPlane>(
 
 /// Exports the pins that were used since a second.
 fn export_pins_since<D: DataPlane>(
-    maps: &Maps<D>,
+    maps: &AppliedMaps<D>,
     since: u32,
     keys: &BTreeMap<u16, ServiceKey>,
     now: Now,
@@ -393,7 +397,12 @@ fn export_pins_since<D: DataPlane>(
         .context("walk the pins")
 }
 
-fn to_pin<D: DataPlane>(maps: &Maps<D>, flow: &FlowRef, value: FlowValue, now: Now) -> Option<Pin> {
+fn to_pin<D: DataPlane>(
+    maps: &AppliedMaps<D>,
+    flow: &FlowRef,
+    value: FlowValue,
+    now: Now,
+) -> Option<Pin> {
     let idle = now.mono_secs().saturating_sub(value.seen);
     Some(Pin {
         flow: to_flow(flow),

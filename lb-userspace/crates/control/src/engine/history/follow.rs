@@ -12,8 +12,8 @@ use lb_plane::DataPlane;
 
 use super::{History, PeerOwners, PeerRing, Role};
 use crate::{
-    engine::{maps::Maps, wanted::Wanted},
-    reconcile::Target,
+    engine::{maps::AppliedMaps, wanted::Wanted},
+    reconcile::RingTarget,
 };
 
 impl History {
@@ -21,10 +21,10 @@ impl History {
     /// `Engine::retarget_ring`; none if it is not known, or this node's own ring counts.
     pub(in crate::engine) fn followed<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         wanted: &Wanted,
         id: u16,
-        target: &Target,
+        target: &RingTarget,
     ) -> Option<Followed> {
         let key = maps.key_of(id)?;
         if self.role(&key) != Role::Follows {
@@ -46,7 +46,7 @@ impl History {
     /// Follows changes of some slots.
     pub(super) fn take_peer_bases<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         wanted: &Wanted,
         key: ServiceKey,
         slots: &BTreeSet<u32>,
@@ -81,7 +81,7 @@ impl History {
     /// the others have ended changes without it.
     pub(super) fn join_peer_ring<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         wanted: &Wanted,
         key: ServiceKey,
         id: u16,
@@ -120,7 +120,7 @@ impl History {
     /// Deletes the flows of a service that the full history which has ended has not named.
     pub(super) fn end_unnamed<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         key: ServiceKey,
     ) -> Result<()> {
         let Some(id) = maps.applied.services.get(&key).map(|service| service.id) else {
@@ -166,7 +166,7 @@ impl Followed {
 }
 
 /// Whether a peer's ring has the same owners for new flows as this node's.
-fn is_same(ring: &PeerRing, target: &Target) -> bool {
+fn is_same(ring: &PeerRing, target: &RingTarget) -> bool {
     let members = target.members.iter().map(|(member, _)| (member.address, member.weight));
     ring.slots == target.slots && members.eq(ring.members.iter().copied())
 }

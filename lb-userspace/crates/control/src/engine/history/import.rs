@@ -21,8 +21,8 @@ use tracing::trace;
 
 use super::{History, Mirror, PeerRing, Role, from_flow};
 use crate::{
-    engine::{maps::Maps, wanted::Wanted},
-    reconcile::Target,
+    engine::{maps::AppliedMaps, wanted::Wanted},
+    reconcile::RingTarget,
 };
 
 /// Flows that a full history may name, beyond what all tables hold: more can't be of use.
@@ -45,7 +45,7 @@ pub(in crate::engine) struct ImportReport {
     /// Services with records that were not taken.
     missed: BTreeSet<ServiceKey>,
     /// Rings that are to be written, since those of the peers that they follow have arrived.
-    targets: Vec<(u16, Target)>,
+    targets: Vec<(u16, RingTarget)>,
     /// Ids of the services with flows that were pinned, perhaps while their rings are not in flux.
     pinned: BTreeSet<u16>,
     failed: Option<anyhow::Error>,
@@ -64,7 +64,7 @@ impl ImportReport {
     }
 
     /// The rings that are to be written: their ids and targets.
-    pub(in crate::engine) fn take_targets(&mut self) -> Vec<(u16, Target)> {
+    pub(in crate::engine) fn take_targets(&mut self) -> Vec<(u16, RingTarget)> {
         std::mem::take(&mut self.targets)
     }
 
@@ -82,7 +82,7 @@ impl History {
     pub(in crate::engine) fn import<D: DataPlane>(
         &mut self,
         records: Vec<Record>,
-        (maps, wanted): (&mut Maps<D>, &Wanted),
+        (maps, wanted): (&mut AppliedMaps<D>, &Wanted),
         embryonic_secs: u32,
         now: Now,
     ) -> ImportReport {
@@ -101,7 +101,7 @@ impl History {
     pub(in crate::engine) fn end_import<D: DataPlane>(
         &mut self,
         mut report: ImportReport,
-        (maps, wanted): (&mut Maps<D>, &Wanted),
+        (maps, wanted): (&mut AppliedMaps<D>, &Wanted),
         now: Now,
     ) -> Result<Vec<String>> {
         for (key, slots) in std::mem::take(&mut report.slots) {
@@ -136,7 +136,7 @@ impl History {
 /// One import in progress.
 struct Importer<'a, D> {
     history: &'a mut History,
-    maps: &'a mut Maps<D>,
+    maps: &'a mut AppliedMaps<D>,
     wanted: &'a Wanted,
     /// After so many seconds without a packet a flow that has only sent SYNs is gone.
     embryonic_secs: u32,
@@ -417,7 +417,7 @@ impl<D: DataPlane> Importer<'_, D> {
 
 /// Merges a flow that two nodes have: the one that has seen a packet later decides its backend, and on a
 /// tie the lower address, so that both nodes choose the same.
-fn merged<D: DataPlane>(maps: &Maps<D>, own: FlowValue, received: FlowValue) -> FlowValue {
+fn merged<D: DataPlane>(maps: &AppliedMaps<D>, own: FlowValue, received: FlowValue) -> FlowValue {
     let seen = own.seen.max(received.seen);
     if own.backend == received.backend {
         return FlowValue { flags: own.flags | received.flags, seen, ..own };

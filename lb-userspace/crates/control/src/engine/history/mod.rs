@@ -80,7 +80,7 @@ pub use self::{
     pending_export::LATE,
     share::{Members, Sharers},
 };
-use super::{maps::Maps, wanted::Wanted};
+use super::{maps::AppliedMaps, wanted::Wanted};
 use crate::reconcile;
 
 /// The node whose history of a service counts.
@@ -208,7 +208,7 @@ impl History {
     /// As [`Engine::set_roles`](crate::engine::Engine::set_roles).
     pub(in crate::engine) fn set_roles<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         roles: BTreeMap<ServiceKey, Role>,
         now: Now,
     ) -> Result<()> {
@@ -254,7 +254,7 @@ impl History {
     /// seen perhaps without a link, end none of its flows.
     fn follow_own_ring<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         key: ServiceKey,
         now: Now,
     ) -> Result<()> {
@@ -304,7 +304,7 @@ impl History {
     /// As [`Engine::pause_pinning`](crate::engine::Engine::pause_pinning).
     pub(in crate::engine) fn pause_pinning<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         services: &BTreeSet<ServiceKey>,
     ) -> Result<()> {
         if self.pinning_paused != *services {
@@ -325,7 +325,7 @@ impl History {
     /// As [`Engine::lease_pins`](crate::engine::Engine::lease_pins).
     pub(in crate::engine) fn lease_pins<D: DataPlane>(
         &mut self,
-        maps: &mut Maps<D>,
+        maps: &mut AppliedMaps<D>,
         until: Option<Duration>,
     ) {
         self.is_leased = true;
@@ -334,14 +334,14 @@ impl History {
     }
 
     /// Ends the lease that another process has left, unless there is one by this.
-    pub(super) fn end_stale_lease<D: DataPlane>(&mut self, maps: &mut Maps<D>) {
+    pub(super) fn end_stale_lease<D: DataPlane>(&mut self, maps: &mut AppliedMaps<D>) {
         if !self.is_leased {
             self.lease_pins(maps, None);
         }
     }
 
     /// Exports that a flow has ended.
-    pub(super) fn export_end<D: DataPlane>(&mut self, maps: &Maps<D>, flow: &FlowRef) {
+    pub(super) fn export_end<D: DataPlane>(&mut self, maps: &AppliedMaps<D>, flow: &FlowRef) {
         if let Some(key) = maps.key_of(flow.service())
             && self.role(&key) != Role::Follows
         {
@@ -350,12 +350,12 @@ impl History {
     }
 
     /// Ids of the services that follow a peer.
-    pub(super) fn following<D: DataPlane>(&self, maps: &Maps<D>) -> BTreeSet<u16> {
+    pub(super) fn following<D: DataPlane>(&self, maps: &AppliedMaps<D>) -> BTreeSet<u16> {
         maps.ids_of(|key| self.role(key) == Role::Follows)
     }
 
     /// The keys of the services that are exported, by id.
-    fn exported_services<D: DataPlane>(&self, maps: &Maps<D>) -> BTreeMap<u16, ServiceKey> {
+    fn exported_services<D: DataPlane>(&self, maps: &AppliedMaps<D>) -> BTreeMap<u16, ServiceKey> {
         let services = maps.applied.services.iter();
         let exported = services.filter(|(key, _)| self.role(key) != Role::Follows);
         exported.map(|(key, service)| (service.id, *key)).collect()

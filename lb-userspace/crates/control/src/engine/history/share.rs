@@ -35,7 +35,7 @@
 use std::collections::BTreeMap;
 
 use lb_model::ring;
-use lb_plane::Change;
+use lb_plane::OwnerChange;
 use lb_sync::record::Base;
 
 use super::{
@@ -276,13 +276,13 @@ impl History {
     /// Looks which slots of a shared service are in use, and chooses other base owners for the rest.
     pub(in crate::engine) fn sweep_shared<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         wanted: &Wanted,
         key: ServiceKey,
         slots: &[Slot],
         (id, idle): (u16, u32),
         now: Now,
-    ) -> Vec<Change> {
+    ) -> Vec<OwnerChange> {
         let (secs, at) = (now.mono_secs(), stamp(now.mono_secs()));
         let target = maps.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
         let own = target.map(|target| {

@@ -14,13 +14,13 @@ use lb_plane::DataPlane;
 use tracing::debug;
 
 use super::{History, Role, off_ring};
-use crate::engine::maps::Maps;
+use crate::engine::maps::AppliedMaps;
 
 impl History {
     /// As [`Engine::survey`](crate::engine::Engine::survey).
     pub(in crate::engine) fn survey<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         now: Now,
     ) -> Result<()> {
         debug!("survey");
@@ -50,7 +50,7 @@ impl History {
     /// Takes over the flows that a walk has found, and exports them.
     pub(in crate::engine) fn take_survey<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         found: HashMap<FlowRef, u16>,
     ) {
         for flow in self.pending.survey(found) {
@@ -61,7 +61,7 @@ impl History {
     /// The ring of a service has changed, and flows of it may stay where it does not send them.
     pub(in crate::engine) fn expect_off_ring<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         key: &ServiceKey,
     ) {
         let tracks = maps.applied.services.get(key).is_some_and(|service| tracks(key, service));
@@ -71,7 +71,7 @@ impl History {
     /// Looks for such flows if a ring has changed since the last look.
     pub(in crate::engine) fn survey_if_due<D: DataPlane>(
         &mut self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         now: Now,
     ) -> Result<()> {
         if !self.survey_due {
@@ -86,7 +86,7 @@ impl History {
     /// of their flows can have been idle.
     fn surveyed_services<D: DataPlane>(
         &self,
-        maps: &Maps<D>,
+        maps: &AppliedMaps<D>,
         now: Now,
     ) -> impl Iterator<Item = (u16, (Service, u32))> {
         let services = maps.applied.services.iter();

@@ -15,7 +15,7 @@ use lb_model::{
     check::Kind,
     desired::ServiceKey,
     policy::OnDown,
-    seen::{Condition, Target},
+    seen::{BackendKey, Condition},
 };
 use tracing::{info, warn};
 
@@ -44,7 +44,7 @@ pub(crate) enum Work {
     /// To probe; the answer comes back with the serial number.
     Probe {
         /// Whom it is about.
-        target: Target,
+        target: BackendKey,
         /// The number of the probe.
         serial: u64,
         probe: Arc<Probe>,
@@ -58,7 +58,7 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Whom it is about.
-    pub target: Target,
+    pub target: BackendKey,
     /// The number of the probe.
     pub serial: u64,
     /// What it found out.
@@ -158,7 +158,7 @@ impl Entry {
         self.machine.check().is_active() && self.route.is_none()
     }
 
-    fn probe(&mut self, target: Target, route: Route, timeout: Duration) -> Arc<Probe> {
+    fn probe(&mut self, target: BackendKey, route: Route, timeout: Duration) -> Arc<Probe> {
         if let Some(probe) = &self.probe
             && probe.timeout == timeout
         {
@@ -181,8 +181,8 @@ impl Entry {
 /// Everything that the prober knows.
 #[derive(Debug)]
 pub(crate) struct Schedule {
-    entries: BTreeMap<Target, Entry>,
-    deadlines: BTreeSet<(Instant, Target)>,
+    entries: BTreeMap<BackendKey, Entry>,
+    deadlines: BTreeSet<(Instant, BackendKey)>,
     vips: BTreeSet<IpAddr>,
     flight: Flight,
     seed: u64,
@@ -215,14 +215,14 @@ impl Schedule {
     }
 
     /// Replaces all assignments.
-    pub fn assign(&mut self, mut assignments: BTreeMap<Target, Assignment>, now: Instant) {
+    pub fn assign(&mut self, mut assignments: BTreeMap<BackendKey, Assignment>, now: Instant) {
         // Also those that no probe goes to: none may come from one either.
         let vips: BTreeSet<_> = assignments.keys().map(|target| target.service.vip).collect();
         if vips != self.vips {
             self.work.push(Work::SetVips(vips.clone()));
             self.vips = vips;
         }
-        let gone = |target: &Target, _: &mut Entry| !assignments.contains_key(target);
+        let gone = |target: &BackendKey, _: &mut Entry| !assignments.contains_key(target);
         let gone: Vec<_> = self.entries.extract_if(.., gone).collect();
         for (target, mut entry) in gone {
             if let Some(deadline) = entry.deadline {
@@ -244,7 +244,7 @@ impl Schedule {
         }
     }
 
-    fn add(&mut self, target: Target, assignment: Assignment, first: Instant, now: Instant) {
+    fn add(&mut self, target: BackendKey, assignment: Assignment, first: Instant, now: Instant) {
         let Assignment { service, check, route, half_life, on_down, initial, found_out } =
             assignment;
         self.seed = self.seed.wrapping_add(1);
@@ -272,7 +272,7 @@ impl Schedule {
         self.place(target);
     }
 
-    fn change(&mut self, target: Target, assignment: Assignment, now: Instant) {
+    fn change(&mut self, target: BackendKey, assignment: Assignment, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let Assignment { service, check, route, half_life, on_down, .. } = assignment;
         let is_new_route = entry.route != route;
@@ -296,7 +296,7 @@ impl Schedule {
     }
 
     /// A backend does not answer its clients' packets.
-    pub(crate) fn suspect(&mut self, target: Target, reason: String, now: Instant) {
+    pub(crate) fn suspect(&mut self, target: BackendKey, reason: String, now: Instant) {
         if self.entries.get(&target).is_some_and(|entry| !entry.is_waiting()) {
             self.step(target, Event::Suspected { reason }, now);
         }
@@ -325,7 +325,7 @@ impl Schedule {
         self.expected = self.next(now).map(|next| next.max(now));
     }
 
-    fn due(&mut self, target: Target, deadline: Instant, now: Instant) {
+    fn due(&mut self, target: BackendKey, deadline: Instant, now: Instant) {
         let before = self.serial(target);
         self.step(target, Event::Due, now);
         let after = self.serial(target);
@@ -339,7 +339,7 @@ impl Schedule {
     }
 
     /// The number of the probe to this backend that waits.
-    fn serial(&self, target: Target) -> Option<u64> {
+    fn serial(&self, target: BackendKey) -> Option<u64> {
         self.entries.get(&target)?.in_flight.as_ref().map(|in_flight| in_flight.serial)
     }
 
@@ -366,8 +366,8 @@ impl Schedule {
 
     /// When another backend of the service has answered last; none while the last probe to each of
     /// them has no answer either.
-    fn others_answered(&self, target: Target) -> Option<Instant> {
-        let first = Target { backend: Ipv4Addr::UNSPECIFIED.into(), ..target };
+    fn others_answered(&self, target: BackendKey) -> Option<Instant> {
+        let first = BackendKey { backend: Ipv4Addr::UNSPECIFIED.into(), ..target };
         let all = self.entries.range(first..);
         let all = all.take_while(|(other, _)| other.service == target.service);
         let others = all.filter(|(other, _)| **other != target).map(|(_, entry)| entry);
@@ -377,7 +377,13 @@ impl Schedule {
         last.filter(|_| others.iter().any(|entry| answers(entry)))
     }
 
-    fn count(&mut self, target: Target, outcome: Outcome, took: Option<Duration>, now: Instant) {
+    fn count(
+        &mut self,
+        target: BackendKey,
+        outcome: Outcome,
+        took: Option<Duration>,
+        now: Instant,
+    ) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let add = |counts: &mut Counts| match &outcome {
             Outcome::Up => counts.ok += 1,
@@ -408,7 +414,7 @@ impl Schedule {
     }
 
     /// Passes an event to a machine, and notes the actions that it wants.
-    fn step(&mut self, target: Target, event: Event, now: Instant) {
+    fn step(&mut self, target: BackendKey, event: Event, now: Instant) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let mut actions = mem::take(&mut self.actions);
         let mut went_down = false;
@@ -450,8 +456,8 @@ impl Schedule {
     /// Where no backend of a service answers any more, that is likelier the doing of the network
     /// between than of each of them: none is held for it when they are back.
     fn forgive_outage(&mut self, service: ServiceKey) {
-        let first = Target { service, backend: Ipv4Addr::UNSPECIFIED.into() };
-        let of_service = |target: &Target| target.service == service;
+        let first = BackendKey { service, backend: Ipv4Addr::UNSPECIFIED.into() };
+        let of_service = |target: &BackendKey| target.service == service;
         let answers =
             |entry: &Entry| !entry.is_waiting() && entry.machine.seen().condition == Condition::Up;
         let mut all = self.entries.range(first..).take_while(|(target, _)| of_service(target));
@@ -463,7 +469,7 @@ impl Schedule {
     }
 
     /// Puts a backend where it belongs in the order of deadlines.
-    fn place(&mut self, target: Target) {
+    fn place(&mut self, target: BackendKey) {
         let Some(entry) = self.entries.get_mut(&target) else { return };
         let deadline = if entry.is_waiting() { None } else { entry.machine.deadline() };
         let earlier = mem::replace(&mut entry.deadline, deadline);
@@ -487,7 +493,7 @@ impl Schedule {
     }
 
     /// What is known of all backends.
-    pub fn status(&self, now: Instant, wall: SystemTime) -> BTreeMap<Target, CheckStatus> {
+    pub fn status(&self, now: Instant, wall: SystemTime) -> BTreeMap<BackendKey, CheckStatus> {
         let status = |entry: &Entry| {
             let machine = &entry.machine;
             let (check, seen) = (machine.check(), machine.seen());

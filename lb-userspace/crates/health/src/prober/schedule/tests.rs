@@ -14,10 +14,10 @@ const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-fn target(n: u16) -> Target {
+fn target(n: u16) -> BackendKey {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
     let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
-    Target { service, backend: IpAddr::from(Ipv4Addr::from(0x0a01_0000 + u32::from(n))) }
+    BackendKey { service, backend: IpAddr::from(Ipv4Addr::from(0x0a01_0000 + u32::from(n))) }
 }
 
 fn check() -> Check {
@@ -36,7 +36,7 @@ fn assignment(check: Check) -> Assignment {
     }
 }
 
-fn backends(many: u16, check: &Check) -> BTreeMap<Target, Assignment> {
+fn backends(many: u16, check: &Check) -> BTreeMap<BackendKey, Assignment> {
     (0..many).map(|n| (target(n), assignment(check.clone()))).collect()
 }
 
@@ -48,7 +48,7 @@ fn through_vip(mac: u8) -> Option<Route> {
         l2: vec![0; 14],
         mtu: 1500,
     };
-    let Target { service, backend } = target(0);
+    let BackendKey { service, backend } = target(0);
     let tunnel = Tunnel::default();
     Some(Route::Vip(ProbePath { vip: service.vip, backend, mode: Mode::Dsr, hop, tunnel }))
 }
@@ -61,13 +61,13 @@ fn silent() -> Outcome {
 struct Bench {
     schedule: Schedule,
     now: Instant,
-    waiting: BTreeMap<u64, (Target, Arc<Probe>)>,
+    waiting: BTreeMap<u64, (BackendKey, Arc<Probe>)>,
     reports: Vec<Report>,
     vips: Vec<BTreeSet<IpAddr>>,
 }
 
 impl Bench {
-    fn new(limit: usize, assignments: BTreeMap<Target, Assignment>) -> Self {
+    fn new(limit: usize, assignments: BTreeMap<BackendKey, Assignment>) -> Self {
         let mut bench = Self {
             schedule: Schedule::new(limit, 1),
             now: Instant::now(),
@@ -79,7 +79,7 @@ impl Bench {
         bench
     }
 
-    fn assign(&mut self, assignments: BTreeMap<Target, Assignment>) {
+    fn assign(&mut self, assignments: BTreeMap<BackendKey, Assignment>) {
         self.schedule.assign(assignments, self.now);
         self.work();
     }
@@ -110,7 +110,7 @@ impl Bench {
 
     /// Turns until `end`; every probe is answered so in the turn after it was sent. How many
     /// probes there were.
-    fn run_until(&mut self, end: Instant, answer: impl Fn(Target) -> Outcome) -> usize {
+    fn run_until(&mut self, end: Instant, answer: impl Fn(BackendKey) -> Outcome) -> usize {
         let mut probes = 0;
         loop {
             let answers = self.answers(&answer);
@@ -126,7 +126,7 @@ impl Bench {
         probes
     }
 
-    fn answers(&mut self, answer: &impl Fn(Target) -> Outcome) -> Vec<Answer> {
+    fn answers(&mut self, answer: &impl Fn(BackendKey) -> Outcome) -> Vec<Answer> {
         let waiting = mem::take(&mut self.waiting).into_iter();
         let answers = waiting.map(|(serial, (target, _))| {
             let took = ms(1);
@@ -135,7 +135,7 @@ impl Bench {
         answers.collect()
     }
 
-    fn run(&mut self, time: Duration, answer: impl Fn(Target) -> Outcome) -> usize {
+    fn run(&mut self, time: Duration, answer: impl Fn(BackendKey) -> Outcome) -> usize {
         self.run_until(self.now + time, answer)
     }
 }
@@ -221,7 +221,7 @@ fn route_that_changes_keeps_the_state_and_drops_the_question() {
 #[test]
 fn vips_that_nobody_is_asked_by_are_told_too() {
     let mut bench = Bench::new(100, BTreeMap::new());
-    let other = Target {
+    let other = BackendKey {
         service: ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 101).into(), ..target(0).service },
         ..target(0)
     };
@@ -363,7 +363,7 @@ fn who_goes_down_with_all_others_is_not_held_and_who_goes_alone_is() {
     // One can't be probed all the while.
     assigned.insert(target(3), Assignment { route: None, ..assignment(often) });
     let mut bench = Bench::new(100, assigned);
-    let held = |bench: &Bench| -> Vec<Target> {
+    let held = |bench: &Bench| -> Vec<BackendKey> {
         let status = bench.schedule.status(bench.now, SystemTime::now());
         let held = status.into_iter().filter(|(_, status)| status.held_secs.is_some());
         held.map(|(target, _)| target).collect()

@@ -15,7 +15,7 @@ use lb_model::{desired::ServiceKey, entry, flow::slot_of_flow};
 use super::{
     Xdp,
     folders::CURRENT,
-    maps::{self, Maps},
+    maps::{self, OpenMaps},
     mmap::Mapped,
     sys,
     variants::BALANCE,
@@ -25,7 +25,7 @@ use super::{
 #[derive(Debug)]
 pub struct LiveProgram {
     program: OwnedFd,
-    maps: Maps,
+    maps: OpenMaps,
 }
 
 /// The services and backends that the maps hold at one moment.
@@ -47,7 +47,7 @@ impl Xdp {
         let program: &aya::programs::Xdp =
             self.object.program(BALANCE.native).context("the object has no program")?.try_into()?;
         let program = program.fd()?.as_fd().try_clone_to_owned().context("share the program")?;
-        let maps = Maps::open(&CURRENT.path(&self.settings.pin_dir));
+        let maps = OpenMaps::open(&CURRENT.path(&self.settings.pin_dir));
         Ok(LiveProgram { program, maps: maps.context("open the maps")? })
     }
 }
