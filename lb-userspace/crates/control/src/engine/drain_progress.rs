@@ -57,8 +57,8 @@ pub(super) struct Silences {
 }
 
 impl Silences {
-    /// Takes the stamp of a slot in flux.
-    pub(super) fn look(&mut self, index: u32, stamp: u16) {
+    /// Notes the stamp of a slot in flux.
+    pub(super) fn record(&mut self, index: u32, stamp: u16) {
         let index = index as usize;
         if self.stamps.len() <= index {
             self.stamps.resize(index + 1, 0);

@@ -142,8 +142,8 @@ impl<D: DataPlane> Engine<D> {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
             };
-            let target = seen::BackendKey { service: service.key, backend: address };
-            let seen = self.wanted.view.get(&target).copied().unwrap_or_default();
+            let key = seen::BackendKey { service: service.key, backend: address };
+            let seen = self.wanted.view.get(&key).copied().unwrap_or_default();
             let tally = self.walk.per_backend.get(&id).copied().unwrap_or_default();
             let pins_stale = self.walk.is_stale(id);
             let drains = backend.admin.drains();
@@ -160,7 +160,7 @@ impl<D: DataPlane> Engine<D> {
                 held: seen.held,
                 suspect: seen.suspect,
                 check: None,
-                slow_start_permille: self.ramping.in_force(&target),
+                slow_start_permille: self.ramping.in_force(&key),
                 unusable: self.unusable(backend, seen, id, known),
                 egress_fault: None,
                 path_mtu: self.path_mtu(&want),

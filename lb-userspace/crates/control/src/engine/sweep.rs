@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{Owners, stamp};
+use lb_common::abi::{Owners, Slot, SlotSnapshot, stamp};
 use lb_model::{desired::Admin, ring, time::Now};
-use lb_plane::DataPlane;
+use lb_plane::{DataPlane, OwnerChange};
 use tracing::info;
 
 use super::{
@@ -84,21 +84,12 @@ impl<D: DataPlane> Engine<D> {
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
         let silences = self.drains.forget(id);
         let Some((key, idle)) = self.maps.service_by_id(id) else { return Ok(0) };
-        let role = self.history.role(&key);
-        // Nothing has been idle for longer than this node has seen its packets.
-        let floor = self.history.floor(&key, idle, now);
-        let rested_for = |secs| floor == 0 || now.mono_secs().saturating_sub(floor) > secs;
-        let rested = rested_for(idle);
-        // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
-        // choice, and a packet that had read its slot just before that settled.
-        let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
-        let look =
-            self.walk.pins_expected.remove(&id) || now.mono_secs().is_multiple_of(FULL_LOOK_SECS);
-        if !look && !self.maps.applied.rings.get(&id).is_some_and(busy) {
+        if !self.may_have_history(id, now) {
             return Ok(0);
         }
+        let role = self.history.role(&key);
         let slots = self.maps.ring(id)?;
-        let at = stamp(now.mono_secs());
+        let sweep = RingSweep::new(idle, self.history.floor(&key, idle, now), now);
         let mut last_packets = BTreeMap::new();
         // Those that were seen while another node had the packets, or shared them, mean nothing.
         let mut silences = if role == Role::Own { silences } else { Silences::default() };
@@ -115,42 +106,25 @@ impl<D: DataPlane> Engine<D> {
         let mut give_way = 0;
         for (index, slot) in (0..).zip(slots.iter()) {
             let seen = slot.snapshot();
-            let Owners { current, base } = seen.owners;
-            if base != 0 {
-                let at = now.mono_secs().saturating_sub(ring::age(at, seen.unpinned)).max(floor);
-                let last = last_packets.entry(base).or_insert(at);
-                *last = at.max(*last);
-            }
-            if role == Role::Own && base != 0 && !ring::is_quiet(seen, at, idle) {
-                silences.look(index, seen.unpinned);
-            } else {
-                silences.skip(index);
-            }
-            if role == Role::Follows {
-                if base != 0 && ring::is_quiet(seen, at, idle / 2) {
-                    slot.touch_unpinned(at);
+            sweep.record_last_packet(seen, &mut last_packets);
+            match role {
+                Role::Own => {
+                    sweep.record_silence(index, seen, &mut silences);
+                    let gives_way =
+                        giving_way.as_ref().is_some_and(|these| these.names(seen, sweep.stamp));
+                    give_way += usize::from(gives_way);
+                    let settles = gives_way || sweep.is_settled(seen);
+                    if exports {
+                        self.history.settling(key).record(index, settles);
+                    } else if settles {
+                        let Owners { current, .. } = seen.owners;
+                        changes.push((index, seen, Owners { current, base: 0 }));
+                    }
+                    sweep.clear_old_pins(slot, 0);
                 }
-                // The marks of pins stay: those that live are refreshed when their turn comes, and
-                // after a takeover the others go as they do everywhere.
-            } else if role == Role::Shared {
-                // Pins are kept for longer than they live, as another node may use them; as long, they are looked for.
-                if rested_for(idle + objection) {
-                    let _ = ring::settle_pinned(slot, at, idle + objection);
-                }
-            } else {
-                let gives_way = giving_way.as_ref().is_some_and(|these| these.names(seen, at));
-                // One that is its own base owner was about to settle.
-                let is_quiet = base != 0 && (base == current || ring::is_quiet(seen, at, idle));
-                let settles = gives_way || rested && is_quiet;
-                give_way += usize::from(gives_way);
-                if exports {
-                    self.history.settling(key).look(index, settles);
-                } else if settles {
-                    changes.push((index, seen, Owners { current, base: 0 }));
-                }
-                if rested {
-                    let _ = ring::settle_pinned(slot, at, idle);
-                }
+                Role::Follows => sweep.keep_fresh(slot, seen),
+                // As another node may use them, pins are kept for longer than they live, and so are their marks.
+                Role::Shared => sweep.clear_old_pins(slot, objection),
             }
         }
         if last_packets.is_empty() {
@@ -160,10 +134,25 @@ impl<D: DataPlane> Engine<D> {
         if let Some(GivingWay { all, .. }) = giving_way {
             self.starved.log(id, &self.wanted.name_of(&key), give_way, all);
         }
+        self.write_settled(id, &slots, &changes)
+    }
+
+    /// Whether a ring is to be swept: it has slots in flux or marks of pins, as far as is known.
+    fn may_have_history(&mut self, id: u16, now: Now) -> bool {
+        // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
+        // choice, and a packet that had read its slot just before that settled.
+        let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;
+        let look =
+            self.walk.pins_expected.remove(&id) || now.mono_secs().is_multiple_of(FULL_LOOK_SECS);
+        look || self.maps.applied.rings.get(&id).is_some_and(busy)
+    }
+
+    /// Writes what a sweep has found, and sums the ring up again; returns how many slots have settled.
+    fn write_settled(&mut self, id: u16, slots: &D::Ring, changes: &[OwnerChange]) -> Result<u64> {
         let context = || format!("write ring {id}");
-        let done = self.maps.plane.replace_owners(&slots, &changes).with_context(context)?;
+        let done = self.maps.plane.replace_owners(slots, changes).with_context(context)?;
         let ring = self.maps.applied.rings.entry(id).or_default();
-        *ring = summary(&slots, ring.target.take());
+        *ring = summary(slots, ring.target.take());
         let settled = changes.iter().zip(done).filter(|((.., to), done)| *done && to.base == 0);
         let settled = settled.count();
         if settled > 0 {
@@ -212,5 +201,70 @@ impl<D: DataPlane> Engine<D> {
             }
         }
         Ok(())
+    }
+}
+
+/// The times by which a sweep judges the slots of a ring.
+struct RingSweep {
+    idle: u32,
+    /// The second before which this node has not seen the service's packets: nothing has been idle for longer.
+    floor: u32,
+    secs: u32,
+    /// The time as slots have it.
+    stamp: u16,
+}
+
+impl RingSweep {
+    fn new(idle: u32, floor: u32, now: Now) -> Self {
+        let secs = now.mono_secs();
+        Self { idle, floor, secs, stamp: stamp(secs) }
+    }
+
+    /// Whether this node has seen the packets for longer than so many seconds.
+    fn has_rested(&self, secs: u32) -> bool {
+        self.floor == 0 || self.secs.saturating_sub(self.floor) > secs
+    }
+
+    /// Notes the second of the last packet without a pin that a base owner got.
+    fn record_last_packet(&self, seen: SlotSnapshot, last_packets: &mut BTreeMap<u16, u32>) {
+        let base = seen.owners.base;
+        if base != 0 {
+            let at = self.secs.saturating_sub(ring::age(self.stamp, seen.unpinned)).max(self.floor);
+            let last = last_packets.entry(base).or_insert(at);
+            *last = at.max(*last);
+        }
+    }
+
+    /// Notes the stamp of a slot in flux that is in use, by which silences are measured.
+    fn record_silence(&self, index: u32, seen: SlotSnapshot, silences: &mut Silences) {
+        if seen.owners.base != 0 && !ring::is_quiet(seen, self.stamp, self.idle) {
+            silences.record(index, seen.unpinned);
+        } else {
+            silences.skip(index);
+        }
+    }
+
+    /// Whether a slot of a ring of this node alone settles.
+    fn is_settled(&self, seen: SlotSnapshot) -> bool {
+        let Owners { current, base } = seen.owners;
+        // One that is its own base owner was about to settle.
+        let is_quiet =
+            base != 0 && (base == current || ring::is_quiet(seen, self.stamp, self.idle));
+        self.has_rested(self.idle) && is_quiet
+    }
+
+    /// Clears the mark of a slot's pins if no pin was used for the idle timeout and so much longer.
+    fn clear_old_pins(&self, slot: &Slot, longer: u32) {
+        if self.has_rested(self.idle + longer) {
+            let _ = ring::settle_pinned(slot, self.stamp, self.idle + longer);
+        }
+    }
+
+    /// Keeps a slot of a ring that follows a peer's in flux. The marks of pins stay: those that live are refreshed when
+    /// their turn comes, and after a takeover the others go as they do everywhere.
+    fn keep_fresh(&self, slot: &Slot, seen: SlotSnapshot) {
+        if seen.owners.base != 0 && ring::is_quiet(seen, self.stamp, self.idle / 2) {
+            slot.touch_unpinned(self.stamp);
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! The walk through the flow tables: it deletes flows that have ended, counts the rest, and finds which ids nothing
 //! names any more.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Deref,
+};
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{FlowValue, stamp, udp_policy};
+use lb_common::abi::{FlowValue, Service, Slot, stamp, udp_policy};
 use lb_model::{
     flow::{FlowRef, FlowTable, idle_secs, is_closed, is_embryonic, kept_secs, slot_of_flow},
     time::Now,
@@ -156,23 +159,9 @@ impl Walk {
         now: Now,
     ) -> Result<u64> {
         let mut walk = Walk { started: Some(now.mono_secs()), clean: true, ..Walk::default() };
-        let following = history.following(maps);
-        let keeping = keeping(&maps.applied, &following);
-        let services: BTreeMap<_, _> = maps
-            .applied
-            .services
-            .iter()
-            .map(|(key, service)| {
-                let floor = history.floor(key, service.idle_timeout, now);
-                let is_shared = history.role(key) == Role::Shared;
-                (service.id, (*service, floor, is_shared))
-            })
-            .collect();
-        let exports = history.pending.is_requested();
-        let objection = self.objection_secs(maps.room_for_pins(), history);
-        let embryonic = self.embryonic_secs(maps.room_for_pins());
-        let rings = if exports { maps.tracked_rings()? } else { HashMap::new() };
-        let mut surveyed = HashMap::new();
+        let classifier = Classifier::new(self, maps, history, now)?;
+        let exports = classifier.exports;
+        let mut off_ring = HashMap::new();
         // Those that wait come first: a walk meets all flows in the same order each time.
         let mut stale = std::mem::take(&mut self.stale);
         let collects = stale.is_empty();
@@ -183,64 +172,33 @@ impl Walk {
                 .flows(table, &mut |flow, value| {
                     walk.flows += 1;
                     walk.pins += u64::from(table == FlowTable::Pins);
-                    let service = services.get(&flow.service());
-                    let service = service.filter(|_| keeping.contains(&value.backend));
-                    let Some((service, floor, is_shared)) = service else {
-                        gone.push((flow, value, true));
-                        return;
-                    };
-                    let kept = kept_secs(&flow, value, service, embryonic);
-                    // A flow that has only sent SYNs ends without waiting for a peer.
-                    let floor = if *is_shared && is_embryonic(value) { 0 } else { *floor };
-                    let age = age(flow, idle_secs(value, floor, now) > kept);
-                    let mut count_live = || {
-                        let tally = walk.per_backend.entry(value.backend).or_default();
-                        tally.count(value, value.seen.max(floor), kept, now);
-                    };
-                    if following.contains(&flow.service()) {
-                        count_live();
-                        if collects && idle_secs(value, floor, now) > kept / 4 {
-                            stale.push(flow);
-                        }
-                        return;
-                    }
-                    match age {
-                        Age::Live => {
-                            count_live();
-                            if exports && off_ring(&flow, value, service, &rings) {
-                                surveyed.insert(flow, value.backend);
+                    match classifier.class(&flow, value) {
+                        Class::Orphaned => gone.push((flow, value, true)),
+                        Class::Followed { lifetime, is_stale } => {
+                            walk.count(value, lifetime, now);
+                            if collects && is_stale {
+                                stale.push(flow);
                             }
                         }
-                        Age::Idle => {}
-                        // The node that gets its packets now objects, before it is deleted here.
-                        Age::Ended
-                            if exports
-                                && *is_shared
-                                && idle_secs(value, floor, now) <= kept + objection =>
-                        {
-                            ending.push(flow);
+                        Class::Live { lifetime, is_off_ring } => {
+                            walk.count(value, lifetime, now);
+                            if is_off_ring {
+                                off_ring.insert(flow, value.backend);
+                            }
                         }
-                        Age::Ended => gone.push((flow, value, false)),
+                        Class::Idle => {}
+                        Class::Ending => ending.push(flow),
+                        Class::Ended => gone.push((flow, value, false)),
                     }
                 })
                 .context("walk the flows")?;
         }
-        drop(rings);
+        drop(classifier);
         if exports {
-            history.take_survey(maps, surveyed);
+            history.record_survey(maps, off_ring);
         }
         ending.iter().for_each(|flow| history.export_end(maps, flow));
-        let mut deleted = 0;
-        for (flow, seen, orphaned) in gone {
-            let done = maps.plane.delete_flow(&flow, seen).context("delete a flow")?;
-            if done {
-                history.export_end(maps, &flow);
-            }
-            deleted += u64::from(done);
-            walk.clean &= done || !orphaned;
-            walk.flows -= u64::from(done);
-            walk.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
-        }
+        let deleted = walk.delete(maps, history, gone)?;
         let mut old = std::mem::take(self);
         // A packet that had met the slot before its change may have opened a flow since.
         old.vacated.retain(|_, at| now.mono_secs() <= *at);
@@ -253,6 +211,34 @@ impl Walk {
             vacated: old.vacated,
             ..walk
         };
+        Ok(deleted)
+    }
+
+    /// Counts a flow that lives.
+    fn count(&mut self, value: FlowValue, Lifetime { floor, kept }: Lifetime, now: Now) {
+        let tally = self.per_backend.entry(value.backend).or_default();
+        tally.count(value, value.seen.max(floor), kept, now);
+    }
+
+    /// Deletes flows unless they have changed since the walk met them, and exports their ends; how many it
+    /// deleted. Beside each flow is whether its backend or service is gone.
+    fn delete<D: DataPlane>(
+        &mut self,
+        maps: &mut AppliedMaps<D>,
+        history: &mut History,
+        gone: Vec<(FlowRef, FlowValue, bool)>,
+    ) -> Result<u64> {
+        let mut deleted = 0;
+        for (flow, seen, orphaned) in gone {
+            let done = maps.plane.delete_flow(&flow, seen).context("delete a flow")?;
+            if done {
+                history.export_end(maps, &flow);
+            }
+            deleted += u64::from(done);
+            self.clean &= done || !orphaned;
+            self.flows -= u64::from(done);
+            self.pins -= u64::from(done && matches!(flow, FlowRef::Pin(_)));
+        }
         Ok(deleted)
     }
 
@@ -343,21 +329,106 @@ fn keeping(applied: &Applied, following: &BTreeSet<u16>) -> BTreeSet<u16> {
     backends.map(|(&id, _)| id).collect()
 }
 
-/// The age class of a flow.
-enum Age {
-    /// It sends.
-    Live,
+/// What becomes of a flow by a walk.
+enum Class {
+    /// Its backend or service is gone: it is deleted.
+    Orphaned,
+    /// Its service follows a peer, which knows when it ends; if it is stale it is to be kept fresh here.
+    Followed { lifetime: Lifetime, is_stale: bool },
+    /// It sends. One that the ring would send elsewhere is exported.
+    Live { lifetime: Lifetime, is_off_ring: bool },
     /// It has been silent for longer than its service lets it, and its table drops it by itself.
     Idle,
-    /// It is to be deleted.
+    /// Its end is exported before it is deleted here: the node that gets its packets may object.
+    Ending,
+    /// It is deleted.
     Ended,
 }
 
-/// The age class of a flow that may have been idle for too long.
-const fn age(flow: FlowRef, is_idle: bool) -> Age {
-    match (is_idle, flow) {
-        (false, _) => Age::Live,
-        (true, FlowRef::Pin(_)) => Age::Ended,
-        (true, _) => Age::Idle,
+/// How long a flow is kept.
+#[derive(Clone, Copy)]
+struct Lifetime {
+    /// The second before which it can't have been idle.
+    floor: u32,
+    /// Seconds for which it may be idle.
+    kept: u32,
+}
+
+/// The facts by which a walk classifies flows.
+struct Classifier<R> {
+    /// The services in the maps by their ids.
+    services: BTreeMap<u16, WalkedService>,
+    /// Ids of services that follow a peer.
+    following: BTreeSet<u16>,
+    /// Ids of backends that may keep flows.
+    keeping: BTreeSet<u16>,
+    /// Whether changes are exported to peers.
+    exports: bool,
+    /// Seconds for which a flow of a shared service is kept past its end.
+    objection: u32,
+    /// Seconds for which a flow that has only sent SYNs is kept.
+    embryonic: u32,
+    /// The rings of services that track their flows, for exports.
+    rings: HashMap<u16, R>,
+    now: Now,
+}
+
+struct WalkedService {
+    value: Service,
+    /// The second before which no flow of it can have been idle.
+    floor: u32,
+    is_shared: bool,
+}
+
+impl<R: Deref<Target = [Slot]>> Classifier<R> {
+    fn new<D: DataPlane<Ring = R>>(
+        last: &Walk,
+        maps: &AppliedMaps<D>,
+        history: &History,
+        now: Now,
+    ) -> Result<Self> {
+        let following = history.following(maps);
+        let services = maps.applied.services.iter().map(|(key, service)| {
+            let floor = history.floor(key, service.idle_timeout, now);
+            let is_shared = history.role(key) == Role::Shared;
+            (service.id, WalkedService { value: *service, floor, is_shared })
+        });
+        let exports = history.pending.is_requested();
+        let room = maps.room_for_pins();
+        Ok(Self {
+            services: services.collect(),
+            keeping: keeping(&maps.applied, &following),
+            following,
+            exports,
+            objection: last.objection_secs(room, history),
+            embryonic: last.embryonic_secs(room),
+            rings: if exports { maps.tracked_rings()? } else { HashMap::new() },
+            now,
+        })
+    }
+
+    fn class(&self, flow: &FlowRef, value: FlowValue) -> Class {
+        let service = self.services.get(&flow.service());
+        let service = service.filter(|_| self.keeping.contains(&value.backend));
+        let Some(service) = service else { return Class::Orphaned };
+        let kept = kept_secs(flow, value, &service.value, self.embryonic);
+        // A flow that has only sent SYNs ends without waiting for a peer.
+        let is_alone = service.is_shared && is_embryonic(value);
+        let floor = if is_alone { 0 } else { service.floor };
+        let lifetime = Lifetime { floor, kept };
+        let idle = idle_secs(value, floor, self.now);
+        if self.following.contains(&flow.service()) {
+            return Class::Followed { lifetime, is_stale: idle > kept / 4 };
+        }
+        if idle <= kept {
+            let is_off_ring = self.exports && off_ring(flow, value, &service.value, &self.rings);
+            return Class::Live { lifetime, is_off_ring };
+        }
+        match flow {
+            FlowRef::Pin(_) if !self.exports || !service.is_shared => Class::Ended,
+            FlowRef::Pin(_) if idle <= kept + self.objection => Class::Ending,
+            FlowRef::Pin(_) => Class::Ended,
+            FlowRef::Tracked(_) | FlowRef::Connection(_) => Class::Idle,
+        }
     }
 }

@@ -188,31 +188,13 @@ pub struct WritePlan {
 /// reverse. A backend that stops being usable is written after the rings have left it.
 #[must_use]
 pub fn plan(inputs: &PlanInputs<'_>, applied: &Applied) -> WritePlan {
+    let mut stages = Stages::default();
     let mut left_out = Vec::new();
-    let (mut gains, mut losses) = (Vec::new(), Vec::new());
-    let (mut before, mut rings, mut services) = (Vec::new(), Vec::new(), Vec::new());
-    let mut shrunk = Vec::new();
     let mut peer_macs = BTreeMap::new();
     let mut standings = BTreeMap::new();
     let mut ids = Ids::new(inputs, applied);
-
     if let Some(neighbourhood) = inputs.neighbourhood {
-        let mut macs = neighbourhood.own_macs.clone();
-        // An empty list takes every frame, and one with virtual addresses alone would not.
-        if !macs.is_empty() {
-            let others =
-                inputs.virtual_macs.iter().filter(|mac| !neighbourhood.own_macs.contains(mac));
-            macs.extend(others);
-        }
-        let room = abi::OWN_MACS as usize;
-        if macs.len() > room {
-            left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
-            macs.truncate(room);
-        }
-        let are_known = macs.iter().all(|mac| applied.own_macs.contains(mac));
-        if !are_known || macs.len() != applied.own_macs.len() {
-            before.push(MapWrite::SetOwnMacs(macs));
-        }
+        stages.own_macs = own_macs(inputs, neighbourhood, applied, &mut left_out);
     }
     for (name, service) in &inputs.desired.services {
         let Some(id) = ids.of_service(&service.key) else {
@@ -226,49 +208,22 @@ pub fn plan(inputs: &PlanInputs<'_>, applied: &Applied) -> WritePlan {
             }
             let found = ids.of_backend(id, address);
             if found.is_none() {
-                left_out.push(full(
-                    &format!("{name} {address}"),
-                    "backends",
-                    inputs.limits.backends,
-                ));
+                let what = format!("{name} {address}");
+                left_out.push(full(&what, "backends", inputs.limits.backends));
             }
             found
         });
         standings.insert(service.key, standing);
-        for backend in &placed {
-            let old = applied.backends.get(&backend.id);
-            if old == Some(&backend.value) {
-                continue;
-            }
-            let lost = old.is_some_and(is_usable) && !is_usable(&backend.value);
-            let to = if lost { &mut losses } else { &mut gains };
-            to.push(MapWrite::PutBackend(backend.id, Box::new(backend.value)));
-        }
-        let target = target(service, &placed);
-        match applied.rings.get(&id) {
-            Some(ring) if ring.slots == target.slots => {
-                if ring.target.as_ref() != Some(&target) {
-                    rings.push(MapWrite::RetargetRing(id, target));
-                }
-            }
-            // A smaller ring comes after the service that hashes to fewer slots.
-            Some(ring) if ring.slots > target.slots => {
-                shrunk.push(MapWrite::PublishRing(id, target))
-            }
-            _ => rings.push(MapWrite::PublishRing(id, target)),
-        }
-        if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
-            services.push(MapWrite::PutVip(service.key.vip));
-        }
-        let mut value = service_value(inputs, id, service);
         let deliveries = peers::deliveries(inputs, applied, id, service, &placed);
-        if !deliveries.is_empty() {
-            value.flags |= service_flags::LOCAL;
-            peer_macs.extend(deliveries);
+        stages.add_backends(&placed, applied);
+        stages.add_ring(id, ring_target(service, &placed), applied);
+        if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
+            stages.services.push(MapWrite::PutVip(service.key.vip));
         }
-        let value = with_pinning_paused(value, inputs.pinning_paused.contains(&service.key));
+        let value = service_value(inputs, id, service, !deliveries.is_empty());
+        peer_macs.extend(deliveries);
         if applied.services.get(&service.key) != Some(&value) {
-            services.push(MapWrite::PutService(service.key, Box::new(value)));
+            stages.services.push(MapWrite::PutService(service.key, Box::new(value)));
         }
     }
     if let Some(lacking) = peers::without_room(&mut peer_macs) {
@@ -276,30 +231,101 @@ pub fn plan(inputs: &PlanInputs<'_>, applied: &Applied) -> WritePlan {
     }
     if peer_macs != applied.peer_macs {
         // Before the services that use them; one that is gone from them has no backend here any more.
-        rings.push(MapWrite::SetPeerMacs(peer_macs));
+        stages.rings.push(MapWrite::SetPeerMacs(peer_macs));
     }
+    stages.deletions = deletions(&ids, applied);
+    WritePlan { writes: stages.in_order(), left_out, standings }
+}
+
+/// The writes of a plan by the stages in which they are safe, in this order.
+#[derive(Default)]
+struct Stages {
+    own_macs: Option<MapWrite>,
+    /// Backends that are added, or usable as before.
+    gained_backends: Vec<MapWrite>,
+    rings: Vec<MapWrite>,
+    services: Vec<MapWrite>,
+    /// Rings that are smaller than before: after the services that hash to fewer slots.
+    smaller_rings: Vec<MapWrite>,
+    /// Backends that are usable no more: after the rings have left them.
+    lost_backends: Vec<MapWrite>,
+    deletions: Vec<MapWrite>,
+}
+
+impl Stages {
+    /// Adds the entries of a service's backends that differ from those in the map.
+    fn add_backends(&mut self, placed: &[Placed], applied: &Applied) {
+        for backend in placed {
+            let old = applied.backends.get(&backend.id);
+            if old == Some(&backend.value) {
+                continue;
+            }
+            let is_lost = old.is_some_and(is_usable) && !is_usable(&backend.value);
+            let stage = if is_lost { &mut self.lost_backends } else { &mut self.gained_backends };
+            stage.push(MapWrite::PutBackend(backend.id, Box::new(backend.value)));
+        }
+    }
+
+    /// Adds the write of a service's ring, if its target is another than that of the ring in the map.
+    fn add_ring(&mut self, id: u16, target: RingTarget, applied: &Applied) {
+        match applied.rings.get(&id) {
+            Some(ring) if ring.slots == target.slots => {
+                if ring.target.as_ref() != Some(&target) {
+                    self.rings.push(MapWrite::RetargetRing(id, target));
+                }
+            }
+            Some(ring) if ring.slots > target.slots => {
+                self.smaller_rings.push(MapWrite::PublishRing(id, target));
+            }
+            _ => self.rings.push(MapWrite::PublishRing(id, target)),
+        }
+    }
+
+    fn in_order(self) -> Vec<MapWrite> {
+        let Self { own_macs, gained_backends, rings, services, .. } = self;
+        let Self { smaller_rings, lost_backends, deletions, .. } = self;
+        let stages = [gained_backends, rings, services, smaller_rings, lost_backends, deletions];
+        own_macs.into_iter().chain(stages.into_iter().flatten()).collect()
+    }
+}
+
+/// The write of the MAC addresses that the node answers to, if they are others than in the map.
+fn own_macs(
+    inputs: &PlanInputs<'_>,
+    neighbourhood: &Neighbourhood,
+    applied: &Applied,
+    left_out: &mut Vec<String>,
+) -> Option<MapWrite> {
+    let mut macs = neighbourhood.own_macs.clone();
+    // An empty list takes every frame, and one with virtual addresses alone would not.
+    if !macs.is_empty() {
+        let others = inputs.virtual_macs.iter().filter(|mac| !neighbourhood.own_macs.contains(mac));
+        macs.extend(others);
+    }
+    let room = abi::OWN_MACS as usize;
+    if macs.len() > room {
+        left_out.push(format!("{} MAC addresses of this node; {room} are used", macs.len()));
+        macs.truncate(room);
+    }
+    let are_known = macs.iter().all(|mac| applied.own_macs.contains(mac));
+    let is_same = are_known && macs.len() == applied.own_macs.len();
+    (!is_same).then_some(MapWrite::SetOwnMacs(macs))
+}
+
+/// The deletions of what is in the maps and has no id in the desired state: services first, backends last.
+fn deletions(ids: &Ids<'_>, applied: &Applied) -> Vec<MapWrite> {
     let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();
     let used: BTreeSet<_> = ids.services.values().copied().collect();
-    let stale = applied.services.keys().filter(|key| !ids.services.contains_key(key));
-    let deletes = stale
+    let services = applied.services.keys().filter(|key| !ids.services.contains_key(key));
+    let vips = applied.vips.difference(&vips);
+    let rings = applied.rings.keys().filter(|id| !used.contains(id));
+    let backends = applied.backends.keys().filter(|id| !ids.backends.contains(id));
+    services
         .map(|key| MapWrite::DeleteService(*key))
-        .chain(applied.vips.difference(&vips).map(|vip| MapWrite::DeleteVip(*vip)))
-        .chain(
-            applied
-                .rings
-                .keys()
-                .filter(|id| !used.contains(id))
-                .map(|id| MapWrite::DeleteRing(*id)),
-        )
-        .chain(
-            applied
-                .backends
-                .keys()
-                .filter(|id| !ids.backends.contains(id))
-                .map(|id| MapWrite::ClearBackend(*id)),
-        );
-    let parts = [before, gains, rings, services, shrunk, losses, deletes.collect()];
-    WritePlan { writes: parts.into_iter().flatten().collect(), left_out, standings }
+        .chain(vips.map(|vip| MapWrite::DeleteVip(*vip)))
+        .chain(rings.map(|id| MapWrite::DeleteRing(*id)))
+        .chain(backends.map(|id| MapWrite::ClearBackend(*id)))
+        .collect()
 }
 
 fn full(what: &str, key: &str, limit: u32) -> String {
@@ -309,7 +335,7 @@ fn full(what: &str, key: &str, limit: u32) -> String {
     )
 }
 
-fn target(service: &Service, placed: &[Placed]) -> RingTarget {
+fn ring_target(service: &Service, placed: &[Placed]) -> RingTarget {
     // A oneshot service has no flows, and a tracked one has an entry for each.
     let bases = service.key.protocol == Protocol::Tcp || service.udp_policy == UdpPolicy::Quic;
     let members = placed.iter().filter(|backend| backend.member);
@@ -331,12 +357,20 @@ pub const fn with_pinning_paused(mut value: abi::Service, paused: bool) -> abi::
     value
 }
 
-fn service_value(inputs: &PlanInputs<'_>, id: u16, service: &Service) -> abi::Service {
+/// A service's entry; `is_local` if other balancers may forward to a backend of it on this node.
+fn service_value(
+    inputs: &PlanInputs<'_>,
+    id: u16,
+    service: &Service,
+    is_local: bool,
+) -> abi::Service {
     let ServiceKey { vip, port, protocol } = service.key;
     let mut name = entry::address(vip).to_vec();
     name.extend(port.to_be_bytes());
     name.push(protocol.number());
-    abi::Service {
+    let second_choice = if service.policy.second_choice { service_flags::SECOND_CHOICE } else { 0 };
+    let local = if is_local { service_flags::LOCAL } else { 0 };
+    let value = abi::Service {
         keys: FlowKeys::derive(inputs.seed, &name).0,
         slots: service.ring_slots,
         id,
@@ -345,8 +379,9 @@ fn service_value(inputs: &PlanInputs<'_>, id: u16, service: &Service) -> abi::Se
             UdpPolicy::Tracked => udp_policy::TRACKED,
             UdpPolicy::Quic => udp_policy::QUIC,
         },
-        flags: if service.policy.second_choice { service_flags::SECOND_CHOICE } else { 0 },
+        flags: second_choice | local,
         idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
         syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
-    }
+    };
+    with_pinning_paused(value, inputs.pinning_paused.contains(&service.key))
 }

@@ -9,12 +9,12 @@ use lb_model::{
     desired::{Admin, Backend, Mode, Service},
     entry,
     hop::{Resolution, Want},
-    seen::{self, Condition},
+    seen::{BackendKey, Condition, Seen},
     time::Now,
 };
 
 use super::{
-    Applied, PlanInputs, RingTarget,
+    Applied, PlanInputs, Ring, RingTarget,
     choose::{self, Candidate},
 };
 
@@ -65,10 +65,6 @@ pub(super) fn place(
     id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
 ) -> (Vec<Placed>, Standing) {
     let ring = applied.rings.get(&service_id);
-    let kept = |id| {
-        let keeps = |target: &RingTarget| target.keeping.contains(&id);
-        ring.is_some_and(|r| r.owned.contains_key(&id) || r.target.as_ref().is_some_and(keeps))
-    };
     let mut found = Vec::new();
     for (&address, backend) in &service.backends {
         let Some(id) = id_of(address, backend) else { continue };
@@ -78,41 +74,83 @@ pub(super) fn place(
             reach => reach,
         };
         let reach = match (reach, old) {
-            (Reach::Waiting, Some(old)) if kept(id) && has_way(old, service.mode) => {
+            (Reach::Waiting, Some(old))
+                if ring.is_some_and(|ring| keeps_flows(ring, id)) && has_way(old, service.mode) =>
+            {
                 let blank = entry::blank(service.mode, address, inputs.tunnel);
                 Reach::Presumed(entry::on_way_of(blank, old))
             }
             (reach, _) => reach,
         };
-        found.push((address, backend, id, reach));
+        found.push(BackendReach { address, backend, id, reach });
     }
-    let enabled = |backend: &Backend| backend.admin == Admin::Enabled;
-    let reached = !inputs.unreached.contains(&service.key)
-        && found.iter().any(|(_, b, _, reach)| enabled(b) && matches!(reach, Reach::Up(_)));
-    let owns =
-        |id| ring.and_then(|ring| ring.owned.get(&id)).is_some_and(|owned| owned.current > 0);
-    let seen = |address| {
-        let target = seen::BackendKey { service: service.key, backend: address };
-        inputs.view.get(&target).copied().unwrap_or_default()
-    };
+    let is_reached =
+        |found: &BackendReach<'_>| found.is_enabled() && matches!(found.reach, Reach::Up(_));
+    let reached = !inputs.unreached.contains(&service.key) && found.iter().any(is_reached);
     let candidates: Vec<_> = found
         .iter()
-        .map(|(address, backend, id, reach)| Candidate {
-            enabled: enabled(backend),
-            backup: backend.backup,
-            reached: match reach {
-                Reach::Up(_) => true,
-                Reach::Presumed(_) | Reach::Waiting => owns(*id),
-                Reach::Lost => owns(*id) && !reached,
-            },
-            seen: seen(*address),
+        .map(|found| {
+            let key = BackendKey { service: service.key, backend: found.address };
+            let seen = inputs.view.get(&key).copied().unwrap_or_default();
+            found.candidate(ring, reached, seen)
         })
         .collect();
     let (chosen, standing) = choose::choose(&service.policy, &candidates);
+    let placement = ServicePlacement { inputs, applied, id: service_id, service, reached };
     let placed = found.into_iter().zip(candidates).zip(chosen);
-    let placed = placed.map(|(((address, backend, id, reach), candidate), member)| {
+    let placed = placed
+        .map(|((found, candidate), member)| placement.place_one(found, candidate.seen, member));
+    (placed.collect(), standing)
+}
+
+/// A backend of a service that has an id.
+struct BackendReach<'a> {
+    address: IpAddr,
+    backend: &'a Backend,
+    id: u16,
+    reach: Reach,
+}
+
+impl BackendReach<'_> {
+    fn is_enabled(&self) -> bool {
+        self.backend.admin == Admin::Enabled
+    }
+
+    /// As a candidate for new flows. One that is not reached for certain counts as reached while it owns slots, and
+    /// one that is lost does so only if no backend of the service is `reached`.
+    fn candidate(&self, ring: Option<&Ring>, reached: bool, seen: Seen) -> Candidate {
+        let owned = ring.and_then(|ring| ring.owned.get(&self.id));
+        let owns = owned.is_some_and(|owned| owned.current > 0);
+        Candidate {
+            enabled: self.is_enabled(),
+            backup: self.backend.backup,
+            reached: match self.reach {
+                Reach::Up(_) => true,
+                Reach::Presumed(_) | Reach::Waiting => owns,
+                Reach::Lost => owns && !reached,
+            },
+            seen,
+        }
+    }
+}
+
+/// What the placement of a service's backends has in common.
+struct ServicePlacement<'a> {
+    inputs: &'a PlanInputs<'a>,
+    applied: &'a Applied,
+    id: u16,
+    service: &'a Service,
+    /// Whether any backend can be reached.
+    reached: bool,
+}
+
+impl ServicePlacement<'_> {
+    /// The placement of a backend, a member of the ring or not.
+    fn place_one(&self, found: BackendReach<'_>, seen: Seen, member: bool) -> Placed {
+        let Self { inputs, applied, service, reached, .. } = *self;
+        let BackendReach { address, backend, id, reach } = found;
         let lost = matches!(reach, Reach::Lost) && reached;
-        let dead = candidate.seen.condition == Condition::HardDown && !member;
+        let dead = seen.condition == Condition::HardDown && !member;
         let keeps = !lost && !dead && !flows_are_moved(backend, inputs.now);
         let (mut value, usable) = match reach {
             Reach::Up(value) | Reach::Presumed(value) => {
@@ -124,24 +162,34 @@ pub(super) fn place(
                 (old.map_or(blank, |old| entry::on_way_of(blank, old)), false)
             }
         };
-        value.service = service_id;
-        value.flags &= !(backend_flags::USABLE | backend_flags::SUSPECT | backend_flags::SOFT_DOWN);
-        if usable {
-            value.flags |= backend_flags::USABLE;
-        }
-        if candidate.seen.suspect {
-            value.flags |= backend_flags::SUSPECT;
-        }
-        // In panic it takes new flows all the same.
-        if candidate.seen.condition == Condition::SoftDown && !member {
-            value.flags |= backend_flags::SOFT_DOWN;
-        }
-        let target = seen::BackendKey { service: service.key, backend: address };
-        let share = inputs.ramps.get(&target).copied().unwrap_or(WHOLE);
+        value.service = self.id;
+        set_flags(&mut value, usable, seen, member);
+        let key = BackendKey { service: service.key, backend: address };
+        let share = inputs.ramps.get(&key).copied().unwrap_or(WHOLE);
         let weight = u32::from(backend.weight.0.get()) * u32::from(share.clamp(1, WHOLE));
         Placed { address, weight, id, value, member, keeps }
-    });
-    (placed.collect(), standing)
+    }
+}
+
+/// Sets the flags of an entry that depend on the backend's state.
+fn set_flags(value: &mut abi::Backend, usable: bool, seen: Seen, member: bool) {
+    value.flags &= !(backend_flags::USABLE | backend_flags::SUSPECT | backend_flags::SOFT_DOWN);
+    if usable {
+        value.flags |= backend_flags::USABLE;
+    }
+    if seen.suspect {
+        value.flags |= backend_flags::SUSPECT;
+    }
+    // In panic it takes new flows all the same.
+    if seen.condition == Condition::SoftDown && !member {
+        value.flags |= backend_flags::SOFT_DOWN;
+    }
+}
+
+/// Whether flows of a backend may live by a ring: it owns slots, or the ring's target keeps it.
+fn keeps_flows(ring: &Ring, id: u16) -> bool {
+    let keeps = |target: &RingTarget| target.keeping.contains(&id);
+    ring.owned.contains_key(&id) || ring.target.as_ref().is_some_and(keeps)
 }
 
 /// Whether the operator wants the backend's flows elsewhere, at once or since its deadline.

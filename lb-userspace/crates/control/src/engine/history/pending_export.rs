@@ -248,8 +248,8 @@ struct SettledBatch {
 }
 
 impl Settling {
-    /// Takes in whether a slot is quiet.
-    pub fn look(&mut self, slot: u32, is_quiet: bool) {
+    /// Notes whether a slot is quiet.
+    pub fn record(&mut self, slot: u32, is_quiet: bool) {
         if is_quiet && !self.sent.iter().any(|sent| sent.bases.contains_key(&slot)) {
             self.quiet.insert(slot);
         } else {
@@ -377,13 +377,13 @@ mod tests {
         let millis = Duration::from_millis;
         let mut settling = Settling::default();
         for slot in 5..9 {
-            settling.look(slot, true);
+            settling.record(slot, true);
         }
         assert_eq!(settling.take_acknowledged(u64::MAX), [0; 0]);
-        settling.look(6, false);
+        settling.record(6, false);
         assert_eq!(settling.take_quiet(2), [5, 7], "a packet has come for 6");
         settling.export([(5, 1), (7, 2)].into(), 7, millis(10));
-        settling.look(5, true);
+        settling.record(5, true);
         assert_eq!(settling.take_quiet(9), [8], "an exported slot is not exported again");
         settling.export([(8, 1)].into(), 8, millis(20));
         assert_eq!(settling.take_acknowledged(6), [0; 0], "a peer has not acknowledged it");
@@ -401,7 +401,7 @@ mod tests {
         assert_eq!(late(&mut settling, 10), []);
         assert_eq!(late(&mut settling, 20), [(5, 1), (7, 2)]);
         settling.take_back(&[7]);
-        settling.look(7, true);
+        settling.record(7, true);
         assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and exported again");
         assert_eq!(late(&mut settling, 30), [(8, 1)]);
         assert_eq!(settling.take_acknowledged(9), [5, 8], "of 5 it could not be taken back");

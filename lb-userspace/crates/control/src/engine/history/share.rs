@@ -283,97 +283,159 @@ impl History {
         (id, idle): (u16, u32),
         now: Now,
     ) -> Vec<OwnerChange> {
-        let (secs, at) = (now.mono_secs(), stamp(now.mono_secs()));
+        let secs = now.mono_secs();
+        let peers = self.peer_owners(maps, wanted, &key, (id, slots.len() as u32));
+        let floor = self.floor(&key, idle, now);
+        let Some(shared) = self.sharing.services.get_mut(&key) else { return Vec::new() };
+        shared.idle = idle;
+        let since = secs.saturating_sub(shared.last_export);
+        let exports_since = (since >= period(idle)).then_some(since);
+        let count = slots.len() as u32;
+        let changes = Vec::new();
+        let mut sweep = SharedSweep { shared, idle, floor, secs, count, exports_since, changes };
+        let mut is_in_flux = false;
+        for (index, slot) in (0..).zip(slots) {
+            let seen = slot.snapshot();
+            let Owners { current, base } = seen.owners;
+            if base == 0 {
+                sweep.shared.flux.forget(index);
+                continue;
+            }
+            if !agree(&peers, index, current) {
+                sweep.shared.flux.touch(count, index, secs);
+            }
+            if base == current {
+                is_in_flux |= sweep.sweep_own_base(index, seen);
+            } else {
+                sweep.sweep_other_base(index, seen);
+                is_in_flux = true;
+            }
+        }
+        let SharedSweep { shared, changes, .. } = sweep;
+        if !is_in_flux {
+            shared.flux = Flux::default();
+        }
+        if exports_since.is_some() {
+            shared.last_export = secs;
+        }
+        changes
+    }
+
+    /// The owners for new flows at the peers that share a ring of so many slots, where they differ from this
+    /// node's.
+    fn peer_owners<D: DataPlane>(
+        &mut self,
+        maps: &AppliedMaps<D>,
+        wanted: &Wanted,
+        key: &ServiceKey,
+        (id, slots): (u16, u32),
+    ) -> Vec<PeerTable> {
         let target = maps.applied.rings.get(&id).and_then(|ring| ring.target.as_ref());
         let own = target.map(|target| {
             target.members.iter().map(|(member, _)| (member.address, member.weight)).collect()
         });
         let ids = maps.backend_ids(id);
-        let (count, seed) = (slots.len() as u32, wanted.settings.seed);
-        let others = self.sharing.others(&key, &own.unwrap_or_default(), count, &seed);
-        let others: Vec<(Vec<u16>, Vec<u16>)> = others
-            .iter()
-            .map(|(members, table)| {
-                let ids = members.iter().map(|(at, _)| ids.get(at).copied().unwrap_or(0));
-                (ids.collect(), table.clone())
-            })
-            .collect();
-        let agrees = |index: u32, current: u16| {
-            others.iter().all(|(ids, table)| {
-                let owner = table.get(index as usize).map_or(0, |place| ids[usize::from(*place)]);
-                owner == current
-            })
-        };
-        let floor = self.floor(&key, idle, now);
-        let is_old = |since: u32| secs.saturating_sub(since) > idle + grace(idle);
-        let rested = floor == 0 || is_old(floor);
-        let Some(shared) = self.sharing.services.get_mut(&key) else { return Vec::new() };
-        shared.idle = idle;
-        let since = secs.saturating_sub(shared.last_export);
-        let exports = since >= period(idle);
-        let mut changes = Vec::new();
-        let mut stay = false;
-        for (index, slot) in (0..).zip(slots) {
-            let seen = slot.snapshot();
-            let Owners { current, base } = seen.owners;
-            if base == 0 {
-                shared.flux.forget(index);
-                continue;
-            }
-            if !agrees(index, current) {
-                shared.flux.touch(count, index, secs);
-            }
-            let wait = shared.flux.get(index);
-            if base == current {
-                match wait {
-                    // A peer is missed, or has come, or uses the slot, or its new flows go elsewhere.
-                    Wait::Closing { since, before, used } if used || floor >= since => {
-                        shared.flux.set(count, index, Wait::Used(secs));
-                        if before != base
-                            && secs.saturating_sub(since) <= grace(idle)
-                            && !is_used_since(seen, since, secs)
-                        {
-                            changes.push((index, seen, Owners { current, base: before }));
-                            shared.in_use.push(index);
-                        }
-                    }
-                    Wait::Closing { since, .. } if secs.saturating_sub(since) > 2 * grace(idle) => {
-                        changes.push((index, seen, Owners { current, base: 0 }));
-                        continue;
-                    }
-                    Wait::Unknown if rested => shared.flux.close(count, index, (secs, base)),
-                    Wait::Used(last) if rested && is_old(last) => {
-                        shared.flux.close(count, index, (secs, base));
-                    }
-                    _ => {}
+        let seed = wanted.settings.seed;
+        let others = self.sharing.others(key, &own.unwrap_or_default(), slots, &seed);
+        let tables = others.iter().map(|(members, places)| {
+            let ids = members.iter().map(|(at, _)| ids.get(at).copied().unwrap_or(0));
+            PeerTable { ids: ids.collect(), places: places.clone() }
+        });
+        tables.collect()
+    }
+}
+
+/// The owners of a ring's slots for new flows at a peer: the ids of the members, and each slot's place among them.
+struct PeerTable {
+    ids: Vec<u16>,
+    places: Vec<u16>,
+}
+
+/// Whether a slot's new flows go to this backend at all these peers.
+fn agree(peers: &[PeerTable], index: u32, current: u16) -> bool {
+    peers.iter().all(|PeerTable { ids, places }| {
+        let owner = places.get(index as usize).map_or(0, |place| ids[usize::from(*place)]);
+        owner == current
+    })
+}
+
+/// The sweep of a shared ring.
+struct SharedSweep<'a> {
+    shared: &'a mut Shared,
+    idle: u32,
+    /// The second before which nothing of the service can have been idle.
+    floor: u32,
+    secs: u32,
+    /// Slots of the ring.
+    count: u32,
+    /// Seconds since slots in use were exported last, if they are to be exported.
+    exports_since: Option<u32>,
+    changes: Vec<OwnerChange>,
+}
+
+impl SharedSweep<'_> {
+    fn is_old(&self, since: u32) -> bool {
+        self.secs.saturating_sub(since) > self.idle + grace(self.idle)
+    }
+
+    /// Whether nothing has kept the service's flows from being idle for long enough.
+    fn has_rested(&self) -> bool {
+        self.floor == 0 || self.is_old(self.floor)
+    }
+
+    /// A slot that is its own base owner settles after a while, or has the base owner before again; whether it has
+    /// a base owner still.
+    fn sweep_own_base(&mut self, index: u32, seen: SlotSnapshot) -> bool {
+        let Self { idle, floor, secs, count, .. } = *self;
+        let Owners { current, base } = seen.owners;
+        match self.shared.flux.get(index) {
+            // A peer is missed, or has come, or uses the slot, or its new flows go elsewhere.
+            Wait::Closing { since, before, used } if used || floor >= since => {
+                self.shared.flux.set(count, index, Wait::Used(secs));
+                if before != base
+                    && secs.saturating_sub(since) <= grace(idle)
+                    && !is_used_since(seen, since, secs)
+                {
+                    self.changes.push((index, seen, Owners { current, base: before }));
+                    self.shared.in_use.push(index);
                 }
-                stay = true;
-                continue;
             }
-            stay = true;
-            let last = match wait {
-                Wait::Unknown | Wait::Closing { used: false, .. } => None,
-                Wait::Used(last) => Some(last),
-                Wait::Closing { .. } => Some(secs),
-            };
-            if exports && !ring::is_quiet(seen, at, since + 1) {
-                shared.in_use.push(index);
+            Wait::Closing { since, .. } if secs.saturating_sub(since) > 2 * grace(idle) => {
+                self.changes.push((index, seen, Owners { current, base: 0 }));
+                return false;
             }
-            let is_quiet = ring::is_quiet(seen, at, idle) && last.is_none_or(is_old);
-            if rested && is_quiet {
-                shared.flux.close(count, index, (secs, base));
-                changes.push((index, seen, Owners { current, base: current }));
-            } else {
-                shared.flux.set(count, index, last.map_or(Wait::Unknown, Wait::Used));
+            Wait::Unknown if self.has_rested() => {
+                self.shared.flux.close(count, index, (secs, base));
             }
+            Wait::Used(last) if self.has_rested() && self.is_old(last) => {
+                self.shared.flux.close(count, index, (secs, base));
+            }
+            _ => {}
         }
-        if !stay {
-            shared.flux = Flux::default();
+        true
+    }
+
+    /// A slot with another base owner is exported while it is in use, and becomes its own base owner when it is quiet
+    /// on all nodes.
+    fn sweep_other_base(&mut self, index: u32, seen: SlotSnapshot) {
+        let Self { idle, secs, count, .. } = *self;
+        let Owners { current, base } = seen.owners;
+        let last = match self.shared.flux.get(index) {
+            Wait::Unknown | Wait::Closing { used: false, .. } => None,
+            Wait::Used(last) => Some(last),
+            Wait::Closing { .. } => Some(secs),
+        };
+        let at = stamp(secs);
+        if self.exports_since.is_some_and(|since| !ring::is_quiet(seen, at, since + 1)) {
+            self.shared.in_use.push(index);
         }
-        if exports {
-            shared.last_export = secs;
+        let is_quiet = ring::is_quiet(seen, at, idle) && last.is_none_or(|last| self.is_old(last));
+        if self.has_rested() && is_quiet {
+            self.shared.flux.close(count, index, (secs, base));
+            self.changes.push((index, seen, Owners { current, base: current }));
+        } else {
+            self.shared.flux.set(count, index, last.map_or(Wait::Unknown, Wait::Used));
         }
-        changes
     }
 }
 

@@ -43,12 +43,12 @@ impl History {
                 .context("walk the flows of UDP services")?;
         }
         drop(rings);
-        self.take_survey(maps, found);
+        self.record_survey(maps, found);
         Ok(())
     }
 
-    /// Takes over the flows that a walk has found, and exports them.
-    pub(in crate::engine) fn take_survey<D: DataPlane>(
+    /// Records the flows that a walk has found outside of their rings, and exports what has changed.
+    pub(in crate::engine) fn record_survey<D: DataPlane>(
         &mut self,
         maps: &AppliedMaps<D>,
         found: HashMap<FlowRef, u16>,
