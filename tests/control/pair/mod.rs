@@ -212,16 +212,16 @@ fn a_virtual_mac_stays_beside_the_node_s_own() {
     const VIRTUAL: [u8; 6] = [0, 0, 0x5e, 0, 1, 51];
     let own = [2, 0, 0, 0, 0, 1];
     let mut engine = Node::new().engine;
-    engine.take_mac(VIRTUAL, true).unwrap();
+    engine.set_virtual_mac(VIRTUAL, true).unwrap();
     assert_eq!(engine.data_plane().own_macs().unwrap(), [own, VIRTUAL]);
     engine.reconcile(at(START)).unwrap();
     assert_eq!(engine.data_plane().own_macs().unwrap(), [own, VIRTUAL]);
     for last in 1..15 {
-        engine.take_mac([0, 0, 0x5e, 0, 2, last], true).unwrap();
+        engine.set_virtual_mac([0, 0, 0x5e, 0, 2, last], true).unwrap();
     }
-    let full = engine.take_mac([0, 0, 0x5e, 0, 2, 99], true).unwrap_err().to_string();
+    let full = engine.set_virtual_mac([0, 0, 0x5e, 0, 2, 99], true).unwrap_err().to_string();
     assert!(full.starts_with("there is room for 16 MAC addresses"), "{full}");
-    engine.take_mac(VIRTUAL, false).unwrap();
+    engine.set_virtual_mac(VIRTUAL, false).unwrap();
     engine.reconcile(at(START)).unwrap();
     let macs = engine.data_plane().own_macs().unwrap();
     assert!(macs.len() == 15 && !macs.contains(&VIRTUAL));

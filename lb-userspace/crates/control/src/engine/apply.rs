@@ -120,9 +120,9 @@ impl<D: DataPlane> Engine<D> {
             outcome.changes += 1;
             outcome.slots_moved += owners.len() as u64;
             let slots: Vec<_> = owners.into_iter().map(Slot::new).collect();
-            self.take_ring(id, summary(&slots, Some(target)), now);
+            self.record_ring(id, summary(&slots, Some(target)), now);
             if let Some(key) = self.maps.key_of(id) {
-                self.history.pending.ring(key);
+                self.history.pending.add_ring(key);
                 self.history.expect_off_ring(&self.maps, &key);
             }
         }
@@ -170,7 +170,7 @@ impl<D: DataPlane> Engine<D> {
                 continue;
             }
             if let Some(key) = key.filter(|_| is_shared && after.base == after.current) {
-                self.history.sharing.hold(&key, (&slots, index), now);
+                self.history.sharing.delay_settling(&key, (&slots, index), now);
             }
             if before.base == 0 && after.base != 0 {
                 // The wait for a quiet slot starts at its change.
@@ -193,23 +193,23 @@ impl<D: DataPlane> Engine<D> {
             outcome.changes += 1;
             outcome.slots_moved += moved;
         }
-        self.take_ring(id, summary(&slots, Some(target)), now);
+        self.record_ring(id, summary(&slots, Some(target)), now);
         match self.maps.key_of(id) {
             Some(key) if other_owners => {
-                self.history.pending.ring(key);
+                self.history.pending.add_ring(key);
                 self.history.expect_off_ring(&self.maps, &key);
             }
             Some(key) => {
                 let slots = changes.iter().map(|(slot, _)| *slot);
-                self.history.pending.slots(key, slots);
+                self.history.pending.add_slots(key, slots);
             }
             None => {}
         }
         Ok(())
     }
 
-    /// Takes over the new content of a ring.
-    fn take_ring(&mut self, id: u16, ring: Ring, now: Now) {
+    /// Records the new content of a ring, and which backends get no new flows by it.
+    fn record_ring(&mut self, id: u16, ring: Ring, now: Now) {
         let gets_flows =
             |ring: &Ring, id| ring.owned.get(id).is_some_and(|owned| owned.current > 0);
         if let Some(old) = self.maps.applied.rings.get(&id) {

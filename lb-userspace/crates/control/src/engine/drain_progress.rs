@@ -142,8 +142,8 @@ impl Drains {
         self.unsynced = unsynced;
     }
 
-    /// Looks how far drains are: after the rings and the flows were looked at.
-    pub(super) fn look<D: DataPlane>(
+    /// Updates how far drains are: after the rings and the flows were swept.
+    pub(super) fn update<D: DataPlane>(
         &mut self,
         maps: &AppliedMaps<D>,
         wanted: &Wanted,

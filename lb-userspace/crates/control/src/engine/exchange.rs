@@ -102,7 +102,7 @@ impl<D: DataPlane> Engine<D> {
         report.take_pinned().into_iter().for_each(|service| self.walk.expect_pins(service));
         for (id, target) in report.take_targets() {
             let done = self.retarget_ring(id, target, now, &mut Outcome::default());
-            report.note(done);
+            report.record_failure(done);
         }
         self.history.end_import(report, (&mut self.maps, &self.wanted), now)
     }

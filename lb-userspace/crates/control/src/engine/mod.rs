@@ -245,7 +245,7 @@ impl<D: DataPlane> Engine<D> {
         }
         let Some(desired) = &self.wanted.desired else { return Ok(outcome) };
         if let Some(neighbourhood) = &self.wanted.neighbourhood {
-            self.outages.follow(desired, neighbourhood, now);
+            self.outages.update(desired, neighbourhood, now);
         }
         let mut ramping = std::mem::take(&mut self.ramping);
         let plan = self.plan(desired, self.wanted.neighbourhood.as_ref(), &mut ramping, now);
@@ -299,7 +299,7 @@ impl<D: DataPlane> Engine<D> {
             now,
         };
         let plan = reconcile::plan(&inputs, &self.maps.applied);
-        if !ramping.follow(&inputs, &plan, &self.maps.applied) {
+        if !ramping.record_joins(&inputs, &plan, &self.maps.applied) {
             return plan;
         }
         let ramps = ramping.shares(now);
@@ -348,12 +348,12 @@ impl<D: DataPlane> Engine<D> {
         self.drains.set_unsynced(unsynced, now);
     }
 
-    /// Frames to this virtual MAC address are this node's, or no more.
+    /// Sets whether frames to this virtual MAC address are this node's.
     ///
     /// # Errors
     ///
     /// A map can't be written, or it has no room.
-    pub fn take_mac(&mut self, mac: [u8; 6], take: bool) -> Result<()> {
-        self.virtual_macs.take((&mut self.maps, &self.wanted), mac, take)
+    pub fn set_virtual_mac(&mut self, mac: [u8; 6], is_own: bool) -> Result<()> {
+        self.virtual_macs.set_own((&mut self.maps, &self.wanted), mac, is_own)
     }
 }

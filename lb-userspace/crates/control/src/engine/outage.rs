@@ -31,8 +31,8 @@ enum Outage {
 }
 
 impl Outages {
-    /// Takes over the known next hops.
-    pub(super) fn follow(&mut self, desired: &Desired, known: &Neighbourhood, now: Now) {
+    /// Updates the outages by the known next hops.
+    pub(super) fn update(&mut self, desired: &Desired, known: &Neighbourhood, now: Now) {
         let before = std::mem::take(&mut self.0);
         for service in desired.services.values() {
             let before = before.get(&service.key).copied();

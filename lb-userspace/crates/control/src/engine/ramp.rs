@@ -71,7 +71,7 @@ impl Ramping {
 
     /// Notes the backends that join rings by a plan, and those that have left them or have their whole share;
     /// whether anyone has joined, so that the plan must be made anew.
-    pub(super) fn follow(
+    pub(super) fn record_joins(
         &mut self,
         inputs: &PlanInputs<'_>,
         plan: &WritePlan,

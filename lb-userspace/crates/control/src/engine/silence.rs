@@ -110,8 +110,8 @@ struct Memory {
 }
 
 impl Memory {
-    /// Takes a sample in; returns the counts within the window.
-    fn take(&mut self, now: Duration, counts: Counts) -> Counts {
+    /// Adds a sample; returns the counts within the window.
+    fn add_sample(&mut self, now: Duration, counts: Counts) -> Counts {
         let last = self.samples.back().map(|(_, counts)| *counts);
         // A backend of another id has counters of its own.
         if last.is_some_and(|last| counts.syns < last.syns || counts.others < last.others) {
@@ -182,16 +182,22 @@ pub(super) struct Silence {
 }
 
 impl Silence {
-    /// Takes a sample of a service's backends in; which of them seem silent.
+    /// Adds a sample of each of a service's backends; returns those that seem silent.
     ///
     /// Those that take new flows are compared with each other. Packets to the others belong to older flows,
     /// and has few SYNs.
-    fn look(&mut self, service: ServiceKey, now: Duration, samples: &[Sample]) -> Vec<Suspicion> {
+    fn add_samples(
+        &mut self,
+        service: ServiceKey,
+        now: Duration,
+        samples: &[Sample],
+    ) -> Vec<Suspicion> {
         let memories = self.services.entry(service).or_default();
         memories.retain(|address, _| samples.iter().any(|sample| sample.backend == *address));
-        let take =
-            |sample: &Sample| memories.entry(sample.backend).or_default().take(now, sample.counts);
-        let windows: Vec<_> = samples.iter().map(take).collect();
+        let window = |sample: &Sample| {
+            memories.entry(sample.backend).or_default().add_sample(now, sample.counts)
+        };
+        let windows: Vec<_> = samples.iter().map(window).collect();
         let serving = samples.iter().zip(&windows).filter(|(sample, _)| sample.serves);
         let all = serving.fold(Counts::default(), |sum, (_, counts)| sum.plus(*counts));
         let suspicions = samples.iter().zip(&windows).filter_map(|(sample, window)| {
@@ -249,7 +255,7 @@ impl Silence {
                     Sample { backend, serves, counts }
                 })
                 .collect();
-            suspicions.extend(self.look(key, now.mono, &samples));
+            suspicions.extend(self.add_samples(key, now.mono, &samples));
         }
         self.looked = now.mono;
         Ok((suspicions, with_second_choices))
@@ -296,7 +302,7 @@ mod tests {
                 counts: self.counts[n],
             };
             let samples: Vec<_> = (0..3).map(sample).collect();
-            let found = self.silence.look(KEY, self.now, &samples);
+            let found = self.silence.add_samples(KEY, self.now, &samples);
             (0..3).filter(|n| found.iter().any(|s| s.target.backend == address(*n))).collect()
         }
 

@@ -52,7 +52,7 @@ impl<D: DataPlane> Engine<D> {
         self.maps.retire()?;
         left?;
         let Self { walk, history, .. } = self;
-        self.drains.look(&self.maps, &self.wanted, (walk, history), now);
+        self.drains.update(&self.maps, &self.wanted, (walk, history), now);
         self.walk.end_rests(&mut self.maps, now)?;
         // Last, so that an error before it leaves them for the next call.
         swept.interfaces = self.interfaces.take_events();

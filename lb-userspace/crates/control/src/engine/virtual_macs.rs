@@ -18,30 +18,30 @@ impl VirtualMacs {
         &self.0
     }
 
-    /// Frames to this virtual MAC address are this node's, or no more.
+    /// Sets whether frames to this virtual MAC address are this node's.
     ///
     /// # Errors
     ///
     /// A map can't be written, or it has no room.
-    pub(super) fn take<D: DataPlane>(
+    pub(super) fn set_own<D: DataPlane>(
         &mut self,
         (maps, wanted): (&mut AppliedMaps<D>, &Wanted),
         mac: [u8; 6],
-        take: bool,
+        is_own: bool,
     ) -> Result<()> {
         let mut virtual_macs = self.0.clone();
-        let changed = if take { virtual_macs.insert(mac) } else { virtual_macs.remove(&mac) };
+        let changed = if is_own { virtual_macs.insert(mac) } else { virtual_macs.remove(&mac) };
         if !changed {
             return Ok(());
         }
         // While the list is empty every frame is taken, and the first entry would shut the others out.
         let mut macs = maps.applied.own_macs.clone();
         if !macs.is_empty() {
-            let own = wanted.neighbourhood.as_ref().map(|known| &known.own_macs);
-            let is_own = own.is_some_and(|own| own.contains(&mac));
+            let real = wanted.neighbourhood.as_ref().map(|known| &known.own_macs);
+            let is_real = real.is_some_and(|real| real.contains(&mac));
             match macs.iter().position(|known| *known == mac) {
-                Some(place) if !take && !is_own => drop(macs.remove(place)),
-                None if take => macs.push(mac),
+                Some(place) if !is_own && !is_real => drop(macs.remove(place)),
+                None if is_own => macs.push(mac),
                 _ => {}
             }
         }
@@ -56,7 +56,7 @@ impl VirtualMacs {
             maps.applied.own_macs = macs;
         }
         self.0 = virtual_macs;
-        debug!("{} frames to {mac:02x?}", if take { "take" } else { "leave" });
+        debug!("{} frames to {mac:02x?}", if is_own { "take" } else { "leave" });
         Ok(())
     }
 }

@@ -257,7 +257,7 @@ impl<D: DataPlane> Daemon<D> {
         if !self.vrrp.count_mac(mac, take) {
             return;
         }
-        if let Err(error) = self.engine.take_mac(mac, take) {
+        if let Err(error) = self.engine.set_virtual_mac(mac, take) {
             let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
             let message = format!("frames to {mac} can't be taken");
             self.record_event(EventBody::new(Kind::VrrpTrouble, message, format!("{error:#}")));

@@ -50,7 +50,7 @@ impl History {
             self.pending.missed_since.get_or_insert(since);
         }
         self.settle_acknowledged(maps, now)?;
-        self.take_late_back(maps, (starved, wanted), now)?;
+        self.withdraw_late(maps, (starved, wanted), now)?;
         self.export_settling(maps, (starved, wanted), now)?;
         if self.pending.is_empty() && self.sharing.is_empty() {
             return Ok(Vec::new());
@@ -114,7 +114,7 @@ impl History {
         let pending = &mut self.pending;
         if let Some(since) = pending.request(now.mono_secs()) {
             pending.missed_since = Some(since.saturating_sub(MISSED_SECS));
-            maps.applied.services.keys().for_each(|key| pending.ring(*key));
+            maps.applied.services.keys().for_each(|key| pending.add_ring(*key));
         }
     }
 
@@ -166,7 +166,7 @@ impl History {
             if !bases.is_empty() {
                 room = room.saturating_sub(bases.len());
                 self.window.export(number, now.mono);
-                self.pending.slots(key, bases.keys().copied());
+                self.pending.add_slots(key, bases.keys().copied());
                 self.settling(key).export(bases, number, now.mono);
             }
         }
@@ -177,7 +177,7 @@ impl History {
     /// current owners unpinned, and adds them to the next export.
     ///
     /// Not while pinning is paused, as above.
-    fn take_late_back<D: DataPlane>(
+    fn withdraw_late<D: DataPlane>(
         &mut self,
         maps: &mut AppliedMaps<D>,
         (starved, wanted): (&Starved, &Wanted),
@@ -209,11 +209,11 @@ impl History {
             let moved = move_quiet(maps, (id, &slots), &moves, (idle, giving_way.as_ref()), now)?;
             let moved: Vec<_> = moved.into_iter().map(|(index, ..)| index).collect();
             are_back |= !moved.is_empty();
-            self.settling(key).take_back(&moved);
-            self.pending.slots(key, moved.into_iter());
+            self.settling(key).withdraw(&moved);
+            self.pending.add_slots(key, moved.into_iter());
         }
         if are_back {
-            self.window.take_back(number, now.mono);
+            self.window.withdraw(number, now.mono);
         }
         Ok(())
     }

@@ -43,8 +43,8 @@ impl History {
         Some(Followed { ring: ring.clone(), table, ids })
     }
 
-    /// Follows changes of some slots.
-    pub(super) fn take_peer_bases<D: DataPlane>(
+    /// Writes the base owners that the peer has, into some slots.
+    pub(super) fn apply_peer_bases<D: DataPlane>(
         &mut self,
         maps: &mut AppliedMaps<D>,
         wanted: &Wanted,

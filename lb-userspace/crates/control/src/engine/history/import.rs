@@ -52,7 +52,8 @@ pub(in crate::engine) struct ImportReport {
 }
 
 impl ImportReport {
-    pub(in crate::engine) fn note(&mut self, done: Result<()>) {
+    /// Keeps the error of a part of the import, if it is the first one.
+    pub(in crate::engine) fn record_failure(&mut self, done: Result<()>) {
         if let Err(error) = done {
             self.failed.get_or_insert(error);
         }
@@ -68,12 +69,12 @@ impl ImportReport {
         std::mem::take(&mut self.targets)
     }
 
-    /// As [`Self::note`], for a record that is lost if it was not taken.
-    fn miss(&mut self, service: ServiceKey, done: Result<()>) {
+    /// As [`Self::record_failure`], for a record that is lost if it was not taken.
+    fn record_miss(&mut self, service: ServiceKey, done: Result<()>) {
         if done.is_err() {
             self.missed.insert(service);
         }
-        self.note(done);
+        self.record_failure(done);
     }
 }
 
@@ -105,12 +106,12 @@ impl History {
         now: Now,
     ) -> Result<Vec<String>> {
         for (key, slots) in std::mem::take(&mut report.slots) {
-            let done = self.take_peer_bases(maps, wanted, key, &slots, now);
-            report.note(done);
+            let done = self.apply_peer_bases(maps, wanted, key, &slots, now);
+            report.record_failure(done);
         }
         for key in std::mem::take(&mut report.complete) {
             let done = self.end_unnamed(maps, key);
-            report.note(done);
+            report.record_failure(done);
         }
         self.rejected.append(&mut report.missed);
         if let Some(error) = report.failed {
@@ -169,20 +170,20 @@ impl<D: DataPlane> Importer<'_, D> {
                 }
                 Record::Bases { bases, .. } => {
                     let now = self.now.mono_secs();
-                    self.history.sharing.receive(&key, &bases, service.slots, now);
+                    self.history.sharing.record_use_at_peer(&key, &bases, service.slots, now);
                     self.import_bases(key, &bases, ids);
                 }
                 Record::Pins { pins, .. } => {
                     let done = self.import_pins(key, &service, &pins, ids);
-                    self.report.miss(key, done);
+                    self.report.record_miss(key, done);
                 }
                 Record::Ended { flows, .. } => self.import_ends(key, &service, &flows),
             }
         }
         for key in std::mem::take(&mut self.report.rings) {
             self.report.slots.remove(&key);
-            let done = self.take_peer_ring(key);
-            self.report.note(done);
+            let done = self.apply_peer_ring(key);
+            self.report.record_failure(done);
         }
     }
 
@@ -251,7 +252,7 @@ impl<D: DataPlane> Importer<'_, D> {
             match self.import_pin(key, service, slots.as_deref(), pin, ids) {
                 Ok(taken) => full += usize::from(!taken),
                 // The others may well be taken.
-                Err(error) => self.report.miss(key, Err(error)),
+                Err(error) => self.report.record_miss(key, Err(error)),
             }
         }
         if full > 0 {
@@ -307,7 +308,7 @@ impl<D: DataPlane> Importer<'_, D> {
             let added = self.maps.plane.put_new_flow(&flow, value).context("write a flow")?;
             if added == Added::Yes {
                 // The program has not noted it, and the peers that follow this node must have it.
-                self.history.pending.flow(flow);
+                self.history.pending.add_flow(flow);
             }
             return Ok(added != Added::NoRoom);
         }
@@ -333,7 +334,7 @@ impl<D: DataPlane> Importer<'_, D> {
                 self.report.complete.insert(key);
             } else {
                 let done = self.import_end(key, service, from_flow(flow, service.id));
-                self.report.miss(key, done);
+                self.report.record_miss(key, done);
             }
         }
     }
@@ -353,7 +354,7 @@ impl<D: DataPlane> Importer<'_, D> {
             let idle = idle_secs(value, floor, self.now);
             if idle <= kept_secs(&flow, value, service, self.embryonic_secs) {
                 // Its packets come to this node now, which the peer must receive.
-                self.history.pending.flow(flow);
+                self.history.pending.add_flow(flow);
             }
             // A third node may object: this node's own walk deletes the flow when none has.
             return Ok(());
@@ -390,7 +391,7 @@ impl<D: DataPlane> Importer<'_, D> {
     }
 
     /// Makes this node's ring of the peer's.
-    fn take_peer_ring(&mut self, key: ServiceKey) -> Result<()> {
+    fn apply_peer_ring(&mut self, key: ServiceKey) -> Result<()> {
         let Some(id) = self.maps.applied.services.get(&key).map(|service| service.id) else {
             return Ok(());
         };

@@ -199,7 +199,7 @@ impl History {
         self.newly_known.remove(service);
         self.settling.remove(service);
         self.taken_over.remove(service);
-        self.sharing.set(*service, false, 0);
+        self.sharing.set_shared(*service, false, 0);
         self.pending.drop_service(service, Some(id));
     }
 }
@@ -227,7 +227,7 @@ impl History {
             if was != is && is == Role::Follows {
                 done = done.and(self.follow_own_ring(maps, key, now));
             }
-            self.sharing.set(key, is == Role::Shared, now.mono_secs());
+            self.sharing.set_shared(key, is == Role::Shared, now.mono_secs());
             match (was, is) {
                 (was, is) if was == is => {}
                 (_, Role::Follows) => {
@@ -240,10 +240,10 @@ impl History {
                     self.mirrors.remove(&key);
                     self.taken_over.insert(key, now.mono_secs());
                     if is == Role::Own {
-                        self.pending.ring(key);
+                        self.pending.add_ring(key);
                     }
                 }
-                (_, Role::Own) => self.pending.ring(key),
+                (_, Role::Own) => self.pending.add_ring(key),
                 (_, Role::Shared) => {}
             }
         }
@@ -345,7 +345,7 @@ impl History {
         if let Some(key) = maps.key_of(flow.service())
             && self.role(&key) != Role::Follows
         {
-            self.pending.end(key, to_flow(flow));
+            self.pending.add_end(key, to_flow(flow));
         }
     }
 

@@ -83,14 +83,14 @@ impl PendingExport {
     }
 
     /// A ring has other owners for new flows.
-    pub fn ring(&mut self, service: ServiceKey) {
+    pub fn add_ring(&mut self, service: ServiceKey) {
         if self.is_requested() {
             self.rings.insert(service, RingDelta::Whole);
         }
     }
 
     /// The base owners of slots have changed.
-    pub fn slots(&mut self, service: ServiceKey, slots: impl Iterator<Item = u32>) {
+    pub fn add_slots(&mut self, service: ServiceKey, slots: impl Iterator<Item = u32>) {
         if !self.is_requested() {
             return;
         }
@@ -102,7 +102,7 @@ impl PendingExport {
     }
 
     /// A flow has ended.
-    pub fn end(&mut self, service: ServiceKey, flow: Flow) {
+    pub fn add_end(&mut self, service: ServiceKey, flow: Flow) {
         // No client has these addresses, but any can forge them.
         let is_mark = flow.ends_a_ring() || flow.ends_a_history();
         if self.is_requested() && !is_mark && self.ended.len() < MOST_ENDED {
@@ -111,7 +111,7 @@ impl PendingExport {
     }
 
     /// A flow has changed without a note of the program.
-    pub fn flow(&mut self, flow: FlowRef) {
+    pub fn add_flow(&mut self, flow: FlowRef) {
         if self.is_requested() {
             self.flows.push(flow);
         }
@@ -160,7 +160,7 @@ struct Sent {
     number: u64,
     at: Duration,
     /// Whether it withdraws the slots of an earlier one.
-    is_taken_back: bool,
+    is_withdrawal: bool,
 }
 
 impl Default for Window {
@@ -192,7 +192,7 @@ impl Window {
         let took = now.saturating_sub(sent.at);
         if took > self.patience {
             self.size = Self::LEAST;
-        } else if !sent.is_taken_back {
+        } else if !sent.is_withdrawal {
             self.size = (self.size * 2).min(Self::MOST);
             if took <= self.patience / 2 {
                 self.patience = (self.patience / 2).max(LATE);
@@ -203,7 +203,7 @@ impl Window {
 
     /// The export with this number has slots that settle.
     pub const fn export(&mut self, number: u64, now: Duration) {
-        self.sent = Some(Sent { number, at: now, is_taken_back: false });
+        self.sent = Some(Sent { number, at: now, is_withdrawal: false });
     }
 
     /// Whether peers are late with the export of that time.
@@ -212,10 +212,10 @@ impl Window {
     }
 
     /// The export with this number withdraws slots, since peers are late.
-    pub fn take_back(&mut self, number: u64, now: Duration) {
+    pub fn withdraw(&mut self, number: u64, now: Duration) {
         self.size = Self::LEAST;
         self.patience = (self.patience * 2).min(Self::MOST_PATIENCE);
-        self.sent = Some(Sent { number, at: now, is_taken_back: true });
+        self.sent = Some(Sent { number, at: now, is_withdrawal: true });
     }
 }
 
@@ -294,7 +294,7 @@ impl Settling {
     }
 
     /// These slots have their base owners again.
-    pub fn take_back(&mut self, slots: &[u32]) {
+    pub fn withdraw(&mut self, slots: &[u32]) {
         for sent in &mut self.sent {
             for slot in slots {
                 sent.bases.remove(slot);
@@ -354,16 +354,16 @@ mod tests {
     #[test]
     fn nothing_is_kept_until_somebody_asks() {
         let mut pending = PendingExport::default();
-        pending.ring(WEB);
-        pending.slots(WEB, 0..3);
-        pending.end(WEB, Flow::Connection([1; 8]));
+        pending.add_ring(WEB);
+        pending.add_slots(WEB, 0..3);
+        pending.add_end(WEB, Flow::Connection([1; 8]));
         assert!(pending.is_empty());
     }
 
     #[test]
     fn who_has_not_asked_for_long_is_told_since_when_nothing_was_kept() {
         let mut pending = requested();
-        pending.ring(WEB);
+        pending.add_ring(WEB);
         pending.end_unless_requested(110);
         assert!(!pending.is_empty());
         pending.end_unless_requested(111);
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_peer_is_late_with_is_taken_back_once() {
+    fn what_a_peer_is_late_with_is_withdrawal_once() {
         let millis = Duration::from_millis;
         let mut settling = Settling::default();
         settling.export([(5, 1), (7, 2)].into(), 7, millis(10));
@@ -400,7 +400,7 @@ mod tests {
         let late = |settling: &mut Settling, by: u64| settling.late(|sent| sent < millis(by));
         assert_eq!(late(&mut settling, 10), []);
         assert_eq!(late(&mut settling, 20), [(5, 1), (7, 2)]);
-        settling.take_back(&[7]);
+        settling.withdraw(&[7]);
         settling.record(7, true);
         assert_eq!(settling.take_quiet(9), [7], "it is quiet still, and exported again");
         assert_eq!(late(&mut settling, 30), [(8, 1)]);
@@ -430,7 +430,7 @@ mod tests {
         let mut window = Window::default();
         // The peer has 40 milliseconds.
         window.export(1, millis(0));
-        window.take_back(2, millis(20));
+        window.withdraw(2, millis(20));
         assert_eq!(window.room(Some(2), millis(30)), 64);
         for (number, sent, expected) in [(3, 30, 128), (4, 60, 256)] {
             window.export(number, millis(sent));
@@ -455,7 +455,7 @@ mod tests {
             assert!(window.is_over(at, at + patience));
             window.export(number * 2, at);
             at += patience;
-            window.take_back(number * 2 + 1, at);
+            window.withdraw(number * 2 + 1, at);
             assert_eq!(
                 window.room(Some(number * 2), at + LATE),
                 0,
@@ -475,7 +475,7 @@ mod tests {
     fn no_client_ends_a_history_by_a_forged_address() {
         let mut pending = requested();
         for port in 0..4 {
-            pending.end(WEB, Flow::Pinned([0; 4].into(), port));
+            pending.add_end(WEB, Flow::Pinned([0; 4].into(), port));
         }
         let sent: Vec<_> = pending.ended.into_iter().map(|(_, flow)| flow).collect();
         assert_eq!(sent, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
@@ -484,10 +484,10 @@ mod tests {
     #[test]
     fn slots_are_told_once_and_a_whole_ring_covers_them() {
         let mut pending = requested();
-        pending.slots(WEB, [70, 3, 3].into_iter());
+        pending.add_slots(WEB, [70, 3, 3].into_iter());
         assert_eq!(pending.rings[&WEB].slots(), Some(vec![3, 70]));
-        pending.ring(WEB);
-        pending.slots(WEB, [5].into_iter());
+        pending.add_ring(WEB);
+        pending.add_slots(WEB, [5].into_iter());
         assert_eq!(pending.rings[&WEB], RingDelta::Whole);
     }
 

@@ -146,8 +146,8 @@ impl Sharing {
         OBJECTION_SECS.saturating_add(self.sharers.timeout).saturating_add(walk_secs)
     }
 
-    /// A service is shared from now on, or no more.
-    pub(super) fn set(&mut self, key: ServiceKey, is_shared: bool, now: u32) {
+    /// Sets whether a service is shared.
+    pub(super) fn set_shared(&mut self, key: ServiceKey, is_shared: bool, now: u32) {
         match is_shared {
             true => {
                 self.services.entry(key).or_insert(Shared { since: now, ..Shared::default() });
@@ -162,8 +162,14 @@ impl Sharing {
         shared.is_some_and(|shared| now.saturating_sub(shared.since) <= JOINING_SECS)
     }
 
-    /// A peer has reported that slots are in use there.
-    pub(super) fn receive(&mut self, key: &ServiceKey, bases: &[Base], slots: u32, now: u32) {
+    /// Notes that slots are in use at a peer.
+    pub(super) fn record_use_at_peer(
+        &mut self,
+        key: &ServiceKey,
+        bases: &[Base],
+        slots: u32,
+        now: u32,
+    ) {
         let Some(shared) = self.services.get_mut(key) else { return };
         for base in bases.iter().filter(|base| base.backend.is_some()) {
             shared.flux.touch(slots, base.slot, now);
@@ -199,7 +205,7 @@ impl Sharing {
 
     /// A slot has become its own base owner by a change of the ring: it settles no sooner than one that
     /// was in use until then.
-    pub(in crate::engine) fn hold(
+    pub(in crate::engine) fn delay_settling(
         &mut self,
         key: &ServiceKey,
         (slots, index): (&[Slot], usize),
