@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_model::{router::Group, rules, units::nearest};
+use lb_model::{router::SyncGroup, rules, units::nearest};
 
 use super::{router::Read, tree::Table};
 
 const ROUTERS: &str = "routers = [\"main\", \"main6\"]";
 
 /// The groups of routers that are Active together.
-pub(super) fn read_groups(root: &Table<'_>, routers: &[Read<'_>]) -> Vec<Group> {
+pub(super) fn read_groups(root: &Table<'_>, routers: &[Read<'_>]) -> Vec<SyncGroup> {
     let known: BTreeSet<&str> = routers.iter().map(|read| read.router.name.as_str()).collect();
-    let mut groups: Vec<Group> = Vec::new();
+    let mut groups: Vec<SyncGroup> = Vec::new();
     let mut members: BTreeMap<String, String> = BTreeMap::new();
     for table in root.tables("sync_group", "sync_group") {
         const NAME: &str = "name = \"all\"";
@@ -48,7 +48,7 @@ pub(super) fn read_groups(root: &Table<'_>, routers: &[Read<'_>]) -> Vec<Group> 
             }
         }
         table.finish();
-        groups.push(Group { name, routers: own });
+        groups.push(SyncGroup { name, routers: own });
     }
     groups
 }

@@ -278,7 +278,7 @@ impl fmt::Display for Tracked {
 
 /// Routers that are Active on one node together, or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct SyncGroup {
     /// Its name.
     pub name: String,
     /// The names of its routers, two or more.
@@ -291,7 +291,7 @@ pub struct Routers {
     /// The routers; their names and keys are unique.
     pub routers: Vec<Router>,
     /// The groups; a router is in one at most.
-    pub groups: Vec<Group>,
+    pub groups: Vec<SyncGroup>,
 }
 
 /// The state of a virtual router on this node (RFC 9568, 6.4).

@@ -23,7 +23,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn group(&self, index: usize) -> Option<&Group> {
+    pub(super) fn group(&self, index: usize) -> Option<&SyncGroup> {
         let name = &self.routers[index].router.name;
         self.groups.iter().find(|group| group.routers.contains(name))
     }

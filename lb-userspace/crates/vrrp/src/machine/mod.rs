@@ -3,10 +3,10 @@
 //! The thread's driver owns a [`Machine`] and does nothing but this:
 //!
 //! ```text
-//!  new ──► retire, configure ──► set_facts, observe, script_ended ──► loop:
+//!  new ──► retire, configure ──► set_external, observe, script_ended ──► loop:
 //!    wait until deadline(), a socket, an order, an observation
 //!    read every socket empty:        receive(name, advertisement, now, &mut out)
-//!    what else has come:             order(..) set_facts(..) observe(..) script_ended(..)
+//!    what else has come:             order(..) set_external(..) observe(..) script_ended(..)
 //!    always, and last:               tick(now, &mut out)
 //!    perform `out` in order
 //! ```
@@ -32,7 +32,7 @@ mod status;
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
-use lb_model::router::{Group, Router, RouterKey, Routers, State};
+use lb_model::router::{Router, RouterKey, Routers, State, SyncGroup};
 
 use super::{
     ExternalState, Notice, NoticeKind, Order,
@@ -51,7 +51,7 @@ pub type Out = Vec<(Name, Action)>;
 #[derive(Debug, Default)]
 pub struct Machine {
     routers: Vec<Entry>,
-    groups: Vec<Group>,
+    groups: Vec<SyncGroup>,
     external: Option<ExternalState>,
     observed: Option<Observed>,
     /// It was ordered to end, and so was all around it: what is tracked means nothing any more.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use lb_model::router::{Group, Routers, State, Track, Tracked};
+use lb_model::router::{Routers, State, SyncGroup, Track, Tracked};
 use lb_vrrp::{
     ExternalState, Order, Yield,
     fsm::Action,
@@ -82,7 +82,7 @@ struct Node {
 impl Node {
     fn new(change: impl FnOnce(&mut Routers)) -> Self {
         let routers = [0, 1].map(|number| router(&plan(100), number));
-        let group = Group { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
+        let group = SyncGroup { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
         let mut routers = Routers { routers: routers.to_vec(), groups: vec![group] };
         change(&mut routers);
         let sources = [0, 1].map(|number| (NAMES[number].to_owned(), address(0, number)));
@@ -321,7 +321,7 @@ fn routers_that_become_a_group_are_active_together_unless_one_hears_another_node
         assert_eq!(node.states(), [State::Active, State::Backup]);
         reload(&mut node, |routers| {
             let routers_of = NAMES.map(str::to_owned).to_vec();
-            routers.groups.push(Group { name: "all".into(), routers: routers_of });
+            routers.groups.push(SyncGroup { name: "all".into(), routers: routers_of });
         });
         let expected = if sees_other { State::Backup } else { State::Active };
         assert_eq!(node.states(), [expected; 2]);

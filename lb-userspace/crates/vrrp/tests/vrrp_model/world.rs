@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_model::router::{
-    Announce, Auth, Checksum, Family, Group, Router, RouterKey, Routers, State, Version,
+    Announce, Auth, Checksum, Family, Router, RouterKey, Routers, State, SyncGroup, Version,
 };
 use lb_vrrp::{
     ExternalState, Order, Yield,
@@ -290,7 +290,7 @@ impl World {
     fn configure(&mut self, node: usize, inherited: BTreeSet<String>) {
         let plan = self.nodes[node].plan;
         let routers = (0..self.routers()).map(|router| self::router(&plan, router)).collect();
-        let group = Group { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
+        let group = SyncGroup { name: "all".into(), routers: NAMES.map(str::to_owned).to_vec() };
         let groups = if self.grouped { vec![group] } else { Vec::new() };
         let routers = Routers { routers, groups };
         self.with(node, |machine, now, out| machine.configure(&routers, &inherited, now, out));

@@ -306,7 +306,7 @@ fn groups_are_of_routers_that_there_are() {
     let group = "[[sync_group]]\nname = \"all\"\nrouters = [\"main\", \"main6\"]\n";
     let config = parse(&with(&format!("{two}{group}")));
     let routers = vec!["main".into(), "main6".into()];
-    assert_eq!(config.routers.groups, [Group { name: "all".into(), routers }]);
+    assert_eq!(config.routers.groups, [SyncGroup { name: "all".into(), routers }]);
     for (from, to, expected) in [
         (
             "\"main6\"",

@@ -5,7 +5,7 @@ mod mistakes;
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use lb_model::router::{
-    Announce, Auth, Checksum, Family, Group, Router, SecondPath, Track, Tracked, Version,
+    Announce, Auth, Checksum, Family, Router, SecondPath, SyncGroup, Track, Tracked, Version,
     VirtualAddress,
 };
 
