@@ -38,7 +38,7 @@ use lb_control::engine::Engine;
 use lb_daemon::{
     api::{self, server},
     clock::Clocks,
-    daemon::{Checks, Daemon, Effects, Inputs},
+    daemon::{Checks, Daemon, DaemonInputs, Effects},
     state_file::{self, Loaded},
 };
 use lb_health::prober::Assignment;
@@ -193,7 +193,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
         .expect("there is no state yet");
     let (requests_to, requests) = mpsc::channel(64);
     let (ready_to, ready) = oneshot::channel();
-    let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
+    let inputs = DaemonInputs { requests, signals, neighbours, reports, vrrp, peers };
     tokio::spawn(async move {
         let _open = (reports_to, peers_to, signals_to);
         daemon.run(inputs, ready_to).await.expect("it ends by the signal");

@@ -140,7 +140,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<BackendK
             half_life: Duration::ZERO,
             on_down: OnDown::Keep,
             initial: Condition::Up,
-            found_out: false,
+            is_adopted: false,
         };
         (BackendKey { service, backend }, assignment)
     };

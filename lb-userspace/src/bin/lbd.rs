@@ -18,7 +18,7 @@ use lb_control::engine::Engine;
 use lb_daemon::{
     api::{server, socket},
     clock::Clocks,
-    daemon::{Connection, Daemon, Effects, Inputs, Signal},
+    daemon::{Connection, Daemon, DaemonInputs, Effects, Signal},
     egress::Checker,
     logs,
     web::HttpServer,
@@ -221,7 +221,7 @@ async fn serve(
     let (stop, stopped) = oneshot::channel();
     let server =
         tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
-    let inputs = Inputs { requests, signals, neighbours, reports, vrrp, peers };
+    let inputs = DaemonInputs { requests, signals, neighbours, reports, vrrp, peers };
     is_starting.store(false, Ordering::Relaxed);
     let ended = tokio::spawn(daemon.run(inputs, ready_to)).await?;
     // The last answer goes out before the process ends; a client that hangs does not hold it up.

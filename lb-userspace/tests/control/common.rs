@@ -17,7 +17,7 @@ use lb_control::engine::Engine;
 use lb_daemon::{
     api::{server, socket},
     clock::Clocks,
-    daemon::{Connection, Daemon, Effects, Ended, Inputs, Signal},
+    daemon::{Connection, Daemon, DaemonInputs, Effects, Ended, Signal},
 };
 use lb_health::prober::{Prober, Report};
 use lb_model::{
@@ -176,7 +176,8 @@ impl Place {
         let samples = Samples::start(requests_to.clone());
         let flows = Arc::new(NoFlows);
         tokio::spawn(server::serve(listener, requests_to, events, samples, flows, stopped));
-        let inputs = Inputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
+        let inputs =
+            DaemonInputs { requests, signals: signals_of, neighbours, reports, vrrp, peers };
         let task = tokio::spawn(async move {
             let ended = daemon.run(inputs, ready_to).await;
             drop((stop, file));

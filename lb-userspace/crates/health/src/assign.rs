@@ -14,7 +14,7 @@ use lb_model::{
 use super::{probe::Route, prober::Assignment, vip::ProbePath};
 
 /// The assignments of all backends. `start` is what they count as until they have answered;
-/// `found_out` are those of which an earlier run has found that out.
+/// `adopted` are those whose condition in it the probes of an earlier run have established.
 ///
 /// A probe along the path of the clients' packets waits until that path is known. lbd does not probe a backend
 /// that can't be reached: its state is known without it.
@@ -24,7 +24,7 @@ pub fn assignments(
     known: Option<&Neighbourhood>,
     tunnel: Tunnel,
     start: &View,
-    found_out: &BTreeSet<BackendKey>,
+    adopted: &BTreeSet<BackendKey>,
 ) -> BTreeMap<BackendKey, Assignment> {
     let mut assignments = BTreeMap::new();
     for (name, service) in &desired.services {
@@ -55,7 +55,7 @@ pub fn assignments(
                 half_life: service.policy.flap_half_life,
                 on_down: service.policy.on_down,
                 initial,
-                found_out: found_out.contains(&target),
+                is_adopted: adopted.contains(&target),
             };
             assignments.insert(target, assignment);
         }
@@ -147,7 +147,7 @@ mod tests {
         let seen = Seen { condition: Condition::HardDown, ..Seen::default() };
         let start = [(target(B), seen)].into();
         let made = assignments(&web(), None, Tunnel::default(), &start, &[target(B)].into());
-        let start = |backend| (made[&target(backend)].initial, made[&target(backend)].found_out);
+        let start = |backend| (made[&target(backend)].initial, made[&target(backend)].is_adopted);
         assert_eq!(start(A), (Condition::Up, false));
         assert_eq!(start(B), (Condition::HardDown, true));
     }

@@ -39,6 +39,14 @@
 //! Requests for changes take `dry_run=true`, which changes nothing and answers with a plan, and
 //! `yes=true`, without which a service or the last backend of one is not taken away. A request that fails
 //! has an [`Error`](lb_model::refusal::Error) as its answer.
+//!
+//! [`ConfigDiff`]: lb_api::requests::ConfigDiff
+//! [`Done`]: lb_api::requests::Done
+//! [`Failover`]: lb_api::requests::Failover
+//! [`NodeChange`]: lb_api::requests::NodeChange
+//! [`Reloaded`]: lb_api::requests::Reloaded
+//! [`Saved`]: lb_api::requests::Saved
+//! [`Shown`]: lb_api::requests::Shown
 
 mod capture;
 mod events;
@@ -50,62 +58,4 @@ mod request;
 pub mod server;
 pub mod socket;
 
-use lb_api::{
-    requests::{ConfigDiff, Done, Failover, NodeChange, Reloaded, Saved, Shown, Terms},
-    status::Pair,
-};
-use lb_inspect::{
-    capture::{Spec, annotator::PacketAnnotator},
-    explain::{Answers, Questions},
-};
-use lb_model::{edit::Edit, refusal::Refusal};
-use lb_observe::StatusReply;
-use lb_plane::{CaptureLoader, LoadedCapture, Tap};
-use tokio::sync::oneshot;
-
-impl From<StatusReply> for Request {
-    fn from(reply: StatusReply) -> Self {
-        Self::Status(reply)
-    }
-}
-
-/// Where the answer to a request goes.
-pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
-
-/// A request of the server to the daemon.
-#[derive(Debug)]
-pub enum Request {
-    /// The state of everything.
-    Status(StatusReply),
-    /// A change; answered when the maps are written.
-    Edit(Edit, Terms, Reply<Done>),
-    /// A change of the node.
-    Node(NodeChange, Terms, Reply<Done>),
-    /// The configuration's difference to the state in force.
-    Reload(Terms, Reply<Reloaded>),
-    /// The differences of the file, the loaded configuration and the state in force.
-    ConfigDiff(Reply<ConfigDiff>),
-    /// The configuration in force, as the text of a file.
-    ConfigShow(Reply<Shown>),
-    /// The state in force, to be written into the configuration's file.
-    ConfigSave {
-        /// Whether it is only to be shown.
-        dry_run: bool,
-        /// The sender of the answer.
-        reply: Reply<Saved>,
-    },
-    /// The virtual routers and the peers.
-    Pair(Reply<Pair>),
-    /// Virtual routers that are to be Active elsewhere; answered when they are.
-    Failover(Failover, Terms, Reply<Done>),
-    /// The loader of the capturing program, and the names for its frames.
-    PrepareCapture(Box<Spec>, Reply<(Box<dyn CaptureLoader>, PacketAnnotator)>),
-    /// A capture begins.
-    BeginCapture(LoadedCapture, Reply<Box<dyn Tap>>),
-    /// It ends; answered when the normal program is back.
-    EndCapture(Reply<()>),
-    /// The program's decisions about given packets.
-    Explain(Box<Questions>, Reply<Answers>),
-    /// The end of forwarding and of the daemon.
-    Detach(Terms, Reply<Done>),
-}
+pub use self::request::{Reply, Request};

@@ -24,7 +24,7 @@ pub(super) struct EditRequest {
 impl<D: DataPlane> Daemon<D> {
     /// Makes changes one after the other, each with an answer of its own, keeps and writes them once,
     /// and answers.
-    pub(super) fn edits(&mut self, requests: Vec<EditRequest>) {
+    pub(super) fn make_edits(&mut self, requests: Vec<EditRequest>) {
         if requests.is_empty() {
             return;
         }

@@ -20,8 +20,7 @@ use lb_vrrp::{Order, notify::LIMIT_AT_END};
 
 use super::{
     Daemon, Ended, Reply,
-    failover::{Initiator, Unit},
-    handover::HandoverMethod,
+    handover::{HandoverMethod, Initiator, Unit},
 };
 
 /// How long the virtual routers may take to end: they wait for another Active router for 5 s at most,

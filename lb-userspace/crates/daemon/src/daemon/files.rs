@@ -106,11 +106,11 @@ impl<D: DataPlane> Daemon<D> {
     /// Goes on with the result of a piece of work.
     pub(super) fn take_up(&mut self, effect: Effect<D>) {
         let started = Instant::now();
-        self.writing.begin_turn();
+        self.writing.begin_batch();
         effect(self);
         self.files.is_busy = false;
         self.files.go_on();
-        self.writing.end_turn(started);
+        self.writing.end_batch(started);
     }
 }
 

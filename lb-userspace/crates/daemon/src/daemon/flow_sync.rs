@@ -1,4 +1,4 @@
-//! Export of flow records to the peers, and import of theirs.
+//! Flow sync: the export of flow records to the peers, and the import of theirs.
 
 use std::{
     collections::BTreeSet,
@@ -11,7 +11,7 @@ use lb_model::desired::ServiceKey;
 use lb_plane::DataPlane;
 use lb_sync::{Mark, PeerId, Record};
 
-use super::{Daemon, FLUSH_INTERVAL, peers::Group};
+use super::{Daemon, FLUSH_INTERVAL, peers::PeerGroup};
 
 /// How long the program may make pins that no peer knows. The daemon extends the lease with each flush; it
 /// runs out when the daemon is dead, or when a peer does not acknowledge an export. No longer than it takes
@@ -73,15 +73,15 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Imports the records of a peer that count.
-    pub(super) fn learn(&mut self, id: PeerId, records: Vec<Record>, mark: Mark) {
-        self.import_pieces(id, records);
+    /// Imports the records of a peer that count, and acknowledges all of them.
+    pub(super) fn import_and_acknowledge(&mut self, id: PeerId, records: Vec<Record>, mark: Mark) {
+        self.import_records(id, records);
         if let Some(group) = &self.group {
             group.sessions.acknowledge(id, mark);
         }
     }
 
-    fn import_pieces(&mut self, id: PeerId, records: Vec<Record>) {
+    fn import_records(&mut self, id: PeerId, records: Vec<Record>) {
         let Some(group) = &mut self.group else { return };
         let taken = group.accepted(id, records, self.roles.flow_sources());
         if taken.is_empty() {
@@ -154,7 +154,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// The same, if a peer is connected. Without peers, pins need no lease.
     pub(super) fn flush_if_connected(&mut self) {
-        if self.group.as_ref().is_some_and(Group::is_connected) {
+        if self.group.as_ref().is_some_and(PeerGroup::is_connected) {
             self.flush();
         }
     }

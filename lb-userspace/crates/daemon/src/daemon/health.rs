@@ -92,9 +92,10 @@ pub(super) struct Health {
     checks: Box<dyn Checks>,
     tunnel: Tunnel,
     /// The conditions that an earlier run has left, until they are taken up.
-    adopted: View,
-    /// The backends whose condition that was.
-    found_out: BTreeSet<BackendKey>,
+    adopted_view: View,
+    /// The backends of which an earlier run has left a condition: probes of that run have established it, so it is
+    /// not an assumption.
+    adopted_targets: BTreeSet<BackendKey>,
     /// The backends that were assigned.
     known: BTreeSet<BackendKey>,
     view: View,
@@ -108,8 +109,8 @@ impl Health {
         Self {
             checks,
             tunnel,
-            adopted: View::new(),
-            found_out: BTreeSet::new(),
+            adopted_view: View::new(),
+            adopted_targets: BTreeSet::new(),
             known: BTreeSet::new(),
             view: View::new(),
             neighbourhood: None,
@@ -120,8 +121,8 @@ impl Health {
 
     /// Takes over the conditions that an earlier run has left in the maps.
     pub(super) fn adopt(&mut self, adopted: View) {
-        self.found_out = adopted.keys().copied().collect();
-        self.adopted = adopted;
+        self.adopted_targets = adopted.keys().copied().collect();
+        self.adopted_view = adopted;
     }
 
     /// The observed conditions.
@@ -139,8 +140,8 @@ impl Health {
         self.neighbourhood = Some(neighbourhood);
     }
 
-    /// Has the desired backends probed, over the known paths.
-    pub(super) fn follow(&mut self, desired: &Desired) {
+    /// Assigns the desired backends to the prober, with the known paths.
+    pub(super) fn assign_checks(&mut self, desired: &Desired) {
         let mut there = BTreeSet::new();
         for service in desired.services.values() {
             for (&backend, wanted) in &service.backends {
@@ -151,7 +152,7 @@ impl Health {
                 }
                 let check = service.check_of(wanted);
                 let down = check.is_active() && check.start == Start::Down;
-                let seen = self.adopted.remove(&target).unwrap_or(Seen {
+                let seen = self.adopted_view.remove(&target).unwrap_or(Seen {
                     condition: if down { Condition::SoftDown } else { Condition::Up },
                     ..Seen::default()
                 });
@@ -160,11 +161,11 @@ impl Health {
         }
         self.view.retain(|target, _| there.contains(target));
         self.suspected.retain(|target, _| there.contains(target));
-        self.found_out.retain(|target| there.contains(target));
+        self.adopted_targets.retain(|target| there.contains(target));
         self.known = there;
         let neighbourhood = self.neighbourhood.as_ref();
         let assignments =
-            assignments(desired, neighbourhood, self.tunnel, &self.view, &self.found_out);
+            assignments(desired, neighbourhood, self.tunnel, &self.view, &self.adopted_targets);
         self.checks.assign(assignments);
     }
 
@@ -182,8 +183,8 @@ impl Health {
         self.checks.suspect(target, reason);
     }
 
-    /// Takes a report in at `now`; the events that follow.
-    pub(super) fn take(
+    /// The prober has sent a report, at `now`; the events that follow.
+    pub(super) fn on_report(
         &mut self,
         report: Report,
         desired: &Desired,
@@ -244,8 +245,8 @@ impl Health {
         events
     }
 
-    /// Takes over the state of the services; the events that follow.
-    pub(super) fn stand(
+    /// The engine has computed the standings of the services; the events that follow.
+    pub(super) fn on_standings(
         &mut self,
         standings: &BTreeMap<ServiceKey, Standing>,
         desired: &Desired,
@@ -350,7 +351,7 @@ mod tests {
     fn suspicions_of_one_backend_are_told_every_ten_seconds_and_counted() {
         let desired = web(&[A, B]);
         let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
-        health.follow(&desired);
+        health.assign_checks(&desired);
         let begun = Instant::now();
         let (mut causes, mut ended) = (BTreeMap::new(), 0);
         let mut suspect = |backend, now| {
@@ -358,7 +359,7 @@ mod tests {
             for (suspect, doubted) in [(true, false), (true, true), (false, false)] {
                 let seen = Seen { suspect, doubted, ..Seen::default() };
                 let report = Report { target: target(backend), seen, change: None };
-                for event in health.take(report, &desired, now) {
+                for event in health.on_report(report, &desired, now) {
                     assert_eq!(event.backend, Some(backend));
                     match event.kind {
                         Kind::BackendSuspect => {
@@ -390,29 +391,29 @@ mod tests {
     fn a_suspicion_that_the_next_answer_clears_is_not_told() {
         let desired = web(&[A]);
         let mut health = Health::new(Box::<Assigned>::default(), Tunnel::default());
-        health.follow(&desired);
+        health.assign_checks(&desired);
         health.suspect(target(A), "clients repeat their SYNs".into());
         for suspect in [true, false, true, false] {
             let seen = Seen { suspect, ..Seen::default() };
             let report = Report { target: target(A), seen, change: None };
-            assert!(health.take(report, &desired, Instant::now()).is_empty());
+            assert!(health.on_report(report, &desired, Instant::now()).is_empty());
         }
     }
 
     #[test]
-    fn only_what_an_earlier_run_has_left_is_found_out() {
+    fn only_what_an_earlier_run_has_left_is_adopted() {
         let assigned = Assigned::default();
-        let found_out = |backend| {
+        let is_adopted = |backend| {
             let assigned = assigned.0.lock().expect("nobody panics");
-            assigned.get(&target(backend)).map(|assignment| assignment.found_out)
+            assigned.get(&target(backend)).map(|assignment| assignment.is_adopted)
         };
         let mut health = Health::new(Box::new(assigned.clone()), Tunnel::default());
         health.adopt([(target(A), Seen::default())].into());
-        health.follow(&web(&[A, B]));
-        assert_eq!((found_out(A), found_out(B)), (Some(true), Some(false)));
+        health.assign_checks(&web(&[A, B]));
+        assert_eq!((is_adopted(A), is_adopted(B)), (Some(true), Some(false)));
         // One that was removed comes back as any other.
-        health.follow(&web(&[B]));
-        health.follow(&web(&[A, B]));
-        assert_eq!(found_out(A), Some(false));
+        health.assign_checks(&web(&[B]));
+        health.assign_checks(&web(&[A, B]));
+        assert_eq!(is_adopted(A), Some(false));
     }
 }

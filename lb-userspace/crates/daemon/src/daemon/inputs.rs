@@ -36,7 +36,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Has the desired backends probed, over the known paths.
     pub(super) fn check_health(&mut self) {
-        self.health.follow(self.store.desired());
+        self.health.assign_checks(self.store.desired());
         if let (Some(egress), Some(known)) = (&self.egress, self.health.neighbourhood()) {
             egress.watch(egress::plan(self.store.desired(), known, self.store.config().tunnel));
         }
@@ -48,7 +48,7 @@ impl<D: DataPlane> Daemon<D> {
         let now = Instant::now();
         for report in reports {
             self.doubt_way(&report);
-            let events = self.health.take(report, self.store.desired(), now);
+            let events = self.health.on_report(report, self.store.desired(), now);
             self.record(events);
             self.writing.set_due();
         }

@@ -8,10 +8,10 @@
 mod balancers;
 mod batch;
 mod compatibility;
+mod config_requests;
 mod end;
-mod failover;
 mod files;
-mod flows;
+mod flow_sync;
 mod guard;
 mod handover;
 mod health;
@@ -21,16 +21,15 @@ mod node;
 mod pace;
 mod peer_reports;
 mod peers;
+mod periodic;
 mod reach;
+mod reconcile;
 mod reload;
 mod requests;
 mod roles;
-mod save;
-mod timers;
 pub mod trunks;
 mod unacked;
 mod vrrp;
-mod writing;
 
 use std::{
     collections::BTreeSet,
@@ -62,8 +61,8 @@ use tokio::{
 
 pub use self::health::Checks;
 use self::{
-    end::Leaving, failover::Handovers, files::Files, health::Health, inputs::await_first_hops,
-    peers::Group, reach::Reach, roles::Roles, vrrp::Virtual, writing::Writing,
+    end::Leaving, files::Files, handover::Handovers, health::Health, inputs::await_first_hops,
+    peers::PeerGroup, reach::Reach, reconcile::Writing, roles::Roles, vrrp::Virtual,
 };
 use crate::{
     api::{Reply, Request},
@@ -78,7 +77,7 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// How often the engine looks for backends that are silent: several times before a client sends its
 /// SYN again.
-const LOOK: Duration = Duration::from_millis(100);
+const FAST_TICK: Duration = Duration::from_millis(100);
 /// How often changes are exported to the peers.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
@@ -98,7 +97,7 @@ pub enum Signal {
 
 /// The daemon's inputs.
 #[derive(Debug)]
-pub struct Inputs {
+pub struct DaemonInputs {
     /// Requests of the API.
     pub requests: mpsc::Receiver<Request>,
     /// Signals.
@@ -182,7 +181,7 @@ pub struct Daemon<D> {
     effects: Outputs,
     health: Health,
     vrrp: Virtual,
-    group: Option<Group>,
+    group: Option<PeerGroup>,
     roles: Roles,
     handovers: Handovers,
     leaving: Option<Leaving>,
@@ -247,7 +246,8 @@ impl<D: DataPlane> Daemon<D> {
             writing: Writing::default(),
             effects,
             vrrp: Virtual::new(vrrp),
-            group: peers.map(|Connection { peers, config, seed }| Group::new(peers, config, seed)),
+            group: peers
+                .map(|Connection { peers, config, seed }| PeerGroup::new(peers, config, seed)),
             roles: Roles::default(),
             handovers: Handovers::default(),
             leaving: None,
@@ -300,7 +300,7 @@ impl<D: DataPlane> Daemon<D> {
     /// # Errors
     ///
     /// The neighbourhood can't be followed any more, or the pins can't be removed.
-    pub async fn run(self, inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+    pub async fn run(self, inputs: DaemonInputs, ready: oneshot::Sender<()>) -> Result<Ended> {
         let (events, notifier) = (self.effects.events.clone(), self.effects.notifier);
         let ended = self.serve(inputs, ready).await;
         let (message, cause) = match &ended {
@@ -319,13 +319,17 @@ impl<D: DataPlane> Daemon<D> {
         ended
     }
 
-    async fn serve(mut self, mut inputs: Inputs, ready: oneshot::Sender<()>) -> Result<Ended> {
+    async fn serve(
+        mut self,
+        mut inputs: DaemonInputs,
+        ready: oneshot::Sender<()>,
+    ) -> Result<Ended> {
         self.ready = Some(ready);
         (self.effects.set_http)(self.store.config().http.as_ref());
         self.engine.set_desired(self.store.desired().clone());
         self.configure_routers();
         self.resume_routers();
-        self.take_fingerprint();
+        self.update_fingerprint();
         self.health.adopt(self.engine.adopted_view());
         (self.effects.at_tc)(self.engine.at_tc());
         self.want();
@@ -342,8 +346,8 @@ impl<D: DataPlane> Daemon<D> {
         let beat = self.effects.notifier.beat();
         let mut watchdog = interval(beat.unwrap_or(TICK));
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut fast_tick = interval(FAST_TICK);
+        fast_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush_timer = interval(FLUSH_INTERVAL);
         flush_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
@@ -354,7 +358,7 @@ impl<D: DataPlane> Daemon<D> {
                 let _ = self.store.last_write().note().await;
                 return self.end();
             }
-            let is_connected = self.group.as_ref().is_some_and(Group::is_connected);
+            let is_connected = self.group.as_ref().is_some_and(PeerGroup::is_connected);
             let wake = self.wakes_at();
             let rest = self.writing.rest(Instant::now());
             let rests = rest.is_some();
@@ -418,8 +422,8 @@ impl<D: DataPlane> Daemon<D> {
                     self.tick();
                     continue;
                 }
-                _ = look.tick() => {
-                    self.look();
+                _ = fast_tick.tick() => {
+                    self.fast_tick();
                     continue;
                 }
                 // By this task itself, so that one that hangs is noticed.
@@ -454,11 +458,11 @@ impl<D: DataPlane> Daemon<D> {
             if inputs.neighbours.has_changed().unwrap_or(false) {
                 self.on_neighbourhood(inputs.neighbours.borrow_and_update().clone());
             }
-            self.turn(&mut waiting);
+            self.serve_waiting(&mut waiting);
         }
     }
 
-    fn look_at_backlog(&mut self, inputs: &Inputs) {
+    fn look_at_backlog(&mut self, inputs: &DaemonInputs) {
         if let Some(group) = &mut self.group {
             group.has_backlog = !inputs.peers.is_empty();
         }
@@ -485,7 +489,7 @@ impl<D: DataPlane> Daemon<D> {
         for name in newly_starved(self.store.desired(), &desired) {
             tracing::warn!("no backend of {name} takes new flows");
         }
-        self.take(desired);
+        self.set_desired(desired);
         let kept = self.keep();
         self.record(events);
         self.engine.set_desired(self.store.desired().clone());
@@ -509,10 +513,10 @@ impl<D: DataPlane> Daemon<D> {
         }
     }
 
-    /// Takes over a desired state, without a write.
-    fn take(&mut self, desired: Desired) {
+    /// Sets the desired state and its fingerprint for the peers. Writes no map.
+    fn set_desired(&mut self, desired: Desired) {
         self.store.set_desired(desired);
-        self.take_fingerprint();
+        self.update_fingerprint();
     }
 }
 

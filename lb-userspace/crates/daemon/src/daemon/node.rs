@@ -10,7 +10,7 @@ use lb_api::{
 use lb_model::{plan::Plan, units::rfc3339};
 use lb_plane::DataPlane;
 
-use super::{Daemon, Reply, failover::Initiator, roles::holders};
+use super::{Daemon, Reply, handover::Initiator, roles::holders};
 
 impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and

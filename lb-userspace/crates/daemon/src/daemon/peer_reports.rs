@@ -9,7 +9,7 @@ use lb_sync::Report;
 
 use super::{
     Daemon,
-    peers::Group,
+    peers::PeerGroup,
     roles::{RoleInputs, services_of},
 };
 
@@ -37,8 +37,8 @@ impl<D: DataPlane> Daemon<D> {
         self.give_way(Instant::now());
     }
 
-    /// Another desired state is in force.
-    pub(super) fn take_fingerprint(&mut self) {
+    /// Another desired state is in force: computes its fingerprint for the peers.
+    pub(super) fn update_fingerprint(&mut self) {
         if let Some(group) = &mut self.group {
             group.set_desired(self.store.desired());
         }
@@ -46,7 +46,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Sets the sources of flow records, and requests records that were not taken.
     pub(super) fn assign_roles(&mut self) {
-        let candidates = self.group.as_ref().map(Group::candidates).unwrap_or_default();
+        let candidates = self.group.as_ref().map(PeerGroup::candidates).unwrap_or_default();
         let inputs = RoleInputs {
             desired: self.store.desired(),
             routers: &self.store.config().routers.routers,
@@ -65,14 +65,11 @@ impl<D: DataPlane> Daemon<D> {
             if !left.is_empty() {
                 self.send_last(&left);
             }
-            let roles = flow_sources
-                .iter()
-                .map(|(key, flow_sources)| (*key, flow_sources.role()))
-                .collect();
+            let roles = flow_sources.iter().map(|(key, source)| (*key, source.role())).collect();
             let set = self.engine.set_roles(roles, self.now());
             self.roles.set_flow_sources(flow_sources);
             if let Err(error) = set {
-                self.note(Some(format!("{error:#}")));
+                self.set_write_error(Some(format!("{error:#}")));
             }
         }
         if let Some(group) = &mut self.group {
@@ -103,7 +100,7 @@ impl<D: DataPlane> Daemon<D> {
                 let services = group.begins(id, self.roles.flow_sources());
                 self.engine.begin_import(&services);
             }
-            Report::Records(id, records, mark) => self.learn(id, records, mark),
+            Report::Records(id, records, mark) => self.import_and_acknowledge(id, records, mark),
             Report::Complete(id, complete) => {
                 let events = group.set_complete(id, complete);
                 self.record(events);

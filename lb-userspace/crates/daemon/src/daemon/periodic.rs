@@ -1,5 +1,5 @@
-//! The work of each second: entries that have run out, interfaces, the time of day. And of each tenth of one:
-//! backends that are silent, and nodes that are Active.
+//! Periodic work. Each second: entries that have run out, interfaces, the time of day. Each tenth of a second: backends
+//! that are silent, and nodes that are Active.
 
 use std::{net::IpAddr, time::Instant};
 
@@ -11,6 +11,7 @@ use super::Daemon;
 use crate::clock::Jump;
 
 impl<D: DataPlane> Daemon<D> {
+    /// The work of each second.
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
         self.send_pending_full_syncs();
@@ -34,8 +35,8 @@ impl<D: DataPlane> Daemon<D> {
         };
         // Pending writes are tried again, even if the sweep has failed.
         if failed.is_some() || self.writing.error().is_some() {
-            let unwritten = self.write();
-            self.note(unwritten.or(failed));
+            let unwritten = self.try_reconcile();
+            self.set_write_error(unwritten.or(failed));
         }
         if self.store.write_error().is_some() {
             self.keep();
@@ -44,8 +45,8 @@ impl<D: DataPlane> Daemon<D> {
         self.get_ready();
     }
 
-    /// Looks for backends that are silent, lets shares grow, and looks for two nodes that are Active.
-    pub(super) fn look(&mut self) {
+    /// The work of each tenth of a second: looks for backends that are silent, lets shares grow, and looks for two nodes that are Active.
+    pub(super) fn fast_tick(&mut self) {
         let now = self.now();
         if self.engine.has_stepped(now) {
             self.reconcile();

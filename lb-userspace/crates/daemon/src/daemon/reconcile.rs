@@ -1,4 +1,4 @@
-//! The writes of the maps: when they may be, and how they went.
+//! The writes of the maps by [`Daemon::reconcile`]: when they may be, and how they went.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub(super) struct Writing {
     pace: Pace,
     /// Whether an input has come since the maps were written.
     is_due: bool,
-    /// Whether maps were written in this turn.
+    /// Whether maps were written for this batch of inputs.
     wrote: bool,
     /// Whether the maps were ever as they should be.
     succeeded: bool,
@@ -56,20 +56,20 @@ impl Writing {
         &self.totals
     }
 
-    /// A turn begins.
-    pub(super) const fn begin_turn(&mut self) {
+    /// A batch of inputs begins.
+    pub(super) const fn begin_batch(&mut self) {
         self.wrote = false;
     }
 
-    /// The turn that began at this moment has ended.
-    pub(super) fn end_turn(&mut self, began: Instant) {
+    /// The batch that began at this moment has ended.
+    pub(super) fn end_batch(&mut self, began: Instant) {
         if self.wrote {
             self.pace.wrote(began, Instant::now());
         }
     }
 
-    /// The maps were written; the error, if that failed.
-    fn take(&mut self, done: Result<Outcome>, took: Duration) -> Option<String> {
+    /// Counts a write of the maps; the error, if it failed.
+    fn record_written(&mut self, done: Result<Outcome>, took: Duration) -> Option<String> {
         self.is_due = false;
         self.totals.duration.add(took);
         match done {
@@ -93,18 +93,19 @@ impl Writing {
 }
 
 impl<D: DataPlane> Daemon<D> {
+    /// Writes the maps as the plan says, and stores the error, if that fails.
     pub(super) fn reconcile(&mut self) {
-        let error = self.write();
-        self.note(error);
+        let error = self.try_reconcile();
+        self.set_write_error(error);
     }
 
-    /// Writes the maps; the error, if that fails.
-    pub(super) fn write(&mut self) -> Option<String> {
+    /// Writes the maps as the plan says; the error, if that fails.
+    pub(super) fn try_reconcile(&mut self) -> Option<String> {
         let begun = Instant::now();
         let done = self.engine.reconcile(self.now());
-        let error = self.writing.take(done, begun.elapsed());
+        let error = self.writing.record_written(done, begun.elapsed());
         self.on_new_backends();
-        let events = self.health.stand(self.engine.standings(), self.store.desired());
+        let events = self.health.on_standings(self.engine.standings(), self.store.desired());
         self.record(events);
         if self.engine.retired() != self.store.written_sums() {
             self.keep();
@@ -112,8 +113,8 @@ impl<D: DataPlane> Daemon<D> {
         error
     }
 
-    /// Remembers how the last write of maps went; an event if that has changed.
-    pub(super) fn note(&mut self, error: Option<String>) {
+    /// Sets the error of the last write of the maps, or none; an event if that has changed.
+    pub(super) fn set_write_error(&mut self, error: Option<String>) {
         let events = match (&error, self.writing.error()) {
             (Some(error), before) if before != Some(error) => {
                 self.effects.notifier.status(&format!("the maps can't be written: {error}"));

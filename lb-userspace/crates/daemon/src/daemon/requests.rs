@@ -25,9 +25,9 @@ fn conflict(error: anyhow::Error) -> Refusal {
 
 impl<D: DataPlane> Daemon<D> {
     /// Serves the waiting requests, with as few writes as that takes.
-    pub(super) fn turn(&mut self, waiting: &mut Vec<Request>) {
+    pub(super) fn serve_waiting(&mut self, waiting: &mut Vec<Request>) {
         let started = Instant::now();
-        self.writing.begin_turn();
+        self.writing.begin_batch();
         self.look_at_clocks();
         let mut edits = Vec::new();
         for request in waiting.drain(..) {
@@ -38,16 +38,16 @@ impl<D: DataPlane> Daemon<D> {
                 Request::Status(reply) => drop(reply.send(self.status())),
                 // A request that comes after a change sees it.
                 other => {
-                    self.edits(std::mem::take(&mut edits));
+                    self.make_edits(std::mem::take(&mut edits));
                     self.answer(other);
                 }
             }
         }
-        self.edits(edits);
+        self.make_edits(edits);
         if self.writing.is_due() {
             self.reconcile();
         }
-        self.writing.end_turn(started);
+        self.writing.end_batch(started);
     }
 
     fn answer(&mut self, request: Request) {

@@ -18,7 +18,7 @@ pub(super) enum FlowStateSource {
     /// This node's.
     Own,
     /// This peer's, which is Active.
-    Peers(PeerId),
+    Peer(PeerId),
     /// The node that was Active last, as far as its records were imported: no Active node is known now.
     /// None of them ends by this node's own silence, since it sees none of the packets.
     Kept,
@@ -30,7 +30,7 @@ impl FlowStateSource {
     pub(super) const fn role(self) -> Role {
         match self {
             Self::Own => Role::Own,
-            Self::Peers(_) | Self::Kept => Role::Follows,
+            Self::Peer(_) | Self::Kept => Role::Follows,
             Self::Shared => Role::Shared,
         }
     }
@@ -51,9 +51,9 @@ impl Roles {
 
     /// Whether a peer is followed: its flow records count while it is.
     pub(super) fn follows(&self) -> bool {
-        self.flow_sources.values().any(|flow_sources| {
-            matches!(flow_sources, FlowStateSource::Peers(_) | FlowStateSource::Kept)
-        })
+        self.flow_sources
+            .values()
+            .any(|source| matches!(source, FlowStateSource::Peer(_) | FlowStateSource::Kept))
     }
 
     /// The services that are this node's own now and not any more with these roles.
@@ -63,7 +63,7 @@ impl Roles {
     ) -> BTreeSet<ServiceKey> {
         let left = flow_sources
             .iter()
-            .filter(|(_, flow_sources)| **flow_sources != FlowStateSource::Own)
+            .filter(|(_, source)| **source != FlowStateSource::Own)
             .map(|(key, _)| *key);
         left.filter(|key| self.flow_sources.get(key) == Some(&FlowStateSource::Own)).collect()
     }
@@ -141,7 +141,7 @@ impl RoleInputs<'_> {
             |key: &ServiceKey| holders.get(&key.vip).is_some_and(|router| !is_active(router));
         let own = flow_sources
             .iter()
-            .filter(|(_, flow_sources)| **flow_sources == FlowStateSource::Own)
+            .filter(|(_, source)| **source == FlowStateSource::Own)
             .map(|(key, _)| *key);
         own.filter(is_elsewhere).collect()
     }
@@ -170,7 +170,7 @@ impl RoleInputs<'_> {
             (advertises, turn, priority, std::cmp::Reverse(peer.peer))
         });
         match leader {
-            Some(leader) => FlowStateSource::Peers(leader.peer),
+            Some(leader) => FlowStateSource::Peer(leader.peer),
             None if refused.is_empty() => FlowStateSource::Kept,
             None => FlowStateSource::Own,
         }
@@ -278,28 +278,28 @@ mod tests {
             (Some(Fault), vec![], FlowStateSource::Kept),
             (None, vec![], FlowStateSource::Kept),
             (Some(Backup), vec![peer(A, None, false)], FlowStateSource::Kept),
-            (Some(Backup), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
-            (Some(Fault), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
-            (Some(Initialize), vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
-            (None, vec![peer(A, Some(100), false)], FlowStateSource::Peers(A)),
+            (Some(Backup), vec![peer(A, Some(100), false)], FlowStateSource::Peer(A)),
+            (Some(Fault), vec![peer(A, Some(100), false)], FlowStateSource::Peer(A)),
+            (Some(Initialize), vec![peer(A, Some(100), false)], FlowStateSource::Peer(A)),
+            (None, vec![peer(A, Some(100), false)], FlowStateSource::Peer(A)),
             // Both report that they are Active, as for a moment in a takeover.
             (Some(Active), vec![peer(A, Some(100), false)], FlowStateSource::Own),
             (
                 Some(Backup),
                 vec![peer(A, Some(100), false), peer(B, Some(101), false)],
-                FlowStateSource::Peers(B),
+                FlowStateSource::Peer(B),
             ),
             (
                 Some(Backup),
                 vec![peer(A, Some(100), false), peer(B, Some(100), false)],
-                FlowStateSource::Peers(A),
+                FlowStateSource::Peer(A),
             ),
             // A peer that has the service otherwise is not followed.
             (Some(Backup), vec![peer(A, Some(200), true)], FlowStateSource::Own),
             (
                 Some(Backup),
                 vec![peer(A, Some(200), true), peer(B, Some(1), false)],
-                FlowStateSource::Peers(B),
+                FlowStateSource::Peer(B),
             ),
         ];
         let (routers, desired) = (routers(), Desired { services: [("web".into(), web())].into() });
@@ -348,7 +348,7 @@ mod tests {
             };
             assert_eq!(
                 inputs.flow_sources()[&web().key],
-                FlowStateSource::Peers(expected),
+                FlowStateSource::Peer(expected),
                 "{advertiser:?}"
             );
         }

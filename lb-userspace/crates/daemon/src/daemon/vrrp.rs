@@ -21,7 +21,7 @@ use lb_plane::DataPlane;
 use lb_sync::PeerId;
 use lb_vrrp::{ExternalState, Notice, NoticeKind, Order, Report, Transition, Vrrp, macvlan::mac};
 
-use super::{Daemon, peers::Group};
+use super::{Daemon, peers::PeerGroup};
 
 /// How long a peer is waited for that is to hand over; then it is preempted.
 const IN_VAIN: Duration = Duration::from_secs(3);
@@ -288,7 +288,7 @@ impl<D: DataPlane> Daemon<D> {
         let status = self.vrrp.driver.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
         let transitions = transitions.filter(|_| self.group.is_some()).collect();
-        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        let theirs = self.group.as_ref().map(PeerGroup::active_for).unwrap_or_default();
         ExternalState {
             transitions,
             forwarding: self.vrrp.forwarding.clone(),
@@ -298,10 +298,10 @@ impl<D: DataPlane> Daemon<D> {
             draining: self.store.node().draining_since.is_some() && !self.handovers.is_under_way(),
             unsynced: self.unsynced(&status),
             handed_over: self.vrrp.handed_over(&theirs),
-            draining_peers: self.group.as_ref().map(Group::draining_for).unwrap_or_default(),
-            lowered_peers: self.group.as_ref().map(Group::lowered_for).unwrap_or_default(),
-            mismatched: self.group.as_ref().map(Group::mismatched).unwrap_or_default(),
-            active: self.group.as_ref().map(Group::active_peers).unwrap_or_default(),
+            draining_peers: self.group.as_ref().map(PeerGroup::draining_for).unwrap_or_default(),
+            lowered_peers: self.group.as_ref().map(PeerGroup::lowered_for).unwrap_or_default(),
+            mismatched: self.group.as_ref().map(PeerGroup::mismatched).unwrap_or_default(),
+            active: self.group.as_ref().map(PeerGroup::active_peers).unwrap_or_default(),
         }
     }
 
@@ -316,7 +316,7 @@ impl<D: DataPlane> Daemon<D> {
 
     /// Looks which routers have waited for a peer to hand over, and for how long.
     pub(super) fn look_at_wanting(&mut self, now: Instant) {
-        let theirs = self.group.as_ref().map(Group::active_for).unwrap_or_default();
+        let theirs = self.group.as_ref().map(PeerGroup::active_for).unwrap_or_default();
         self.vrrp.look_at_wanting(&theirs, now);
     }
 

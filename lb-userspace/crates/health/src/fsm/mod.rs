@@ -163,22 +163,22 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// A backend that was `initial` so far and is first probed at `first`. If an earlier run has
-    /// found that out, it takes as many answers as ever to overthrow it. `seed` makes its intervals
-    /// vary otherwise than those of others.
+    /// A backend whose condition is `initial` and which is first probed at `first`. If probes of an earlier run have
+    /// established that condition (`is_adopted`), `rise` or `fall` answers in a row change it; otherwise the first
+    /// answer does. The jitter of its intervals is computed from `seed`.
     #[must_use]
     pub fn new(
         check: Check,
         half_life: Duration,
         on_down: OnDown,
         initial: Condition,
-        is_found_out: bool,
+        is_adopted: bool,
         first: Instant,
         seed: u64,
     ) -> Self {
         let condition = if check.is_active() { initial } else { Condition::Up };
         // Down is what `start` asks for, and then `rise` answers are needed.
-        let is_settled = is_found_out || check.start == Start::Down;
+        let is_settled = is_adopted || check.start == Start::Down;
         let assumed = !(check.is_active() && is_settled);
         Self {
             check,

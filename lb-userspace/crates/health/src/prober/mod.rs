@@ -62,8 +62,9 @@ pub struct Assignment {
     /// What the backend counts as until it has answered; for one that is known already it means
     /// nothing.
     pub initial: Condition,
-    /// Whether an earlier run has found that out. Else it is assumed, and the first answer decides.
-    pub found_out: bool,
+    /// Whether probes of an earlier run have established `initial`. Otherwise it is an assumption, and the first answer
+    /// decides.
+    pub is_adopted: bool,
 }
 
 /// What has changed of a backend.

@@ -63,7 +63,7 @@ fn assignments(
         half_life: Duration::ZERO,
         on_down: OnDown::Keep,
         initial: Condition::Up,
-        found_out: false,
+        is_adopted: false,
     };
     backends.into_iter().map(|n| (backend(n), assignment(n))).collect()
 }

@@ -1,9 +1,11 @@
-//! Handovers that this node begins or takes part in. [`super::handover`] holds the outcomes that are waited for.
+//! Handovers that this node begins or takes part in. [`outcome`] holds the outcomes that are waited for.
 //!
 //! So that no flow is lost, lbd does this in this order: it stops pinning flows; it exports the last
 //! records; it orders the virtual routers to yield, so that they don't assert themselves against the peer;
 //! it sends the peer the request. The peer answers when it has all flows, and becomes Active; this node
 //! receives its advertisement, and takes its addresses off.
+
+mod outcome;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,10 +29,9 @@ use lb_plane::DataPlane;
 use lb_sync::PeerId;
 use lb_vrrp::{Order, Yield};
 
-use super::{
-    Daemon, Reply,
-    handover::{Ending, Handover, HandoverMethod},
-};
+pub(super) use self::outcome::HandoverMethod;
+use self::outcome::{Ending, Handover};
+use super::{Daemon, Reply};
 
 /// How long a packet can be on its way through the program, with much to spare.
 const UNDERWAY: Duration = Duration::from_millis(1);

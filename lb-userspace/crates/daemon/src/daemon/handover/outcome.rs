@@ -17,13 +17,13 @@ use lb_model::{
 use lb_sync::PeerId;
 
 /// How long a handover may take: a yield lasts 5 s at most.
-pub(super) const PATIENCE: Duration = Duration::from_secs(6);
+pub(in super::super) const PATIENCE: Duration = Duration::from_secs(6);
 /// How long the end of a yield is waited for once the router has left its state.
 const TAIL: Duration = Duration::from_millis(200);
 
 /// How a router is handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum HandoverMethod {
+pub(in super::super) enum HandoverMethod {
     /// This peer, of this name, is requested to take it.
     Requested(PeerId, String),
     /// By an advertisement, to any node that receives it.
@@ -53,19 +53,19 @@ impl Wait {
 
 /// The outcome of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ending {
-    pub(super) router: RouterKey,
+pub(in super::super) struct Ending {
+    pub(in super::super) router: RouterKey,
     /// Its name.
-    pub(super) name: String,
+    pub(in super::super) name: String,
     /// The peer that was requested to take it.
-    pub(super) peer: Option<PeerId>,
+    pub(in super::super) peer: Option<PeerId>,
     /// A text: the node that has it, or why it stays.
-    pub(super) outcome: Result<String, String>,
+    pub(in super::super) outcome: Result<String, String>,
 }
 
 /// Routers on their way to another node.
 #[derive(Debug)]
-pub(super) struct Handover {
+pub(in super::super) struct Handover {
     started: Instant,
     deadline: Instant,
     waits: BTreeMap<RouterKey, Wait>,
@@ -73,7 +73,7 @@ pub(super) struct Handover {
 }
 
 impl Handover {
-    pub(super) fn new(
+    pub(in super::super) fn new(
         routers: impl IntoIterator<Item = (RouterKey, String, HandoverMethod)>,
         now: Instant,
     ) -> Self {
@@ -87,12 +87,12 @@ impl Handover {
     }
 
     /// Until when the remaining routers are waited for.
-    pub(super) const fn deadline(&self) -> Instant {
+    pub(in super::super) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// The peers that are requested to take over, with the routers.
-    pub(super) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
+    pub(in super::super) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
         let mut requests: BTreeMap<PeerId, BTreeSet<RouterKey>> = BTreeMap::new();
         for (key, wait) in &self.waits {
             if let HandoverMethod::Requested(peer, _) = &wait.method {
@@ -103,14 +103,19 @@ impl Handover {
     }
 
     /// Whether this router is on its way.
-    pub(super) fn awaits(&self, router: RouterKey) -> bool {
+    pub(in super::super) fn awaits(&self, router: RouterKey) -> bool {
         self.waits.contains_key(&router)
     }
 
     /// A peer has answered, or is gone.
     ///
     /// A peer that refuses won't advertise, even if the yield still waits.
-    pub(super) fn answered(&mut self, peer: PeerId, answer: &Result<(), String>, now: Instant) {
+    pub(in super::super) fn answered(
+        &mut self,
+        peer: PeerId,
+        answer: &Result<(), String>,
+        now: Instant,
+    ) {
         for wait in self.waits.values_mut() {
             if matches!(&wait.method, HandoverMethod::Requested(requested, _) if *requested == peer)
             {
@@ -123,7 +128,12 @@ impl Handover {
     }
 
     /// The yield of a router has ended.
-    pub(super) fn yielded(&mut self, router: RouterKey, by: Result<IpAddr, String>, now: Instant) {
+    pub(in super::super) fn yielded(
+        &mut self,
+        router: RouterKey,
+        by: Result<IpAddr, String>,
+        now: Instant,
+    ) {
         let Some(wait) = self.waits.remove(&router) else { return };
         let after = format_duration(now.saturating_duration_since(self.started));
         let outcome = match (by, &wait.method, &wait.answer) {
@@ -146,7 +156,7 @@ impl Handover {
     }
 
     /// A router has another state.
-    pub(super) fn moved(&mut self, router: RouterKey, to: State, now: Instant) {
+    pub(in super::super) fn moved(&mut self, router: RouterKey, to: State, now: Instant) {
         if let Some(wait) = self.waits.get_mut(&router)
             && to != State::Active
         {
@@ -158,7 +168,7 @@ impl Handover {
     }
 
     /// The outcomes of all, when nothing is awaited any more, or for too long.
-    pub(super) fn ended(&mut self, now: Instant) -> Option<Vec<Ending>> {
+    pub(in super::super) fn ended(&mut self, now: Instant) -> Option<Vec<Ending>> {
         if !self.waits.is_empty() && now < self.deadline {
             return None;
         }

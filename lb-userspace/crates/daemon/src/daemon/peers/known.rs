@@ -11,10 +11,10 @@ use lb_model::{
 };
 use lb_sync::{PeerId, RouterState};
 
-use super::{Group, Peer};
+use super::{Peer, PeerGroup};
 use crate::daemon::roles::{ActiveClaim, Known, PeerRole, SyncStatus, is_unsynced};
 
-impl Group {
+impl PeerGroup {
     /// The peers whose flows may count here.
     pub(in crate::daemon) fn candidates(&self) -> Vec<PeerRole> {
         let compatible = self.peers.iter().filter(|(_, peer)| peer.mismatch.whole.is_none());

@@ -41,8 +41,8 @@ const LONGEST_AGAIN: Duration = Duration::from_secs(60);
 /// How many different reasons of rejected records are recorded as events, for each peer.
 const MAX_REJECTED_REASONS: usize = 100;
 
-/// The peers.
-pub(super) struct Group {
+/// All peers: the sessions with them, and the state of each that is connected.
+pub(super) struct PeerGroup {
     pub(super) sessions: Box<dyn Peers>,
     pub(super) config: Config,
     hasher: Hasher,
@@ -101,7 +101,7 @@ impl Peer {
     }
 }
 
-impl Group {
+impl PeerGroup {
     pub(super) fn new(peers: Box<dyn Peers>, config: Config, seed: [u8; 16]) -> Self {
         Self {
             sessions: peers,
@@ -181,7 +181,7 @@ impl Group {
         let others = |record: &&Record| {
             matches!(
                 flow_sources.get(&record.service()),
-                Some(FlowStateSource::Peers(_) | FlowStateSource::Kept)
+                Some(FlowStateSource::Peer(_) | FlowStateSource::Kept)
             )
         };
         fresh.into_iter().flat_map(|(_, records)| records).filter(others).cloned().collect()
@@ -317,7 +317,7 @@ impl Group {
         peer.followed = counted(flow_sources, id, &peer.mismatch);
         (peer.wanted, peer.complete) = (false, false);
         // Other nodes have sent a part of the flows of a service that all nodes share.
-        let theirs = |key: &&ServiceKey| flow_sources.get(key) == Some(&FlowStateSource::Peers(id));
+        let theirs = |key: &&ServiceKey| flow_sources.get(key) == Some(&FlowStateSource::Peer(id));
         peer.followed.iter().filter(theirs).copied().collect()
     }
 
@@ -499,9 +499,8 @@ pub(super) fn counted(
     if mismatch.whole.is_some() {
         return BTreeSet::new();
     }
-    let theirs = flow_sources.iter().filter(|(key, flow_sources)| {
-        (**flow_sources == FlowStateSource::Peers(peer)
-            || **flow_sources == FlowStateSource::Shared)
+    let theirs = flow_sources.iter().filter(|(key, source)| {
+        (**source == FlowStateSource::Peer(peer) || **source == FlowStateSource::Shared)
             && !mismatch.services.contains_key(key)
     });
     theirs.map(|(key, _)| *key).collect()

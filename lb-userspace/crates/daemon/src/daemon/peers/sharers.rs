@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use lb_control::engine::Sharers;
 use lb_sync::{PeerId, Record};
 
-use super::Group;
+use super::PeerGroup;
 
 /// Which peers are missed.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(super) struct Attendance {
     joined: u32,
 }
 
-impl Group {
+impl PeerGroup {
     /// Takes the backends that get new flows of services on a peer.
     pub(super) fn take_members(&mut self, id: PeerId, records: &[Record]) {
         let Some(peer) = self.peers.get_mut(&id) else { return };

@@ -106,13 +106,13 @@ proptest! {
     #[test]
     fn every_change_is_explained_by_the_last_answers(
         check in checks(),
-        is_found_out in any::<bool>(),
+        is_adopted in any::<bool>(),
         initial in prop_oneof![
             Just(Condition::Up), Just(Condition::SoftDown), Just(Condition::HardDown)
         ],
         story in prop::collection::vec(happens(), 1..200),
     ) {
-        let new = if is_found_out { Bench::adopted } else { Bench::new };
+        let new = if is_adopted { Bench::adopted } else { Bench::new };
         let mut bench = new(check.clone(), initial);
         let mut history = History::default();
         let mut slept = false;

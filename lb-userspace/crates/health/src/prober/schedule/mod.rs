@@ -245,10 +245,11 @@ impl Schedule {
     }
 
     fn add(&mut self, target: BackendKey, assignment: Assignment, first: Instant, now: Instant) {
-        let Assignment { service, check, route, half_life, on_down, initial, found_out } =
+        let Assignment { service, check, route, half_life, on_down, initial, is_adopted } =
             assignment;
         self.seed = self.seed.wrapping_add(1);
-        let machine = Machine::new(check, half_life, on_down, initial, found_out, first, self.seed);
+        let machine =
+            Machine::new(check, half_life, on_down, initial, is_adopted, first, self.seed);
         let entry = Entry {
             machine,
             service,

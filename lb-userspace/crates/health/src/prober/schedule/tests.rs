@@ -32,7 +32,7 @@ fn assignment(check: Check) -> Assignment {
         half_life: Duration::from_secs(60),
         on_down: OnDown::Keep,
         initial: Condition::Up,
-        found_out: false,
+        is_adopted: false,
     }
 }
 
