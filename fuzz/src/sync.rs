@@ -74,7 +74,7 @@ fn message(kind: u8, body: &[u8]) {
         assert_eq!(Message::decode(kind, &written).expect("what was written is read"), message);
     }
     match message {
-        Message::Changes { parts, .. } | Message::All { parts, .. } => packed_records(parts),
+        Message::Changes { parts, .. } | Message::Transfer { parts, .. } => packed_records(parts),
         Message::NodeState { half, bytes, .. } => node_state_message(half, bytes),
         _ => {}
     }
@@ -209,7 +209,7 @@ impl Harness {
                 let parts = Packer::new(any_records(input), PARTS).next_packet().bytes;
                 let since = u64::from(input.byte());
                 let last = flags & 1 != 0;
-                self.send(&Message::All { transfer, index, last, since, parts: &parts });
+                self.send(&Message::Transfer { transfer, index, last, since, parts: &parts });
             }
             8 => {
                 let half = input.byte() % 2;
@@ -247,10 +247,10 @@ impl Harness {
             }
             14 => {
                 let records = any_records(input);
-                self.does(Event::SendAll(PEER, records));
+                self.does(Event::SendTransfer(PEER, records));
             }
             15 => match input.byte() % 5 {
-                0 => self.does(Event::WantAll(PEER)),
+                0 => self.does(Event::RequestTransfer(PEER)),
                 1 => self.does(Event::RequestTakeover(PEER, vec![router(input)])),
                 2 => self.does(Event::Withdraw(PEER)),
                 3 => self.does(Event::Answer(PEER, Ok(()))),
@@ -275,7 +275,7 @@ impl Harness {
             }
             _ => {
                 let _ = self.session.status(self.now, SystemTime::UNIX_EPOCH);
-                let _ = self.session.taken();
+                let _ = self.session.acknowledged();
             }
         }
     }
@@ -293,7 +293,7 @@ impl Harness {
             echo_clock: (u64::from(input.byte()), u64::from(input.byte())),
             head: u64::from(input.byte()),
             next: u64::from(input.byte()),
-            taken: u64::from(input.byte()),
+            acknowledged: u64::from(input.byte()),
             complete: flags & 4 != 0,
             node_state: [u32::from(input.byte()), u32::from(input.byte())],
             has: [u32::from(input.byte()), u32::from(input.byte())],
@@ -360,7 +360,7 @@ impl Harness {
         };
         // A half of a node's state, or a ring, may be in several.
         match Message::decode(header.kind, body).expect("it is a message") {
-            Message::Changes { parts, .. } | Message::All { parts, .. } => {
+            Message::Changes { parts, .. } | Message::Transfer { parts, .. } => {
                 unpack(parts).expect("each part can be read");
             }
             Message::Hello(hello) => self.challenge = hello.challenge,

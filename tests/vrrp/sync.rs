@@ -113,8 +113,10 @@ impl Node {
     fn live(&mut self) {
         while let Ok(report) = self.reports.try_recv() {
             match report {
-                Report::WantsAll(peer) => self.sync.send_all(peer, self.history.clone()),
-                Report::Begins(PeerId(peer)) => self.pins[usize::from(peer)].clear(),
+                Report::TransferRequested(peer) => {
+                    self.sync.send_transfer(peer, self.history.clone())
+                }
+                Report::TransferBegins(PeerId(peer)) => self.pins[usize::from(peer)].clear(),
                 Report::Complete(PeerId(peer), complete) => {
                     self.complete[usize::from(peer)] = complete;
                 }

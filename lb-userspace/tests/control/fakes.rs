@@ -39,8 +39,8 @@ pub enum Recorded {
     Order(Order),
     SetState(lb_sync::NodeState),
     Publish(Vec<Record>),
-    SendAll(PeerId, Vec<Record>),
-    WantAll(PeerId),
+    SendTransfer(PeerId, Vec<Record>),
+    RequestTransfer(PeerId),
     Lack(PeerId, bool),
     RequestTakeover(PeerId, Vec<RouterKey>),
     Withdraw(PeerId),
@@ -276,7 +276,7 @@ impl Script {
     /// It has sent all of its flows, and knows all of this node's.
     pub fn is_synced(&self, peer: PeerId) {
         self.change(peer, |status| (status.complete_there, status.follows) = (true, true));
-        self.report(lb_sync::Report::Begins(peer));
+        self.report(lb_sync::Report::TransferBegins(peer));
         self.report(lb_sync::Report::Complete(peer, true));
     }
 
@@ -370,7 +370,7 @@ impl Peers for Script {
         self.recorder.push(Recorded::Publish(records));
     }
 
-    fn taken(&self) -> u64 {
+    fn acknowledged(&self) -> u64 {
         self.taken.load(Ordering::SeqCst)
     }
 
@@ -378,12 +378,12 @@ impl Peers for Script {
         self.recorder.push(Recorded::Acknowledge(peer, mark));
     }
 
-    fn send_all(&self, peer: PeerId, records: Vec<Record>) {
-        self.recorder.push(Recorded::SendAll(peer, records));
+    fn send_transfer(&self, peer: PeerId, records: Vec<Record>) {
+        self.recorder.push(Recorded::SendTransfer(peer, records));
     }
 
-    fn want_all(&self, peer: PeerId) {
-        self.recorder.push(Recorded::WantAll(peer));
+    fn request_transfer(&self, peer: PeerId) {
+        self.recorder.push(Recorded::RequestTransfer(peer));
     }
 
     fn lack(&self, peer: PeerId, lacks: bool) {

@@ -50,7 +50,8 @@ async fn history_follows_who_is_active() {
     lbd.script.report(lb_sync::Report::Records(PEER, vec![record.clone()], Mark::default()));
     lbd.script
         .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
-    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    let wants =
+        |recorded: &Recorded| matches!(recorded, Recorded::RequestTransfer(PEER)).then_some(());
     recorded(&lbd, "all is asked for again", wants).await;
     let learnt = |recorded: &Recorded| recorded.learns().then(|| recorded.clone());
     assert_eq!(lbd.script.recorder.of(learnt), []);
@@ -72,8 +73,9 @@ async fn history_follows_who_is_active() {
     eventually("it is its own", async || role(&lbd, &place) == Some(Role::Own)).await;
     lbd.script.recorder.take();
     lbd.script.report(lb_sync::Report::Records(PEER, vec![record], Mark::default()));
-    lbd.script.report(lb_sync::Report::WantsAll(PEER));
-    let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
+    lbd.script.report(lb_sync::Report::TransferRequested(PEER));
+    let sent =
+        |recorded: &Recorded| matches!(recorded, Recorded::SendTransfer(PEER, _)).then_some(());
     recorded(&lbd, "the other one gets it", sent).await;
     assert_eq!(lbd.script.recorder.of(learnt), [], "what is late does not count");
     lbd.stop().await;
@@ -152,9 +154,9 @@ async fn a_peer_that_comes_back_is_told_what_was_pinned_without_it() {
     lbd.script.becomes(&main, State::Backup, "10.0.0.3 has the higher priority");
     eventually("it is kept", async || role(&lbd, &place) == Some(Role::Follows)).await;
     lbd.script.joins(PEER, peer_state(&lbd, &place, State::Active).await);
-    lbd.script.report(lb_sync::Report::WantsAll(PEER));
+    lbd.script.report(lb_sync::Report::TransferRequested(PEER));
     let sent = |recorded: &Recorded| match recorded {
-        Recorded::SendAll(PEER, records) => Some(records.clone()),
+        Recorded::SendTransfer(PEER, records) => Some(records.clone()),
         _ => None,
     };
     assert!(has_pin(&recorded(&lbd, "it is sent", sent).await, 1));
@@ -224,7 +226,8 @@ async fn a_node_does_not_preempt_before_it_has_the_flows_of_who_is_heard() {
     assert!(unsynced(), "it is Active by now, and has not sent its flows");
     lbd.script
         .report(lb_sync::Report::NodeState(PEER, peer_state(&lbd, &place, State::Active).await));
-    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    let wants =
+        |recorded: &Recorded| matches!(recorded, Recorded::RequestTransfer(PEER)).then_some(());
     recorded(&lbd, "all is asked for", wants).await;
     assert!(unsynced());
     lbd.script.is_synced(PEER);
@@ -271,7 +274,8 @@ async fn what_can_not_be_taken_is_missing_and_asked_for_again() {
     assert!(lbctl(&place, "sync status -o json").await.out.contains("\"complete_here\": false"));
     let lacks = |recorded: &Recorded| matches!(recorded, Recorded::Lack(PEER, true)).then_some(());
     recorded(&lbd, "lbd reports to the peer that they are missing here", lacks).await;
-    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    let wants =
+        |recorded: &Recorded| matches!(recorded, Recorded::RequestTransfer(PEER)).then_some(());
     recorded(&lbd, "it is asked for them", wants).await;
     lbd.script.is_synced(PEER);
     eventually("it may again", async || !unsynced()).await;
@@ -296,7 +300,8 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     assert!(!unsynced(), "there may never be such a backend here");
     lbd.script.recorder.take();
     assert_eq!(lbctl(&place, "backend add web 10.0.0.19").await.code, Some(0));
-    let wants = |recorded: &Recorded| matches!(recorded, Recorded::WantAll(PEER)).then_some(());
+    let wants =
+        |recorded: &Recorded| matches!(recorded, Recorded::RequestTransfer(PEER)).then_some(());
     recorded(&lbd, "it is asked for them", wants).await;
     eventually("it may not", async || unsynced()).await;
     assert_eq!(
@@ -314,12 +319,13 @@ async fn a_history_that_could_not_be_read_is_told_later() {
     let lbd = place.start().await;
     lbd.script.joins(PEER, peer_state(&lbd, &place, State::Backup).await);
     place.remote.failing_walks.store(true, Ordering::SeqCst);
-    lbd.script.report(lb_sync::Report::WantsAll(PEER));
+    lbd.script.report(lb_sync::Report::TransferRequested(PEER));
     // The message after it is received.
     lbd.script.report(lb_sync::Report::Complete(PEER, false));
     lbctl(&place, "sync status").await;
     place.remote.failing_walks.store(false, Ordering::SeqCst);
-    let sent = |recorded: &Recorded| matches!(recorded, Recorded::SendAll(PEER, _)).then_some(());
+    let sent =
+        |recorded: &Recorded| matches!(recorded, Recorded::SendTransfer(PEER, _)).then_some(());
     recorded(&lbd, "it is sent", sent).await;
     lbd.stop().await;
 }

@@ -141,20 +141,20 @@ pub enum Report {
     Lost(PeerId, String),
     /// A peer's state has changed.
     NodeState(PeerId, NodeState),
-    /// A peer has no history of this node's, or has fallen behind: it is to get all of it by
-    /// [`Peers::send_all`]. Reported after its first [`Self::NodeState`], and at most once in a second.
-    WantsAll(PeerId),
-    /// A peer sends all of its history: what is known of it is void.
-    Begins(PeerId),
+    /// A peer has no history of this node's, or has fallen behind: the daemon is to send it all of it by
+    /// [`Peers::send_transfer`]. Reported after its first [`Self::NodeState`], and at most once in a second.
+    TransferRequested(PeerId),
+    /// A peer begins a transfer of all of its history: what this node has imported from it is void.
+    TransferBegins(PeerId),
     /// Records of a peer's history, in the order in which they were published, perhaps none. When they
-    /// are taken, the mark is for [`Peers::acknowledge`].
+    /// are imported, the mark is for [`Peers::acknowledge`].
     Records(PeerId, Vec<Record>, Mark),
     /// Everything that the peer had published until now was reported in [`Self::Records`]; or something has
     /// been missing for 30 ms, or all is about to be sent anew. False after [`Self::Joined`], unreported.
     Complete(PeerId, bool),
     /// A peer requests this node to become Active for these routers, and has sent everything before.
     TakeOver(PeerId, Vec<RouterKey>),
-    /// The answer to [`Peers::ask_to_take_over`]: it does, or why not.
+    /// The answer to [`Peers::request_takeover`]: the peer takes over, or why it does not.
     Answer(PeerId, Result<(), String>),
     /// Packets come from a peer's address that can't be taken, and why: another key, another version,
     /// a clock of another session. At most once in ten seconds and peer.
@@ -166,19 +166,19 @@ pub trait Peers: Send {
     /// Sets the state of this node that is sent to the peers from now on.
     fn set_state(&self, node_state: NodeState);
     /// What has changed of this node's history, to all peers that have all that was before. The number
-    /// does not fall; see [`Self::taken`].
+    /// does not fall; see [`Self::acknowledged`].
     fn publish(&self, number: u64, records: Vec<Record>);
-    /// The highest number of which, and of all before, every peer that gets updates has reported that its
-    /// daemon has taken them; those of peers that don't are not waited for.
-    fn taken(&self) -> u64;
-    /// The daemon has taken a peer's history up to this mark.
+    /// The highest number up to which every peer that gets updates has acknowledged all that was published. A peer
+    /// acknowledges when its daemon has imported the records; one that gets no updates is not waited for.
+    fn acknowledged(&self) -> u64;
+    /// The daemon has imported a peer's history up to this mark.
     fn acknowledge(&self, peer: PeerId, mark: Mark);
-    /// All of this node's history, to one peer: the answer to [`Report::WantsAll`]. It includes what
+    /// All of this node's history, to one peer: the answer to [`Report::TransferRequested`]. It includes what
     /// was published before. The pins of a record may arrive in another order; no flow is in it twice.
-    fn send_all(&self, peer: PeerId, records: Vec<Record>);
-    /// Asks a peer for all of its history again, as one does that has none: records of it were not
-    /// taken, since it was not known yet that they count.
-    fn want_all(&self, peer: PeerId);
+    fn send_transfer(&self, peer: PeerId, records: Vec<Record>);
+    /// Requests a transfer from a peer again, as a node does that has none of its history: records of it were not
+    /// imported, since it was not known yet that they count.
+    fn request_transfer(&self, peer: PeerId);
     /// Whether this node lacks flows of a peer although all of them have arrived: some could not be taken.
     /// The peer is to know.
     fn lack(&self, peer: PeerId, lacks: bool);

@@ -19,8 +19,8 @@ use super::{Daemon, FLUSH_INTERVAL, peers::PeerGroup};
 const LEASE: Duration = LATE.saturating_add(FLUSH_INTERVAL);
 
 impl<D: DataPlane> Daemon<D> {
-    /// Sends all of this node's records to a peer.
-    pub(super) fn send_all(&mut self, id: PeerId) {
+    /// Sends all of this node's records to a peer: a transfer.
+    pub(super) fn send_transfer(&mut self, id: PeerId) {
         // Changes that are not exported yet go out first, so that this peer does not receive them twice.
         self.flush();
         let now = self.now();
@@ -28,13 +28,13 @@ impl<D: DataPlane> Daemon<D> {
             Ok(mut records) => {
                 if let Some(group) = &self.group {
                     records.extend(group.retained_of(self.roles.flow_sources()));
-                    group.sessions.send_all(id, records);
+                    group.sessions.send_transfer(id, records);
                 }
             }
             Err(error) => {
                 // The session requests all records once.
                 if let Some(group) = &mut self.group {
-                    group.pending_full_sync.insert(id);
+                    group.pending_transfers.insert(id);
                 }
                 self.report_failed_export(&error);
             }
@@ -83,11 +83,11 @@ impl<D: DataPlane> Daemon<D> {
 
     fn import_records(&mut self, id: PeerId, records: Vec<Record>) {
         let Some(group) = &mut self.group else { return };
-        let taken = group.accepted(id, records, self.roles.flow_sources());
-        if taken.is_empty() {
+        let accepted = group.accepted(id, records, self.roles.flow_sources());
+        if accepted.is_empty() {
             return;
         }
-        match self.engine.import(taken, self.now()) {
+        match self.engine.import(accepted, self.now()) {
             Ok(reasons) => {
                 let events = self.group.as_mut().map(|group| group.rejected(id, reasons));
                 self.record(events.into_iter().flatten());
@@ -125,10 +125,10 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Sends all records to the peers for which the export has failed.
-    pub(super) fn send_pending_full_syncs(&mut self) {
-        let pending_full_sync =
-            self.group.as_mut().map(|group| std::mem::take(&mut group.pending_full_sync));
-        pending_full_sync.into_iter().flatten().for_each(|id| self.send_all(id));
+    pub(super) fn send_pending_transfers(&mut self) {
+        let pending_transfers =
+            self.group.as_mut().map(|group| std::mem::take(&mut group.pending_transfers));
+        pending_transfers.into_iter().flatten().for_each(|id| self.send_transfer(id));
     }
 
     pub(super) fn report_failed_export(&self, error: &anyhow::Error) {
@@ -140,7 +140,8 @@ impl<D: DataPlane> Daemon<D> {
     pub(super) fn flush(&mut self) {
         let now = self.now();
         let Some(group) = &mut self.group else { return };
-        self.engine.set_acknowledged(group.unacked.taken(group.sessions.taken(), now.mono));
+        self.engine
+            .set_acknowledged(group.unacked.acknowledged(group.sessions.acknowledged(), now.mono));
         match self.engine.export_changes(now) {
             Ok(records) if records.is_empty() => {}
             Ok(records) => {

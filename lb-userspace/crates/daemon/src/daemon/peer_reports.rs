@@ -95,9 +95,9 @@ impl<D: DataPlane> Daemon<D> {
                 self.answered(id, &Err("it is gone".into()));
             }
             Report::NodeState(id, node_state) => group.take_state(id, node_state),
-            Report::WantsAll(id) => self.send_all(id),
-            Report::Begins(id) => {
-                let services = group.begins(id, self.roles.flow_sources());
+            Report::TransferRequested(id) => self.send_transfer(id),
+            Report::TransferBegins(id) => {
+                let services = group.transfer_begins(id, self.roles.flow_sources());
                 self.engine.begin_import(&services);
             }
             Report::Records(id, records, mark) => self.import_and_acknowledge(id, records, mark),

@@ -14,7 +14,7 @@ impl<D: DataPlane> Daemon<D> {
     /// The work of each second.
     pub(super) fn tick(&mut self) {
         self.look_at_clocks();
-        self.send_pending_full_syncs();
+        self.send_pending_transfers();
         let found = self.egress.as_ref().map(|egress| egress.take_events());
         found.into_iter().flatten().for_each(|event| self.record_event(event));
         self.look_at_sharers();

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 /// Exports that peers have not acknowledged yet.
 ///
-/// As long as one is older than the lease, no pin is made, and no slot settles before peers have taken it.
+/// As long as one is older than the lease, no pin is made, and no slot settles before peers have acknowledged it.
 /// So a node that dies loses no more than the work of that time, however late peers are. A peer that stays
 /// behind for long is not waited for: otherwise drains would never end.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub(super) struct Unacked {
     /// Their numbers, and when they were sent, on CLOCK_MONOTONIC.
     exports: VecDeque<(u64, Duration)>,
     last: u64,
-    taken: u64,
+    acknowledged: u64,
 }
 
 impl Unacked {
@@ -25,15 +25,15 @@ impl Unacked {
         self.exports.push_back((number, now));
     }
 
-    /// Peers have taken all up to a number; the last one that they are not waited for any more.
-    pub(super) fn taken(&mut self, taken: u64, now: Duration) -> u64 {
+    /// Peers have acknowledged all exports up to a number; the last one of which no acknowledgement is awaited any more.
+    pub(super) fn acknowledged(&mut self, acknowledged: u64, now: Duration) -> u64 {
         let over = |(number, sent_at): &mut (u64, Duration)| {
-            *number <= taken || now.saturating_sub(*sent_at) > Self::PATIENCE
+            *number <= acknowledged || now.saturating_sub(*sent_at) > Self::PATIENCE
         };
         while let Some((number, _)) = self.exports.pop_front_if(over) {
-            self.taken = number;
+            self.acknowledged = number;
         }
-        self.taken
+        self.acknowledged
     }
 
     /// When the first of them was sent.

@@ -19,18 +19,18 @@ use crate::{
 
 /// Updates that wait until those before them are there.
 const MAX_EARLY: usize = 1024;
-/// Packets of a transfer that wait so: the sender's window.
-const MAX_EARLY_OF_ALL: u32 = 512;
+/// Packets of a transfer that wait until those before them are there: the sender's window.
+const MAX_EARLY_OF_TRANSFER: u32 = 512;
 /// Most packets that are requested at once.
 const MAX_REQUESTED: u64 = 256;
 
-/// Packets that overtake others on their way are no gap so long.
+/// How long after a gap appears a packet counts as reordered, not lost.
 const REORDERED: Duration = Duration::from_millis(2);
-/// What is missing so long makes the history incomplete.
+/// After this time a missing update makes the history incomplete.
 const GRACE: Duration = Duration::from_millis(30);
 const FIRST_REPAIR: Duration = Duration::from_millis(10);
 const LONGEST_REPAIR: Duration = Duration::from_millis(200);
-/// What was received of a transfer is acknowledged so soon, or after so many packets.
+/// Packets of a transfer are acknowledged after this time, or after `ACK_PACKETS` of them.
 const ACK_AFTER: Duration = Duration::from_millis(2);
 const ACK_PACKETS: u32 = 32;
 
@@ -54,29 +54,30 @@ pub(super) struct Incoming {
     head: u64,
     /// The first sequence number that is missing.
     next: u64,
-    /// The first one that the daemon has not taken; 0: it lacks what was before as well.
-    taken: u64,
+    /// The first one that the daemon has not acknowledged; 0: it has acknowledged nothing since the transfer began.
+    acknowledged: u64,
     /// Updates that have arrived before an earlier one.
     early: BTreeMap<u64, Vec<u8>>,
-    records: Assembler,
+    update_records: Assembler,
     /// The last transfer that was begun.
     transfer: u32,
     /// The first packet of it that is missing.
-    next_of_all: u32,
+    next_of_transfer: u32,
     /// Packets of it that have arrived before an earlier one.
-    early_of_all: BTreeMap<u32, (bool, Vec<u8>)>,
-    pieces_of_all: Assembler,
+    early_of_transfer: BTreeMap<u32, (bool, Vec<u8>)>,
+    transfer_records: Assembler,
     ack_at: Option<Instant>,
     unacked: u32,
+    /// When missing updates are requested again, unless they have arrived by then.
     repair_at: Option<Instant>,
     repair_after: Duration,
-    /// What was missing first when it was last requested.
+    /// The first missing sequence number at the last request for missing updates.
     repaired: u64,
-    /// What was missing first when `repair_at` was set.
+    /// The first missing sequence number when `repair_at` was set.
     checked: u64,
     complete: bool,
     missing_since: Option<Instant>,
-    /// Whether what is arriving is to arrive once more.
+    /// Whether another transfer is requested when the one that is arriving has ended.
     again: bool,
 }
 
@@ -87,13 +88,13 @@ impl Incoming {
             phase: ImportPhase::Nothing,
             head: 0,
             next: 0,
-            taken: 0,
+            acknowledged: 0,
             early: BTreeMap::new(),
-            records: Assembler::default(),
+            update_records: Assembler::default(),
             transfer: 0,
-            next_of_all: 0,
-            early_of_all: BTreeMap::new(),
-            pieces_of_all: Assembler::default(),
+            next_of_transfer: 0,
+            early_of_transfer: BTreeMap::new(),
+            transfer_records: Assembler::default(),
             ack_at: None,
             unacked: 0,
             repair_at: None,
@@ -106,18 +107,18 @@ impl Incoming {
         }
     }
 
-    /// Not all that was reported has been taken: it is wanted again, from the beginning. The peer learns it
-    /// by [`Self::next`].
-    pub(super) fn want_all(&mut self, out: &mut Vec<Action>) {
+    /// The daemon has not imported all that was reported, and needs another transfer. The peer sees that by
+    /// [`Self::next`], which is 0 then.
+    pub(super) fn request_transfer(&mut self, out: &mut Vec<Action>) {
         match self.phase {
             ImportPhase::Nothing => {}
-            // One that is not acknowledged to its end would never end.
+            // The peer repeats packets of a transfer until all of them are acknowledged, so this one goes on to its end.
             ImportPhase::Transferring => self.again = true,
             ImportPhase::Following => {
                 self.again = false;
                 self.phase = ImportPhase::Nothing;
                 self.early.clear();
-                self.taken = 0;
+                self.acknowledged = 0;
                 self.repair_at = None;
                 self.set_complete(false, out);
             }
@@ -126,7 +127,7 @@ impl Incoming {
 
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.early.len() + self.early_of_all.len()
+        self.early.len() + self.early_of_transfer.len()
     }
 
     /// Whether everything that the peer is known to have published has arrived.
@@ -142,16 +143,16 @@ impl Incoming {
         }
     }
 
-    /// The daemon has taken everything before this sequence number.
+    /// The daemon has imported everything before this sequence number.
     pub(super) fn acknowledge(&mut self, next: u64) {
         if matches!(self.phase, ImportPhase::Following) {
-            self.taken = self.taken.max(next.min(self.next));
+            self.acknowledged = self.acknowledged.max(next.min(self.next));
         }
     }
 
-    /// The first sequence number that the daemon has not taken; 0: it has taken none.
-    pub(super) const fn taken(&self) -> u64 {
-        self.taken
+    /// The first sequence number that the daemon has not acknowledged; 0: it has acknowledged none.
+    pub(super) const fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     /// Whether all has arrived that had been published up to this sequence number.
@@ -183,18 +184,22 @@ impl Incoming {
         if self.early.len() > MAX_EARLY {
             self.early.pop_last();
         }
-        let result = self.report_in_order(counters, out);
+        let result = self.report_updates_in_order(counters, out);
         self.update_completeness(now, out);
         result
     }
 
     /// Reports the updates that are in order now. What can't be read stays missing.
-    fn report_in_order(&mut self, counters: &mut PeerCounters, out: &mut Vec<Action>) -> Read<()> {
+    fn report_updates_in_order(
+        &mut self,
+        counters: &mut PeerCounters,
+        out: &mut Vec<Action>,
+    ) -> Read<()> {
         if !matches!(self.phase, ImportPhase::Following) {
             return Ok(());
         }
         while let Some(parts) = self.early.remove(&self.next) {
-            report_parts(self.peer, &mut self.records, &parts, counters, out)?;
+            report_parts(self.peer, &mut self.update_records, &parts, counters, out)?;
             self.next += 1;
             mark(self.peer, self.next, out);
         }
@@ -202,7 +207,7 @@ impl Incoming {
     }
 
     /// A packet of a transfer has come.
-    pub(super) fn all(
+    pub(super) fn transfer_packet(
         &mut self,
         (transfer, index, last, since): (u32, u32, bool, u64),
         parts: &[u8],
@@ -214,63 +219,63 @@ impl Incoming {
             return Ok(());
         }
         if transfer > self.transfer {
-            self.begin(transfer, since, out);
+            self.begin_transfer(transfer, since, out);
             counters.full_syncs += 1;
         }
         self.ack_at.get_or_insert(now + ACK_AFTER);
         self.unacked += 1;
         let transferring = matches!(self.phase, ImportPhase::Transferring);
-        let ahead = index.wrapping_sub(self.next_of_all);
-        if !transferring || index < self.next_of_all || ahead >= MAX_EARLY_OF_ALL {
+        let ahead = index.wrapping_sub(self.next_of_transfer);
+        if !transferring || index < self.next_of_transfer || ahead >= MAX_EARLY_OF_TRANSFER {
             return Ok(());
         }
-        self.early_of_all.entry(index).or_insert_with(|| (last, parts.to_vec()));
-        let result = self.report_in_order_of_all(now, counters, out);
+        self.early_of_transfer.entry(index).or_insert_with(|| (last, parts.to_vec()));
+        let result = self.report_transfer_in_order(now, counters, out);
         self.update_completeness(now, out);
         result
     }
 
-    /// The same for a transfer.
-    fn report_in_order_of_all(
+    /// Reports the packets of the transfer that are in order now.
+    fn report_transfer_in_order(
         &mut self,
         now: Instant,
         counters: &mut PeerCounters,
         out: &mut Vec<Action>,
     ) -> Read<()> {
-        while let Some((last, parts)) = self.early_of_all.remove(&self.next_of_all) {
-            report_parts(self.peer, &mut self.pieces_of_all, &parts, counters, out)?;
-            self.next_of_all += 1;
+        while let Some((last, parts)) = self.early_of_transfer.remove(&self.next_of_transfer) {
+            report_parts(self.peer, &mut self.transfer_records, &parts, counters, out)?;
+            self.next_of_transfer += 1;
             if last {
                 self.phase = ImportPhase::Following;
-                self.early_of_all.clear();
+                self.early_of_transfer.clear();
                 self.ack_at = Some(now);
                 if self.again {
-                    self.want_all(out);
+                    self.request_transfer(out);
                 } else {
                     mark(self.peer, self.next, out);
                 }
-                return self.report_in_order(counters, out);
+                return self.report_updates_in_order(counters, out);
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, transfer: u32, since: u64, out: &mut Vec<Action>) {
+    fn begin_transfer(&mut self, transfer: u32, since: u64, out: &mut Vec<Action>) {
         self.phase = ImportPhase::Transferring;
         self.again = false;
         self.transfer = transfer;
-        self.next_of_all = 0;
-        self.early_of_all.clear();
-        self.pieces_of_all = Assembler::default();
+        self.next_of_transfer = 0;
+        self.early_of_transfer.clear();
+        self.transfer_records = Assembler::default();
         self.unacked = 0;
         self.next = since.saturating_add(1);
-        self.taken = 0;
+        self.acknowledged = 0;
         self.head = self.head.max(since);
         self.early = self.early.split_off(&self.next);
-        self.records = Assembler::default();
+        self.update_records = Assembler::default();
         self.repair_at = None;
         self.set_complete(false, out);
-        out.push(Action::Report(Report::Begins(self.peer)));
+        out.push(Action::Report(Report::TransferBegins(self.peer)));
     }
 
     fn set_complete(&mut self, complete: bool, out: &mut Vec<Action>) {
@@ -306,7 +311,7 @@ impl Incoming {
         [self.ack_at, self.repair_at, incomplete_at].into_iter().flatten().min()
     }
 
-    /// What is to be sent at this time; `flight` is a round trip.
+    /// The acknowledgement and the request for missing updates, if they are due; `flight` is a round trip.
     pub(super) fn tick(
         &mut self,
         now: Instant,
@@ -331,9 +336,10 @@ impl Incoming {
     fn ack(&mut self) -> Message<'static> {
         self.ack_at = None;
         self.unacked = 0;
-        let arrived = self.early_of_all.keys().map(|index| u64::from(*index));
-        let missing = gaps(u64::from(self.next_of_all), arrived, u64::from(MAX_EARLY_OF_ALL));
-        Message::Ack { transfer: self.transfer, next: self.next_of_all, missing }
+        let arrived = self.early_of_transfer.keys().map(|index| u64::from(*index));
+        let missing =
+            gaps(u64::from(self.next_of_transfer), arrived, u64::from(MAX_EARLY_OF_TRANSFER));
+        Message::Ack { transfer: self.transfer, next: self.next_of_transfer, missing }
     }
 
     fn nack(
@@ -384,19 +390,19 @@ fn report_parts(
     counters.pieces_received += parts.len() as u64;
     let result = assembler.take(parts, &mut records);
     if !records.is_empty() {
-        let (reported, _) = pieces_of(peer, out);
+        let (reported, _) = pending_report(peer, out);
         reported.append(&mut records);
     }
     result
 }
 
-/// The mark of everything before this sequence number: all that was reported until now.
+/// Sets the mark of the pending report: everything before this sequence number has been reported.
 fn mark(peer: PeerId, next: u64, out: &mut Vec<Action>) {
-    *pieces_of(peer, out).1 = Mark(next);
+    *pending_report(peer, out).1 = Mark(next);
 }
 
-/// The report of records that comes next.
-fn pieces_of(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Record>, &mut Mark) {
+/// The report of records at the end of `out`, which further records are added to; it is pushed if there is none.
+fn pending_report(peer: PeerId, out: &mut Vec<Action>) -> (&mut Vec<Record>, &mut Mark) {
     let goes_on =
         matches!(out.last(), Some(Action::Report(Report::Records(last, ..))) if *last == peer);
     if !goes_on {

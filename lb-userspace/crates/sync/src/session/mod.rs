@@ -10,7 +10,7 @@
 //! peers; a peer that sees a gap requests the missing ones. A peer that misses some that are no more in the log, or could not
 //! be sent them in time, gets all of the history again.
 //!
-//! **All of the history** is a transfer to one peer: packets with numbers of their own, a window,
+//! **A transfer** ([`Message::Transfer`]) is all of the history, to one peer: packets with numbers of their own, a window,
 //! acknowledgements. It names the updates that it includes; those after it follow from the log.
 //!
 //! A peer is **complete** when it has a transfer and all updates up to the highest number that was sent.
@@ -53,7 +53,7 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 const PROBE_AFTER: Duration = Duration::from_millis(15);
 
 /// Updates that are known one by one until all have taken them: more than the log has.
-const UNTAKEN: usize = 2 * outgoing::LOG;
+const UNACKNOWLEDGED: usize = 2 * outgoing::LOG;
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -64,10 +64,10 @@ pub enum Event<'a> {
     Publish(u64, Vec<Record>),
     /// See [`Peers::acknowledge`](super::Peers::acknowledge).
     Acknowledge(PeerId, Mark),
-    /// See [`Peers::send_all`](super::Peers::send_all).
-    SendAll(PeerId, Vec<Record>),
-    /// [`Peers::want_all`](super::Peers::want_all).
-    WantAll(PeerId),
+    /// See [`Peers::send_transfer`](super::Peers::send_transfer).
+    SendTransfer(PeerId, Vec<Record>),
+    /// [`Peers::request_transfer`](super::Peers::request_transfer).
+    RequestTransfer(PeerId),
     /// [`Peers::lack`](super::Peers::lack).
     Lack(PeerId, bool),
     /// See [`Peers::request_takeover`](super::Peers::request_takeover).
@@ -149,9 +149,9 @@ pub struct Session {
     /// Whether something waits for the pace.
     waits: bool,
     /// What was published and not taken by all: its number, and its last sequence number.
-    untaken: VecDeque<(u64, u64)>,
+    unacknowledged: VecDeque<(u64, u64)>,
     /// The last number that was.
-    taken: u64,
+    acknowledged: u64,
 }
 
 impl Session {
@@ -177,8 +177,8 @@ impl Session {
             requests: 0,
             turn: 0,
             waits: false,
-            untaken: VecDeque::new(),
-            taken: 0,
+            unacknowledged: VecDeque::new(),
+            acknowledged: 0,
         }
     }
 
@@ -198,10 +198,10 @@ impl Session {
                     peer.acknowledge(mark.0, now);
                 }
             }
-            Event::SendAll(peer, records) => self.send_all(peer, records),
-            Event::WantAll(peer) => {
+            Event::SendTransfer(peer, records) => self.send_transfer(peer, records),
+            Event::RequestTransfer(peer) => {
                 if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
-                    peer.want_all(now, out);
+                    peer.request_transfer(now, out);
                 }
             }
             Event::Lack(peer, lacks) => {
@@ -258,30 +258,30 @@ impl Session {
         self.peers.iter().map(|peer| peer.status(&self.common.log, now, wall)).collect()
     }
 
-    /// See [`Peers::taken`](super::Peers::taken).
-    pub fn taken(&mut self) -> u64 {
-        let has = |head: u64| self.peers.iter().all(|peer| peer.has_taken(head));
-        while let Some((number, _)) = self.untaken.pop_front_if(|(_, head)| has(*head)) {
-            self.taken = number;
+    /// See [`Peers::acknowledged`](super::Peers::acknowledged).
+    pub fn acknowledged(&mut self) -> u64 {
+        let has = |head: u64| self.peers.iter().all(|peer| peer.has_acknowledged(head));
+        while let Some((number, _)) = self.unacknowledged.pop_front_if(|(_, head)| has(*head)) {
+            self.acknowledged = number;
         }
-        self.taken
+        self.acknowledged
     }
 
     fn publish(&mut self, number: u64, records: Vec<Record>, now: Instant) {
         // A peer that joins later gets all of the history, which includes these.
         if !self.peers.iter().any(Peer::is_connected) {
-            self.untaken.clear();
-            self.taken = number;
+            self.unacknowledged.clear();
+            self.acknowledged = number;
             return;
         }
         let mut packer = Packer::new(records, wire::PARTS);
         while !packer.is_empty() {
             self.common.log.push(packer.next_packet());
         }
-        if self.untaken.len() == UNTAKEN {
-            self.untaken.pop_front();
+        if self.unacknowledged.len() == UNACKNOWLEDGED {
+            self.unacknowledged.pop_front();
         }
-        self.untaken.push_back((number, self.common.log.head));
+        self.unacknowledged.push_back((number, self.common.log.head));
         for peer in &mut self.peers {
             peer.probe(now + PROBE_AFTER);
         }
@@ -299,10 +299,10 @@ impl Session {
         (self.common.log.len(), self.peers.iter().map(Peer::kept).collect())
     }
 
-    fn send_all(&mut self, peer: PeerId, records: Vec<Record>) {
+    fn send_transfer(&mut self, peer: PeerId, records: Vec<Record>) {
         if let Some(peer) = self.peers.get_mut(usize::from(peer.0)) {
             self.transfers += 1;
-            peer.send_all(self.transfers, records, self.common.log.head);
+            peer.send_transfer(self.transfers, records, self.common.log.head);
         }
     }
 

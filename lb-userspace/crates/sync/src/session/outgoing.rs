@@ -23,7 +23,7 @@ const WINDOW: usize = 512;
 /// Updates that are sent during a transfer: the receiver holds no more until it has the transfer.
 const UPDATES_DURING_TRANSFER: u64 = 1000;
 
-/// How long after one [`Report::WantsAll`](crate::Report::WantsAll) the next one comes, if
+/// How long after one [`Report::TransferRequested`](crate::Report::TransferRequested) the next one comes, if
 /// the peer has fallen behind again.
 pub(super) const WANTS_AGAIN: Duration = Duration::from_secs(1);
 
@@ -101,7 +101,7 @@ pub(super) enum Next<'a> {
     /// An update with this sequence number; whether again.
     Update(u64, &'a Packed, bool),
     /// A packet of the transfer; parts in it; whether again.
-    All(&'a [u8], u32, bool),
+    Transfer(&'a [u8], u32, bool),
 }
 
 impl Outgoing {
@@ -142,7 +142,7 @@ impl Outgoing {
     }
 
     /// Begins to send all of the history as it is after the update with number `since`.
-    pub(super) fn send_all(&mut self, id: u32, records: Vec<Record>, since: u64) {
+    pub(super) fn send_transfer(&mut self, id: u32, records: Vec<Record>, since: u64) {
         self.phase = ExportPhase::Transferring(Box::new(Transfer::new(id, records, since)));
         self.since = since;
         self.cursor = since + 1;
@@ -354,7 +354,7 @@ impl Transfer {
             if (at as usize) < self.window.len() {
                 let sent = &mut self.window[at as usize];
                 sent.at = now;
-                return Some(Next::All(&sent.body, sent.parts, true));
+                return Some(Next::Transfer(&sent.body, sent.parts, true));
             }
         }
         if self.ended || self.window.len() >= WINDOW {
@@ -363,7 +363,7 @@ impl Transfer {
         let packet = self.packer.next_packet();
         self.ended = self.packer.is_empty();
         let mut body = Vec::with_capacity(wire::BODY);
-        let message = Message::All {
+        let message = Message::Transfer {
             transfer: self.id,
             index: self.base + self.window.len() as u32,
             last: self.ended,
@@ -373,7 +373,7 @@ impl Transfer {
         message.encode(&mut body);
         self.timeout_at.get_or_insert(now + self.timeout);
         self.window.push_back(Sent { body, parts: packet.parts, at: now });
-        self.window.back().map(|sent| Next::All(&sent.body, sent.parts, false))
+        self.window.back().map(|sent| Next::Transfer(&sent.body, sent.parts, false))
     }
 
     fn acked(&mut self, next: u32, missing: &[Range], flight: Duration, now: Instant) {

@@ -45,7 +45,7 @@ pub(super) struct Trust {
     pub(super) lacks: bool,
     pub(super) complete_there: bool,
     /// The first sequence number that its daemon has not taken.
-    pub(super) taken_there: u64,
+    pub(super) acknowledged_there: u64,
     pub(super) sent_request: Option<SentRequest>,
     pub(super) received_request: Option<ReceivedRequest>,
 }
@@ -68,7 +68,7 @@ impl Trust {
             incoming: Incoming::new(peer),
             lacks: false,
             complete_there: false,
-            taken_there: 0,
+            acknowledged_there: 0,
             sent_request: None,
             received_request: None,
         }
@@ -101,7 +101,7 @@ impl Trust {
             sender.acknowledged(has);
         }
         self.complete_there = hello.complete;
-        self.taken_there = hello.taken;
+        self.acknowledged_there = hello.acknowledged;
         self.outgoing.acknowledged(hello.next, counter);
         self.incoming.published(hello.head, now, out);
     }
@@ -133,7 +133,7 @@ impl Trust {
         }
         self.outgoing.tick(now);
         if self.state_reported && self.outgoing.wants_all(now) {
-            out.push(Action::Report(Report::WantsAll(id)));
+            out.push(Action::Report(Report::TransferRequested(id)));
         }
         self.tick_takeover_requests(id, address, now, counters, common, out);
     }

@@ -56,14 +56,14 @@ pub struct SyncThread {
     orders: Option<Sender<Event<'static>>>,
     wake: Arc<EventFd>,
     status: Arc<Mutex<Vec<PeerStatus>>>,
-    taken: Arc<AtomicU64>,
+    acknowledged: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl SyncThread {
     /// Starts sessions with the peers, in the network namespace of the calling thread. Their reports go to
     /// `reports`: of each peer [`Report::Joined`] first, then its [`Report::NodeState`], then
-    /// [`Report::WantsAll`]. Peers receive nothing of this node's history before [`Peers::set_state`].
+    /// [`Report::TransferRequested`]. Peers receive nothing of this node's history before [`Peers::set_state`].
     ///
     /// An address that is not there yet is waited for.
     ///
@@ -76,7 +76,7 @@ impl SyncThread {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake = Arc::new(wake.context("make an eventfd")?);
         let status = Arc::new(Mutex::new(Vec::new()));
-        let taken = Arc::new(AtomicU64::new(0));
+        let acknowledged = Arc::new(AtomicU64::new(0));
         let (orders, receiver) = mpsc::channel();
         let mut runner = Runner {
             sockets: Sockets::Waiting { since: None, again_at: Instant::now() },
@@ -85,7 +85,7 @@ impl SyncThread {
             orders: receiver,
             wake: Arc::clone(&wake),
             status: Arc::clone(&status),
-            taken: Arc::clone(&taken),
+            acknowledged: Arc::clone(&acknowledged),
             reports,
             out: Vec::new(),
             deaf: false,
@@ -96,7 +96,7 @@ impl SyncThread {
         let run = move || runner.run();
         let thread = thread::Builder::new().name("sync".into()).spawn(run);
         let thread = Some(thread.context("start the thread of the flow sync")?);
-        Ok(Self { orders: Some(orders), wake, status, taken, thread })
+        Ok(Self { orders: Some(orders), wake, status, acknowledged, thread })
     }
 
     fn order(&self, order: Event<'static>) {
@@ -125,20 +125,20 @@ impl Peers for SyncThread {
         }
     }
 
-    fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+    fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
     }
 
     fn acknowledge(&self, peer: PeerId, mark: Mark) {
         self.order(Event::Acknowledge(peer, mark));
     }
 
-    fn send_all(&self, peer: PeerId, records: Vec<Record>) {
-        self.order(Event::SendAll(peer, records));
+    fn send_transfer(&self, peer: PeerId, records: Vec<Record>) {
+        self.order(Event::SendTransfer(peer, records));
     }
 
-    fn want_all(&self, peer: PeerId) {
-        self.order(Event::WantAll(peer));
+    fn request_transfer(&self, peer: PeerId) {
+        self.order(Event::RequestTransfer(peer));
     }
 
     fn lack(&self, peer: PeerId, lacks: bool) {
@@ -209,7 +209,7 @@ struct Runner {
     orders: Receiver<Event<'static>>,
     wake: Arc<EventFd>,
     status: Arc<Mutex<Vec<PeerStatus>>>,
-    taken: Arc<AtomicU64>,
+    acknowledged: Arc<AtomicU64>,
     reports: UnboundedSender<Report>,
     out: Vec<Action>,
     /// Whether the last datagram could not be sent.
@@ -367,7 +367,7 @@ impl Runner {
 
     /// Publishes the peers' status for the daemon.
     fn show(&mut self) {
-        self.taken.store(self.session.taken(), Ordering::Relaxed);
+        self.acknowledged.store(self.session.acknowledged(), Ordering::Relaxed);
         let mut status = self.session.status(Instant::now(), SystemTime::now());
         if matches!(self.sockets, Sockets::Waiting { .. }) {
             for peer in &mut status {

@@ -117,10 +117,10 @@ fn joined_as(configs: [Config; 2], history: Vec<Record>) -> (Node, Node) {
     for node in [&active, &backup] {
         node.sync.set_state(NodeState::default());
     }
-    active.until_report(&Report::WantsAll(PEER));
-    active.sync.send_all(PEER, history);
-    backup.until_report(&Report::WantsAll(PEER));
-    backup.sync.send_all(PEER, Vec::new());
+    active.until_report(&Report::TransferRequested(PEER));
+    active.sync.send_transfer(PEER, history);
+    backup.until_report(&Report::TransferRequested(PEER));
+    backup.sync.send_transfer(PEER, Vec::new());
     active.until_report(&Report::Complete(PEER, true));
     backup.until_report(&Report::Complete(PEER, true));
     (active, backup)

@@ -155,7 +155,7 @@ pub struct Hello<'a> {
     pub next: u64,
     /// The first sequence number of the receiver that the node has not made use of yet, of those that
     /// have arrived; 0: of none.
-    pub taken: u64,
+    pub acknowledged: u64,
     /// Whether the node has everything of the receiver's.
     pub complete: bool,
     /// The generations of the node's [`node_state`].
@@ -199,7 +199,7 @@ pub enum Message<'a> {
         parts: &'a [u8],
     },
     /// All of the node's history: one packet of a transfer.
-    All {
+    Transfer {
         /// Which transfer; a later one has a higher number.
         transfer: u32,
         /// Which packet of it, from 0 on.
@@ -255,8 +255,8 @@ impl<'a> Message<'a> {
     pub const HELLO: u8 = 1;
     const NODE_STATE: u8 = 2;
     const NEWS: u8 = 3;
-    /// The kind of [`Message::All`].
-    pub const ALL: u8 = 4;
+    /// The kind of [`Message::Transfer`].
+    pub const TRANSFER: u8 = 4;
     const ACK: u8 = 5;
     const NACK: u8 = 6;
     const TAKEOVER_REQUEST: u8 = 7;
@@ -271,7 +271,7 @@ impl<'a> Message<'a> {
             Self::Hello(_) => Self::HELLO,
             Self::NodeState { .. } => Self::NODE_STATE,
             Self::Changes { .. } => Self::NEWS,
-            Self::All { .. } => Self::ALL,
+            Self::Transfer { .. } => Self::TRANSFER,
             Self::Ack { .. } => Self::ACK,
             Self::Nack { .. } => Self::NACK,
             Self::TakeoverRequest { .. } => Self::TAKEOVER_REQUEST,
@@ -297,7 +297,7 @@ impl<'a> Message<'a> {
                 body.put_varint(*ahead);
                 body.put(parts);
             }
-            Self::All { transfer, index, last, since, parts } => {
+            Self::Transfer { transfer, index, last, since, parts } => {
                 body.put_varint(u64::from(*transfer));
                 body.put_varint(u64::from(*index));
                 body.put(&[u8::from(*last)]);
@@ -354,7 +354,7 @@ impl<'a> Message<'a> {
                 ahead: reader.varint()?,
                 parts: reader.rest(),
             },
-            Self::ALL => Self::All {
+            Self::TRANSFER => Self::Transfer {
                 transfer: reader.varint32()?,
                 index: reader.varint32()?,
                 last: reader.bool()?,
@@ -402,7 +402,7 @@ impl<'a> Hello<'a> {
         body.put_varint(self.echo_clock.1);
         body.put_varint(self.head);
         body.put_varint(self.next);
-        body.put_varint(self.taken);
+        body.put_varint(self.acknowledged);
         body.put(&[u8::from(self.complete)]);
         for generation in self.node_state.into_iter().chain(self.has) {
             body.put_varint(u64::from(generation));
@@ -419,7 +419,7 @@ impl<'a> Hello<'a> {
             echo_clock: (reader.varint()?, reader.varint()?),
             head: reader.varint()?,
             next: reader.varint()?,
-            taken: reader.varint()?,
+            acknowledged: reader.varint()?,
             complete: reader.bool()?,
             node_state: [reader.varint32()?, reader.varint32()?],
             has: [reader.varint32()?, reader.varint32()?],
@@ -463,7 +463,7 @@ fn ranges(reader: &mut Reader<'_>) -> Read<Vec<Range>> {
 /// The bytes are no such message.
 pub fn decode(kind: u8, body: &[u8]) -> Read<()> {
     match Message::decode(kind, body)? {
-        Message::Changes { parts, .. } | Message::All { parts, .. } => {
+        Message::Changes { parts, .. } | Message::Transfer { parts, .. } => {
             let mut records = Vec::new();
             parts::Assembler::default().take(parts::unpack(parts)?, &mut records)
         }

@@ -88,12 +88,12 @@ proptest! {
         node in "[a-zä-ü.0-9-]{0,32}",
         (challenge, session, echoed, losses) in any::<(u32, [u8; 16], u32, u32)>(),
         (clock, echo_clock, head) in any::<(u64, (u64, u64), u64)>(),
-        (next, taken, complete) in any::<(u64, u64, bool)>(),
+        (next, acknowledged, complete) in any::<(u64, u64, bool)>(),
         (node_state, has) in any::<([u32; 2], [u32; 2])>(),
     ) {
         let echo = (SessionId(session), echoed);
         round_trip(&Message::Hello(Hello {
-            node: &node, challenge, echo, losses, clock, echo_clock, head, next, taken, complete, node_state, has,
+            node: &node, challenge, echo, losses, clock, echo_clock, head, next, acknowledged, complete, node_state, has,
         }));
     }
 
@@ -103,7 +103,7 @@ proptest! {
         (sequence, ahead, transfer, index, last, since) in any::<(u64, u64, u32, u32, bool, u64)>(),
     ) {
         round_trip(&Message::Changes { sequence, ahead, parts: &parts });
-        round_trip(&Message::All { transfer, index, last, since, parts: &parts });
+        round_trip(&Message::Transfer { transfer, index, last, since, parts: &parts });
     }
 
     #[test]

@@ -53,8 +53,8 @@ pub(super) struct PeerGroup {
     turns: u64,
     /// The state that was sent last.
     sent_state: Option<NodeState>,
-    /// Peers that are to be sent all records, since the export has failed.
-    pub(super) pending_full_sync: BTreeSet<PeerId>,
+    /// Peers to which a transfer is to be sent, since the export for it has failed.
+    pub(super) pending_transfers: BTreeSet<PeerId>,
     /// Pins that were made here when services ceased to be this node's own while a peer was not connected.
     pub(super) retained: Option<(Instant, Vec<Record>)>,
     /// Since when this node and a peer are both Active, and whether an event was recorded.
@@ -82,8 +82,8 @@ pub(super) struct Peer {
     pub(super) again: Option<(Instant, Duration)>,
     /// Whether this node has reported to it that some of its records are missing here.
     lacks: Option<bool>,
-    /// Whether all of its records were requested, and the first has not come.
-    wanted: bool,
+    /// Whether a transfer of all its records was requested and has not begun.
+    transfer_requested: bool,
     /// The reasons why its records were rejected.
     pub(super) rejected_reasons: BTreeSet<String>,
     /// The backends that get new flows of services there.
@@ -112,7 +112,7 @@ impl PeerGroup {
             fingerprint: Fingerprint::default(),
             turns: 0,
             sent_state: None,
-            pending_full_sync: BTreeSet::new(),
+            pending_transfers: BTreeSet::new(),
             retained: None,
             both_active: BTreeMap::new(),
             unacked: Unacked::default(),
@@ -279,10 +279,10 @@ impl PeerGroup {
                 continue;
             }
             let waits = peer.again.is_some_and(|(at, _)| now < at);
-            if !peer.wanted && !waits {
-                peer.wanted = true;
+            if !peer.transfer_requested && !waits {
+                peer.transfer_requested = true;
                 peer.complete = false;
-                self.sessions.want_all(*id);
+                self.sessions.request_transfer(*id);
             }
         }
     }
@@ -290,7 +290,7 @@ impl PeerGroup {
     /// A peer is connected.
     pub(super) fn joined(&mut self, id: PeerId) -> Vec<EventBody> {
         // It sends all records by itself.
-        self.peers.insert(id, Peer { wanted: true, ..Peer::default() });
+        self.peers.insert(id, Peer { transfer_requested: true, ..Peer::default() });
         let message = format!("peer {} is there", self.name(id));
         let mut events = vec![EventBody::new(Kind::PeerJoined, message, "it answers")];
         events.extend(self.same_name(id).map(|text| {
@@ -302,20 +302,20 @@ impl PeerGroup {
     /// A peer is connected no more.
     pub(super) fn lost(&mut self, id: PeerId, why: String) -> EventBody {
         self.peers.remove(&id);
-        self.pending_full_sync.remove(&id);
+        self.pending_transfers.remove(&id);
         self.both_active.retain(|(_, peer), _| *peer != id);
         EventBody::new(Kind::PeerLost, format!("peer {} is gone", self.name(id)), why)
     }
 
-    /// A peer begins to send all of its records; the services whose flows are its own.
-    pub(super) fn begins(
+    /// A peer begins a transfer of all its records; the services whose flows are its own.
+    pub(super) fn transfer_begins(
         &mut self,
         id: PeerId,
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     ) -> BTreeSet<ServiceKey> {
         let Some(peer) = self.peers.get_mut(&id) else { return BTreeSet::new() };
         peer.followed = counted(flow_sources, id, &peer.mismatch);
-        (peer.wanted, peer.complete) = (false, false);
+        (peer.transfer_requested, peer.complete) = (false, false);
         // Other nodes have sent a part of the flows of a service that all nodes share.
         let theirs = |key: &&ServiceKey| flow_sources.get(key) == Some(&FlowStateSource::Peer(id));
         peer.followed.iter().filter(theirs).copied().collect()
@@ -324,7 +324,7 @@ impl PeerGroup {
     /// All records of a peer have come, or some were lost; the event, if that is new.
     pub(super) fn set_complete(&mut self, id: PeerId, complete: bool) -> Option<EventBody> {
         let peer = self.peers.get_mut(&id)?;
-        let before = std::mem::replace(&mut peer.complete, complete && !peer.wanted);
+        let before = std::mem::replace(&mut peer.complete, complete && !peer.transfer_requested);
         let after = peer.complete;
         if before == after {
             return None;

@@ -135,10 +135,10 @@ impl Peer {
         }
     }
 
-    /// All of the peer's history is wanted again.
-    pub(super) fn want_all(&mut self, now: Instant, out: &mut Vec<Action>) {
+    /// Requests a transfer of all of the peer's history again.
+    pub(super) fn request_transfer(&mut self, now: Instant, out: &mut Vec<Action>) {
         let Some(trust) = &mut self.trust else { return };
-        trust.incoming.want_all(out);
+        trust.incoming.request_transfer(out);
         self.prompt(now);
     }
 
@@ -153,16 +153,17 @@ impl Peer {
     /// The daemon has taken everything before this sequence number, and the peer is to know.
     pub(super) fn acknowledge(&mut self, next: u64, now: Instant) {
         let Some(trust) = &mut self.trust else { return };
-        let before = trust.incoming.taken();
+        let before = trust.incoming.acknowledged();
         trust.incoming.acknowledge(next);
-        if trust.incoming.taken() != before {
+        if trust.incoming.acknowledged() != before {
             self.prompt(now);
         }
     }
 
     /// Whether its daemon has taken everything up to this sequence number, or gets no updates.
-    pub(super) fn has_taken(&self, head: u64) -> bool {
-        let lacks = |trust: &Trust| trust.outgoing.is_followed() && trust.taken_there <= head;
+    pub(super) fn has_acknowledged(&self, head: u64) -> bool {
+        let lacks =
+            |trust: &Trust| trust.outgoing.is_followed() && trust.acknowledged_there <= head;
         !self.trust.as_ref().is_some_and(lacks)
     }
 
@@ -299,9 +300,9 @@ impl Peer {
                 let head = sequence.saturating_add(ahead);
                 trust.incoming.update(sequence, head, parts, now, &mut self.counters, out)
             }
-            Message::All { transfer, index, last, since, parts } => {
+            Message::Transfer { transfer, index, last, since, parts } => {
                 let packet = (transfer, index, last, since);
-                trust.incoming.all(packet, parts, now, &mut self.counters, out)
+                trust.incoming.transfer_packet(packet, parts, now, &mut self.counters, out)
             }
             Message::Ack { transfer, next, missing } => {
                 let flight = trust.flight();
@@ -343,9 +344,9 @@ impl Peer {
         result
     }
 
-    pub(super) fn send_all(&mut self, id: u32, records: Vec<Record>, since: u64) {
+    pub(super) fn send_transfer(&mut self, id: u32, records: Vec<Record>, since: u64) {
         if let Some(trust) = &mut self.trust {
-            trust.outgoing.send_all(id, records, since);
+            trust.outgoing.send_transfer(id, records, since);
             self.counters.full_syncs += 1;
         }
     }
@@ -400,9 +401,9 @@ impl Peer {
                 let datagram = sealer.seal(message.kind(), to, |body| message.encode(body));
                 (datagram, packet.parts, again)
             }
-            Next::All(encoded, parts, again) => {
+            Next::Transfer(encoded, parts, again) => {
                 let seal = |body: &mut Vec<u8>| body.extend_from_slice(encoded);
-                (sealer.seal(Message::ALL, to, seal), parts, again)
+                (sealer.seal(Message::TRANSFER, to, seal), parts, again)
             }
         };
         pace.take(datagram.len());

@@ -177,7 +177,7 @@ impl Peer {
                 echo: (trust.session, trust.challenge),
                 echo_clock: (trust.clock.0, micros(now.saturating_duration_since(trust.clock.1))),
                 next: trust.incoming.next(),
-                taken: trust.incoming.taken(),
+                acknowledged: trust.incoming.acknowledged(),
                 complete: trust.incoming.is_complete() && !trust.lacks,
                 has: [trust.receivers[0].generation, trust.receivers[1].generation],
                 ..unknown

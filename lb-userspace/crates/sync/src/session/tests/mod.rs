@@ -62,7 +62,7 @@ enum Trouble {
     /// A node requests another to take over.
     RequestTakeover { node: usize, other: usize },
     /// A node wants all of another's history again.
-    WantAll { node: usize, other: usize },
+    RequestTransfer { node: usize, other: usize },
     /// A node starts anew, as another session.
     Restart { node: usize },
     /// A node sends its goodbye and starts anew.
@@ -81,7 +81,7 @@ fn trouble(nodes: usize) -> impl Strategy<Value = Trouble> {
     prop_oneof![
         12 => (node.clone(), any::<u32>()).prop_map(|(node, what)| Trouble::Publish { node, what }),
         2 => pair.clone().prop_map(|(node, other)| Trouble::RequestTakeover { node, other }),
-        1 => pair.clone().prop_map(|(node, other)| Trouble::WantAll { node, other }),
+        1 => pair.clone().prop_map(|(node, other)| Trouble::RequestTransfer { node, other }),
         1 => node.clone().prop_map(|node| Trouble::Restart { node }),
         1 => node.clone().prop_map(|node| Trouble::Stop { node }),
         1 => (node, 100_u64..3000).prop_map(|(node, millis)| Trouble::Freeze { node, millis }),
@@ -124,7 +124,7 @@ fn live(nodes: usize, group: bool, seed: u64, links: Links, troubles: Vec<(u64, 
                 );
             }
             Trouble::RequestTakeover { node, other } => world.request_takeover(node, other),
-            Trouble::WantAll { node, other } => world.want_all(node, other),
+            Trouble::RequestTransfer { node, other } => world.request_transfer(node, other),
             Trouble::Restart { node } => world.restart(node, false),
             Trouble::Stop { node } => world.restart(node, true),
             Trouble::Freeze { node, millis } => world.freeze(node, Duration::from_millis(millis)),

@@ -286,11 +286,11 @@ impl World {
                 assert!(known.joined, "it was lost twice");
                 *known = Known::default();
             }
-            Report::WantsAll(peer) => {
+            Report::TransferRequested(peer) => {
                 let records = node.model.records();
-                self.handle(at, Event::SendAll(peer, records));
+                self.handle(at, Event::SendTransfer(peer, records));
             }
-            Report::Begins(peer) => {
+            Report::TransferBegins(peer) => {
                 let known = node.known.get_mut(&peer).expect("it has joined");
                 assert!(known.joined && !known.complete);
                 known.model = Model::default();
@@ -360,8 +360,8 @@ impl World {
     }
 
     /// The number of the last publication that all have taken.
-    pub fn taken(&mut self, at: usize) -> u64 {
-        self.nodes[at].session.taken()
+    pub fn acknowledged(&mut self, at: usize) -> u64 {
+        self.nodes[at].session.acknowledged()
     }
 
     pub fn request_takeover(&mut self, at: usize, other: usize) {
@@ -380,8 +380,8 @@ impl World {
     }
 
     /// A node has not taken another one's history.
-    pub fn want_all(&mut self, at: usize, other: usize) {
-        self.handle(at, Event::WantAll(Self::peer(at, other)));
+    pub fn request_transfer(&mut self, at: usize, other: usize) {
+        self.handle(at, Event::RequestTransfer(Self::peer(at, other)));
     }
 
     /// A node lacks flows of another one that have arrived, or lacks none.

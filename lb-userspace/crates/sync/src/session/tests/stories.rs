@@ -28,8 +28,8 @@ fn nodes_join_within_milliseconds_and_tell_facts_before_they_want_history() {
     let reports = [
         Report::Joined(PEER),
         Report::NodeState(PEER, NodeState::default()),
-        Report::WantsAll(PEER),
-        Report::Begins(PEER),
+        Report::TransferRequested(PEER),
+        Report::TransferBegins(PEER),
         Report::Records(PEER, Vec::new(), Mark(1)),
         Report::Complete(PEER, true),
     ];
@@ -80,10 +80,10 @@ fn news_are_taken_when_the_peers_daemon_says_so() {
     world.run(millis(150));
     let reports = world.reports(1);
     let Some(Report::Records(PEER, _, mark)) = reports.first() else { panic!("{reports:?}") };
-    assert_eq!(world.taken(0), 0, "they have arrived, and nothing more");
+    assert_eq!(world.acknowledged(0), 0, "they have arrived, and nothing more");
     world.handle(1, Event::Acknowledge(PEER, *mark));
     world.run(millis(7));
-    assert_eq!(world.taken(0), 1);
+    assert_eq!(world.acknowledged(0), 1);
 }
 
 #[test]
@@ -92,9 +92,9 @@ fn a_lost_word_that_news_are_taken_is_said_again_by_a_heartbeat() {
     world.cut(1, 0, millis(20));
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(20));
-    assert_eq!(world.taken(0), 0);
+    assert_eq!(world.acknowledged(0), 0);
     world.run(millis(100));
-    assert_eq!(world.taken(0), 1);
+    assert_eq!(world.acknowledged(0), 1);
 }
 
 #[test]
@@ -103,12 +103,12 @@ fn who_gets_no_news_is_not_waited_for() {
     world.slow = true;
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(20));
-    assert_eq!(world.taken(0), 0);
+    assert_eq!(world.acknowledged(0), 0);
     world.cut(1, 0, millis(2000));
     world.run(millis(1200));
-    assert_eq!(world.taken(0), 1, "the peer is gone");
+    assert_eq!(world.acknowledged(0), 1, "the peer is gone");
     world.publish(0, vec![pins(0..10, 1)]);
-    assert_eq!(world.taken(0), 2, "nobody is there");
+    assert_eq!(world.acknowledged(0), 2, "nobody is there");
 }
 
 #[test]
@@ -248,27 +248,27 @@ fn all_comes_again_for_who_has_not_taken_it() {
     world.publish(0, vec![pins(0..10, 1)]);
     world.run(millis(20));
     world.reports(1);
-    world.want_all(1, 0);
+    world.request_transfer(1, 0);
     // All is requested from the daemon once in a second.
     world.run(millis(1_100));
     let reports = world.reports(1);
-    assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::Begins(PEER)]);
+    assert_eq!(reports[..2], [Report::Complete(PEER, false), Report::TransferBegins(PEER)]);
     assert!(matches!(&reports[2..], [Report::Records(..), Report::Complete(PEER, true)]));
     // While it is on its way, it comes once more after that.
     world.publish(0, vec![ring(500, 3), pins(0..5_000, 1)]);
     world.run(millis(50));
-    world.want_all(1, 0);
+    world.request_transfer(1, 0);
     let mut begun = 0;
     for _ in 0..1_100 {
         world.run(millis(1));
-        begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
+        begun += world.reports(1).iter().filter(|is| **is == Report::TransferBegins(PEER)).count();
         if begun == 1 {
             break;
         }
     }
-    world.want_all(1, 0);
+    world.request_transfer(1, 0);
     world.run(millis(2_000));
-    begun += world.reports(1).iter().filter(|is| **is == Report::Begins(PEER)).count();
+    begun += world.reports(1).iter().filter(|is| **is == Report::TransferBegins(PEER)).count();
     assert_eq!(begun, 2);
     world.converge();
 }
@@ -306,7 +306,7 @@ fn a_peer_that_takes_nothing_costs_nothing_and_gets_all_later() {
         assert!(log <= 4096 && peers[0] <= 4096 + 512, "{log} {peers:?}");
     }
     let wanted = world.reports(0);
-    let wanted = wanted.iter().filter(|report| **report == Report::WantsAll(PEER)).count();
+    let wanted = wanted.iter().filter(|report| **report == Report::TransferRequested(PEER)).count();
     assert!((1..=11).contains(&wanted), "{wanted}");
     assert!(world.sent < 2000, "{} datagrams", world.sent);
     // The log alone, at this rate.

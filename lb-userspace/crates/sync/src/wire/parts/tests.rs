@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn pieces_come_back_as_they_were(
+    fn records_come_back_as_they_were(
         records in vec(record(), 0..6), limit in prop_oneof![Just(PARTS), 128_usize..400],
     ) {
         let packets = packed(&records, limit);
@@ -118,7 +118,7 @@ proptest! {
 
     /// Bytes that are nearly parts reach further than any bytes.
     #[test]
-    fn damaged_pieces_are_unpacked_without_panic(
+    fn damaged_records_are_unpacked_without_panic(
         records in vec(record(), 1..4),
         damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
