@@ -53,7 +53,7 @@ use lb_model::{
 };
 use lb_observe::{events::Events, samples::Samples};
 use lb_plane::fake::Fake;
-use lb_threads::notify::Notifier;
+use lb_threads::systemd::Notifier;
 use lb_vrrp::{Order, Report, Vrrp};
 use tokio::sync::{mpsc, oneshot, watch};
 

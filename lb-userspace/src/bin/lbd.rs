@@ -29,7 +29,7 @@ use lb_model::settings::XdpModes;
 use lb_netlink::{Resolver, path_mtu, striding::empty_first_buffers, trunks};
 use lb_observe::{events::Events, samples::Samples};
 use lb_sync::thread::SyncThread;
-use lb_threads::notify::Notifier;
+use lb_threads::systemd::Notifier;
 use lb_vrrp::{release::NOT_STARTED, thread::Thread};
 use tokio::{
     runtime::Runtime,

@@ -26,7 +26,7 @@ use lb_model::{
 };
 use lb_observe::{events::Events, samples::Samples};
 use lb_plane::fake::{Fake, Remote};
-use lb_threads::notify::Notifier;
+use lb_threads::systemd::Notifier;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,

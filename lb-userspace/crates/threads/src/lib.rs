@@ -8,7 +8,7 @@
 //!
 //! [`notify`] reports the process's state to systemd.
 
-pub mod notify;
+pub mod systemd;
 
 use std::{
     future::Future,

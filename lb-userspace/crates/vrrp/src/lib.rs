@@ -13,7 +13,7 @@ pub mod fsm;
 pub mod leftovers;
 pub mod machine;
 pub mod macvlan;
-pub mod notify;
+pub mod notify_program;
 pub mod observe;
 pub mod observed;
 pub mod packet;
@@ -43,15 +43,15 @@ pub struct ExternalState {
     pub served: BTreeSet<(IpAddr, String)>,
     /// Whether the node is draining: it is Active only while no other node can be.
     pub draining: bool,
-    /// Routers of which another node's flows are not known here yet, though they could be: none of
-    /// these preempts, for a while, or until the Active router lowers its priority.
+    /// Routers of which this node has not imported all flows of the Active node, though a peer could send them: such a
+    /// router does not preempt for a while, or until the Active router lowers its priority.
     pub unsynced: BTreeSet<RouterKey>,
-    /// How many transitions each router had made when `unsynced` was found, by its name: after the next
-    /// one that counts no more, and it does not preempt before it is set anew. Empty if there is
-    /// no peer whose flows could be known.
+    /// How many transitions each router, by its name, had made when the daemon computed `unsynced`. After another
+    /// transition, `unsynced` is out of date for that router: it does not preempt until the daemon sends a state that
+    /// counts this transition. Empty if the node has no peers.
     pub transitions: BTreeMap<String, u64>,
-    /// Routers that a peer is Active for which hands over when it receives that this node would preempt: so
-    /// none of these preempts by itself.
+    /// Routers that a peer is Active for, and that this peer hands over as soon as this node's state reports that
+    /// it would preempt: so this node does not preempt by itself.
     pub handed_over: BTreeSet<RouterKey>,
     /// Routers that a peer is Active for whose node drains: its priority is low for no fault.
     pub draining_peers: BTreeSet<RouterKey>,

@@ -18,7 +18,7 @@ use lb_model::{
     units::{format_bytes, format_count},
 };
 use lb_netlink::changes::Changes;
-use lb_threads::notify::Notifier;
+use lb_threads::systemd::Notifier;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Printer, table::Table};

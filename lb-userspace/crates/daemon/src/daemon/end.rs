@@ -16,7 +16,7 @@ use lb_model::{
     refusal::{Refusal, RefusalKind},
 };
 use lb_plane::DataPlane;
-use lb_vrrp::{Order, notify::LIMIT_AT_END};
+use lb_vrrp::{Order, notify_program::LIMIT_AT_END};
 
 use super::{
     Daemon, Ended, Reply,

@@ -52,7 +52,7 @@ use lb_model::{
 use lb_observe::events::{Events, changes};
 use lb_plane::DataPlane;
 use lb_sync::Peers;
-use lb_threads::notify::Notifier;
+use lb_threads::systemd::Notifier;
 use lb_vrrp::Vrrp;
 use tokio::{
     sync::{mpsc, oneshot, watch},

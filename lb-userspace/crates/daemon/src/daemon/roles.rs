@@ -82,22 +82,23 @@ impl Roles {
     }
 }
 
-/// A connected peer, as far as it matters here.
+/// The inputs of [`RoleInputs::flow_sources`] that come from one connected peer.
 #[derive(Clone, Debug)]
 pub(super) struct PeerRole {
     pub(super) peer: PeerId,
-    /// Routers that it is Active for, and how it came to be.
+    /// Routers that the peer reports to be Active for.
     pub(super) active: BTreeMap<RouterKey, ActiveClaim>,
-    /// Services that it can't be followed in, since it has them otherwise.
+    /// Services whose flow records this node does not import from the peer, since their settings differ there.
     pub(super) refused: BTreeSet<ServiceKey>,
 }
 
 /// A peer's report that it is Active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ActiveClaim {
-    /// Where its advertisements come from.
+    /// The source address of its advertisements.
     pub(super) source: Option<IpAddr>,
-    /// Its place in the order of the reports: of two, the later one has taken over.
+    /// The place of the report in the order of all peers' reports: of two peers that report to be Active, the one whose
+    /// report came later has taken over.
     pub(super) turn: u64,
     pub(super) priority: u8,
 }

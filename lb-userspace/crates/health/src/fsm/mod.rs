@@ -132,16 +132,16 @@ pub(crate) struct Machine {
     assumed: bool,
     /// Answers in a row that contradict the condition.
     against: u8,
-    /// Whether the last probe that was sent got an answer of any kind, or there was none yet.
+    /// Whether the last probe got an answer of any kind; true before the first probe, too.
     answers: bool,
-    /// Whether it was refused.
+    /// Whether the backend refused the last probe.
     refused: bool,
-    /// If the last answer was silence: the probes in a row that had their whole time and no answer
-    /// of any kind, while others had one.
+    /// If the last probe timed out: the number of probes in a row that timed out without an answer of any kind while
+    /// other backends answered.
     silent: Option<u8>,
-    /// When the last of them was sent.
+    /// When the last probe that timed out was sent.
     silent_sent_at: Option<Instant>,
-    /// When another backend had answered last as a probe without an answer was over.
+    /// When another backend had answered last, as of the last probe that timed out.
     silent_but: Option<Instant>,
     /// Probes in a row that couldn't be sent.
     unsent: u32,

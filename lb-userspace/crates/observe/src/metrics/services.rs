@@ -71,7 +71,7 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         })
         .collect();
     traffic(page, &rows)?;
-    standing(page, &rows)?;
+    backend_states(page, &rows)?;
     checks(page, &rows)
 }
 
@@ -221,7 +221,7 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     )
 }
 
-fn standing(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
+fn backend_states(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     let all =
         |value: fn(&Backend) -> u64| rows.iter().map(move |row| (row.labels(), value(row.backend)));
     page.gauges(

@@ -1,6 +1,14 @@
 //! Active: advertising, announcing, and giving way when another router is Active too.
 
-use super::*;
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use lb_model::router::{Announce, State};
+
+use super::{Action, ReceivedAdvertisement, VirtualRouter};
+use crate::NoticeKind;
 
 /// One sender is answered so often in an interval: once for its advertisement, and once more for its
 /// last one, if it gives way to the answer.

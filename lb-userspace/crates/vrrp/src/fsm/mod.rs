@@ -41,7 +41,7 @@
 mod active;
 mod backup;
 mod ending;
-mod format;
+mod inputs_outputs;
 mod preempt;
 mod timing;
 
@@ -52,9 +52,9 @@ use std::{
 };
 
 use lb_api::routers::ActiveRouter;
-use lb_model::router::{Announce, OWNER, State, Version};
+use lb_model::router::{OWNER, State, Version};
 
-pub use self::format::{Action, Assessment, Event, ReceivedAdvertisement, Settings, Tally};
+pub use self::inputs_outputs::{Action, Assessment, Event, ReceivedAdvertisement, Settings, Tally};
 use self::{
     active::{Answers, Displaced},
     ending::Yielding,
@@ -326,7 +326,18 @@ impl VirtualRouter {
         &self.cause
     }
 
-    /// Its priority as it is.
+    /// The priority that it advertises while it is Active. Its inputs, and the code that sets each:
+    ///
+    /// | input | effect | code |
+    /// |---|---|---|
+    /// | `priority` of the configuration | the base; 255, the owner's, stays whatever is tracked | `Router::priority` |
+    /// | tracks with a weight | each changes the sum by its weight; 1 to 254 | `Tracks::outcome` |
+    /// | a failed service of weight 0, if another of the VIPs is served | 1, and no fault | `Tracks::outcome` |
+    /// | the sync group | the lowest priority of its routers | `Machine::assessment` |
+    /// | a drain of this node, unless a handover is under way | 1 | `ExternalState::draining`, by lb-daemon |
+    ///
+    /// [`Self::set_assessment`] sets the result. 0 is no priority of a router: `active.rs`, `backup.rs` and
+    /// `ending.rs` put it into the advertisement by which a router ceases to be Active.
     #[must_use]
     pub const fn priority(&self) -> u8 {
         if self.assessment.draining { 1 } else { self.assessment.priority }

@@ -20,7 +20,7 @@ use tokio::{
 use super::filter;
 use crate::{
     macvlan::{Device, Devices},
-    notify::{Call, Caller},
+    notify_program::{Call, Caller},
     observe::files,
     scripts::{Ended, Script, run},
 };

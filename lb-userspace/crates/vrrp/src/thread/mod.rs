@@ -14,15 +14,15 @@
 //!
 //! It waits for the daemon in one case, for 20 ms at most: when the program is to take frames for a virtual MAC
 //! address. The advertisements of a round are sent first. Addresses are added and announced in turns of 2 ms;
-//! repeated announcements are spread out ([`pace`]).
+//! repeated announcements are spread out ([`announcement_queue`]).
 
+mod announcement_queue;
 mod claims;
 mod driver;
 pub mod filter;
 mod helper;
 mod member;
 mod notices;
-mod pace;
 mod receivers;
 
 use std::{

@@ -11,19 +11,19 @@ use crate::{
     machine::Name,
     observe,
     sockets::Announcer,
-    thread::pace::Pace,
+    thread::announcement_queue::AnnouncementQueue,
 };
 
-/// The sender of announcements, and those that wait for their turn.
+/// The sender of announcements, and those that wait for their announcement.
 pub(super) struct Announcements {
     pub(super) announcer: Announcer,
-    pub(super) pace: Pace,
+    pub(super) queue: AnnouncementQueue,
 }
 
 impl Announcements {
     pub(super) fn open() -> Result<Self> {
         let announcer = Announcer::open().context("open a packet socket")?;
-        Ok(Self { announcer, pace: Pace::default() })
+        Ok(Self { announcer, queue: AnnouncementQueue::default() })
     }
 }
 
@@ -33,18 +33,18 @@ impl Driver {
         self.announce_some(name, 0..usize::MAX, now);
     }
 
-    /// Announces what has waited for its turn.
-    pub(super) fn announce_in_turn(&mut self, now: Instant) {
+    /// Announces the queued addresses that are due.
+    pub(super) fn announce_due(&mut self, now: Instant) {
         let members = &self.members;
-        let turns = self.announcements.pace.turn(now, |name| {
+        let due = self.announcements.queue.take_due(now, |name| {
             let member = members.get(name)?;
             let holds = member.holding && member.releases == 0;
             holds.then_some(member.router.addresses.len())
         });
-        for turn in turns {
-            self.announce_some(&turn.name, turn.addresses.clone(), now);
-            if turn.requests_owners {
-                self.request_owners(&turn.name, turn.addresses, now);
+        for announcement in due {
+            self.announce_some(&announcement.name, announcement.addresses.clone(), now);
+            if announcement.requests_owners {
+                self.request_owners(&announcement.name, announcement.addresses, now);
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     fsm::Action,
     machine::{Name, Out},
     macvlan,
-    notify::Call,
+    notify_program::Call,
     thread::{helper::Job, member::Refused},
 };
 
@@ -123,11 +123,11 @@ impl Driver {
                 let since = member.assigned_since;
                 let settled = since.is_some_and(|at| now.duration_since(at) >= CHANGEOVER);
                 if settled {
-                    self.announcements.pace.add(name, repeat, true);
+                    self.announcements.queue.add(name, repeat, true);
                 } else {
                     self.announce(name, now);
                     debug!(router = &**name, after = ?now.elapsed(), "announced");
-                    self.announcements.pace.add(name, repeat.saturating_sub(1), false);
+                    self.announcements.queue.add(name, repeat.saturating_sub(1), false);
                 }
             }
             Effect::Action(Action::AnnounceOnce) => {

@@ -46,7 +46,7 @@ use crate::{
     ExternalState, NoticeKind, Order, Report,
     addresses::Addresses,
     machine::{Machine, Name, Out},
-    notify, observe,
+    notify_program, observe,
     observed::Observed,
     packet::Path,
     realtime::Scheduling,
@@ -221,7 +221,7 @@ impl Driver {
         self.machine.tick(now, &mut out);
         self.perform(out, now);
         self.work(now);
-        self.announce_in_turn(now);
+        self.announce_due(now);
         self.end(now);
         self.show(now);
         goes_on
@@ -236,7 +236,7 @@ impl Driver {
         let own = self.look_at.min(self.publication.at);
         let others = [
             self.machine.deadline(),
-            self.announcements.pace.deadline(),
+            self.announcements.queue.deadline(),
             self.claims.deadline(),
             last,
         ];
@@ -395,7 +395,7 @@ impl Driver {
         match self.ending {
             Ending::Stopping if self.machine.is_stopped() && self.effects.queue.is_empty() => {
                 self.give_last_jobs();
-                self.ending = Ending::LastJobs(now + notify::LIMIT_AT_END);
+                self.ending = Ending::LastJobs(now + notify_program::LIMIT_AT_END);
             }
             Ending::LastJobs(until) if now >= until => {
                 self.reporter.report(Report::Stopped);

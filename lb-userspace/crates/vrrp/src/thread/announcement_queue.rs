@@ -1,4 +1,4 @@
-//! Announcements that have time: repeated ones, and the refresh of each minute.
+//! The queue of announcements that are not urgent: repeated ones, and the refresh of each minute.
 //!
 //! The first announcement of a router that becomes Active goes at once, whatever it takes. All else is
 //! spread out, as keepalived's `vrrp_garp_interval` does: switches and hosts take ARP by their CPU,
@@ -12,14 +12,14 @@ use std::{
 
 use crate::machine::Name;
 
-/// So many addresses are announced at once,
+/// Most addresses that are announced at once.
 const BURST: usize = 10;
-/// and the next ones so much later: a thousand a second.
-const APART: Duration = Duration::from_millis(10);
+/// The time between two bursts: a thousand addresses a second.
+const BURST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Announcements that are to be made.
+/// The routers whose addresses are to be announced, in order.
 #[derive(Default)]
-pub struct Pace {
+pub struct AnnouncementQueue {
     waiting: VecDeque<Waiting>,
     next_at: Option<Instant>,
 }
@@ -36,7 +36,7 @@ struct Waiting {
 
 /// Addresses that are to be announced now.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct DueAnnouncement {
     /// The router.
     pub name: Name,
     /// Which of its addresses.
@@ -45,7 +45,7 @@ pub struct Turn {
     pub requests_owners: bool,
 }
 
-impl Pace {
+impl AnnouncementQueue {
     /// All addresses of a router are to be announced so many times, unless they are already.
     pub fn add(&mut self, name: &Name, rounds: u8, requests_owners: bool) {
         if rounds > 0 && !self.waiting.iter().any(|waiting| waiting.name == *name) {
@@ -63,11 +63,15 @@ impl Pace {
         self.next_at.filter(|_| !self.waiting.is_empty())
     }
 
-    /// What is to be announced now. `count` gives the number of a router's addresses; none: it holds none.
-    pub fn turn(&mut self, now: Instant, count: impl Fn(&Name) -> Option<usize>) -> Vec<Turn> {
-        let mut turns = Vec::new();
+    /// Takes the announcements that are due now. `count` gives the number of a router's addresses; none: it holds none.
+    pub fn take_due(
+        &mut self,
+        now: Instant,
+        count: impl Fn(&Name) -> Option<usize>,
+    ) -> Vec<DueAnnouncement> {
+        let mut due = Vec::new();
         if self.waiting.is_empty() || self.next_at.is_some_and(|at| now < at) {
-            return turns;
+            return due;
         }
         let mut room = BURST;
         while room > 0
@@ -78,7 +82,11 @@ impl Pace {
             let end = all.min(begin + room);
             room -= end - begin;
             let name = Name::clone(&one.name);
-            turns.push(Turn { name, addresses: begin..end, requests_owners: one.requests_owners });
+            due.push(DueAnnouncement {
+                name,
+                addresses: begin..end,
+                requests_owners: one.requests_owners,
+            });
             one.next = end;
             if end == all {
                 (one.next, one.requests_owners) = (0, false);
@@ -88,8 +96,8 @@ impl Pace {
                 self.waiting.push_back(one);
             }
         }
-        self.next_at = Some(now + APART);
-        turns
+        self.next_at = Some(now + BURST_INTERVAL);
+        due
     }
 }
 
@@ -99,31 +107,32 @@ mod tests {
 
     #[test]
     fn hundreds_of_addresses_are_announced_a_few_at_a_time_and_all_of_them() {
-        let (mut pace, begun) = (Pace::default(), Instant::now());
+        let (mut queue, begun) = (AnnouncementQueue::default(), Instant::now());
         let (many, one) = (Name::from("many"), Name::from("one"));
         let count = |name: &Name| Some(if *name == many { 255 } else { 1 });
-        pace.add(&many, 4, true);
-        pace.add(&one, 4, false);
+        queue.add(&many, 4, true);
+        queue.add(&one, 4, false);
         // Once is enough.
-        pace.add(&one, 4, false);
+        queue.add(&one, 4, false);
         let (mut announced, mut requested) = ([[0; 255], [0; 255]], 0);
         let mut last: Option<Instant> = None;
         for millis in 0.. {
             let now = begun + Duration::from_millis(millis);
-            let turns = pace.turn(now, count);
-            let frames: usize = turns.iter().map(|turn| turn.addresses.len()).sum();
+            let due = queue.take_due(now, count);
+            let frames: usize = due.iter().map(|announcement| announcement.addresses.len()).sum();
             assert!(frames <= BURST, "{frames} at once");
             if frames > 0 {
-                assert!(last.is_none_or(|last| now - last >= APART), "after {millis} ms");
+                assert!(last.is_none_or(|last| now - last >= BURST_INTERVAL), "after {millis} ms");
                 last = Some(now);
             }
-            for turn in turns {
-                requested += if turn.requests_owners { turn.addresses.len() } else { 0 };
-                for address in turn.addresses {
-                    announced[usize::from(turn.name == one)][address] += 1;
+            for announcement in due {
+                requested +=
+                    if announcement.requests_owners { announcement.addresses.len() } else { 0 };
+                for address in announcement.addresses {
+                    announced[usize::from(announcement.name == one)][address] += 1;
                 }
             }
-            match pace.deadline() {
+            match queue.deadline() {
                 Some(at) => assert!(at > now),
                 None => break,
             }
@@ -134,8 +143,8 @@ mod tests {
 
     #[test]
     fn a_router_that_holds_its_addresses_no_more_is_left_out() {
-        let (mut pace, now) = (Pace::default(), Instant::now());
-        pace.add(&Name::from("gone"), 4, false);
-        assert_eq!((pace.turn(now, |_| None), pace.deadline()), (Vec::new(), None));
+        let (mut queue, now) = (AnnouncementQueue::default(), Instant::now());
+        queue.add(&Name::from("gone"), 4, false);
+        assert_eq!((queue.take_due(now, |_| None), queue.deadline()), (Vec::new(), None));
     }
 }

@@ -1,4 +1,4 @@
-//! Programs that lbd runs at a router's transitions.
+//! The notify programs: lbd runs an operator's program at a router's transitions.
 //!
 //! A program is called as `PROGRAM [ARGUMENT...] router NAME STATE PRIORITY`, the order that
 //! keepalived's `notify` has; `STATE` is `initialize`, `fault`, `backup` or `active`. The
@@ -97,7 +97,7 @@ impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
             let (failed, open) = (self.failed.clone(), self.open.clone());
             self.tasks.spawn(async move {
                 while let Some(call) = calls.recv().await {
-                    debug!(router = call.router, command = ?call.command, "notify");
+                    debug!(target: "lb_vrrp::notify", router = call.router, command = ?call.command, "notify");
                     if let Ended::Badly(why) = run(&call.command, &call.environment, LIMIT).await {
                         failed(&call.router, why);
                     }
