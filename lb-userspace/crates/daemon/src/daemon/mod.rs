@@ -27,6 +27,7 @@ mod reconcile;
 mod reload;
 mod requests;
 mod roles;
+mod serve;
 pub mod trunks;
 mod unacked;
 mod vrrp;
@@ -54,15 +55,12 @@ use lb_plane::DataPlane;
 use lb_sync::Peers;
 use lb_threads::systemd::Notifier;
 use lb_vrrp::Vrrp;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval, sleep_until},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::health::Checks;
 use self::{
-    end::Leaving, files::Files, handover::Handovers, health::Health, inputs::await_first_hops,
-    peers::PeerGroup, reach::Reach, reconcile::Writing, roles::Roles, vrrp::Virtual,
+    end::Leaving, files::Files, handover::Handovers, health::Health, peers::PeerGroup,
+    reach::Reach, reconcile::Writing, roles::Roles, vrrp::Virtual,
 };
 use crate::{
     api::{Reply, Request},
@@ -73,18 +71,11 @@ use crate::{
     web,
 };
 
-/// How often the engine looks for entries that have run out.
-const TICK: Duration = Duration::from_secs(1);
-/// How often the engine looks for backends that are silent: several times before a client sends its
-/// SYN again.
-const FAST_TICK: Duration = Duration::from_millis(100);
 /// How often changes are exported to the peers.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(10);
 /// How long it counts as starting while the maps can't be written. It serves lbctl meanwhile, so
 /// that the service manager need not wait for ever.
 const START: Duration = Duration::from_secs(30);
-/// Requests that are taken together.
-const BATCH: usize = 4_096;
 
 /// A request of the operator by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -317,160 +308,6 @@ impl<D: DataPlane> Daemon<D> {
         events.record(EventBody::new(Kind::Stopping, message, cause));
         events.close();
         ended
-    }
-
-    async fn serve(
-        mut self,
-        mut inputs: DaemonInputs,
-        ready: oneshot::Sender<()>,
-    ) -> Result<Ended> {
-        self.ready = Some(ready);
-        (self.effects.set_http)(self.store.config().http.as_ref());
-        self.engine.set_desired(self.store.desired().clone());
-        self.configure_routers();
-        self.resume_routers();
-        self.update_fingerprint();
-        self.health.adopt(self.engine.adopted_view());
-        (self.effects.at_tc)(self.engine.at_tc());
-        self.want();
-        await_first_hops(self.engine.wants(), &mut inputs.neighbours).await?;
-        self.on_neighbourhood(inputs.neighbours.borrow_and_update().clone());
-        self.reconcile();
-        let _ = self.keep().note().await;
-        self.get_ready();
-        self.look_at_interfaces();
-        self.sync_roles();
-
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let beat = self.effects.notifier.beat();
-        let mut watchdog = interval(beat.unwrap_or(TICK));
-        watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut fast_tick = interval(FAST_TICK);
-        fast_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut flush_timer = interval(FLUSH_INTERVAL);
-        flush_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waiting = Vec::new();
-        let mut reports = Vec::new();
-        loop {
-            if self.has_left() {
-                // The last change is kept, unless the disk stalls.
-                let _ = self.store.last_write().note().await;
-                return self.end();
-            }
-            let is_connected = self.group.as_ref().is_some_and(PeerGroup::is_connected);
-            let wake = self.wakes_at();
-            let rest = self.writing.rest(Instant::now());
-            let rests = rest.is_some();
-            tokio::select! {
-                // The rest is over: inputs that have come meanwhile are taken together.
-                () = sleep_until(rest.unwrap_or_else(Instant::now).into()), if rests => continue,
-                changed = inputs.neighbours.changed(), if !rests => {
-                    changed.context("follow the kernel's neighbours")?;
-                    inputs.neighbours.mark_changed();
-                }
-                count = inputs.requests.recv_many(&mut waiting, BATCH), if !rests => {
-                    if count == 0 {
-                        return Ok(Ended::Stopped);
-                    }
-                }
-                report = inputs.reports.recv(), if !rests => {
-                    reports.push(report.context("the health checks have ended")?);
-                }
-                effect = self.files.done(), if !rests => {
-                    let effect = effect.context("the thread of the configuration's file has ended")?;
-                    self.look_at_backlog(&inputs);
-                    self.take_up(effect);
-                    continue;
-                }
-                // This can't wait: addresses are about to move.
-                report = inputs.vrrp.recv() => {
-                    let report = report.context("the virtual routers have ended")?;
-                    // Waiting records of the peer that is followed still count: once this node is
-                    // Active, it goes by its own flow records.
-                    let waiting = if self.roles.follows() { inputs.peers.len() } else { 0 };
-                    for _ in 0..waiting {
-                        let Ok(report) = inputs.peers.try_recv() else { break };
-                        self.look_at_backlog(&inputs);
-                        self.on_peer_report(report);
-                        self.sync_roles();
-                    }
-                    self.look_at_backlog(&inputs);
-                    self.on_router_report(report);
-                    while let Ok(report) = inputs.vrrp.try_recv() {
-                        self.on_router_report(report);
-                    }
-                    self.sync_roles();
-                    continue;
-                }
-                report = inputs.peers.recv(), if self.group.is_some() => {
-                    self.look_at_backlog(&inputs);
-                    self.on_peer_report(report.context("the sessions with the peers have ended")?);
-                    self.sync_roles();
-                    continue;
-                }
-                _ = flush_timer.tick(), if is_connected => {
-                    self.flush();
-                    continue;
-                }
-                () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {
-                    self.look_at_handover();
-                    continue;
-                }
-                _ = tick.tick() => {
-                    self.look_at_backlog(&inputs);
-                    self.tick();
-                    continue;
-                }
-                _ = fast_tick.tick() => {
-                    self.fast_tick();
-                    continue;
-                }
-                // By this task itself, so that one that hangs is noticed.
-                _ = watchdog.tick(), if beat.is_some() => {
-                    self.effects.notifier.alive();
-                    continue;
-                }
-                signal = inputs.signals.recv() => match signal {
-                    Some(Signal::Reload) => {
-                        // Answered by an event.
-                        self.with_config(|daemon, read| drop(daemon.reload_for(read, "SIGHUP")));
-                        continue;
-                    }
-                    Some(Signal::Stop) if self.leaving.is_none() => {
-                        self.leave(None);
-                        continue;
-                    }
-                    // A second request ends without a wait.
-                    Some(Signal::Stop) | None => return Ok(Ended::Stopped),
-                },
-            }
-            self.look_at_backlog(&inputs);
-            while waiting.len() < BATCH
-                && let Ok(request) = inputs.requests.try_recv()
-            {
-                waiting.push(request);
-            }
-            while let Ok(report) = inputs.reports.try_recv() {
-                reports.push(report);
-            }
-            self.on_reports(reports.drain(..));
-            if inputs.neighbours.has_changed().unwrap_or(false) {
-                self.on_neighbourhood(inputs.neighbours.borrow_and_update().clone());
-            }
-            self.serve_waiting(&mut waiting);
-        }
-    }
-
-    fn look_at_backlog(&mut self, inputs: &DaemonInputs) {
-        if let Some(group) = &mut self.group {
-            group.has_backlog = !inputs.peers.is_empty();
-        }
-    }
-
-    /// When something that is under way is to be looked at again.
-    fn wakes_at(&self) -> Option<Instant> {
-        self.handovers.deadline().into_iter().chain(self.leaves_until()).min()
     }
 
     fn now(&self) -> Now {
