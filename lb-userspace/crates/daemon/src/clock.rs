@@ -34,7 +34,7 @@ impl Clocks {
 
 /// By how much the time of day was set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Jump {
+pub(crate) enum Jump {
     /// It is later than it would be.
     Forward(Duration),
     /// It is earlier.
@@ -44,7 +44,7 @@ pub enum Jump {
 impl Jump {
     /// How the clock came from one time to another in `passed`; none: as it should.
     #[must_use]
-    pub fn between(before: SystemTime, after: SystemTime, passed: Duration) -> Option<Self> {
+    pub(crate) fn between(before: SystemTime, after: SystemTime, passed: Duration) -> Option<Self> {
         // A time that can't be represented is beyond all deadlines.
         let expected = before.checked_add(passed)?;
         let jump = match after.duration_since(expected) {
@@ -57,7 +57,7 @@ impl Jump {
 
     /// The time that is as far away after the jump as this one was before it.
     #[must_use]
-    pub fn moved(self, time: SystemTime) -> SystemTime {
+    pub(crate) fn moved(self, time: SystemTime) -> SystemTime {
         match self {
             Self::Forward(by) => time.checked_add(by).unwrap_or(time),
             Self::Back(by) => time.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH),
@@ -65,7 +65,7 @@ impl Jump {
     }
 
     /// Moves all deadlines; how many there are.
-    pub fn shift(self, desired: &mut Desired) -> usize {
+    pub(crate) fn shift(self, desired: &mut Desired) -> usize {
         let backends = desired.services.values_mut().flat_map(|s| s.backends.values_mut());
         let mut shifted = 0;
         for backend in backends {
@@ -94,7 +94,7 @@ impl Watch {
     }
 
     /// Whether the time of day was set since the last look.
-    pub fn look(&mut self, now: Clocks) -> Option<Jump> {
+    pub(crate) fn look(&mut self, now: Clocks) -> Option<Jump> {
         let passed = now.boot.saturating_sub(self.last.boot);
         let jump = Jump::between(self.last.wall, now.wall, passed);
         self.last = now;

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// See the module's description.
-pub struct Store {
+pub(crate) struct Store {
     file: PathBuf,
     config: Config,
     limits: Limits,
@@ -71,12 +71,12 @@ impl Store {
     }
 
     /// The configuration's file.
-    pub fn file(&self) -> &Path {
+    pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 
     /// The configuration in force.
-    pub const fn config(&self) -> &Config {
+    pub(crate) const fn config(&self) -> &Config {
         &self.config
     }
 
@@ -86,17 +86,17 @@ impl Store {
     }
 
     /// Whether the node drains.
-    pub const fn node(&self) -> Node {
+    pub(crate) const fn node(&self) -> Node {
         self.node
     }
 
     /// The sums of removed backends that the state file has.
-    pub const fn written_sums(&self) -> &BTreeMap<ServiceKey, Totals> {
+    pub(crate) const fn written_sums(&self) -> &BTreeMap<ServiceKey, Totals> {
         &self.written_sums
     }
 
     /// The error of the last write of the state file, or that one takes too long.
-    pub const fn write_error(&self) -> Option<&String> {
+    pub(crate) const fn write_error(&self) -> Option<&String> {
         self.write_error.as_ref()
     }
 
@@ -156,7 +156,7 @@ impl Store {
     /// # Errors
     ///
     /// All rules that they break.
-    pub fn check(&self, config: &Config, wanted: &Desired) -> Result<(), Refusal> {
+    pub(crate) fn check(&self, config: &Config, wanted: &Desired) -> Result<(), Refusal> {
         let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
         if violations.is_empty() {
             return Ok(());
@@ -166,7 +166,7 @@ impl Store {
     }
 
     /// The services that are in force with another configuration; nothing is changed.
-    pub fn merge(&self, config: &Config, wall: SystemTime) -> Merged {
+    pub(crate) fn merge(&self, config: &Config, wall: SystemTime) -> Merged {
         merge(&self.config.desired, &config.desired, &self.desired, wall, &config.unsaid)
     }
 
@@ -178,7 +178,7 @@ impl Store {
 
     /// Puts another configuration in force, but for the keys that take a restart. Its services are for
     /// [`Self::set_desired`].
-    pub fn set_config(&mut self, config: Config) {
+    pub(crate) fn set_config(&mut self, config: Config) {
         let kept = self.config.clone();
         self.config = Config {
             interfaces: kept.interfaces,
@@ -200,25 +200,25 @@ impl Store {
     }
 
     /// The files that `[http]` names can be read by now.
-    pub fn set_http(&mut self, http: http::Config) {
+    pub(crate) fn set_http(&mut self, http: http::Config) {
         self.config.http_lacks = None;
         self.config.http = Some(http);
     }
 
     /// The configuration's file was replaced by this text, which has these services.
-    pub fn set_saved(&mut self, text: String, services: Desired) {
+    pub(crate) fn set_saved(&mut self, text: String, services: Desired) {
         self.config.text = Text(text);
         self.config.desired = services;
         self.overrides = Overrides::between(&self.config.desired, &self.desired);
     }
 
     /// The node drains, or no more.
-    pub const fn set_node(&mut self, node: Node) {
+    pub(crate) const fn set_node(&mut self, node: Node) {
         self.node = node;
     }
 
     /// Moves the deadlines of drains by a jump of the time of day; the event, and whether there are any.
-    pub fn shift_deadlines(&mut self, jump: Jump) -> (EventBody, bool) {
+    pub(crate) fn shift_deadlines(&mut self, jump: Jump) -> (EventBody, bool) {
         let mut desired = self.desired.clone();
         let shifted = jump.shift(&mut desired);
         let (by, way) = match jump {
@@ -235,7 +235,7 @@ impl Store {
     }
 
     /// Has the state file written, with these sums of removed backends.
-    pub fn keep(&mut self, sums: &BTreeMap<ServiceKey, Totals>) -> Kept {
+    pub(crate) fn keep(&mut self, sums: &BTreeMap<ServiceKey, Totals>) -> Kept {
         self.written_sums.clone_from(sums);
         self.writer.post(State {
             configured: self.config.desired.clone(),
@@ -246,13 +246,13 @@ impl Store {
     }
 
     /// The write of the state file that was ordered last.
-    pub fn last_write(&self) -> Kept {
+    pub(crate) fn last_write(&self) -> Kept {
         self.writer.last()
     }
 
     /// Looks how the last write of the state file went; the event if that has changed. One that takes too long counts as
     /// failed.
-    pub fn look_at_writer(&mut self, now: Instant) -> Option<EventBody> {
+    pub(crate) fn look_at_writer(&mut self, now: Instant) -> Option<EventBody> {
         let Outcome { error, .. } = self.writer.outcome(now)?;
         let event = match (&error, &self.write_error) {
             (Some(error), before) if before.as_ref() != Some(error) => Some(EventBody::new(
@@ -273,7 +273,7 @@ impl Store {
 }
 
 /// The event of a change by `lbctl` that the configuration overrules.
-pub fn overruled(conflict: &Conflict) -> EventBody {
+pub(crate) fn overruled(conflict: &Conflict) -> EventBody {
     let cause = match conflict.ending {
         Ending::Misfit(_) => "it can't be in force beside the configuration",
         _ => "it was changed in the configuration later than by lbctl",

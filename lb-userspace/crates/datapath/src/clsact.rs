@@ -48,7 +48,7 @@ fn kind() -> TcAttribute {
 }
 
 /// Where the filter of an interface is, and the id of its program.
-pub fn found(ifindex: u32) -> Result<Option<(TcOrder, u32)>> {
+pub(crate) fn found(ifindex: u32) -> Result<Option<(TcOrder, u32)>> {
     for order in [TcOrder::First, TcOrder::Last] {
         let asked = filter(ifindex, order, vec![kind()]);
         let answer = match request(RouteNetlinkMessage::GetTrafficFilter(asked), 0) {
@@ -80,7 +80,7 @@ pub fn found(ifindex: u32) -> Result<Option<(TcOrder, u32)>> {
 }
 
 /// Puts a program at an interface: in place of that of the filter, or by a new one.
-pub fn put(ifindex: u32, order: TcOrder, program: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn put(ifindex: u32, order: TcOrder, program: BorrowedFd<'_>) -> Result<()> {
     let there = found(ifindex)?;
     add_qdisc(ifindex)?;
     let options = [
@@ -102,7 +102,7 @@ pub fn put(ifindex: u32, order: TcOrder, program: BorrowedFd<'_>) -> Result<()> 
 }
 
 /// Takes the filter off an interface, if it has one.
-pub fn remove(ifindex: u32) -> Result<()> {
+pub(crate) fn remove(ifindex: u32) -> Result<()> {
     match found(ifindex)? {
         Some((order, _)) => delete(ifindex, order),
         None => Ok(()),

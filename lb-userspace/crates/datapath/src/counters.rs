@@ -21,7 +21,7 @@ struct Element<const WORDS: usize>([SharedU64; WORDS]);
 /// # Errors
 ///
 /// If one of the maps can't be mapped.
-pub fn move_all<const WORDS: usize>(
+pub(crate) fn move_all<const WORDS: usize>(
     from: &MapData,
     to: &MapData,
     stretches: (u32, u32),

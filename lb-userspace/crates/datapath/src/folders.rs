@@ -22,7 +22,7 @@ use super::{kernel_link, layouts, pinned, program_pins, rings};
 
 /// A folder of maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Folder {
+pub(crate) struct Folder {
     /// Number of the maps' layout.
     pub version: u32,
     /// The stage in its name.
@@ -31,7 +31,7 @@ pub struct Folder {
 
 /// The stage of the maps in a folder, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// They are the ones to be used.
     Current,
     /// They are to replace others.
@@ -41,16 +41,16 @@ pub enum Stage {
 }
 
 /// The folder of this version's maps.
-pub const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
+pub(crate) const CURRENT: Folder = Folder { version: ABI_VERSION, stage: Stage::Current };
 
 /// The folder of the maps that are in use.
-pub fn current(pin_dir: &Path) -> PathBuf {
+pub(crate) fn current(pin_dir: &Path) -> PathBuf {
     CURRENT.path(pin_dir)
 }
 
 /// Where copies of the maps are pinned for a moment, to verify an explanation. Nothing of them is kept: what is there
 /// was left by an lbd that was killed.
-pub fn copies(pin_dir: &Path) -> PathBuf {
+pub(crate) fn copies(pin_dir: &Path) -> PathBuf {
     pin_dir.join("verify")
 }
 
@@ -68,7 +68,7 @@ impl Folder {
     }
 
     /// Where it is.
-    pub fn path(self, pin_dir: &Path) -> PathBuf {
+    pub(crate) fn path(self, pin_dir: &Path) -> PathBuf {
         let suffix = match self.stage {
             Stage::Current => "",
             Stage::Next => "-next",
@@ -78,13 +78,13 @@ impl Folder {
     }
 
     /// The folder of another stage.
-    pub const fn as_stage(self, stage: Stage) -> Self {
+    pub(crate) const fn as_stage(self, stage: Stage) -> Self {
         Self { stage, ..self }
     }
 }
 
 /// All folders of maps in `pin_dir`.
-pub fn all(pin_dir: &Path) -> Result<Vec<Folder>> {
+pub(crate) fn all(pin_dir: &Path) -> Result<Vec<Folder>> {
     let mut folders = Vec::new();
     if pin_dir.exists() {
         for entry in fs::read_dir(pin_dir).with_context(|| format!("list {}", pin_dir.display()))? {
@@ -103,7 +103,7 @@ fn is_map(pin: &fs::DirEntry) -> bool {
 }
 
 /// Removes a folder with the pins in it; how many maps there were.
-pub fn remove(folder: &Path) -> Result<usize> {
+pub(crate) fn remove(folder: &Path) -> Result<usize> {
     let mut maps = 0;
     for pin in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let pin = pin?;
@@ -126,7 +126,7 @@ struct Set {
 
 /// The plan of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StartupPlan {
+pub(crate) struct StartupPlan {
     /// Where the maps come from.
     pub plan: Plan,
     /// Folders that nothing needs.
@@ -137,7 +137,7 @@ pub struct StartupPlan {
 
 /// Where the maps come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
+pub(crate) enum Plan {
     /// There are none.
     Make,
     /// From this folder, which is of this version.
@@ -151,7 +151,7 @@ pub enum Plan {
 }
 
 /// The ids of a folder's maps.
-pub fn map_ids(folder: &Path) -> Result<BTreeSet<u32>> {
+pub(crate) fn map_ids(folder: &Path) -> Result<BTreeSet<u32>> {
     let mut maps = BTreeSet::new();
     for pin in fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let pin = pin?;
@@ -165,7 +165,7 @@ pub fn map_ids(folder: &Path) -> Result<BTreeSet<u32>> {
 }
 
 /// Reads the folders and the attached programs, and plans the start.
-pub fn plan_startup(pin_dir: &Path) -> Result<StartupPlan> {
+pub(crate) fn plan_startup(pin_dir: &Path) -> Result<StartupPlan> {
     let (mut sets, mut programs) = (Vec::new(), BTreeMap::new());
     for folder in all(pin_dir)? {
         let path = folder.path(pin_dir);

@@ -49,7 +49,7 @@ pub struct TooOld {
 /// # Errors
 ///
 /// If something is missing.
-pub fn check() -> Result<(), TooOld> {
+pub(crate) fn check() -> Result<(), TooOld> {
     let features = features().unwrap_or_default();
     for feature in features.iter().filter(|feature| !feature.there) {
         if let Some(without) = feature.without {

@@ -22,7 +22,7 @@ pub struct Attached {
 }
 
 /// The index of an interface of the thread's network namespace.
-pub fn ifindex(name: &str) -> Result<u32> {
+pub(crate) fn ifindex(name: &str) -> Result<u32> {
     let path = std::ffi::CString::new(name).context("interface name")?;
     // SAFETY: the name ends in a zero byte.
     let index = unsafe { libc::if_nametoindex(path.as_ptr()) };
@@ -41,18 +41,18 @@ fn link(ifindex: u32) -> Result<Link> {
 }
 
 /// What frames of an interface begin with.
-pub fn layer(ifindex: u32) -> Result<LinkLayer> {
+pub(crate) fn layer(ifindex: u32) -> Result<LinkLayer> {
     Ok(link(ifindex)?.layer)
 }
 
 /// The program of an interface, if it has one.
-pub fn attached(ifindex: u32) -> Result<Option<Attached>> {
+pub(crate) fn attached(ifindex: u32) -> Result<Option<Attached>> {
     let link = link(ifindex)?;
     Ok(link.xdp_prog_id.map(|program| Attached { program, generic: link.xdp_generic }))
 }
 
 /// Takes a program off an interface to which it was attached without a link.
-pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
+pub(crate) fn remove(ifindex: u32, attached: Attached) -> Result<()> {
     // From linux/if_link.h.
     const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
     const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
@@ -65,12 +65,15 @@ pub fn remove(ifindex: u32, attached: Attached) -> Result<()> {
 }
 
 /// Makes a request; the answer, if it has one.
-pub fn request(message: RouteNetlinkMessage, flags: u16) -> Result<Option<RouteNetlinkMessage>> {
+pub(crate) fn request(
+    message: RouteNetlinkMessage,
+    flags: u16,
+) -> Result<Option<RouteNetlinkMessage>> {
     Ok(Client::open()?.request(message, flags)?.into_iter().next())
 }
 
 /// Whether the kernel has refused a request with one of these error numbers.
-pub fn is_error(error: &anyhow::Error, numbers: &[i32]) -> bool {
+pub(crate) fn is_error(error: &anyhow::Error, numbers: &[i32]) -> bool {
     let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     number.is_some_and(|number| numbers.contains(&number))
 }
@@ -81,7 +84,7 @@ fn program(id: u32) -> io::Result<ProgramInfo> {
 }
 
 /// The ids of the maps that a loaded program has. It is one that has no pin.
-pub fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
+pub(crate) fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
     let program = program(id).with_context(|| {
         format!(
             "open program {id} by its number, as it has no pin; the kernel wants CAP_SYS_ADMIN for \
@@ -92,7 +95,7 @@ pub fn program_maps(id: u32) -> Result<BTreeSet<u32>> {
 }
 
 /// A loaded program as people know it.
-pub fn named(id: u32) -> String {
+pub(crate) fn named(id: u32) -> String {
     match program(id) {
         Ok(ProgramInfo { name: Some(name), .. }) => format!("the program `{name}` (id {id})"),
         // It has none, or one has to be root to see it.

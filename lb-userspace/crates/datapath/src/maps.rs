@@ -43,7 +43,7 @@ pub fn pin_rings(folder: &Path, services: u32) -> Result<()> {
 
 /// A typed handle of each map. No map's name occurs outside this file and the layouts.
 #[derive(Debug)]
-pub struct OpenMaps {
+pub(crate) struct OpenMaps {
     /// `SERVICES_V4`.
     pub services_v4: Table<ServiceKeyV4, Service>,
     /// `SERVICES_V6`.
@@ -116,7 +116,7 @@ impl OpenMaps {
 }
 
 /// The rings of the set in `folder`; none if there is no such map.
-pub fn open_rings(folder: &Path) -> Result<Option<Rings>> {
+pub(crate) fn open_rings(folder: &Path) -> Result<Option<Rings>> {
     let path = folder.join("RINGS");
     if !path.exists() {
         return Ok(None);
@@ -127,7 +127,7 @@ pub fn open_rings(folder: &Path) -> Result<Option<Rings>> {
 }
 
 /// Opens the maps of the services' index: `SERVICE_INDEX`, to be mapped, and `SERVICE_ENTRIES`.
-pub fn open_index(folder: &Path) -> Result<(MapData, Table<u32, Entry>)> {
+pub(crate) fn open_index(folder: &Path) -> Result<(MapData, Table<u32, Entry>)> {
     let map = |name: &str| {
         MapData::from_pin(folder.join(name)).with_context(|| format!("open map {name}"))
     };
@@ -138,7 +138,7 @@ pub fn open_index(folder: &Path) -> Result<(MapData, Table<u32, Entry>)> {
 const RING_FLAGS: u32 = 1 << 10 | 1 << 12;
 
 /// A map for a ring of its own.
-pub fn new_ring(slots: u32) -> Result<MapData> {
+pub(crate) fn new_ring(slots: u32) -> Result<MapData> {
     let (key, value) = (size_of::<u32>() as u32, size_of::<Slot>() as u32);
     let object = aya_obj::Map::new_from_params(ARRAY, key, value, slots, RING_FLAGS);
     MapData::create(object, "ring", None).with_context(|| format!("make a map of {slots} slots"))
@@ -164,7 +164,7 @@ pub fn services(maps: &OpenMaps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
 }
 
 /// All backends that the maps hold, by id.
-pub fn backends(maps: &OpenMaps) -> Result<BTreeMap<u16, abi::Backend>> {
+pub(crate) fn backends(maps: &OpenMaps) -> Result<BTreeMap<u16, abi::Backend>> {
     let mut backends = BTreeMap::new();
     maps.backends.walk(|id, value| {
         if value.as_bytes().iter().any(|&byte| byte != 0) {

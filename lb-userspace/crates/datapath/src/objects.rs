@@ -10,7 +10,8 @@ pub static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
 
 /// What counts the frames that are lost after the balancer has sent them: programs for tracepoints.
-pub static TX_ERRORS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tx_errors"));
+pub(crate) static TX_ERRORS: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tx_errors"));
 
 /// The programs of the benchmark; nothing that is installed contains them.
 pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));

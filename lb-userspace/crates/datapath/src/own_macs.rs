@@ -12,7 +12,7 @@ type Mac = [u8; 6];
 const NONE: Mac = [0; 6];
 
 /// The addresses that these entries list, each once.
-pub fn listed(entries: &[Mac]) -> Vec<Mac> {
+pub(crate) fn listed(entries: &[Mac]) -> Vec<Mac> {
     let mut macs = Vec::new();
     for mac in entries.iter().take_while(|mac| **mac != NONE) {
         if !macs.contains(mac) {

@@ -10,7 +10,7 @@ use super::mmap::Mapped;
 
 /// The log and the lease, mapped: both are wanted many times a second.
 #[derive(Debug)]
-pub struct PinLog {
+pub(crate) struct PinLog {
     notes: Mapped<PinNote>,
     heads: Mapped<PinLogHead>,
     lease: Mapped<PinLease>,
@@ -50,7 +50,7 @@ impl PinLog {
     }
 
     /// Sets the time until which pins may be made.
-    pub fn lease(&self, until: u64) {
+    pub(crate) fn lease(&self, until: u64) {
         if let Some(lease) = self.lease.first() {
             lease.until.store(until);
         }

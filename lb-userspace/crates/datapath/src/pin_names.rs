@@ -12,7 +12,7 @@ use super::sys::LinkInfo;
 
 /// What a pin keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A link of XDP.
     Xdp,
     /// One of tc.
@@ -35,13 +35,13 @@ impl Kind {
 
     /// Where the pin of an interface is: dots and per cent signs as in a URL (RFC 3986, 2.1), so that no two
     /// interfaces share one.
-    pub fn path(self, pin_dir: &Path, interface: &str) -> PathBuf {
+    pub(crate) fn path(self, pin_dir: &Path, interface: &str) -> PathBuf {
         pin_dir.join(format!("{}{}", self.prefix(), escaped(interface)))
     }
 }
 
 /// Where a second tc link of an interface is until it takes the place of the first.
-pub fn aside_path(pin_dir: &Path, interface: &str) -> PathBuf {
+pub(crate) fn aside_path(pin_dir: &Path, interface: &str) -> PathBuf {
     let path = Kind::Tcx.path(pin_dir, interface);
     // What no escaped name ends with.
     let mut name = path.into_os_string();
@@ -65,7 +65,7 @@ fn escaped(interface: &str) -> String {
 
 /// Gives the link of an interface its name, if lbd 0.1.0 has pinned it: there `a.b` and `a_b` were
 /// one name.
-pub fn adopt_legacy(pin_dir: &Path, interface: &str, ifindex: u32) -> Result<()> {
+pub(crate) fn adopt_legacy(pin_dir: &Path, interface: &str, ifindex: u32) -> Result<()> {
     let legacy = pin_dir.join(format!("{}{}", Kind::Xdp.prefix(), interface.replace('.', "_")));
     let path = Kind::Xdp.path(pin_dir, interface);
     let is_its = |info: LinkInfo| info.kind == LinkInfo::XDP && info.ifindex == ifindex;

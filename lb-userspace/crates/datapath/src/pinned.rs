@@ -24,7 +24,7 @@ use super::{
 
 /// What a pin keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Id of the program.
     pub program: u32,
     /// Index of the interface; 0 if that is gone, or has lost it.
@@ -32,7 +32,7 @@ pub struct Kept {
 }
 
 /// What the pin at `path` keeps.
-pub fn kept(path: &Path) -> io::Result<Kept> {
+pub(crate) fn kept(path: &Path) -> io::Result<Kept> {
     if let Some((Kind::Clsact, interface)) = pin_names::parse(path) {
         let ifindex = kernel_link::ifindex(&interface).unwrap_or(0);
         let found = if ifindex == 0 { None } else { clsact::found(ifindex).map_err(other)? };
@@ -53,12 +53,12 @@ fn other(error: anyhow::Error) -> io::Error {
 }
 
 /// Whether something could not be opened because this process or the system is at its limit.
-pub fn is_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// All such pins.
-pub fn all(pin_dir: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn all(pin_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut pins = Vec::new();
     if pin_dir.exists() {
         for entry in fs::read_dir(pin_dir).with_context(|| format!("list {}", pin_dir.display()))? {
@@ -73,7 +73,7 @@ pub fn all(pin_dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The ids of the programs that they keep.
-pub fn running(pin_dir: &Path) -> Result<BTreeSet<u32>> {
+pub(crate) fn running(pin_dir: &Path) -> Result<BTreeSet<u32>> {
     let program = |pin: PathBuf| {
         let kept = kept(&pin);
         Ok(kept.with_context(|| format!("open {}", pin.display()))?.program)
@@ -84,7 +84,7 @@ pub fn running(pin_dir: &Path) -> Result<BTreeSet<u32>> {
 }
 
 /// Takes the program of a pin off its interface, and the pin away.
-pub fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     let context = || format!("remove {}", path.display());
     let kept = kept(path).ok().filter(|kept| kept.ifindex != 0);
     if let Some((Kind::Clsact, _)) = pin_names::parse(path) {
@@ -100,7 +100,7 @@ pub fn remove(path: &Path) -> Result<()> {
 }
 
 /// Lets the interface of a pin run this program instead of the one that it has, without a gap.
-pub fn swap(program: &mut Program, path: &Path) -> Result<()> {
+pub(crate) fn swap(program: &mut Program, path: &Path) -> Result<()> {
     if let Some((Kind::Clsact, interface)) = pin_names::parse(path) {
         let ifindex = kernel_link::ifindex(&interface)?;
         let (order, _) = clsact::found(ifindex)?.context("the filter is gone")?;
@@ -126,14 +126,14 @@ pub fn swap(program: &mut Program, path: &Path) -> Result<()> {
 }
 
 /// Attaches a program by a filter, or gives the filter that is there this program and this place.
-pub fn put_filter(program: &mut Program, ifindex: u32, order: TcOrder) -> Result<()> {
+pub(crate) fn put_filter(program: &mut Program, ifindex: u32, order: TcOrder) -> Result<()> {
     let Program::SchedClassifier(program) = program else { bail!("the program is not for tc") };
     clsact::put(ifindex, order, std::os::fd::AsFd::as_fd(program.fd().context("the program")?))
 }
 
 /// What the pin at `path` keeps at the interface that is there now; none if there is no such pin, or it is of an
 /// interface that is gone.
-pub fn live(path: &Path, ifindex: u32) -> Result<Option<Kept>> {
+pub(crate) fn live(path: &Path, ifindex: u32) -> Result<Option<Kept>> {
     if !path.exists() {
         return Ok(None);
     }

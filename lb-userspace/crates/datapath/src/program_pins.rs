@@ -15,15 +15,15 @@ use aya::programs::Program;
 use super::sys::program::ProgramInfo;
 
 /// What the pins of programs start with.
-pub const PREFIX: &str = "program-";
+pub(crate) const PREFIX: &str = "program-";
 
 /// Where the program with this id is pinned.
-pub fn path(folder: &Path, id: u32) -> PathBuf {
+pub(crate) fn path(folder: &Path, id: u32) -> PathBuf {
     folder.join(format!("{PREFIX}{id}"))
 }
 
 /// Pins a program that is loaded, unless it is; its id.
-pub fn pin(folder: &Path, program: &mut Program) -> Result<u32> {
+pub(crate) fn pin(folder: &Path, program: &mut Program) -> Result<u32> {
     let id = program.info().context("ask for the program")?.id();
     let path = path(folder, id);
     if !path.exists() {
@@ -41,7 +41,7 @@ fn pins(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// The programs that are pinned in a folder, with the ids of their maps.
-pub fn all(folder: &Path) -> Result<BTreeMap<u32, BTreeSet<u32>>> {
+pub(crate) fn all(folder: &Path) -> Result<BTreeMap<u32, BTreeSet<u32>>> {
     let mut all = BTreeMap::new();
     for pin in pins(folder).with_context(|| format!("list {}", folder.display()))? {
         let info =
@@ -52,7 +52,7 @@ pub fn all(folder: &Path) -> Result<BTreeMap<u32, BTreeSet<u32>>> {
 }
 
 /// Removes the pins of all programs but these.
-pub fn retain(folder: &Path, programs: &BTreeSet<u32>) -> Result<()> {
+pub(crate) fn retain(folder: &Path, programs: &BTreeSet<u32>) -> Result<()> {
     let kept: BTreeSet<_> = programs.iter().map(|&id| path(folder, id)).collect();
     for pin in pins(folder).with_context(|| format!("list {}", folder.display()))? {
         if !kept.contains(&pin) {

@@ -19,7 +19,7 @@ use tracing::warn;
 use super::sys::{self, Table};
 
 /// What the pins of rings start with.
-pub const PREFIX: &str = "ring-";
+pub(crate) const PREFIX: &str = "ring-";
 const NEXT: &str = "-next";
 
 /// How many rings are shared at a time.
@@ -27,7 +27,7 @@ const TOGETHER: usize = 64;
 
 /// `RINGS`, with the pins of what is in it.
 #[derive(Debug)]
-pub struct Rings {
+pub(crate) struct Rings {
     /// Written as descriptors, read as ids.
     table: Table<u32, u32>,
     folder: PathBuf,
@@ -47,7 +47,7 @@ impl Rings {
     }
 
     /// The same when the folder has got another name.
-    pub fn moved(&mut self, folder: &Path) {
+    pub(crate) fn moved(&mut self, folder: &Path) {
         folder.clone_into(&mut self.folder);
     }
 
@@ -76,7 +76,7 @@ impl Rings {
     }
 
     /// The ring of a service.
-    pub fn get(&self, id: u16) -> Result<Option<MapData>> {
+    pub(crate) fn get(&self, id: u16) -> Result<Option<MapData>> {
         let Some(ring) = self.table.get(&id.into()).context("read RINGS")? else { return Ok(None) };
         for pin in [self.pin(id), self.next_pin(id)] {
             if !pin.exists() {
@@ -91,7 +91,7 @@ impl Rings {
     }
 
     /// Gives services these rings. After an error, some may have theirs.
-    pub fn put_all(&self, rings: &[(u16, MapData)]) -> Result<()> {
+    pub(crate) fn put_all(&self, rings: &[(u16, MapData)]) -> Result<()> {
         for (id, ring) in rings {
             let next = self.next_pin(*id);
             // Of an attempt that failed.
@@ -114,7 +114,7 @@ impl Rings {
     }
 
     /// Takes the ring of a service away.
-    pub fn delete(&self, id: u16) -> io::Result<()> {
+    pub(crate) fn delete(&self, id: u16) -> io::Result<()> {
         self.table.delete(&id.into())?;
         for pin in [self.pin(id), self.next_pin(id)] {
             match fs::remove_file(&pin) {
@@ -128,7 +128,7 @@ impl Rings {
     }
 
     /// Has the next set's table hold all that this one holds.
-    pub fn share(&self, next: &Self) -> Result<()> {
+    pub(crate) fn share(&self, next: &Self) -> Result<()> {
         let mut rings = Vec::new();
         for id in self.services().context("read RINGS")? {
             let Some(ring) = self.get(id)? else { continue };
@@ -148,7 +148,7 @@ impl Rings {
 
     /// Makes the pins equal to the rings in `RINGS`, after a predecessor that ended between two steps or an
     /// earlier version, which pinned none; returns how many rings had no pin.
-    pub fn repair_pins(&self) -> Result<usize> {
+    pub(crate) fn repair_pins(&self) -> Result<usize> {
         let mut rings = self.all().context("read RINGS")?;
         let listed = || format!("list {}", self.folder.display());
         let entries = fs::read_dir(&self.folder).with_context(listed)?;

@@ -19,20 +19,20 @@ use super::{mmap::Mapped, sys::Table};
 
 /// The index, and what it holds.
 #[derive(Debug)]
-pub struct ServiceIndex {
+pub(crate) struct ServiceIndex {
     buckets: Mapped<Bucket>,
     entries: Table<u32, Entry>,
     words: HashMap<u32, BTreeMap<ServiceKey, u32>>,
 }
 
 /// The key of an IPv4 service in the maps.
-pub fn key_v4(vip: std::net::Ipv4Addr, key: &ServiceKey) -> ServiceKeyV4 {
+pub(crate) fn key_v4(vip: std::net::Ipv4Addr, key: &ServiceKey) -> ServiceKeyV4 {
     let proto = key.protocol.number();
     ServiceKeyV4 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
 }
 
 /// The key of an IPv6 service in the maps.
-pub fn key_v6(vip: std::net::Ipv6Addr, key: &ServiceKey) -> ServiceKeyV6 {
+pub(crate) fn key_v6(vip: std::net::Ipv6Addr, key: &ServiceKey) -> ServiceKeyV6 {
     let proto = key.protocol.number();
     ServiceKeyV6 { address: vip.octets(), port: key.port.into(), proto, reserved: 0 }
 }
@@ -58,13 +58,13 @@ impl ServiceIndex {
 
     /// The service of an IPv4 packet, as the program finds it by the index; the outer none: the index
     /// has no room for it, and the truth is to be asked.
-    pub fn find_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Option<Service>>> {
+    pub(crate) fn find_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Option<Service>>> {
         let place = Place::of_v4(key, self.buckets.len() as u32 - 1);
         self.find(place, |entry| entry.is_v4(key))
     }
 
     /// The same for IPv6.
-    pub fn find_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Option<Service>>> {
+    pub(crate) fn find_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Option<Service>>> {
         let place = Place::of_v6(key, self.buckets.len() as u32 - 1);
         self.find(place, |entry| entry.is_v6(key))
     }
@@ -90,7 +90,7 @@ impl ServiceIndex {
     }
 
     /// Writes a service's entry, which no word names yet, or which is the same service's.
-    pub fn put_entry(&self, key: &ServiceKey, service: &Service) -> io::Result<()> {
+    pub(crate) fn put_entry(&self, key: &ServiceKey, service: &Service) -> io::Result<()> {
         let entry = Entry {
             service: *service,
             address: entry::address(key.vip),
@@ -102,13 +102,13 @@ impl ServiceIndex {
     }
 
     /// Makes a service whose entry is written be found.
-    pub fn publish(&mut self, key: &ServiceKey, id: u16) {
+    pub(crate) fn publish(&mut self, key: &ServiceKey, id: u16) {
         let bucket = self.note(key, id);
         self.write(bucket);
     }
 
     /// Makes a service be found no longer.
-    pub fn withdraw(&mut self, key: &ServiceKey) {
+    pub(crate) fn withdraw(&mut self, key: &ServiceKey) {
         let bucket = self.place(key).bucket;
         if let Some(words) = self.words.get_mut(&bucket) {
             words.remove(key);

@@ -48,7 +48,7 @@ const ONE_BUFFER: usize = 3_000;
 
 /// Copies of what the program reads.
 #[derive(Debug)]
-pub struct Specimen {
+pub(crate) struct Specimen {
     cases: Vec<Case>,
     limits: Limits,
     cpus: u32,
@@ -68,7 +68,7 @@ pub struct Specimen {
 
 impl Specimen {
     /// Copies what these packets need.
-    pub fn of(xdp: &Xdp, cases: Vec<Case>) -> Result<Self> {
+    pub(crate) fn of(xdp: &Xdp, cases: Vec<Case>) -> Result<Self> {
         let mut rings = BTreeMap::new();
         for entry in cases.iter().flat_map(|case| &case.entries) {
             let Entry::Slot(service, ..) = entry else { continue };

@@ -12,7 +12,7 @@ use lb_model::flow::FlowRef;
 use super::{mmap::Mapped, sys::Table, xdp::Xdp};
 
 /// The slot that a ring's element of eight bytes is.
-pub fn slot_of_word(word: u64) -> Slot {
+pub(crate) fn slot_of_word(word: u64) -> Slot {
     let slot = Slot::new(Owners::from_word(word as u32));
     slot.set_stamps((word >> 32) as u16, (word >> 48) as u16);
     slot

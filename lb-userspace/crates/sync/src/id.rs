@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 /// Bytes that prove a datagram.
-pub const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 
 /// Names one run of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{record::Record, thread::SyncThread};
 
 /// Bytes of the shared key.
-pub const KEY_BYTES: usize = 32;
+pub(crate) const KEY_BYTES: usize = 32;
 
 /// The key that the nodes of a group share.
 #[derive(Clone, PartialEq, Eq)]

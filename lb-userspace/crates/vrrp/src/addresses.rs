@@ -27,7 +27,7 @@ use netlink_packet_route::{
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 /// The number of VRRP among IP's protocols marks addresses as ours.
-pub const PROTOCOL: u8 = 112;
+pub(crate) const PROTOCOL: u8 = 112;
 /// A lifetime without end.
 const FOREVER: u32 = u32::MAX;
 
@@ -52,7 +52,7 @@ pub struct Placed<'a> {
 }
 
 /// The addresses of a router and where they belong.
-pub fn placed(router: &Router) -> impl Iterator<Item = Placed<'_>> {
+pub(crate) fn placed(router: &Router) -> impl Iterator<Item = Placed<'_>> {
     let own = router.virtual_mac.as_ref().map_or(&router.interface, |mac| &mac.interface);
     router.addresses.iter().map(move |address| Placed {
         interface: address.interface.as_ref().unwrap_or(own),
@@ -78,7 +78,7 @@ impl Addresses {
     /// # Errors
     ///
     /// If netlink can't be used.
-    pub fn read_anew(&mut self) -> Result<()> {
+    pub(crate) fn read_anew(&mut self) -> Result<()> {
         self.interfaces = Interfaces::read(&mut self.client)?;
         Ok(())
     }
@@ -142,7 +142,7 @@ impl Addresses {
     }
 
     /// Takes addresses off that are ours.
-    pub fn remove(&mut self, keys: Vec<Key>) -> Vec<String> {
+    pub(crate) fn remove(&mut self, keys: Vec<Key>) -> Vec<String> {
         let keys: Vec<Key> = keys.into_iter().filter(|key| self.is_ours(key)).collect();
         let requests = keys
             .iter()
@@ -172,7 +172,7 @@ impl Addresses {
     }
 
     /// An address was removed, by whomever. Whether it was not ours, as far as the kernel keeps that.
-    pub fn is_gone(&mut self, key: &Key, state: &AddressState) -> bool {
+    pub(crate) fn is_gone(&mut self, key: &Key, state: &AddressState) -> bool {
         let by_hand = self.marks && state.protocol != PROTOCOL && !self.added.contains(key);
         // If an operator adds it again, it is the operator's; without the mark nothing else shows whose
         // it is.
@@ -184,7 +184,7 @@ impl Addresses {
 
     /// Takes all off that carry the mark, on whatever interface they are, whichever process has put it there. Which
     /// these were, and what did not work.
-    pub fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
+    pub(crate) fn release_marked(&mut self) -> (Vec<String>, Vec<String>) {
         let marked =
             self.interfaces.addresses.iter().filter(|(_, state)| state.protocol == PROTOCOL);
         let keys: Vec<Key> = marked.map(|(key, _)| *key).collect();
@@ -198,7 +198,7 @@ impl Addresses {
 
     /// Those that are not where they belong, though their interface is there.
     #[must_use]
-    pub fn missing<'a>(&self, router: &'a Router) -> Vec<Placed<'a>> {
+    pub(crate) fn missing<'a>(&self, router: &'a Router) -> Vec<Placed<'a>> {
         placed(router)
             .filter(|placed| {
                 let key = self.key(*placed);
@@ -212,7 +212,7 @@ impl Addresses {
     /// One is enough where the kernel keeps the mark, as that names the owner; otherwise
     /// all must be there.
     #[must_use]
-    pub fn are_inherited(&self, router: &Router) -> bool {
+    pub(crate) fn are_inherited(&self, router: &Router) -> bool {
         let state = |placed| {
             let key = self.key(placed)?;
             self.interfaces.addresses.get(&key)
@@ -241,7 +241,7 @@ impl Addresses {
     /// Addresses of a router that are on their interfaces, with whatever prefix, and not ours: an operator
     /// has set them by hand, and they stay when another node holds them.
     #[must_use]
-    pub fn set_by_others(&self, router: &Router) -> Vec<Key> {
+    pub(crate) fn set_by_others(&self, router: &Router) -> Vec<Key> {
         let keys = placed(router).filter_map(|placed| self.key(placed));
         let there = keys.flat_map(|(index, address, _)| {
             let all = (index, address, 0)..=(index, address, u8::MAX);
@@ -252,7 +252,7 @@ impl Addresses {
 
     /// Addresses with our mark that none of these routers has where it is.
     #[must_use]
-    pub fn leftovers(&self, routers: &[Router]) -> Vec<Key> {
+    pub(crate) fn leftovers(&self, routers: &[Router]) -> Vec<Key> {
         let wanted: BTreeSet<Key> =
             routers.iter().flat_map(placed).filter_map(|placed| self.key(placed)).collect();
         let marked =
@@ -262,7 +262,7 @@ impl Addresses {
 
     /// Addresses of ours that are not among these, on whatever interface they are.
     #[must_use]
-    pub fn strays<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
+    pub(crate) fn strays<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
         let kept: BTreeSet<Key> = kept.into_iter().filter_map(|placed| self.key(placed)).collect();
         let ours = self.interfaces.addresses.keys().filter(|key| self.is_ours(key));
         ours.filter(|key| !kept.contains(key)).copied().collect()
@@ -270,7 +270,7 @@ impl Addresses {
 
     /// The name of an interface.
     #[must_use]
-    pub fn interface(&self, index: u32) -> &str {
+    pub(crate) fn interface(&self, index: u32) -> &str {
         self.interfaces.links.get(&index).map_or("?", |link| &link.name)
     }
 

@@ -70,7 +70,12 @@ pub struct ExternalState {
 impl ExternalState {
     /// Whether an advertisement that was refused is taken all the same, as its sender is known.
     #[must_use]
-    pub fn accepts_refused(&self, router: RouterKey, from: IpAddr, why: packet::Refusal) -> bool {
+    pub(crate) fn accepts_refused(
+        &self,
+        router: RouterKey,
+        from: IpAddr,
+        why: packet::Refusal,
+    ) -> bool {
         let known = (router, from);
         match why.is_stale() {
             true => self.mismatched.contains(&known) || self.active.contains(&known),

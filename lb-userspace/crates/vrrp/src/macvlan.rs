@@ -59,7 +59,7 @@ pub struct Device {
 impl Device {
     /// The device of a router, if it has a virtual MAC address.
     #[must_use]
-    pub fn of(router: &Router) -> Option<Self> {
+    pub(crate) fn of(router: &Router) -> Option<Self> {
         let name = router.virtual_mac.as_ref()?.interface.clone();
         Some(Self { name, below: router.interface.clone(), key: router.key })
     }
@@ -121,7 +121,7 @@ pub fn plan(wanted: &[Device], interfaces: &Interfaces) -> Vec<Step> {
 
 /// Makes and removes devices. That takes the kernel tens of milliseconds, so the thread that sends
 /// advertisements must not do it.
-pub struct Devices {
+pub(crate) struct Devices {
     client: Client,
     /// Settings of interfaces below that were raised, by interface and setting.
     raised: BTreeMap<(String, &'static str), String>,
@@ -138,7 +138,7 @@ impl Devices {
     }
 
     /// Makes what is missing of these, and removes what else is ours. What did not work, for people.
-    pub fn bring_about(&mut self, wanted: &[Device]) -> Vec<String> {
+    pub(crate) fn bring_about(&mut self, wanted: &[Device]) -> Vec<String> {
         let interfaces = match Interfaces::read(&mut self.client) {
             Ok(interfaces) => interfaces,
             Err(error) => return vec![format!("{error:#}")],
@@ -163,7 +163,7 @@ impl Devices {
     /// # Errors
     ///
     /// If netlink can't be used.
-    pub fn ours(&mut self) -> Result<Vec<(u32, String)>> {
+    pub(crate) fn ours(&mut self) -> Result<Vec<(u32, String)>> {
         let steps = plan(&[], &Interfaces::read(&mut self.client)?).into_iter();
         let removed = steps.filter_map(|step| match step {
             Step::Remove(index, name) => Some((index, name)),

@@ -35,7 +35,7 @@ pub const LIMIT_AT_END: Duration = Duration::from_secs(10);
 
 /// One call of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub(crate) struct Call {
     /// The router.
     pub router: String,
     /// The program and all of its arguments.
@@ -47,7 +47,7 @@ pub struct Call {
 impl Call {
     /// The call for a transition, if the router has a program for that.
     #[must_use]
-    pub fn of(
+    pub(crate) fn of(
         router: &Router,
         group: Option<&str>,
         transition: &Transition,
@@ -76,7 +76,7 @@ impl Call {
 }
 
 /// Makes calls, in order for each router.
-pub struct Caller<F> {
+pub(crate) struct Caller<F> {
     queues: BTreeMap<String, UnboundedSender<Call>>,
     tasks: JoinSet<()>,
     /// How many calls have not ended.
@@ -91,7 +91,7 @@ impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
     }
 
     /// Makes a call when those of the same router before it have ended.
-    pub fn call(&mut self, call: Call) {
+    pub(crate) fn call(&mut self, call: Call) {
         let queue = self.queues.entry(call.router.clone()).or_insert_with(|| {
             let (queue, mut calls) = mpsc::unbounded_channel::<Call>();
             let (failed, open) = (self.failed.clone(), self.open.clone());
@@ -112,7 +112,7 @@ impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
     }
 
     /// Ends when no call is under way.
-    pub fn idle(&self) -> impl Future<Output = ()> + Send + use<F> {
+    pub(crate) fn idle(&self) -> impl Future<Output = ()> + Send + use<F> {
         let mut open = self.open.subscribe();
         async move {
             // Without a caller there is no call.
@@ -121,7 +121,7 @@ impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
     }
 
     /// Waits until all calls were made and have ended.
-    pub async fn end(mut self) {
+    pub(crate) async fn end(mut self) {
         self.queues.clear();
         while self.tasks.join_next().await.is_some() {}
     }

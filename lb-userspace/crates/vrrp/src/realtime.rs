@@ -21,7 +21,7 @@ const CAP_IPC_LOCK: u32 = 14;
 
 /// How the calling thread is scheduled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheduling {
+pub(crate) enum Scheduling {
     /// Before all ordinary threads.
     Fifo,
     /// With more than its share.
@@ -32,7 +32,7 @@ pub enum Scheduling {
 
 /// Puts the calling thread before all others, as far as the process may, and locks the memory of the
 /// process. What is not allowed is logged, once in a process.
-pub fn prefer() -> Scheduling {
+pub(crate) fn prefer() -> Scheduling {
     static LOGGED: Once = Once::new();
     let scheduling = schedule();
     let locked = lock_memory();
@@ -43,7 +43,10 @@ pub fn prefer() -> Scheduling {
 /// That a router's interval is short for a thread that is scheduled so, and what follows: in words,
 /// with the reason.
 #[must_use]
-pub fn short_interval(scheduling: Scheduling, routers: &[Router]) -> Option<(String, String)> {
+pub(crate) fn short_interval(
+    scheduling: Scheduling,
+    routers: &[Router],
+) -> Option<(String, String)> {
     let shortest = routers.iter().min_by_key(|router| router.interval)?;
     if scheduling == Scheduling::Fifo || shortest.interval >= SHORT {
         return None;

@@ -36,7 +36,7 @@ impl End {
 
     /// Whether the addresses stay where they are.
     #[must_use]
-    pub fn keeps_addresses(&self) -> bool {
+    pub(crate) fn keeps_addresses(&self) -> bool {
         match (self.result.as_deref(), self.code.as_deref()) {
             // A process that was ordered to stop and did not is killed, and nothing starts it again.
             (Some("timeout"), _) => false,

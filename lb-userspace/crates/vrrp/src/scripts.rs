@@ -13,7 +13,7 @@ use tokio::{process::Command, time::timeout};
 
 /// A program that is run again and again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Script {
+pub(crate) struct Script {
     /// The program and its arguments.
     pub command: Vec<String>,
     /// How often it is run.
@@ -26,7 +26,7 @@ pub struct Script {
 
 /// The programs that these routers track, each once.
 #[must_use]
-pub fn scripts(routers: &[Router]) -> Vec<Script> {
+pub(crate) fn scripts(routers: &[Router]) -> Vec<Script> {
     let mut scripts: Vec<Script> = Vec::new();
     for router in routers {
         for track in &router.tracks {

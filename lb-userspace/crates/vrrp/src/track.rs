@@ -172,7 +172,7 @@ impl Tracks {
     }
 
     /// Looks at interfaces and sources alone.
-    pub fn look_at_links(
+    pub(crate) fn look_at_links(
         &mut self,
         router: &Router,
         observed: &Observed,

@@ -71,7 +71,7 @@ pub struct Ring {
 
 impl Ring {
     /// Sums up that a slot has other owners.
-    pub fn move_slot(&mut self, before: Owners, after: Owners) {
+    pub(crate) fn move_slot(&mut self, before: Owners, after: Owners) {
         for (owners, by) in [(before, -1), (after, 1)] {
             let Owners { current, base } = owners;
             if current != 0 {
@@ -171,7 +171,7 @@ pub struct PlanInputs<'a> {
 }
 
 /// The shares, in thousandths of their weights, of backends that don't have all of it yet.
-pub type Ramps = BTreeMap<seen::BackendKey, u16>;
+pub(crate) type Ramps = BTreeMap<seen::BackendKey, u16>;
 
 /// A plan, and the parts that it had to leave out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -349,7 +349,7 @@ fn ring_target(service: &Service, placed: &[Placed]) -> RingTarget {
 
 /// A service's entry, with pinning paused or not.
 #[must_use]
-pub const fn with_pinning_paused(mut value: abi::Service, paused: bool) -> abi::Service {
+pub(crate) const fn with_pinning_paused(mut value: abi::Service, paused: bool) -> abi::Service {
     value.flags &= !service_flags::PINNING_PAUSED;
     if paused {
         value.flags |= service_flags::PINNING_PAUSED;

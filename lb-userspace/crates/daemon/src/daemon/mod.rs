@@ -114,7 +114,7 @@ pub struct Connection {
 }
 
 /// Opens and closes the HTTP listeners of a configuration; none: all are closed.
-pub type SetHttp = Box<dyn Fn(Option<&lb_config::http::Config>) + Send>;
+pub(crate) type SetHttp = Box<dyn Fn(Option<&lb_config::http::Config>) + Send>;
 
 /// The daemon's inputs and outputs beside the engine.
 pub struct Effects {

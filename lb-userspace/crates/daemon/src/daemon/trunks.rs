@@ -13,7 +13,7 @@ use lb_plane::DataPlane;
 use super::Daemon;
 
 /// Names the interfaces with VLANs whose tags are taken off.
-pub type Trunks = Box<dyn Fn() -> Vec<String> + Send>;
+pub(crate) type Trunks = Box<dyn Fn() -> Vec<String> + Send>;
 
 impl<D: DataPlane> Daemon<D> {
     /// Has it look for trunks before a service in mode `ipip` is added.

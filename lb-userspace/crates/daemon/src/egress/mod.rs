@@ -94,7 +94,7 @@ pub struct Subject {
 }
 
 /// The exits of all backends that can be sent to.
-pub type Plan = BTreeMap<Exit, Vec<Subject>>;
+pub(crate) type Plan = BTreeMap<Exit, Vec<Subject>>;
 
 /// The exits that `desired` needs. Only those of TCP services can be probed.
 #[must_use]
@@ -240,7 +240,7 @@ fn read(tx_errors: &TxErrors) -> Vec<TxError> {
 impl Exit {
     /// The MAC address as it is written.
     #[must_use]
-    pub fn mac_text(&self) -> String {
+    pub(crate) fn mac_text(&self) -> String {
         self.mac.map(|byte| format!("{byte:02x}")).join(":")
     }
 }

@@ -32,7 +32,7 @@ pub enum ProbeResult {
 impl ProbeResult {
     /// Its name in status.
     #[must_use]
-    pub const fn name(&self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Forwards => "forwards",
             Self::Lost(_) => EgressStatus::LOST,
@@ -42,7 +42,7 @@ impl ProbeResult {
 
     /// The evidence or reason.
     #[must_use]
-    pub fn detail(&self) -> Option<&str> {
+    pub(crate) fn detail(&self) -> Option<&str> {
         match self {
             Self::Forwards => None,
             Self::Lost(detail) | Self::Unknown(detail) => Some(detail),

@@ -168,7 +168,7 @@ impl Logs {
 }
 
 /// The level; none before [`start`].
-pub fn current() -> Option<Current> {
+pub(crate) fn current() -> Option<Current> {
     LOGS.get().map(|logs| logs.state().current())
 }
 

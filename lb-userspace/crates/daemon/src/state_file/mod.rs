@@ -107,7 +107,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
 /// # Errors
 ///
 /// It can't be renamed.
-pub fn set_aside(path: &Path) -> Result<PathBuf> {
+pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     let to = aside(path);
     fs::rename(path, &to)
         .with_context(|| format!("rename {} to {}", path.display(), to.display()))?;
@@ -176,7 +176,7 @@ pub fn text(state: &State) -> Result<Vec<u8>> {
 /// # Errors
 ///
 /// The file can't be written. The old one is still there.
-pub fn save(path: &Path, state: &State) -> Result<()> {
+pub(crate) fn save(path: &Path, state: &State) -> Result<()> {
     replace(path, &text(state)?).with_context(|| format!("write state file {}", path.display()))
 }
 

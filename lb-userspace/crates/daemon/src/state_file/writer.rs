@@ -21,7 +21,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// Where states are handed over to the thread that writes them.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     pending: Arc<Pending>,
     outcomes: watch::Receiver<Outcome>,
     posted: u64,
@@ -66,7 +66,7 @@ impl Writer {
     }
 
     /// Has a state written, in the place of one that waits.
-    pub fn post(&mut self, state: State) -> Kept {
+    pub(crate) fn post(&mut self, state: State) -> Kept {
         self.posted += 1;
         let mut content = self.pending.content.lock().unwrap_or_else(PoisonError::into_inner);
         content.next = Some((self.posted, state));
@@ -77,7 +77,7 @@ impl Writer {
 
     /// The state that was posted last.
     #[must_use]
-    pub fn last(&self) -> Kept {
+    pub(crate) fn last(&self) -> Kept {
         Kept { number: self.posted, outcomes: self.outcomes.clone() }
     }
 
@@ -103,14 +103,14 @@ impl Drop for Writer {
 
 /// A state that is to be kept.
 #[derive(Clone, Debug)]
-pub struct Kept {
+pub(crate) struct Kept {
     number: u64,
     outcomes: watch::Receiver<Outcome>,
 }
 
 impl Kept {
     /// Waits until it is written, for a second at most; the warning to print if it is not.
-    pub async fn note(mut self) -> Option<String> {
+    pub(crate) async fn note(mut self) -> Option<String> {
         let number = self.number;
         let written = timeout(PATIENCE, self.outcomes.wait_for(|done| done.number >= number)).await;
         match written {

@@ -54,7 +54,7 @@ pub struct Listeners(Arc<Mutex<Vec<Listener>>>);
 impl Listeners {
     /// All configured ones.
     #[must_use]
-    pub fn list(&self) -> Vec<Listener> {
+    pub(crate) fn list(&self) -> Vec<Listener> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -29,11 +29,11 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const LRU_HASH: u32 = 9;
 /// Kind of `RINGS`.
-pub const ARRAY_OF_MAPS: u32 = 12;
+pub(crate) const ARRAY_OF_MAPS: u32 = 12;
 
 /// A map's name, kind, key and value size, and entries for these limits and this many CPUs.
 #[derive(Debug)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Its name.
     pub name: &'static str,
     kind: u32,
@@ -52,7 +52,7 @@ impl Shape {
     }
 
     /// Whether a map of the other shape is a map of this one, but for its entries.
-    pub fn is_like(&self, other: &Self) -> bool {
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
         (self.kind, self.key, self.value) == (other.kind, other.key, other.value)
     }
 }
@@ -63,7 +63,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) ->
 }
 
 /// The maps of this version.
-pub const SHAPES: [Shape; 21] = [
+pub(crate) const SHAPES: [Shape; 21] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
@@ -97,7 +97,7 @@ const RETIRED: [&str; 1] = ["OPENINGS"];
 /// # Errors
 ///
 /// If the kernel refuses it.
-pub fn unpin_retired(folder: &Path) -> Result<()> {
+pub(crate) fn unpin_retired(folder: &Path) -> Result<()> {
     for pin in RETIRED.map(|name| folder.join(name)) {
         match fs::remove_file(&pin) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -110,12 +110,12 @@ pub fn unpin_retired(folder: &Path) -> Result<()> {
 }
 
 /// Buckets of the services' index.
-pub const fn buckets(limits: &Limits) -> u32 {
+pub(crate) const fn buckets(limits: &Limits) -> u32 {
     service_index::buckets(limits.services)
 }
 
 /// The maps of a version's layout; none if this version can't read it.
-pub const fn of(version: u32) -> Option<&'static [Shape]> {
+pub(crate) const fn of(version: u32) -> Option<&'static [Shape]> {
     match version {
         ABI_VERSION => Some(&SHAPES),
         1 => Some(&v1::SHAPES),
@@ -128,7 +128,12 @@ pub const fn of(version: u32) -> Option<&'static [Shape]> {
 /// # Errors
 ///
 /// If a map is not what the layout has under its name.
-pub fn pinned_limits(folder: &Path, shapes: &[Shape], wanted: Limits, cpus: u32) -> Result<Limits> {
+pub(crate) fn pinned_limits(
+    folder: &Path,
+    shapes: &[Shape],
+    wanted: Limits,
+    cpus: u32,
+) -> Result<Limits> {
     let mut found = BTreeMap::new();
     for shape in shapes {
         let path = folder.join(shape.name);

@@ -43,7 +43,7 @@ const fn shape(
 }
 
 /// Its maps.
-pub const SHAPES: [Shape; 16] = [
+pub(crate) const SHAPES: [Shape; 16] = [
     shape("SERVICE_INDEX", ARRAY, (4, 16), |limits, _| (limits.services * 4).next_power_of_two()),
     shape("SERVICE_ENTRIES", ARRAY, (4, 88), |limits, _| limits.services),
     shape("SERVICES_V4", HASH, (8, 64), |limits, _| limits.services),

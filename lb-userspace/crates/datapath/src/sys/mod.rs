@@ -57,7 +57,12 @@ struct NewMap {
 
 /// Makes a map of kind `kind` whose elements are maps like `inner`; its keys and values have four
 /// bytes each.
-pub fn map_of_maps(kind: u32, name: &str, entries: u32, inner: &MapData) -> io::Result<MapData> {
+pub(crate) fn map_of_maps(
+    kind: u32,
+    name: &str,
+    entries: u32,
+    inner: &MapData,
+) -> io::Result<MapData> {
     let mut attr = NewMap::new_zeroed();
     attr.kind = kind;
     attr.key_size = size_of::<u32>() as u32;
@@ -137,7 +142,7 @@ struct TestRun {
 
 /// Gives an XDP program one frame, as if it had come in by an interface of the calling thread's network namespace, and
 /// applies the program's verdict to it (Linux 5.18). XDP_TX becomes a redirect to the same interface there.
-pub fn run_live(program: &OwnedFd, ingress: u32, frame: &[u8]) -> io::Result<()> {
+pub(crate) fn run_live(program: &OwnedFd, ingress: u32, frame: &[u8]) -> io::Result<()> {
     /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
     const LIVE: u32 = 2;
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
@@ -155,12 +160,12 @@ pub fn run_live(program: &OwnedFd, ingress: u32, frame: &[u8]) -> io::Result<()>
 }
 
 /// A map's descriptor, as the kernel takes it for the element of a map of maps.
-pub fn map_fd(map: &MapData) -> u32 {
+pub(crate) fn map_fd(map: &MapData) -> u32 {
     map.fd().as_fd().as_raw_fd() as u32
 }
 
 /// Whether these are one map in the kernel.
-pub fn is_same_map(one: &MapData, other: &MapData) -> io::Result<bool> {
+pub(crate) fn is_same_map(one: &MapData, other: &MapData) -> io::Result<bool> {
     let id = |map: &MapData| map.info().map(|info| info.id()).map_err(io::Error::other);
     Ok(id(one)? == id(other)?)
 }
@@ -168,7 +173,7 @@ pub fn is_same_map(one: &MapData, other: &MapData) -> io::Result<bool> {
 /// Waits until every run of a program that is under way has ended, so that one that was swapped out
 /// does not write any more. The kernel does so after each write to a map of maps
 /// (`maybe_wait_bpf_programs()` in kernel/bpf/syscall.c, Linux 4.20).
-pub fn wait_for_programs() -> io::Result<()> {
+pub(crate) fn wait_for_programs() -> io::Result<()> {
     const ARRAY: u32 = 2;
     const ARRAY_OF_MAPS: u32 = 12;
     let word = size_of::<u32>() as u32;
@@ -180,7 +185,7 @@ pub fn wait_for_programs() -> io::Result<()> {
 
 /// A map with keys and values of known types.
 #[derive(Debug)]
-pub struct Table<K, V> {
+pub(crate) struct Table<K, V> {
     map: MapData,
     id: u32,
     entries: u32,
@@ -207,12 +212,12 @@ where
     }
 
     /// Whether this is a view of the same map.
-    pub const fn is_same(&self, other: &Self) -> bool {
+    pub(crate) const fn is_same(&self, other: &Self) -> bool {
         self.id == other.id
     }
 
     /// How many entries it has room for.
-    pub const fn entries(&self) -> u32 {
+    pub(crate) const fn entries(&self) -> u32 {
         self.entries
     }
 
@@ -227,7 +232,7 @@ where
     }
 
     /// The value of a key.
-    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+    pub(crate) fn get(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::new_zeroed();
         let mut attr = self.element(key, &raw mut value);
         // SAFETY: key and value have the map's sizes, which `new` has checked.
@@ -239,7 +244,7 @@ where
     }
 
     /// Adds or replaces an entry.
-    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
+    pub(crate) fn put(&self, key: &K, value: &V) -> io::Result<()> {
         let mut attr = self.element(key, value);
         // SAFETY: key and value have the map's sizes, which `new` has checked.
         unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(|_| ())
@@ -248,7 +253,7 @@ where
     /// Adds or replaces entries, each as [`Self::put`] does. For an array of maps the kernel then waits for
     /// programs once instead of each time (Linux 6.8); one that has no batches for these (before 5.15) is
     /// given them one by one.
-    pub fn put_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+    pub(crate) fn put_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
         // Of the kernel's own, which the C library has no name for.
         const ENOTSUPP: i32 = 524;
         if let ([key], [value]) = (keys, values) {
@@ -284,7 +289,7 @@ where
     }
 
     /// Adds an entry unless its key has one; whether it did.
-    pub fn put_new(&self, key: &K, value: &V) -> io::Result<bool> {
+    pub(crate) fn put_new(&self, key: &K, value: &V) -> io::Result<bool> {
         const BPF_NOEXIST: u64 = 1;
         let mut attr = Element { flags: BPF_NOEXIST, ..self.element(key, value) };
         // SAFETY: key and value have the map's sizes, which `new` has checked.
@@ -296,7 +301,7 @@ where
     }
 
     /// Removes an entry; whether there was one.
-    pub fn delete(&self, key: &K) -> io::Result<bool> {
+    pub(crate) fn delete(&self, key: &K) -> io::Result<bool> {
         let mut attr = self.element(key, std::ptr::null());
         // SAFETY: the key has the map's size, which `new` has checked.
         match unsafe { bpf(MAP_DELETE_ELEM, &mut attr) } {
@@ -307,7 +312,7 @@ where
     }
 
     /// Visits every entry, thousands to a call. An entry that moves meanwhile may be met twice.
-    pub fn walk(&self, mut visit: impl FnMut(K, V)) -> io::Result<()> {
+    pub(crate) fn walk(&self, mut visit: impl FnMut(K, V)) -> io::Result<()> {
         self.walk_while(|key, value| {
             visit(key, value);
             ControlFlow::Continue(())
@@ -315,7 +320,10 @@ where
     }
 
     /// The same, until the visitor has seen enough.
-    pub fn walk_while(&self, mut visit: impl FnMut(K, V) -> ControlFlow<()>) -> io::Result<()> {
+    pub(crate) fn walk_while(
+        &self,
+        mut visit: impl FnMut(K, V) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         let mut keys = vec![K::new_zeroed(); BATCH];
         let mut values = vec![V::new_zeroed(); BATCH];
         // Where to go on: opaque, at most as large as a key or a word.
@@ -362,7 +370,7 @@ where
 /// The kernel's record of a link of XDP or tc.
 #[derive(Clone, Copy, Debug, IntoBytes, FromBytes)]
 #[repr(C)]
-pub struct LinkInfo {
+pub(crate) struct LinkInfo {
     /// Kind of link: [`Self::XDP`] or [`Self::TCX`].
     pub kind: u32,
     /// Id of the link.
@@ -377,12 +385,12 @@ pub struct LinkInfo {
 
 impl LinkInfo {
     /// `BPF_LINK_TYPE_XDP`.
-    pub const XDP: u32 = 6;
+    pub(crate) const XDP: u32 = 6;
     /// `BPF_LINK_TYPE_TCX`.
-    pub const TCX: u32 = 11;
+    pub(crate) const TCX: u32 = 11;
 
     /// Of the link that is pinned at `path`.
-    pub fn of_pinned(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of_pinned(path: &Path) -> io::Result<Self> {
         let fd = open_pinned(path)?;
         let mut info = Self::new_zeroed();
         let mut attr = Info {
@@ -414,7 +422,7 @@ struct Query {
 }
 
 /// The ids of the programs at the ingress of an interface, in the order in which they run (TCX, Linux 6.6).
-pub fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
+pub(crate) fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
     /// `BPF_TCX_INGRESS`.
     const TCX_INGRESS: u32 = 46;
     // As many as there may be (`BPF_MPROG_MAX`).
@@ -431,7 +439,7 @@ pub fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
 
 /// Takes the program of the link that is pinned at `path` off its interface, at once: removing the
 /// pin does so too, but some time later. Linux 5.9.
-pub fn detach_link(path: &Path) -> io::Result<()> {
+pub(crate) fn detach_link(path: &Path) -> io::Result<()> {
     let fd = open_pinned(path)?;
     let mut attr = fd.as_raw_fd() as u32;
     // SAFETY: the only attribute is a descriptor.
@@ -450,7 +458,7 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 
 /// Whether an entry was refused because its map has no room: a hash map reports that it is full, and one
 /// that makes room by itself that it could not find any at this moment.
-pub fn has_no_room(error: &io::Error) -> bool {
+pub(crate) fn has_no_room(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM))
 }
 

@@ -39,7 +39,7 @@ struct RawProgInfo {
 
 /// A program that is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProgramInfo {
+pub(crate) struct ProgramInfo {
     /// Its id.
     pub id: u32,
     /// What it is called, if it is called anything.
@@ -50,12 +50,12 @@ pub struct ProgramInfo {
 
 impl ProgramInfo {
     /// Of the program that is pinned at `path`.
-    pub fn of_pinned(path: &Path) -> io::Result<Self> {
+    pub(crate) fn of_pinned(path: &Path) -> io::Result<Self> {
         Self::of(&open_pinned(path)?)
     }
 
     /// Of an open program.
-    pub fn of(program: &OwnedFd) -> io::Result<Self> {
+    pub(crate) fn of(program: &OwnedFd) -> io::Result<Self> {
         let mut raw = RawProgInfo::new_zeroed();
         query(program, &mut raw)?;
         // What is queried twice is the list: how long it is, and then what is in it.
@@ -83,7 +83,7 @@ fn query(program: &OwnedFd, raw: &mut RawProgInfo) -> io::Result<()> {
 }
 
 /// Opens a program by its id, for which the kernel wants `CAP_SYS_ADMIN`.
-pub fn open_program(id: u32) -> io::Result<OwnedFd> {
+pub(crate) fn open_program(id: u32) -> io::Result<OwnedFd> {
     let mut attr = id;
     // SAFETY: the only attribute is an id.
     let fd = unsafe { bpf(PROG_GET_FD_BY_ID, &mut attr) }?;
@@ -92,7 +92,7 @@ pub fn open_program(id: u32) -> io::Result<OwnedFd> {
 }
 
 /// Pins an open program.
-pub fn pin_program(program: &OwnedFd, path: &Path) -> io::Result<()> {
+pub(crate) fn pin_program(program: &OwnedFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let fd = program.as_raw_fd() as u32;
     let mut attr = Object { path: path.as_ptr() as u64, fd, flags: 0 };

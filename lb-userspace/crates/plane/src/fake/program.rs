@@ -42,7 +42,6 @@ pub(super) struct Program {
     marks: RefCell<HashMap<u32, Arc<SharedU32>>>,
     handshakes: RefCell<HashMap<u32, Arc<SharedU64>>>,
     fragments: RefCell<HashMap<FragmentKey, Fragment>>,
-    unanswered: RefCell<HashMap<u16, Unanswered>>,
 }
 
 impl Program {
@@ -82,11 +81,6 @@ impl Fake {
     #[must_use]
     pub fn leased_until(&self) -> u64 {
         self.remote.leased_until.load(Ordering::SeqCst)
-    }
-
-    /// Makes a backend seem silent, or answering.
-    pub fn set_unanswered(&self, id: u16, unanswered: Unanswered) {
-        self.program.unanswered.borrow_mut().insert(id, unanswered);
     }
 
     fn service_at(&self, vip: IpAddr, port: u16, proto: u8) -> Option<&Service> {
@@ -209,8 +203,8 @@ impl Tables for Fake {
         Some(self.program.marks.borrow_mut().entry(index).or_default().clone())
     }
 
-    fn unanswered(&self, id: u16) -> Unanswered {
-        self.program.unanswered.borrow().get(&id).copied().unwrap_or_default()
+    fn unanswered(&self, _id: u16) -> Unanswered {
+        Unanswered::default()
     }
 
     fn in_flux(&self, service: &Service, key: &FlowKey, slot: &Slot, what: u64) -> u64 {
@@ -288,7 +282,7 @@ impl View for Fake {
         Ok(Tables::syn_seen(self, index).map(|mark| mark.load()))
     }
 
-    fn unanswered(&self, _cpu: u32, id: u16) -> io::Result<u64> {
-        Ok(Tables::unanswered(self, id).0)
+    fn unanswered(&self, _cpu: u32, _id: u16) -> io::Result<u64> {
+        Ok(0)
     }
 }

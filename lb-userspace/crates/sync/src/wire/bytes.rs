@@ -10,7 +10,7 @@ use lb_model::desired::{Protocol, ServiceKey};
 pub struct Malformed(pub &'static str);
 
 /// What reading gives.
-pub type Read<T> = Result<T, Malformed>;
+pub(crate) type Read<T> = Result<T, Malformed>;
 
 const CUT_OFF: Malformed = Malformed("it is cut off");
 
@@ -21,46 +21,46 @@ const SERVICE_UDP: u8 = 2;
 
 /// Takes values from the front of bytes; never beyond their end.
 #[derive(Clone, Copy, Debug)]
-pub struct Reader<'a>(pub &'a [u8]);
+pub(crate) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
     /// The next `length` bytes.
-    pub fn slice(&mut self, length: usize) -> Read<&'a [u8]> {
+    pub(crate) fn slice(&mut self, length: usize) -> Read<&'a [u8]> {
         let (head, tail) = self.0.split_at_checked(length).ok_or(CUT_OFF)?;
         self.0 = tail;
         Ok(head)
     }
 
     /// The next bytes, as many as the result has.
-    pub fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Read<[u8; N]> {
         let (head, tail) = self.0.split_first_chunk().ok_or(CUT_OFF)?;
         self.0 = tail;
         Ok(*head)
     }
 
     /// All that is left.
-    pub fn rest(&mut self) -> &'a [u8] {
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
     /// One byte.
-    pub fn u8(&mut self) -> Read<u8> {
+    pub(crate) fn u8(&mut self) -> Read<u8> {
         self.array::<1>().map(|[byte]| byte)
     }
 
     /// Two bytes in network order.
-    pub fn u16(&mut self) -> Read<u16> {
+    pub(crate) fn u16(&mut self) -> Read<u16> {
         self.array().map(u16::from_be_bytes)
     }
 
     /// Eight bytes in network order.
-    pub fn u64(&mut self) -> Read<u64> {
+    pub(crate) fn u64(&mut self) -> Read<u64> {
         self.array().map(u64::from_be_bytes)
     }
 
     /// A number in as few bytes as it needs: seven bits in each, the lowest first, the top bit shows
     /// that another byte follows.
-    pub fn varint(&mut self) -> Read<u64> {
+    pub(crate) fn varint(&mut self) -> Read<u64> {
         let mut value = 0_u64;
         for shift in (0..u64::BITS).step_by(7) {
             let byte = self.u8()?;
@@ -77,12 +77,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A [`Self::varint`] that fits in 32 bits.
-    pub fn varint32(&mut self) -> Read<u32> {
+    pub(crate) fn varint32(&mut self) -> Read<u32> {
         u32::try_from(self.varint()?).map_err(|_| Malformed("a number is too large"))
     }
 
     /// A byte that is 0 or 1.
-    pub fn bool(&mut self) -> Read<bool> {
+    pub(crate) fn bool(&mut self) -> Read<bool> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An address of the family that was read before.
-    pub fn address(&mut self, v6: bool) -> Read<IpAddr> {
+    pub(crate) fn address(&mut self, v6: bool) -> Read<IpAddr> {
         Ok(if v6 {
             IpAddr::V6(Ipv6Addr::from(self.array::<16>()?))
         } else {
@@ -118,13 +118,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may be left.
-    pub fn end(self) -> Read<()> {
+    pub(crate) fn end(self) -> Read<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed("more follows than was announced")) }
     }
 }
 
 /// Appends values to bytes, as [`Reader`] takes them.
-pub trait Writer {
+pub(crate) trait Writer {
     /// Bytes as they are.
     fn put(&mut self, bytes: &[u8]);
 

@@ -60,13 +60,13 @@ pub const BODY: usize = DATAGRAM - size_of::<Header>() - TAG_BYTES;
 pub const PARTS: usize = BODY - 24;
 
 /// Most bytes of a fragment in [`Message::NodeState`].
-pub const FRAGMENT: usize = BODY - 16;
+pub(crate) const FRAGMENT: usize = BODY - 16;
 
 /// Most ranges in one [`Message::Ack`] or [`Message::Nack`].
-pub const RANGES: usize = 64;
+pub(crate) const RANGES: usize = 64;
 
 /// The version of all that is here.
-pub const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 4;
 
 const MAGIC: [u8; 2] = *b"ls";
 
@@ -168,10 +168,10 @@ pub struct Hello<'a> {
 pub const NAME: u8 = 64;
 
 /// Most bytes of a refusal to take over.
-pub const REFUSAL: u8 = 255;
+pub(crate) const REFUSAL: u8 = 255;
 
 /// A run of numbers: the first, and how many.
-pub type Range = (u64, u32);
+pub(crate) type Range = (u64, u32);
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,7 +256,7 @@ impl<'a> Message<'a> {
     const NODE_STATE: u8 = 2;
     const NEWS: u8 = 3;
     /// The kind of [`Message::Transfer`].
-    pub const TRANSFER: u8 = 4;
+    pub(crate) const TRANSFER: u8 = 4;
     const ACK: u8 = 5;
     const NACK: u8 = 6;
     const TAKEOVER_REQUEST: u8 = 7;

@@ -16,15 +16,15 @@ use super::{
 use crate::{Fingerprint, NodeState, RouterState, ServiceFingerprint};
 
 /// How many halves there are.
-pub const HALVES: usize = 2;
+pub(crate) const HALVES: usize = 2;
 
 /// The half with the routers.
-pub const ROUTERS: u8 = 0;
+pub(crate) const ROUTERS: u8 = 0;
 /// The half with the fingerprint.
-pub const FINGERPRINT: u8 = 1;
+pub(crate) const FINGERPRINT: u8 = 1;
 
 /// Most fragments of a half: over 25,000 services.
-pub const FRAGMENTS: u16 = 1024;
+pub(crate) const FRAGMENTS: u16 = 1024;
 
 /// Encodes a half.
 #[must_use]
@@ -87,7 +87,7 @@ pub fn fragments(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Appends a router's key.
-pub fn put_router_key(bytes: &mut Vec<u8>, key: &RouterKey) {
+pub(crate) fn put_router_key(bytes: &mut Vec<u8>, key: &RouterKey) {
     let family = match key.family {
         Family::V4 => 4,
         Family::V6 => 6,
@@ -100,7 +100,7 @@ pub fn put_router_key(bytes: &mut Vec<u8>, key: &RouterKey) {
 /// # Errors
 ///
 /// The bytes are none.
-pub fn router_key(reader: &mut Reader<'_>) -> Read<RouterKey> {
+pub(crate) fn router_key(reader: &mut Reader<'_>) -> Read<RouterKey> {
     let family = match reader.u8()? {
         4 => Family::V4,
         6 => Family::V6,

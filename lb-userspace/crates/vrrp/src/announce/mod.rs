@@ -76,7 +76,7 @@ pub struct Claim {
 /// The frame that announces on the link that `mac` has `address`. `router` is for IPv6: whether
 /// the node forwards packets of the interface's hosts, as its kernel's own answers state.
 #[must_use]
-pub fn frame(address: IpAddr, mac: Mac, router: bool) -> Vec<u8> {
+pub(crate) fn frame(address: IpAddr, mac: Mac, router: bool) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => gratuitous_arp(address, mac),
         IpAddr::V6(address) => neighbour_advertisement(address, mac, router),

@@ -47,7 +47,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq as _;
 
 /// Length of the trailer.
-pub const TRAILER: usize = 28;
+pub(crate) const TRAILER: usize = 28;
 
 /// The only type there is: HMAC-SHA-256, cut to 128 bits.
 const HMAC_SHA256: u8 = 1;
@@ -82,7 +82,7 @@ pub enum Failure {
 impl Failure {
     /// Whether another configuration of the sender explains it.
     #[must_use]
-    pub const fn is_mismatch(self) -> bool {
+    pub(crate) const fn is_mismatch(self) -> bool {
         match self {
             Self::Missing
             | Self::Unexpected
@@ -116,7 +116,7 @@ impl fmt::Display for Failure {
 /// How far the clocks of two nodes may be apart, as keepalived has it by default: three intervals,
 /// and five seconds at least.
 #[must_use]
-pub fn window(interval: Duration) -> Duration {
+pub(crate) fn window(interval: Duration) -> Duration {
     (interval * 3).max(MIN_WINDOW)
 }
 

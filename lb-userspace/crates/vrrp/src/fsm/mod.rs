@@ -275,20 +275,20 @@ impl VirtualRouter {
 
     /// Whether another router is Active, as far as it has advertised.
     #[must_use]
-    pub fn sees_active(&self, now: Instant) -> bool {
+    pub(crate) fn sees_active(&self, now: Instant) -> bool {
         let down = self.down(self.active_interval);
         self.last_adverts.iter().flatten().any(|last| now.saturating_duration_since(last.at) < down)
     }
 
     /// Whether it is Backup, and has the addresses that a predecessor left.
     #[must_use]
-    pub const fn has_inherited_addresses(&self) -> bool {
+    pub(crate) const fn has_inherited_addresses(&self) -> bool {
         self.when.inherited
     }
 
     /// Waits with becoming Active until then: another router of its sync group still receives advertisements of one
     /// that has what a predecessor left here.
-    pub fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
+    pub(crate) fn postpone(&mut self, until: Instant, out: &mut Vec<Action>) {
         if self.state == State::Backup {
             self.timer = self.timer.max(Some(until));
             if std::mem::take(&mut self.when.inherited) {
@@ -345,7 +345,7 @@ impl VirtualRouter {
 
     /// Whether something that is tracked has lowered its priority.
     #[must_use]
-    pub const fn is_lowered(&self) -> bool {
+    pub(crate) const fn is_lowered(&self) -> bool {
         self.assessment.lowered
     }
 
@@ -353,12 +353,6 @@ impl VirtualRouter {
     #[must_use]
     pub const fn tally(&self) -> Tally {
         self.tally
-    }
-
-    /// How it is configured.
-    #[must_use]
-    pub const fn settings(&self) -> &Settings {
-        &self.settings
     }
 
     /// Whether it is Active and about to end that.
@@ -369,19 +363,19 @@ impl VirtualRouter {
 
     /// Whether it has given way by an order, and waits until it is needed.
     #[must_use]
-    pub const fn abstains(&self) -> bool {
+    pub(crate) const fn abstains(&self) -> bool {
         self.abstains
     }
 
     /// Active_Adver_Interval: its own interval, or that of the Active router.
     #[must_use]
-    pub fn active_interval(&self) -> Duration {
+    pub(crate) fn active_interval(&self) -> Duration {
         if self.state == State::Backup { self.active_interval } else { self.settings.interval }
     }
 
     /// The other router that is Active, as far as it has advertised.
     #[must_use]
-    pub fn active(&self) -> Option<ActiveRouter> {
+    pub(crate) fn active(&self) -> Option<ActiveRouter> {
         let last =
             self.last_adverts.iter().flatten().next().filter(|_| self.state != State::Active)?;
         Some(ActiveRouter { address: last.from, priority: last.priority })

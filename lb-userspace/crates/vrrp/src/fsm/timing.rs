@@ -49,7 +49,7 @@ impl VirtualRouter {
     /// The longest that it goes on being Active while it gives way: what the slowest router with the
     /// same interval needs to notice that none is, by its timer alone.
     #[must_use]
-    pub fn yield_limit(&self) -> Duration {
+    pub(crate) fn yield_limit(&self) -> Duration {
         (4 * self.settings.interval).min(LONGEST_YIELD)
     }
 

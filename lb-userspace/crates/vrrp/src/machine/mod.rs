@@ -42,7 +42,7 @@ use super::{
 };
 
 /// A router's name.
-pub type Name = Arc<str>;
+pub(crate) type Name = Arc<str>;
 
 /// What is to be done, in order, and for which router.
 pub type Out = Vec<(Name, Action)>;
@@ -243,19 +243,19 @@ impl Machine {
 
     /// Whether a router receives advertisements of another one that is Active.
     #[must_use]
-    pub fn sees_active(&self, router: &str, now: Instant) -> bool {
+    pub(crate) fn sees_active(&self, router: &str, now: Instant) -> bool {
         self.index(router).is_some_and(|index| self.routers[index].machine.sees_active(now))
     }
 
     /// A router's priority as it is.
     #[must_use]
-    pub fn priority(&self, router: &str) -> Option<u8> {
+    pub(crate) fn priority(&self, router: &str) -> Option<u8> {
         self.index(router).map(|index| self.routers[index].machine.priority())
     }
 
     /// Whether a router is about to give its addresses to another node.
     #[must_use]
-    pub fn is_yielding(&self, router: &str) -> bool {
+    pub(crate) fn is_yielding(&self, router: &str) -> bool {
         self.index(router).is_some_and(|index| self.routers[index].machine.is_yielding())
     }
 

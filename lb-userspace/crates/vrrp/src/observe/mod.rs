@@ -15,7 +15,7 @@ use super::{addresses::PROTOCOL, observed::ObservedLink};
 
 /// The links as the machine has them.
 #[must_use]
-pub fn links(interfaces: &Interfaces) -> BTreeMap<String, ObservedLink> {
+pub(crate) fn links(interfaces: &Interfaces) -> BTreeMap<String, ObservedLink> {
     let mut below: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (&index, link) in &interfaces.links {
         // Of the ports of a bond one is in use, and which one it is changes.
@@ -52,13 +52,13 @@ fn names_below(
 
 /// The address that a router's advertisements are sent from on its interface.
 #[must_use]
-pub fn source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
+pub(crate) fn source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
     first_address(router, &router.interface, router.source, interfaces)
 }
 
 /// The same for its second path.
 #[must_use]
-pub fn second_source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
+pub(crate) fn second_source(router: &Router, interfaces: &Interfaces) -> Option<IpAddr> {
     let path = router.second_path.as_ref()?;
     first_address(router, &path.interface, path.source, interfaces)
 }
@@ -94,7 +94,7 @@ fn first_address(
 
 /// The first link-local IPv6 address of an interface that is its own.
 #[must_use]
-pub fn link_local(index: u32, interfaces: &Interfaces) -> Option<Ipv6Addr> {
+pub(crate) fn link_local(index: u32, interfaces: &Interfaces) -> Option<Ipv6Addr> {
     let from = (index, IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 0);
     let own = interfaces.addresses.range(from..).take_while(|((at, ..), _)| *at == index);
     own.filter(|(_, state)| state.protocol != PROTOCOL && !state.tentative && !state.duplicate)
@@ -106,7 +106,7 @@ pub fn link_local(index: u32, interfaces: &Interfaces) -> Option<Ipv6Addr> {
 
 /// The files that are tracked.
 #[must_use]
-pub fn files(routers: &[Router]) -> BTreeSet<PathBuf> {
+pub(crate) fn files(routers: &[Router]) -> BTreeSet<PathBuf> {
     let tracks = routers.iter().flat_map(|router| &router.tracks);
     tracks
         .filter_map(|track| match &track.what {

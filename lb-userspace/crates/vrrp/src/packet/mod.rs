@@ -63,11 +63,11 @@ use super::auth;
 /// VRRP's number among the protocols of IP.
 pub const PROTOCOL: u8 = 112;
 /// TTL or hop limit of every advertisement (RFC 9568, 5.1.1.3 and 5.1.2.3).
-pub const TTL: u8 = 255;
+pub(crate) const TTL: u8 = 255;
 /// So many addresses at most are named.
-pub const MAX_ADDRESSES: usize = u8::MAX as usize;
+pub(crate) const MAX_ADDRESSES: usize = u8::MAX as usize;
 /// No message is longer: what has no room is no advertisement.
-pub const MAX_LEN: usize = HEADER + MAX_ADDRESSES * 16 + PASSWORD + auth::TRAILER;
+pub(crate) const MAX_LEN: usize = HEADER + MAX_ADDRESSES * 16 + PASSWORD + auth::TRAILER;
 
 /// The only type there is.
 const ADVERTISEMENT: u8 = 1;

@@ -42,7 +42,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether another configuration of the sender explains it, and nothing else is wrong.
     #[must_use]
-    pub const fn is_mismatch(self) -> bool {
+    pub(crate) const fn is_mismatch(self) -> bool {
         match self {
             Self::Version(_) | Self::Interval(_) => true,
             Self::Auth(failure) => failure.is_mismatch(),
@@ -52,19 +52,19 @@ impl Refusal {
 
     /// Whether nothing is wrong but that the clocks differ, or that it is an old one.
     #[must_use]
-    pub const fn is_stale(self) -> bool {
+    pub(crate) const fn is_stale(self) -> bool {
         matches!(self, Self::Auth(auth::Failure::Stale))
     }
 
     /// Whether lbd reports it to the operator: these are all that may mean that two routers of one network
     /// do not understand each other.
     #[must_use]
-    pub const fn is_reported(self) -> bool {
+    pub(crate) const fn is_reported(self) -> bool {
         !matches!(self, Self::Own | Self::Vrid | Self::Foreign)
     }
 
     /// Counts it.
-    pub const fn count(self, counters: &mut Counters) {
+    pub(crate) const fn count(self, counters: &mut Counters) {
         match self {
             Self::Own | Self::Vrid => {}
             Self::Ttl(_) => counters.ttl_errors += 1,

@@ -66,7 +66,7 @@ impl Sender {
 
     /// The address that it sends from.
     #[must_use]
-    pub const fn source(&self) -> IpAddr {
+    pub(crate) const fn source(&self) -> IpAddr {
         self.source
     }
 

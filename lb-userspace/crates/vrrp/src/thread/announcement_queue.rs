@@ -19,7 +19,7 @@ const BURST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The routers whose addresses are to be announced, in order.
 #[derive(Default)]
-pub struct AnnouncementQueue {
+pub(crate) struct AnnouncementQueue {
     waiting: VecDeque<Waiting>,
     next_at: Option<Instant>,
 }
@@ -36,7 +36,7 @@ struct Waiting {
 
 /// Addresses that are to be announced now.
 #[derive(Debug, PartialEq, Eq)]
-pub struct DueAnnouncement {
+pub(crate) struct DueAnnouncement {
     /// The router.
     pub name: Name,
     /// Which of its addresses.
@@ -47,7 +47,7 @@ pub struct DueAnnouncement {
 
 impl AnnouncementQueue {
     /// All addresses of a router are to be announced so many times, unless they are already.
-    pub fn add(&mut self, name: &Name, rounds: u8, requests_owners: bool) {
+    pub(crate) fn add(&mut self, name: &Name, rounds: u8, requests_owners: bool) {
         if rounds > 0 && !self.waiting.iter().any(|waiting| waiting.name == *name) {
             self.waiting.push_back(Waiting {
                 name: Name::clone(name),
@@ -64,7 +64,7 @@ impl AnnouncementQueue {
     }
 
     /// Takes the announcements that are due now. `count` gives the number of a router's addresses; none: it holds none.
-    pub fn take_due(
+    pub(crate) fn take_due(
         &mut self,
         now: Instant,
         count: impl Fn(&Name) -> Option<usize>,

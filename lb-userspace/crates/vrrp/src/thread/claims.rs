@@ -20,11 +20,11 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const VIRTUAL: [u8; 4] = [0, 0, 0x5e, 0];
 
 /// An address on an interface, by its index.
-pub type Place = (u32, IpAddr);
+pub(crate) type Place = (u32, IpAddr);
 
 /// The claims that wait, and what the peers have answered.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub(crate) struct Claims {
     waiting: BTreeMap<Place, (Mac, Vec<IpAddr>)>,
     peers: BTreeMap<Place, Option<Mac>>,
     until: Option<Instant>,
@@ -32,7 +32,7 @@ pub struct Claims {
 
 /// A claim of which all is known that will be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
+pub(crate) struct Claimed {
     /// The address, and where.
     pub place: Place,
     /// The claimant.
@@ -43,7 +43,13 @@ pub struct Claimed {
 
 impl Claims {
     /// Takes a claim of an address whose router has these peers; returns the peers to request now.
-    pub fn add(&mut self, place: Place, mac: Mac, peers: &[IpAddr], now: Instant) -> Vec<IpAddr> {
+    pub(crate) fn add(
+        &mut self,
+        place: Place,
+        mac: Mac,
+        peers: &[IpAddr],
+        now: Instant,
+    ) -> Vec<IpAddr> {
         if self.waiting.contains_key(&place) {
             return Vec::new();
         }
@@ -60,7 +66,7 @@ impl Claims {
     }
 
     /// Takes the answer with an address's owner; false if it is that of no peer that was requested.
-    pub fn answer(&mut self, place: Place, mac: Mac) -> bool {
+    pub(crate) fn answer(&mut self, place: Place, mac: Mac) -> bool {
         match self.peers.get_mut(&place) {
             Some(known) => {
                 known.get_or_insert(mac);
@@ -71,7 +77,7 @@ impl Claims {
     }
 
     /// The peers that are requested on an interface.
-    pub fn requested(&self, index: u32) -> BTreeSet<IpAddr> {
+    pub(crate) fn requested(&self, index: u32) -> BTreeSet<IpAddr> {
         self.peers.keys().filter(|(at, _)| *at == index).map(|(_, peer)| *peer).collect()
     }
 
@@ -96,7 +102,7 @@ impl Claims {
 
 impl Claimed {
     /// Message and cause for an operator, of a claim on an interface.
-    pub fn describe(&self, interface: &str) -> (String, String) {
+    pub(crate) fn describe(&self, interface: &str) -> (String, String) {
         let (address, mac) = (self.place.1, text(self.mac));
         if let Some((peer, _)) = self.peers.iter().find(|(_, of)| *of == Some(self.mac)) {
             let message = format!(

@@ -23,7 +23,7 @@ pub const TABLE: &str = "lbd_vrrp";
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// The addresses that are not to be taken; the owner takes its own in any case.
-pub fn closed(routers: &[Router]) -> Vec<IpAddr> {
+pub(crate) fn closed(routers: &[Router]) -> Vec<IpAddr> {
     let closed = routers.iter().filter(|router| is_closed(router));
     let mut closed: Vec<_> =
         closed.flat_map(|router| router.addresses.iter().map(|one| one.address)).collect();
@@ -33,12 +33,12 @@ pub fn closed(routers: &[Router]) -> Vec<IpAddr> {
 }
 
 /// Whether a router needs the filter.
-pub fn is_closed(router: &Router) -> bool {
+pub(crate) fn is_closed(router: &Router) -> bool {
     !router.accept && router.priority.get() != OWNER
 }
 
 /// What makes the table be so, whatever there was; without addresses, there is none.
-pub fn script(closed: &[IpAddr]) -> String {
+pub(crate) fn script(closed: &[IpAddr]) -> String {
     let mut script = format!("add table inet {TABLE}\ndelete table inet {TABLE}\n");
     if closed.is_empty() {
         return script;
@@ -68,7 +68,7 @@ fn nft(arguments: &[&str]) -> std::io::Result<Output> {
 }
 
 /// Whether there is the table; without an `nft` that could have made it, there is none.
-pub fn is_there() -> Result<bool, String> {
+pub(crate) fn is_there() -> Result<bool, String> {
     match nft(&["list", "table", "inet", TABLE]) {
         Ok(listed) => Ok(listed.status.success()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -77,7 +77,7 @@ pub fn is_there() -> Result<bool, String> {
 }
 
 /// Removes the table; false if there is none.
-pub fn remove() -> Result<bool, String> {
+pub(crate) fn remove() -> Result<bool, String> {
     if !is_there()? {
         return Ok(false);
     }
@@ -89,7 +89,7 @@ pub fn remove() -> Result<bool, String> {
 }
 
 /// Brings it about, with the `nft` command.
-pub async fn apply(closed: &[IpAddr]) -> Result<(), String> {
+pub(crate) async fn apply(closed: &[IpAddr]) -> Result<(), String> {
     let mut nft = Command::new("nft");
     nft.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     nft.process_group(0).kill_on_drop(true);

@@ -30,7 +30,7 @@ const FILES: Duration = Duration::from_secs(1);
 
 /// What is to be done.
 #[derive(Debug)]
-pub enum Job {
+pub(crate) enum Job {
     /// Run these, and no others.
     Scripts(Vec<Script>),
     /// Read these, and no others.
@@ -47,7 +47,7 @@ pub enum Job {
 
 /// What has come of it.
 #[derive(Debug)]
-pub enum JobResult {
+pub(crate) enum JobResult {
     /// A run has ended.
     Script {
         /// The routers that track it.

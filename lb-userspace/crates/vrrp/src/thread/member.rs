@@ -20,7 +20,7 @@ use crate::{
 const MOST_SENDERS: usize = 4;
 
 /// A virtual router at the driver.
-pub struct Member {
+pub(crate) struct Member {
     /// How it is configured.
     pub router: Router,
     /// The group that it is in.
@@ -108,7 +108,7 @@ impl Member {
 
     /// Opens the sockets that it sends by, for the present links and addresses; returns an error that kept it
     /// from that.
-    pub fn open_senders(&mut self, interfaces: &Interfaces) -> Option<String> {
+    pub(crate) fn open_senders(&mut self, interfaces: &Interfaces) -> Option<String> {
         let device = self.router.virtual_mac.as_ref().map(|mac| mac.interface.clone());
         let first = device.unwrap_or_else(|| self.router.interface.clone());
         let source =
@@ -159,7 +159,7 @@ impl Member {
     }
 
     /// An advertisement of this router was taken, by the first path.
-    pub fn note_sender(&mut self, from: IpAddr) {
+    pub(crate) fn note_sender(&mut self, from: IpAddr) {
         if self.senders.last() != Some(&from) {
             self.senders.retain(|one| *one != from);
             self.senders.push(from);
@@ -168,17 +168,17 @@ impl Member {
     }
 
     /// Its peers on the first path: those that are configured, or else those that have advertised.
-    pub fn peers(&self) -> &[IpAddr] {
+    pub(crate) fn peers(&self) -> &[IpAddr] {
         if self.router.peers.is_empty() { &self.senders } else { &self.router.peers }
     }
 
     /// Whether an address is one of its virtual ones.
-    pub fn has(&self, address: IpAddr) -> bool {
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
         self.router.addresses.iter().any(|one| one.address == address)
     }
 
     /// Whether its device with the virtual MAC address is there and up, if it needs one.
-    pub fn has_device(&self, interfaces: &Interfaces) -> bool {
+    pub(crate) fn has_device(&self, interfaces: &Interfaces) -> bool {
         self.router.virtual_mac.as_ref().is_none_or(|device| {
             let link = interfaces.link(&device.interface);
             link.is_some_and(|(_, link)| link.up && link.mac == macvlan::mac(self.router.key))
@@ -186,19 +186,19 @@ impl Member {
     }
 
     /// That its device with the virtual MAC address is not there, in words.
-    pub fn missing_device(&self, interfaces: &Interfaces) -> Option<String> {
+    pub(crate) fn missing_device(&self, interfaces: &Interfaces) -> Option<String> {
         let device = self.router.virtual_mac.as_ref().filter(|_| !self.has_device(interfaces))?;
         let interface = &device.interface;
         Some(format!("interface {interface} with its virtual MAC address is missing or down"))
     }
 
     /// The address that it sends from by a path, if it can.
-    pub fn source(&self, path: Path) -> Option<IpAddr> {
+    pub(crate) fn source(&self, path: Path) -> Option<IpAddr> {
         self.path_senders[path as usize].as_ref().map(|path_sender| path_sender.sender.source())
     }
 
     /// Sends an advertisement to all peers by all paths; what did not work.
-    pub fn advertise(&mut self, priority: u8, now: SystemTime) -> Result<(), String> {
+    pub(crate) fn advertise(&mut self, priority: u8, now: SystemTime) -> Result<(), String> {
         let mut result = Ok(());
         let group = [self.router.key.family.group()];
         for path in [Path::First, Path::Second] {

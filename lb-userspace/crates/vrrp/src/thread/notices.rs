@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 const MOST: usize = 32;
 
 /// Sends reports to the daemon.
-pub struct Reporter {
+pub(crate) struct Reporter {
     reports: UnboundedSender<Report>,
     /// The notices that were sent.
     pub log: NoticeLog,
@@ -28,13 +28,13 @@ impl Reporter {
     }
 
     /// Sends a report.
-    pub fn report(&self, report: Report) {
+    pub(crate) fn report(&self, report: Report) {
         // The channel may be closed, when the daemon ends.
         let _ = self.reports.send(report);
     }
 
     /// Sends a notice, unless the same was sent just now.
-    pub fn notice(
+    pub(crate) fn notice(
         &mut self,
         router: &str,
         kind: NoticeKind,
@@ -56,13 +56,19 @@ impl Reporter {
 
 /// The notices that were reported, and when.
 #[derive(Debug, Default)]
-pub struct NoticeLog {
+pub(crate) struct NoticeLog {
     times: Vec<(String, NoticeKind, BTreeMap<String, Instant>)>,
 }
 
 impl NoticeLog {
     /// Whether `what` of a router is to be reported now: it was not for a while.
-    pub fn is_new(&mut self, router: &str, kind: NoticeKind, what: &str, now: Instant) -> bool {
+    pub(crate) fn is_new(
+        &mut self,
+        router: &str,
+        kind: NoticeKind,
+        what: &str,
+        now: Instant,
+    ) -> bool {
         let known = self.times.iter().position(|(of, one, _)| of == router && *one == kind);
         let known = known.unwrap_or_else(|| {
             self.times.push((router.to_owned(), kind, BTreeMap::new()));
@@ -84,7 +90,7 @@ impl NoticeLog {
     }
 
     /// Forgets the routers that are not any more.
-    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+    pub(crate) fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
         self.times.retain(|(of, _, _)| of.is_empty() || is_there(of));
     }
 }

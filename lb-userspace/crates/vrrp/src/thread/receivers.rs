@@ -24,7 +24,7 @@ type Place = (String, Family);
 type Vrids = BTreeMap<NonZeroU8, u8>;
 
 /// All sockets that receive something.
-pub struct Receivers {
+pub(crate) struct Receivers {
     /// For advertisements, with the index of the interface that each was opened for.
     pub receivers: BTreeMap<Place, (u32, Receiver)>,
     /// For claims, with the same.
@@ -55,7 +55,7 @@ impl Default for Receivers {
 
 impl Receivers {
     /// Listens for these routers' advertisements; what does not work.
-    pub fn listen(
+    pub(crate) fn listen(
         &mut self,
         members: &BTreeMap<Name, Member>,
         interfaces: &Interfaces,

@@ -9,7 +9,7 @@ use lb_sync::record::{Base, digest};
 
 /// A peer's ring: slots, members and base owners.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PeerRing {
+pub(crate) struct PeerRing {
     /// Number of slots.
     pub slots: u32,
     /// The backends that share new flows there, in the order of their addresses.
@@ -36,7 +36,7 @@ impl PeerRing {
     }
 
     /// Takes over the base owner of a slot; false if there is no such slot.
-    pub fn set_base(&mut self, base: &Base) -> bool {
+    pub(crate) fn set_base(&mut self, base: &Base) -> bool {
         if base.slot >= self.slots {
             return false;
         }
@@ -71,7 +71,7 @@ impl PeerRing {
     }
 
     /// The backends that may have flows there: the members, and those that are still base owners.
-    pub fn named(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = IpAddr> {
         let mut used = vec![false; self.names.len() + 1];
         self.bases.iter().for_each(|&name| used[usize::from(name)] = true);
         let members = self.members.len();
@@ -83,7 +83,7 @@ impl PeerRing {
     }
 
     /// The owners of every slot for new flows, as places among the members.
-    pub fn table(&self, seed: &[u8; 16]) -> Vec<u16> {
+    pub(crate) fn table(&self, seed: &[u8; 16]) -> Vec<u16> {
         let members = self.members.iter();
         let members: Vec<_> =
             members.map(|&(address, weight)| Member { address, weight }).collect();
@@ -91,7 +91,7 @@ impl PeerRing {
     }
 
     /// Whether this table is the peer's.
-    pub fn is_like(&self, table: &[u16]) -> bool {
+    pub(crate) fn is_like(&self, table: &[u16]) -> bool {
         let owner = |slot| match table.get(slot) {
             Some(&member) => self.names[usize::from(member)],
             None => IpAddr::from([0; 4]),
@@ -101,7 +101,7 @@ impl PeerRing {
 
     /// The same in ids of this node: `table` as by [`Self::table`], none if the owners for new flows
     /// are the same here. A backend that is not in `ids` counts as none.
-    pub fn in_ids<'a>(
+    pub(crate) fn in_ids<'a>(
         &'a self,
         table: Option<&'a [u16]>,
         ids: &HashMap<IpAddr, u16>,
@@ -113,7 +113,7 @@ impl PeerRing {
 
 /// A peer's ring in ids of this node.
 #[derive(Debug)]
-pub struct PeerOwners<'a> {
+pub(crate) struct PeerOwners<'a> {
     ring: &'a PeerRing,
     table: Option<&'a [u16]>,
     ids: Vec<u16>,
@@ -121,7 +121,7 @@ pub struct PeerOwners<'a> {
 
 impl PeerOwners<'_> {
     /// The owners of a slot there; `own` is its current owner here.
-    pub fn of(&self, slot: usize, own: u16) -> Owners {
+    pub(crate) fn of(&self, slot: usize, own: u16) -> Owners {
         let current = match self.table {
             None => own,
             Some(table) => table.get(slot).map_or(0, |&member| self.ids[usize::from(member)]),

@@ -21,7 +21,7 @@ pub const LATE: Duration = Duration::from_millis(20);
 
 /// Changes since the last export.
 #[derive(Debug, Default)]
-pub struct PendingExport {
+pub(crate) struct PendingExport {
     /// Number of exports that had changes.
     pub number: u64,
     /// The second of the last export. No change is kept before the first one.
@@ -44,7 +44,7 @@ pub struct PendingExport {
 
 /// Changes of a ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RingDelta {
+pub(crate) enum RingDelta {
     /// The current owners, and so all of it.
     Whole,
     /// The base owners of these slots, a bit each.
@@ -53,18 +53,18 @@ pub enum RingDelta {
 
 impl PendingExport {
     /// Whether the daemon exports changes, so that they are kept.
-    pub const fn is_requested(&self) -> bool {
+    pub(crate) const fn is_requested(&self) -> bool {
         self.requested.is_some()
     }
 
     /// Notes an export. Returns the second until which all changes were kept, if they were dropped since.
-    pub fn request(&mut self, now: u32) -> Option<u32> {
+    pub(crate) fn request(&mut self, now: u32) -> Option<u32> {
         self.requested = Some(now);
         self.lapsed.take()
     }
 
     /// Drops the changes after [`PATIENCE_SECS`] without an export.
-    pub fn end_unless_requested(&mut self, now: u32) {
+    pub(crate) fn end_unless_requested(&mut self, now: u32) {
         if let Some(requested) =
             self.requested.filter(|requested| now.saturating_sub(*requested) > PATIENCE_SECS)
         {
@@ -83,14 +83,14 @@ impl PendingExport {
     }
 
     /// A ring has other owners for new flows.
-    pub fn add_ring(&mut self, service: ServiceKey) {
+    pub(crate) fn add_ring(&mut self, service: ServiceKey) {
         if self.is_requested() {
             self.rings.insert(service, RingDelta::Whole);
         }
     }
 
     /// The base owners of slots have changed.
-    pub fn add_slots(&mut self, service: ServiceKey, slots: impl Iterator<Item = u32>) {
+    pub(crate) fn add_slots(&mut self, service: ServiceKey, slots: impl Iterator<Item = u32>) {
         if !self.is_requested() {
             return;
         }
@@ -102,7 +102,7 @@ impl PendingExport {
     }
 
     /// A flow has ended.
-    pub fn add_end(&mut self, service: ServiceKey, flow: Flow) {
+    pub(crate) fn add_end(&mut self, service: ServiceKey, flow: Flow) {
         // No client has these addresses, but any can forge them.
         let is_mark = flow.ends_a_ring() || flow.ends_a_history();
         if self.is_requested() && !is_mark && self.ended.len() < MOST_ENDED {
@@ -111,7 +111,7 @@ impl PendingExport {
     }
 
     /// A flow has changed without a note of the program.
-    pub fn add_flow(&mut self, flow: FlowRef) {
+    pub(crate) fn add_flow(&mut self, flow: FlowRef) {
         if self.is_requested() {
             self.flows.push(flow);
         }
@@ -129,7 +129,7 @@ impl PendingExport {
     }
 
     /// Drops the changes of a service whose history is another node's from now on.
-    pub fn drop_service(&mut self, service: &ServiceKey, id: Option<u16>) {
+    pub(crate) fn drop_service(&mut self, service: &ServiceKey, id: Option<u16>) {
         self.rings.remove(service);
         self.ended.retain(|(of, _)| of != service);
         self.noted.retain(|key| Some(key.service) != id);
@@ -145,7 +145,7 @@ impl PendingExport {
 /// peers are quick, and the daemon as well: while it does not run, the lease ends, and flows begin in
 /// these slots without a pin before they can be taken back.
 #[derive(Debug)]
-pub struct Window {
+pub(crate) struct Window {
     size: usize,
     patience: Duration,
     /// When [`Self::room`] was called last.
@@ -178,7 +178,7 @@ impl Window {
 
     /// How many slots may be exported now, when peers have acknowledged all exports up to a number; none:
     /// they acknowledge none.
-    pub fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
+    pub(crate) fn room(&mut self, taken: Option<u64>, now: Duration) -> usize {
         let Some(taken) = taken else { return usize::MAX };
         let called = self.called.replace(now);
         if called.is_some_and(|called| now.saturating_sub(called) > LATE) {
@@ -202,17 +202,17 @@ impl Window {
     }
 
     /// The export with this number has slots that settle.
-    pub const fn export(&mut self, number: u64, now: Duration) {
+    pub(crate) const fn export(&mut self, number: u64, now: Duration) {
         self.sent = Some(Sent { number, at: now, is_withdrawal: false });
     }
 
     /// Whether peers are late with the export of that time.
-    pub fn is_over(&self, sent: Duration, now: Duration) -> bool {
+    pub(crate) fn is_over(&self, sent: Duration, now: Duration) -> bool {
         now.saturating_sub(sent) >= self.patience
     }
 
     /// The export with this number withdraws slots, since peers are late.
-    pub fn withdraw(&mut self, number: u64, now: Duration) {
+    pub(crate) fn withdraw(&mut self, number: u64, now: Duration) {
         self.size = Self::LEAST;
         self.patience = (self.patience * 2).min(Self::MOST_PATIENCE);
         self.sent = Some(Sent { number, at: now, is_withdrawal: true });
@@ -228,7 +228,7 @@ impl Window {
 /// the slot settles, and no flow is pinned any more. If one is late, the slot gets its base owner again,
 /// which is exported, before flows begin there unpinned since the peer is late.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settling {
+pub(crate) struct Settling {
     /// Quiet slots that are not exported yet.
     quiet: BTreeSet<u32>,
     /// Exported ones, oldest first.
@@ -249,7 +249,7 @@ struct SettledBatch {
 
 impl Settling {
     /// Notes whether a slot is quiet.
-    pub fn record(&mut self, slot: u32, is_quiet: bool) {
+    pub(crate) fn record(&mut self, slot: u32, is_quiet: bool) {
         if is_quiet && !self.sent.iter().any(|sent| sent.bases.contains_key(&slot)) {
             self.quiet.insert(slot);
         } else {
@@ -258,7 +258,7 @@ impl Settling {
     }
 
     /// Some of the slots that were quiet when it was looked last.
-    pub fn take_quiet(&mut self, most: usize) -> Vec<u32> {
+    pub(crate) fn take_quiet(&mut self, most: usize) -> Vec<u32> {
         let mut slots = Vec::new();
         while slots.len() < most
             && let Some(slot) = self.quiet.pop_first()
@@ -269,12 +269,12 @@ impl Settling {
     }
 
     /// The export with this number has these slots as settled; with their base owners.
-    pub fn export(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
+    pub(crate) fn export(&mut self, bases: BTreeMap<u32, u16>, number: u64, now: Duration) {
         self.sent.push_back(SettledBatch { number, at: now, bases, was_late: false });
     }
 
     /// The slots that may settle, since all exports up to this one are acknowledged.
-    pub fn take_acknowledged(&mut self, taken: u64) -> Vec<u32> {
+    pub(crate) fn take_acknowledged(&mut self, taken: u64) -> Vec<u32> {
         let mut slots = Vec::new();
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.number <= taken) {
             slots.extend(sent.bases.into_keys());
@@ -284,7 +284,7 @@ impl Settling {
 
     /// The slots with which peers are late for the first time, and their base owners until they were
     /// exported.
-    pub fn late(&mut self, is_over: impl Fn(Duration) -> bool) -> Vec<(u32, u16)> {
+    pub(crate) fn late(&mut self, is_over: impl Fn(Duration) -> bool) -> Vec<(u32, u16)> {
         let mut late = Vec::new();
         for sent in self.sent.iter_mut().filter(|sent| !sent.was_late && is_over(sent.at)) {
             sent.was_late = true;
@@ -294,7 +294,7 @@ impl Settling {
     }
 
     /// These slots have their base owners again.
-    pub fn withdraw(&mut self, slots: &[u32]) {
+    pub(crate) fn withdraw(&mut self, slots: &[u32]) {
         for sent in &mut self.sent {
             for slot in slots {
                 sent.bases.remove(slot);
@@ -305,14 +305,14 @@ impl Settling {
 
 impl RingDelta {
     /// These slots.
-    pub fn of(slots: impl IntoIterator<Item = u32>) -> Self {
+    pub(crate) fn of(slots: impl IntoIterator<Item = u32>) -> Self {
         let mut bits = Vec::new();
         slots.into_iter().for_each(|slot| set(&mut bits, slot));
         Self::Slots(bits)
     }
 
     /// The slots, if only those have changed.
-    pub fn slots(&self) -> Option<Vec<u32>> {
+    pub(crate) fn slots(&self) -> Option<Vec<u32>> {
         let Self::Slots(bits) = self else { return None };
         let words = bits.iter().enumerate();
         let slots = words.flat_map(|(word, &bits)| {

@@ -21,19 +21,19 @@ use crate::{
 
 /// What links do.
 #[derive(Clone, Copy, Debug)]
-pub struct Links {
+pub(crate) struct Links {
     pub loss_percent: u64,
     pub repeat_percent: u64,
     pub jitter_micros: u64,
 }
 
 impl Links {
-    pub const SOUND: Self = Self { loss_percent: 0, repeat_percent: 0, jitter_micros: 0 };
+    pub(crate) const SOUND: Self = Self { loss_percent: 0, repeat_percent: 0, jitter_micros: 0 };
 }
 
 /// What history amounts to.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Model {
+pub(crate) struct Model {
     ring: Option<Record>,
     bases: BTreeMap<u32, Option<IpAddr>>,
     pins: BTreeMap<Flow, Pin>,
@@ -133,7 +133,7 @@ struct Flight {
 }
 
 /// All of it.
-pub struct World {
+pub(crate) struct World {
     pub now: Instant,
     group: bool,
     links: Links,
@@ -333,7 +333,7 @@ impl World {
         }
     }
 
-    pub fn reports(&mut self, node: usize) -> Vec<Report> {
+    pub(crate) fn reports(&mut self, node: usize) -> Vec<Report> {
         std::mem::take(&mut self.nodes[node].reports)
     }
 
@@ -341,15 +341,15 @@ impl World {
         self.nodes[node].session.status(self.now, SystemTime::now())
     }
 
-    pub fn kept(&self, node: usize) -> (usize, Vec<usize>) {
+    pub(crate) fn kept(&self, node: usize) -> (usize, Vec<usize>) {
         self.nodes[node].session.kept()
     }
 
-    pub fn set_state(&mut self, node: usize, node_state: NodeState) {
+    pub(crate) fn set_state(&mut self, node: usize, node_state: NodeState) {
         self.handle(node, Event::SetState(node_state));
     }
 
-    pub fn publish(&mut self, at: usize, mut records: Vec<Record>) {
+    pub(crate) fn publish(&mut self, at: usize, mut records: Vec<Record>) {
         let node = &mut self.nodes[at];
         records.push(marker(node.version + 1));
         records.iter().for_each(|record| node.model.take(record));
@@ -364,7 +364,7 @@ impl World {
         self.nodes[at].session.acknowledged()
     }
 
-    pub fn request_takeover(&mut self, at: usize, other: usize) {
+    pub(crate) fn request_takeover(&mut self, at: usize, other: usize) {
         self.requested = self.requested % 250 + 1;
         let node = &mut self.nodes[at];
         node.requests.insert(self.requested, node.model.version());
@@ -374,23 +374,23 @@ impl World {
     }
 
     /// A node goes on after all.
-    pub fn withdraw(&mut self, at: usize, other: usize) {
+    pub(crate) fn withdraw(&mut self, at: usize, other: usize) {
         self.nodes[at].unanswered -= 1;
         self.handle(at, Event::Withdraw(Self::peer(at, other)));
     }
 
     /// A node has not taken another one's history.
-    pub fn request_transfer(&mut self, at: usize, other: usize) {
+    pub(crate) fn request_transfer(&mut self, at: usize, other: usize) {
         self.handle(at, Event::RequestTransfer(Self::peer(at, other)));
     }
 
     /// A node lacks flows of another one that have arrived, or lacks none.
-    pub fn lack(&mut self, at: usize, other: usize, lacks: bool) {
+    pub(crate) fn lack(&mut self, at: usize, other: usize, lacks: bool) {
         self.handle(at, Event::Lack(Self::peer(at, other), lacks));
     }
 
     /// A node goes on from a snapshot of its beginning: with the same session, whose counters begin again.
-    pub fn restore(&mut self, at: usize) {
+    pub(crate) fn restore(&mut self, at: usize) {
         let (model, id) = (self.nodes[at].model.clone(), self.nodes[at].session.id());
         let versions = self.nodes[at].versions.clone();
         let count = self.nodes.len();
@@ -400,7 +400,7 @@ impl World {
         self.handle(at, Event::SetState(NodeState::default()));
     }
 
-    pub fn restart(&mut self, at: usize, goodbye: bool) {
+    pub(crate) fn restart(&mut self, at: usize, goodbye: bool) {
         if goodbye {
             self.handle(at, Event::Bye);
         }
@@ -415,16 +415,16 @@ impl World {
         self.handle(at, Event::SetState(NodeState::default()));
     }
 
-    pub fn freeze(&mut self, at: usize, time: Duration) {
+    pub(crate) fn freeze(&mut self, at: usize, time: Duration) {
         self.nodes[at].frozen_until = self.now + time;
     }
 
-    pub fn cut(&mut self, from: usize, to: usize, time: Duration) {
+    pub(crate) fn cut(&mut self, from: usize, to: usize, time: Duration) {
         self.cuts.insert((from, to), self.now + time);
     }
 
     /// Sends up to a hundred datagrams that were recorded.
-    pub fn replay(&mut self) {
+    pub(crate) fn replay(&mut self) {
         for _ in 0..self.recorded.len().min(100) {
             let which = self.random() as usize % self.recorded.len();
             let Flight { from, to, datagram, .. } = &self.recorded[which];
@@ -486,7 +486,7 @@ impl World {
 
     /// The links lose nothing from now on. Asserts that every node has all records within 8 s, and that few
     /// datagrams are sent after that.
-    pub fn converge(&mut self) {
+    pub(crate) fn converge(&mut self) {
         self.links = Links::SOUND;
         self.cuts.clear();
         self.run(Duration::from_secs(8));

@@ -23,7 +23,7 @@ use super::bytes::{Malformed, Read, Reader, Writer};
 use crate::record::{Base, Flow, Pin, Record};
 
 /// Most members of a ring: backends have ids of 16 bits.
-pub const MEMBERS: u32 = 1 << 16;
+pub(crate) const MEMBERS: u32 = 1 << 16;
 
 /// Most addresses in a packet: their places are bytes, and 0 is none.
 const ADDRESSES: usize = 255;
@@ -97,7 +97,7 @@ impl Packer {
     /// The same, but the pins of a record may be packed in another order, by which they take less
     /// room: no flow is there twice.
     #[must_use]
-    pub fn reordering(records: Vec<Record>, limit: usize) -> Self {
+    pub(crate) fn reordering(records: Vec<Record>, limit: usize) -> Self {
         Self { sorted: Some(0), ..Self::new(records, limit) }
     }
 

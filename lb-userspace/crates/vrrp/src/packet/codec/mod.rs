@@ -178,7 +178,7 @@ impl Codec {
     }
 
     /// The least TTL or hop limit of what is taken by `path`.
-    pub const fn least_ttl(&self, path: Path) -> u8 {
+    pub(crate) const fn least_ttl(&self, path: Path) -> u8 {
         // Multicast is never forwarded.
         if self.peers[path as usize].is_some() { self.min_ttl } else { super::TTL }
     }

@@ -60,7 +60,7 @@ const LATE: Duration = Duration::from_millis(10);
 const SHOW: Duration = Duration::from_millis(500);
 
 /// The virtual routers and all that they are made of.
-pub struct Driver {
+pub(crate) struct Driver {
     inputs: Inputs,
     reporter: Reporter,
     preparations: Preparations,
