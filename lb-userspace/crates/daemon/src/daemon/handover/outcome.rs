@@ -17,13 +17,13 @@ use lb_model::{
 use lb_sync::PeerId;
 
 /// How long a handover may take: a yield lasts 5 s at most.
-pub(in super::super) const PATIENCE: Duration = Duration::from_secs(6);
+pub(in crate::daemon) const PATIENCE: Duration = Duration::from_secs(6);
 /// How long the end of a yield is waited for once the router has left its state.
 const TAIL: Duration = Duration::from_millis(200);
 
 /// How a router is handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in super::super) enum HandoverMethod {
+pub(in crate::daemon) enum HandoverMethod {
     /// This peer, of this name, is requested to take it.
     Requested(PeerId, String),
     /// By an advertisement, to any node that receives it.
@@ -53,19 +53,19 @@ impl Wait {
 
 /// The outcome of a router.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in super::super) struct Ending {
-    pub(in super::super) router: RouterKey,
+pub(in crate::daemon) struct Ending {
+    pub(in crate::daemon) router: RouterKey,
     /// Its name.
-    pub(in super::super) name: String,
+    pub(in crate::daemon) name: String,
     /// The peer that was requested to take it.
-    pub(in super::super) peer: Option<PeerId>,
+    pub(in crate::daemon) peer: Option<PeerId>,
     /// A text: the node that has it, or why it stays.
-    pub(in super::super) outcome: Result<String, String>,
+    pub(in crate::daemon) outcome: Result<String, String>,
 }
 
 /// Routers on their way to another node.
 #[derive(Debug)]
-pub(in super::super) struct Handover {
+pub(in crate::daemon) struct Handover {
     started: Instant,
     deadline: Instant,
     waits: BTreeMap<RouterKey, Wait>,
@@ -73,7 +73,7 @@ pub(in super::super) struct Handover {
 }
 
 impl Handover {
-    pub(in super::super) fn new(
+    pub(in crate::daemon) fn new(
         routers: impl IntoIterator<Item = (RouterKey, String, HandoverMethod)>,
         now: Instant,
     ) -> Self {
@@ -87,12 +87,12 @@ impl Handover {
     }
 
     /// Until when the remaining routers are waited for.
-    pub(in super::super) const fn deadline(&self) -> Instant {
+    pub(in crate::daemon) const fn deadline(&self) -> Instant {
         self.deadline
     }
 
     /// The peers that are requested to take over, with the routers.
-    pub(in super::super) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
+    pub(in crate::daemon) fn requests(&self) -> BTreeMap<PeerId, BTreeSet<RouterKey>> {
         let mut requests: BTreeMap<PeerId, BTreeSet<RouterKey>> = BTreeMap::new();
         for (key, wait) in &self.waits {
             if let HandoverMethod::Requested(peer, _) = &wait.method {
@@ -103,14 +103,14 @@ impl Handover {
     }
 
     /// Whether this router is on its way.
-    pub(in super::super) fn awaits(&self, router: RouterKey) -> bool {
+    pub(in crate::daemon) fn awaits(&self, router: RouterKey) -> bool {
         self.waits.contains_key(&router)
     }
 
     /// A peer has answered, or is gone.
     ///
     /// A peer that refuses won't advertise, even if the yield still waits.
-    pub(in super::super) fn answered(
+    pub(in crate::daemon) fn answered(
         &mut self,
         peer: PeerId,
         answer: &Result<(), String>,
@@ -128,7 +128,7 @@ impl Handover {
     }
 
     /// The yield of a router has ended.
-    pub(in super::super) fn yielded(
+    pub(in crate::daemon) fn yielded(
         &mut self,
         router: RouterKey,
         by: Result<IpAddr, String>,
@@ -156,7 +156,7 @@ impl Handover {
     }
 
     /// A router has another state.
-    pub(in super::super) fn moved(&mut self, router: RouterKey, to: State, now: Instant) {
+    pub(in crate::daemon) fn moved(&mut self, router: RouterKey, to: State, now: Instant) {
         if let Some(wait) = self.waits.get_mut(&router)
             && to != State::Active
         {
@@ -168,7 +168,7 @@ impl Handover {
     }
 
     /// The outcomes of all, when nothing is awaited any more, or for too long.
-    pub(in super::super) fn ended(&mut self, now: Instant) -> Option<Vec<Ending>> {
+    pub(in crate::daemon) fn ended(&mut self, now: Instant) -> Option<Vec<Ending>> {
         if !self.waits.is_empty() && now < self.deadline {
             return None;
         }
