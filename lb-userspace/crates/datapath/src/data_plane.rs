@@ -45,7 +45,6 @@ use super::{
 };
 
 impl Xdp {
-    /// All of `OWN_MACS`.
     fn own_mac_entries(&self) -> Result<Vec<[u8; 6]>> {
         let entry = |index| anyhow::Ok(self.maps.own_macs.get(&index)?.unwrap_or_default().mac);
         (0..abi::OWN_MACS).map(entry).collect()

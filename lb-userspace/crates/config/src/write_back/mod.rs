@@ -234,7 +234,7 @@ fn new_check(check: &Check, base: &Check) -> InlineTable {
     entries(&keys::check(check), &implied_keys(base, check, false)).collect()
 }
 
-/// The keys that are not as in `implied`.
+/// The keys that `implied` does not have, or has with another value.
 fn entries(keys: &Keys, implied: &Keys) -> impl Iterator<Item = (&'static str, toml_edit::Value)> {
     let own = keys.iter().filter(|(key, value)| implied.value(key) != Some(*value));
     own.map(|(key, value)| (key, toml(value)))

@@ -49,7 +49,6 @@ impl<D: DataPlane> AppliedMaps<D> {
         Ok(Self { plane, applied, retired: Retired::default() })
     }
 
-    /// The key of a service by its id.
     pub(super) fn key_of(&self, id: u16) -> Option<ServiceKey> {
         self.applied.services.iter().find(|(_, service)| service.id == id).map(|(key, _)| *key)
     }

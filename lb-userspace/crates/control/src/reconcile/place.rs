@@ -28,7 +28,6 @@ pub(super) struct Placed {
     pub(super) address: IpAddr,
     /// Its weight, in thousandths: a share that grows by and by is a part of it.
     pub(super) weight: u32,
-    /// Its id.
     pub(super) id: u16,
     /// Its entry in the map.
     pub(super) value: abi::Backend,

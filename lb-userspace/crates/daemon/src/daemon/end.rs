@@ -97,7 +97,6 @@ impl<D: DataPlane> Daemon<D> {
         self.leaves_until().is_some_and(over)
     }
 
-    /// Ends.
     pub(super) fn end(mut self) -> Result<Ended> {
         match self.leaving.take().and_then(|leaving| leaving.reply) {
             Some(reply) => self.detach(reply),

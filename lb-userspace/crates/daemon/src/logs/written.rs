@@ -31,7 +31,6 @@ impl<'w> MakeWriter<'w> for Written {
 }
 
 impl Written {
-    /// As text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().expect("no thread panics").clone()).expect("text")
     }

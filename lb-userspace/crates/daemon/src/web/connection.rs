@@ -33,7 +33,6 @@ use super::{
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For the head of a request, and for the time between two.
 const HEAD: Duration = Duration::from_secs(10);
-/// Bytes of a head.
 const HEAD_BYTES: usize = 16 << 10;
 /// Fields of a head.
 const FIELDS: usize = 64;

@@ -28,7 +28,6 @@ pub(super) enum Phase {
     Streaming,
 }
 
-/// One connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) peer: IpAddr,

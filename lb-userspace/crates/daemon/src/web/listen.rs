@@ -95,7 +95,6 @@ fn set_up(
     Ok(Setup { admission, tls, connections: config.connections })
 }
 
-/// The listeners.
 #[derive(Default)]
 struct OpenListeners {
     protection: String,

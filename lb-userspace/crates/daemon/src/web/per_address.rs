@@ -21,7 +21,6 @@ impl Semaphores {
         Self { permits, used: Mutex::default() }
     }
 
-    /// The semaphore of an address.
     pub(super) fn of(&self, address: IpAddr) -> Arc<Semaphore> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|_, semaphore| semaphore.strong_count() > 0);

@@ -261,7 +261,6 @@ impl Outgoing {
         !self.repairs.is_empty() || (!group && self.cursor <= self.last_update(log))
     }
 
-    /// The last update that it is to have.
     fn last_update(&self, log: &Log) -> u64 {
         match self.phase {
             ExportPhase::Transferring(_) => log.head.min(self.since + UPDATES_DURING_TRANSFER),

@@ -267,7 +267,6 @@ impl Sequence {
         Self((since.as_secs() << 32) | (fraction << 16))
     }
 
-    /// That of a trailer.
     fn of(trailer: &[u8; TRAILER]) -> Self {
         let bytes = trailer[4..TAG_AT].first_chunk().expect("the sequence has eight bytes");
         Self(u64::from_be_bytes(*bytes))

@@ -63,7 +63,6 @@ impl Refusal {
         !matches!(self, Self::Own | Self::Vrid | Self::Foreign)
     }
 
-    /// Counts it.
     pub(crate) const fn count(self, counters: &mut Counters) {
         match self {
             Self::Own | Self::Vrid => {}

@@ -60,12 +60,7 @@ pub(crate) enum JobResult {
     /// The numbers in all files; sent when one has changed.
     Files(BTreeMap<PathBuf, Result<i64, String>>),
     /// A notify program has not ended well.
-    NotifyFailed {
-        /// The router.
-        router: String,
-        /// Why.
-        why: String,
-    },
+    NotifyFailed { router: String, why: String },
     /// Devices are as far as possible what they are to be; what does not work.
     Devices(Vec<String>),
     /// Whether the filter is as it is to be.

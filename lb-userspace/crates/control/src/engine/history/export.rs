@@ -26,7 +26,6 @@ use crate::engine::{
 /// Other owners of a slot: where it is, before and after.
 type Move = (u32, Owners, Owners);
 
-/// Pins of each service.
 type Pins = BTreeMap<ServiceKey, Vec<Pin>>;
 
 impl History {

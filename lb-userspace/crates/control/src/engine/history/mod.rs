@@ -340,7 +340,6 @@ impl History {
         }
     }
 
-    /// Exports that a flow has ended.
     pub(super) fn export_end<D: DataPlane>(&mut self, maps: &AppliedMaps<D>, flow: &FlowRef) {
         if let Some(key) = maps.key_of(flow.service())
             && self.role(&key) != Role::Follows

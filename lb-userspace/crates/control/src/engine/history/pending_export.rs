@@ -101,7 +101,6 @@ impl PendingExport {
         }
     }
 
-    /// A flow has ended.
     pub(crate) fn add_end(&mut self, service: ServiceKey, flow: Flow) {
         // No client has these addresses, but any can forge them.
         let is_mark = flow.ends_a_ring() || flow.ends_a_history();

@@ -77,7 +77,6 @@ fn streamed(limit: Option<usize>) -> Query {
     Query { stream: true, limit, ..Query::default() }
 }
 
-/// All lines of an answer.
 async fn lines(answer: Response) -> Vec<Line> {
     let body = answer.into_body().collect().await.expect("it is in memory").to_bytes();
     let lines = body.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());

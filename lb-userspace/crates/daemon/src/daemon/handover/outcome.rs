@@ -55,7 +55,6 @@ impl Wait {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::daemon) struct Ending {
     pub(in crate::daemon) router: RouterKey,
-    /// Its name.
     pub(in crate::daemon) name: String,
     /// The peer that was requested to take it.
     pub(in crate::daemon) peer: Option<PeerId>,

@@ -132,7 +132,6 @@ struct Flight {
     datagram: Vec<u8>,
 }
 
-/// All of it.
 pub(crate) struct World {
     pub now: Instant,
     group: bool,
