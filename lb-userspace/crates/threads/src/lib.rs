@@ -6,7 +6,7 @@
 //!
 //! What serves one request or one connection is none of these: its panic ends that request.
 //!
-//! [`notify`] reports the process's state to systemd.
+//! [`systemd`] reports the process's state to systemd.
 
 pub mod systemd;
 

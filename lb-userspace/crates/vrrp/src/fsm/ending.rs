@@ -1,6 +1,11 @@
 //! How a router ceases to be Active by an order, without a time in which no router is.
 
-use super::*;
+use std::{net::IpAddr, time::Instant};
+
+use lb_model::router::State;
+
+use super::{Action, LastAdvertisement, ReceivedAdvertisement, VirtualRouter};
+use crate::Yield;
 
 /// It is about to cease.
 #[derive(Debug)]

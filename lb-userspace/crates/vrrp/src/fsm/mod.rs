@@ -25,7 +25,7 @@
 //!   skew, however short its own interval is: the Active router's may be the RFC's second.
 //! - Addresses that a predecessor left are kept, and it is Active after a short listening if no other
 //!   router is: a daemon that is started again interrupts nothing.
-//! - A planned end ([`Yield`], `Stop`) keeps addresses until the other router advertises.
+//! - A planned end ([`Yield`](crate::Yield), `Stop`) keeps addresses until the other router advertises.
 //! - A router that was not run for as long as others wait (it is late by its own clock) gives way to
 //!   any router that then advertises.
 //!
@@ -52,14 +52,14 @@ use std::{
 };
 
 use lb_api::routers::ActiveRouter;
-use lb_model::router::{OWNER, State, Version};
+use lb_model::router::{OWNER, State};
 
 pub use self::inputs_outputs::{Action, Assessment, Event, ReceivedAdvertisement, Settings, Tally};
 use self::{
     active::{Answers, Displaced},
     ending::Yielding,
 };
-use super::{Notice, NoticeKind, Yield};
+use super::{Notice, NoticeKind};
 
 /// The last advertisement of another router that is Active.
 #[derive(Clone, Copy, Debug)]

@@ -12,7 +12,11 @@
 //! begins a handover: the router becomes Active when it has the last pins. If there is no handover within three
 //! seconds, it preempts as the RFC has it.
 
-use super::*;
+use std::time::{Duration, Instant};
+
+use lb_model::router::{OWNER, State};
+
+use super::VirtualRouter;
 
 /// How long flows that are not known here put preemption off. A peer that can be reached has sent them
 /// long before.

@@ -2,7 +2,12 @@
 //!
 //! An interval that a router has learnt from the Active router is kept over a fault.
 
-use super::*;
+use std::time::Duration;
+
+use lb_model::router::Version;
+
+use super::VirtualRouter;
+use crate::Yield;
 
 /// The shortest interval: an advertisement with less does not make others hurry.
 const SHORTEST: Duration = Duration::from_millis(10);

@@ -11,8 +11,12 @@
 //!   has all of the group. It also waits while another has not listened for long enough, but not if
 //!   it has what a predecessor left, and others may miss it.
 
-use super::*;
-use crate::fsm::Assessment;
+use std::{collections::BTreeSet, time::Instant};
+
+use lb_model::router::{RouterKey, State, SyncGroup};
+
+use super::{Machine, Name, Out};
+use crate::fsm::{Action, Assessment, Event, Settings};
 
 impl Machine {
     /// The routers of its sync group, itself too, in the order of the group.

@@ -1,10 +1,11 @@
 //! The routers' status, for operators.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use lb_api::routers::{Counters, RouterStatus};
+use lb_model::router::State;
 
-use super::*;
+use super::{Entry, Machine};
 
 impl Machine {
     /// The status of each router. Of the counters, these are counted here: received, became_active,
