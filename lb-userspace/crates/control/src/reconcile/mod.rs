@@ -26,7 +26,7 @@ use lb_model::{
     time::Now,
 };
 
-pub use self::place::flows_are_moved;
+pub(crate) use self::place::flows_are_moved;
 use self::{
     ids::Ids,
     place::{Placed, is_usable, place},

@@ -193,7 +193,7 @@ fn keeps_flows(ring: &Ring, id: u16) -> bool {
 
 /// Whether the operator wants the backend's flows elsewhere, at once or since its deadline.
 #[must_use]
-pub fn flows_are_moved(backend: &Backend, now: Now) -> bool {
+pub(crate) fn flows_are_moved(backend: &Backend, now: Now) -> bool {
     match backend.admin {
         Admin::Enabled | Admin::Disabled => false,
         Admin::Down => true,

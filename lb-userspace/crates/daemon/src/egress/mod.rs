@@ -52,7 +52,7 @@ use tokio::{
 };
 use tracing::debug;
 
-pub use self::schedule::ProbeResult;
+use self::schedule::ProbeResult;
 use self::{
     losses::{LossCounters, Memory},
     schedule::Schedule,
