@@ -29,8 +29,9 @@
 //!
 //! - A SYN gets a pin to the current owner even without the lease. Without token or room it is dropped
 //!   (`unpinnable`), and the client's retransmission may find a token.
-//! - The same holds for a new flow on a closed or idle pin to such a backend, and for a retransmitted SYN on a pin
-//!   whose backend has not answered.
+//! - A new flow on a closed or idle pin to such a backend takes that pin over, which needs neither token nor room;
+//!   only while pinning is paused it is dropped. The same holds for a retransmitted SYN on a pin whose backend has not
+//!   answered.
 //! - A SYN on the pin of an established connection to such a backend is dropped once and marks the pin as closing.
 //!   If the connection lives, the SYN is forged, and the drop costs nothing. If the backend has reset the
 //!   connection, which the balancer does not see, the client's next SYN is a new flow, and no RST has refused it.

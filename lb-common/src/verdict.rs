@@ -271,7 +271,7 @@ reasons! {
         /// The same; its source is no address that an ICMP error may go to.
         IcmpBadSource = "icmp_bad_source",
         /// It opens a flow in a slot in flux whose base owner is soft down, and no pin can be made: the
-        /// service's SYN budget is spent, or `PINS` is full. Or an older connection of its client's address and
+        /// service's SYN budget is spent, `PINS` is full, or pinning is paused for a handover. Or an older connection of its client's address and
         /// port is pinned to a backend that is soft down, and may live. The client sends it again.
         Unpinnable = "unpinnable",
     }

@@ -18,8 +18,7 @@ pub use programs::{CaptureLoader, LoadedCapture, Programs, Tap};
 
 /// All of a data plane, as its one writer sees it.
 ///
-/// Every method that takes `&mut self` writes, and may fail without having written; none writes
-/// half of one value.
+/// A method that writes takes `&mut self`, and may fail without having written; none writes half of one value.
 pub trait DataPlane:
     Maps + Flows + Counters + Interfaces + Programs + View + Send + 'static
 {

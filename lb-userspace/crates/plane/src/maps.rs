@@ -108,7 +108,7 @@ pub trait Flows {
     /// Visits every entry of a flow table.
     fn flows(&self, table: FlowTable, visit: &mut dyn FnMut(FlowRef, FlowValue)) -> Result<()>;
 
-    /// Removes a flow unless it has changed since it was `seen`; whether it did.
+    /// Removes a flow unless it has changed since it was `seen`; true if it was removed.
     fn delete_flow(&mut self, flow: &FlowRef, seen: FlowValue) -> Result<bool>;
 
     /// A flow as it is at this moment.
@@ -126,7 +126,8 @@ pub trait Flows {
     /// there were more than it could note: any pin may then be new.
     fn noted_pins(&mut self, visit: &mut dyn FnMut(FlowKey)) -> Result<bool>;
 
-    /// Lets the program make pins until this time, in nanoseconds of CLOCK_MONOTONIC; 0 for always.
+    /// Lets the program make pins until this time, in nanoseconds of CLOCK_MONOTONIC; 0 for always. A pin in place of a
+    /// base owner that is soft down needs no lease.
     fn lease_pins(&mut self, until: u64);
 
     /// Removes the marks of fragmented packets that went to any of these backends.

@@ -169,7 +169,8 @@ pub trait Peers: Send {
     /// does not fall; see [`Self::acknowledged`].
     fn publish(&self, number: u64, records: Vec<Record>);
     /// The highest number up to which every peer that gets updates has acknowledged all that was published. A peer
-    /// acknowledges when its daemon has imported the records; one that gets no updates is not waited for.
+    /// acknowledges when its daemon has imported the records; one that gets no updates, or has not had a whole
+    /// transfer, is not waited for.
     fn acknowledged(&self) -> u64;
     /// The daemon has imported a peer's history up to this mark.
     fn acknowledge(&self, peer: PeerId, mark: Mark);

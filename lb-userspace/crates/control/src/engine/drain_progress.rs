@@ -104,7 +104,7 @@ pub(super) struct Drains {
     rings: BTreeMap<u16, RingPackets>,
     /// By the backend's id: how far its drain was at the last sweep.
     states: BTreeMap<u16, Drain>,
-    /// The services whose packets go to another node, which does not export their flows.
+    /// The services whose packets go to another node, and of whose flows this node imports none.
     unsynced: BTreeSet<ServiceKey>,
     /// Since when this node sees the packets of those that were among them.
     seen_since: BTreeMap<ServiceKey, u32>,

@@ -343,7 +343,7 @@ impl<D: DataPlane> Engine<D> {
         self.ramping.has_stepped(self.silence.looked(), now.mono)
     }
 
-    /// Sets the services whose packets another node gets, without exporting their flows to this one.
+    /// Sets the services whose packets go to another node, and of whose flows this node imports none.
     pub fn set_unsynced(&mut self, unsynced: BTreeSet<ServiceKey>, now: Now) {
         self.drains.set_unsynced(unsynced, now);
     }

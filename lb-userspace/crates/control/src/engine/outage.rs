@@ -1,6 +1,6 @@
 //! The end of an outage: neighbours answer one after the other.
 //!
-//! While no backend of a service can be reached its ring stays as it is. The first one to answer
+//! While no enabled backend of a service can be reached its ring stays as it is. The first one to answer
 //! must not make the others count as lost, and lose their flows, for the moment until they do.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,15 +15,15 @@ use lb_model::{
 /// seconds, and once a second in between.
 const GRACE_SECS: u32 = 5;
 
-/// The services of which no backend can be reached, or could until a moment ago.
+/// The services of which no enabled backend can be reached, or could until a moment ago.
 #[derive(Debug, Default)]
 pub(super) struct Outages(BTreeMap<ServiceKey, Outage>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outage {
-    /// No backend is reached.
+    /// No enabled backend is reached.
     Lasts,
-    /// Someone is.
+    /// One is.
     Ends {
         /// When those who have not answered count as lost; seconds of CLOCK_MONOTONIC.
         until: u32,
@@ -42,7 +42,7 @@ impl Outages {
         }
     }
 
-    /// The services without a reachable backend.
+    /// The services without an enabled backend that can be reached.
     pub(super) fn lasting(&self) -> BTreeSet<ServiceKey> {
         self.keys(|outage| outage == Outage::Lasts)
     }

@@ -84,7 +84,7 @@ impl<D: DataPlane> Engine<D> {
     fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
         let silences = self.drains.forget(id);
         let Some((key, idle)) = self.maps.service_by_id(id) else { return Ok(0) };
-        if !self.may_have_history(id, now) {
+        if !self.needs_sweep(id, now) {
             return Ok(0);
         }
         let role = self.history.role(&key);
@@ -138,7 +138,7 @@ impl<D: DataPlane> Engine<D> {
     }
 
     /// Whether a ring is to be swept: it has slots in flux or marks of pins, as far as is known.
-    fn may_have_history(&mut self, id: u16, now: Now) -> bool {
+    fn needs_sweep(&mut self, id: u16, now: Now) -> bool {
         // In a ring without a slot in flux no pin is made, so no mark appears; but for a second
         // choice, and a packet that had read its slot just before that settled.
         let busy = |ring: &Ring| ring.in_flux > 0 || ring.pinned > 0;

@@ -335,7 +335,7 @@ enum Class {
     Orphaned,
     /// Its service follows a peer, which knows when it ends; if it is stale it is to be kept fresh here.
     Followed { lifetime: Lifetime, is_stale: bool },
-    /// It sends. One that the ring would send elsewhere is exported.
+    /// It has not been idle for longer than it may be. One that the ring would send elsewhere is exported.
     Live { lifetime: Lifetime, is_off_ring: bool },
     /// It has been silent for longer than its service lets it, and its table drops it by itself.
     Idle,

@@ -139,7 +139,7 @@ struct ServicePlacement<'a> {
     applied: &'a Applied,
     id: u16,
     service: &'a Service,
-    /// Whether any backend can be reached.
+    /// Whether any enabled backend can be reached.
     reached: bool,
 }
 

@@ -40,10 +40,10 @@ impl<D: DataPlane> Daemon<D> {
         let mut kept = None;
         if answers.iter().any(Result::is_ok) {
             let starved = newly_starved(self.store.desired(), &draft);
-            let enacted = self.enact(draft, "lbctl");
+            let put = self.put_in_force(draft, "lbctl");
             for (answer, request) in answers.iter_mut().zip(&requests) {
                 let Ok(done) = answer else { continue };
-                if let Err(refusal) = &enacted {
+                if let Err(refusal) = &put {
                     *answer = Err(refusal.clone());
                     continue;
                 }
@@ -51,7 +51,7 @@ impl<D: DataPlane> Daemon<D> {
                 done.notes
                     .extend(starved.iter().filter(|name| *name == of).map(|name| starves(name)));
             }
-            kept = enacted.ok();
+            kept = put.ok();
         }
         let replies = requests.into_iter().map(|request| request.reply);
         let waiting: Vec<_> = replies.zip(answers).collect();

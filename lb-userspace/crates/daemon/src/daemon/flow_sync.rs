@@ -36,7 +36,7 @@ impl<D: DataPlane> Daemon<D> {
                 if let Some(group) = &mut self.group {
                     group.pending_transfers.insert(id);
                 }
-                self.report_failed_export(&error);
+                self.log_failed_exchange(&error);
             }
         }
     }
@@ -58,7 +58,7 @@ impl<D: DataPlane> Daemon<D> {
         let now = self.now();
         let mut records = match self.engine.export_all(now) {
             Ok(records) => records,
-            Err(error) => return self.report_failed_export(&error),
+            Err(error) => return self.log_failed_exchange(&error),
         };
         records.retain(|record| {
             matches!(record, Record::Pins { .. }) && services.contains(&record.service())
@@ -92,7 +92,7 @@ impl<D: DataPlane> Daemon<D> {
                 let events = self.group.as_mut().map(|group| group.rejected(id, reasons));
                 self.record(events.into_iter().flatten());
             }
-            Err(error) => self.report_failed_export(&error),
+            Err(error) => self.log_failed_exchange(&error),
         }
         let missed = self.engine.take_rejected();
         let Some(group) = &mut self.group else { return };
@@ -131,7 +131,7 @@ impl<D: DataPlane> Daemon<D> {
         pending_transfers.into_iter().flatten().for_each(|id| self.send_transfer(id));
     }
 
-    pub(super) fn report_failed_export(&self, error: &anyhow::Error) {
+    pub(super) fn log_failed_exchange(&self, error: &anyhow::Error) {
         // The sweep meets the same error, and logs it.
         tracing::debug!("the history of flows: {error:#}");
     }
@@ -148,7 +148,7 @@ impl<D: DataPlane> Daemon<D> {
                 group.unacked.sent(self.engine.export_number(), now.mono);
                 group.publish(records);
             }
-            Err(error) => return self.report_failed_export(&error),
+            Err(error) => return self.log_failed_exchange(&error),
         }
         self.engine.lease_pins(Some(group.unacked.since().unwrap_or(now.mono) + LEASE));
     }

@@ -80,7 +80,7 @@ const START: Duration = Duration::from_secs(30);
 /// A request of the operator by a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGHUP: the configuration's difference.
+    /// SIGHUP: lbd reads the configuration again and puts it in force.
     Reload,
     /// SIGTERM or SIGINT: the end of the daemon, not of forwarding.
     Stop,
@@ -286,7 +286,8 @@ impl<D: DataPlane> Daemon<D> {
         )
     }
 
-    /// Runs until a stop or a detach is requested. `ready` is sent when the maps are written for the first time.
+    /// Runs until a stop or a detach is requested. `ready` is sent when the maps are written for the first time, or
+    /// could not be for 30 seconds.
     ///
     /// # Errors
     ///
@@ -321,7 +322,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Puts a desired state in force and has it kept.
-    fn enact(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
+    fn put_in_force(&mut self, desired: Desired, cause: &str) -> Result<Kept, Refusal> {
         let events = changes::between(self.store.desired(), &desired, cause);
         for name in newly_starved(self.store.desired(), &desired) {
             tracing::warn!("no backend of {name} takes new flows");

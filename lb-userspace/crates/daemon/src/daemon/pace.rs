@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// The least time between two writes.
 const LEAST: Duration = Duration::from_millis(10);
 /// The least time between two writes, as a multiple of the last one's duration: at most a quarter
-/// of the daemon's time is spent on writing.
+/// of the daemon's time is spent on writing, unless [`MOST`] is less.
 const TIMES: u32 = 3;
 /// The most time between two writes: no request waits longer than this for the changes of others.
 const MOST: Duration = Duration::from_millis(500);

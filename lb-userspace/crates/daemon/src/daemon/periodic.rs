@@ -107,7 +107,7 @@ impl<D: DataPlane> Daemon<D> {
                 service.backends.remove(address);
             }
         }
-        if let Err(refusal) = self.enact(desired, "its last flow has ended") {
+        if let Err(refusal) = self.put_in_force(desired, "its last flow has ended") {
             tracing::debug!("{refusal}");
         }
     }

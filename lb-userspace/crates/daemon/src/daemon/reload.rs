@@ -126,7 +126,7 @@ impl<D: DataPlane> Daemon<D> {
         if !routers.is_empty() {
             self.configure_routers();
         }
-        let kept = self.enact(merged.desired, "configuration reloaded");
+        let kept = self.put_in_force(merged.desired, "configuration reloaded");
         self.record_event(EventBody::new(Kind::ConfigReloaded, message.as_str(), origin));
         for change in routers.iter().chain(&tables) {
             tracing::info!("{change}");

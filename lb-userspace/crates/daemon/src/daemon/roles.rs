@@ -40,7 +40,7 @@ impl FlowStateSource {
 #[derive(Debug, Default)]
 pub(super) struct Roles {
     flow_sources: BTreeMap<ServiceKey, FlowStateSource>,
-    /// The services whose packets go to another node, which sends none of their flows.
+    /// The services whose packets go to another node, and of whose flows this node imports none.
     unsynced: BTreeSet<ServiceKey>,
 }
 
@@ -49,7 +49,7 @@ impl Roles {
         &self.flow_sources
     }
 
-    /// Whether a peer is followed: its flow records count while it is.
+    /// Whether some service goes by another node's flow records, new or kept.
     pub(super) fn follows(&self) -> bool {
         self.flow_sources
             .values()

@@ -148,9 +148,9 @@ pub struct Session {
     turn: usize,
     /// Whether something waits for the pace.
     waits: bool,
-    /// What was published and not taken by all: its number, and its last sequence number.
+    /// The publications that some peer has not acknowledged: each one's number, and its last sequence number.
     unacknowledged: VecDeque<(u64, u64)>,
-    /// The last number that was.
+    /// The number of the last publication that all peers have acknowledged.
     acknowledged: u64,
 }
 
@@ -326,7 +326,7 @@ impl Session {
         self.peers[at].received(datagram, &others, sent, now, &mut self.common, out);
     }
 
-    /// Sends what may be sent: each peer in turn, updates before transfers.
+    /// Sends what may be sent: updates to the group first, then to each peer in turn its transfer before its updates.
     fn pump(&mut self, now: Instant, out: &mut Vec<Action>) {
         loop {
             self.waits = false;

@@ -5,8 +5,8 @@
 //!        ┌──────────►│ Initialize │◄──────────┐
 //!        │   ┌───────┤            ├───────┐   │      Stop leads back to Initialize, from Active
 //!        │   │ owner └─────┬──────┘ others│   │      when another router has taken over or none
-//!        │   ▼             │ fault        ▼   │      does; and every state but Initialize leads
-//!    ┌───┴────────┐        │         ┌────────┴───┐  to Fault, which leads to Backup.
+//!        │   ▼             │ fault        ▼   │      does; every state leads to Fault while there is
+//!    ┌───┴────────┐        │         ┌────────┴───┐  a fault, and Fault to Backup, or an owner's to Active.
 //!    │   Active   │◄───────┼─────────┤   Backup   │
 //!    │            ├────────┼────────►│            │
 //!    └──────┬─────┘        ▼         └───┬────▲───┘
@@ -331,8 +331,8 @@ impl VirtualRouter {
     /// | input | effect | code |
     /// |---|---|---|
     /// | `priority` of the configuration | the base; 255, the owner's, stays whatever is tracked | `Router::priority` |
-    /// | tracks with a weight | each changes the sum by its weight; 1 to 254 | `Tracks::outcome` |
-    /// | a failed service of weight 0, if another of the VIPs is served | 1, and no fault | `Tracks::outcome` |
+    /// | tracks with a weight | each adds its weight, a file its number times its weight; 1 to 254 | `Tracks::outcome` |
+    /// | a failed service of weight 0, if another of the VIPs is served and `preempt` is set | 1, and no fault | `Tracks::outcome` |
     /// | the sync group | the lowest priority of its routers | `Machine::assessment` |
     /// | a drain of this node, unless a handover is under way | 1 | `ExternalState::draining`, by lb-daemon |
     ///

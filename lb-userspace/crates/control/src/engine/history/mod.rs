@@ -42,7 +42,7 @@
 //!   Few slots are exported at a time, and more while peers and the daemon are quick ([`pending_export`]).
 //! - The lease: with peers, the program may make and change pins for 30 milliseconds after each export, or after
 //!   the oldest export that a peer has not imported. Past that, and while pinning is paused for a handover, SYNs go
-//!   to the base owner and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
+//!   to the base owner, unless it is soft down, and pins keep their backends. So a peer has each flow that began while `lbd` was dead or the
 //!   peer was late.
 //!
 //! `tests/control/pair/mod.rs` runs two engines, and three that share, over the core through thousands of random

@@ -62,7 +62,7 @@ impl Initiator {
     }
 }
 
-/// The handover that is under way, and the pins and times of earlier ones.
+/// The handover that is under way, the times of earlier ones, and the services with paused pinning.
 #[derive(Default)]
 pub(super) struct Handovers {
     current: Option<(Handover, Initiator)>,
@@ -255,7 +255,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         // Flows of UDP services are exported when a sweep finds them, which is each second.
         if let Err(error) = self.engine.survey(self.now()) {
-            self.report_failed_export(&error);
+            self.log_failed_exchange(&error);
         }
         self.flush_if_connected();
         for lost in self.lost_by(&units) {

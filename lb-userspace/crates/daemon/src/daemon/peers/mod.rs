@@ -91,8 +91,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Whether all records that it has sent are known here.
-    pub(super) const fn is_complete(&self) -> bool {
+    /// Whether all of its records have come, imported or not.
+    pub(super) const fn has_sent_all(&self) -> bool {
         self.complete
     }
 

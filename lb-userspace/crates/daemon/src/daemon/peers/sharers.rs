@@ -34,7 +34,7 @@ impl PeerGroup {
             let peer = self.peers.get(&id);
             // Records of a peer that is configured otherwise can't be taken: it is not waited for.
             let is_there =
-                peer.is_some_and(|peer| peer.is_complete() || peer.mismatch.whole.is_some());
+                peer.is_some_and(|peer| peer.has_sent_all() || peer.mismatch.whole.is_some());
             let Attendance { away, joined } = &mut self.attendance;
             if !is_there {
                 away.entry(id).or_insert(now);

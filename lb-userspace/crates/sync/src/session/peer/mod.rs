@@ -160,7 +160,8 @@ impl Peer {
         }
     }
 
-    /// Whether its daemon has taken everything up to this sequence number, or gets no updates.
+    /// Whether its daemon has imported everything up to this sequence number, or is not waited for: it gets no
+    /// updates, or has not had a whole transfer.
     pub(super) fn has_acknowledged(&self, head: u64) -> bool {
         let lacks =
             |trust: &Trust| trust.outgoing.is_followed() && trust.acknowledged_there <= head;
