@@ -39,7 +39,7 @@ where
     let id = tables.delivered_to(&key)?;
     let event = match kind {
         Kind::Opens { .. } => events::NEW_FLOW,
-        Kind::Acknowledges => events::HEARD,
+        Kind::Acknowledges => events::BARE_ACK,
         Kind::Continues | Kind::Closes => 0,
     };
     Some(Choice { id, events: events::DELIVERED | event })

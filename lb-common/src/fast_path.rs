@@ -76,10 +76,10 @@ const MIDDLE_MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
 /// Bytes of the shortest such packet.
 const SHORTEST: u16 = (ipv4::LEN + size_of::<Tcp>()) as u16;
 
-/// Decides what happens to a frame, as [`crate::forward::decide`] does, but for [`events::HEARD`],
-/// which [`is_heard`] returns; `None` if the frame is not one for the fast path, and then nothing was written.
+/// Decides what happens to a frame, as [`crate::forward::decide`] does, but for [`events::BARE_ACK`],
+/// which [`is_bare_ack`] returns; `None` if the frame is not one for the fast path, and then nothing was written.
 ///
-/// [`events::HEARD`]: crate::verdict::events::HEARD
+/// [`events::BARE_ACK`]: crate::verdict::events::BARE_ACK
 #[inline(always)]
 pub fn try_decide<'t, P, T>(pkt: &P, tables: &'t T) -> Option<Verdict<T::Backend<'t>>>
 where
@@ -136,9 +136,9 @@ where
 }
 
 /// Whether a frame for which there was a decision only acknowledges:
-/// [`events::HEARD`](crate::verdict::events::HEARD).
+/// [`events::BARE_ACK`](crate::verdict::events::BARE_ACK).
 #[inline(always)]
-pub fn is_heard<P: Packet + ?Sized>(pkt: &P) -> bool {
+pub fn is_bare_ack<P: Packet + ?Sized>(pkt: &P) -> bool {
     match pkt.load::<Headers>(0) {
         Some(headers) => {
             let len = headers.total_len.get() as usize - ipv4::LEN;

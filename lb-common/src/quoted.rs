@@ -50,7 +50,7 @@ where
     }
     let key = ServiceKeyV4 { address: ip.source, port: ports.source, proto: ip.proto, reserved: 0 };
     let service = tables.service_v4(&key).ok_or(Pass::NotAService)?;
-    // As a packet that follows others: it neither opens its flow nor is HEARD. It leaves the node no more, so it needs no entropy.
+    // As a packet that follows others: it neither opens its flow nor is a bare ACK. It leaves the node no more, so it needs no entropy.
     if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
         return Ok(Found::Choice(choice, 0));
     }
@@ -108,7 +108,7 @@ where
         reserved: 0,
     };
     let service = tables.service_v6(&key).ok_or(Pass::NotAService)?;
-    // As a packet that follows others: it neither opens its flow nor is HEARD. It leaves the node no more, so it needs no entropy.
+    // As a packet that follows others: it neither opens its flow nor is a bare ACK. It leaves the node no more, so it needs no entropy.
     if let Some(choice) = deliver::choice(pkt, tables, &service, Kind::Continues) {
         return Ok(Found::Choice(choice, 0));
     }

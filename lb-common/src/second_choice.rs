@@ -2,7 +2,7 @@
 //!
 //! The answers of a backend bypass the balancer, so what is known of it is what its clients do next:
 //! a SYN that is sent again was not answered, and a bare ACK acknowledges bytes that the backend has just
-//! sent ([`events::HEARD`]). A SYN that is sent again to a backend that has been silent for a while
+//! sent ([`events::BARE_ACK`]). A SYN that is sent again to a backend that has been silent for a while
 //! goes to another one, the flow's *second choice*, and is pinned there. So a connection gets
 //! through at the client's first repetition, a second after its SYN, before any check has noticed the
 //! death. What the daemon has marked as suspect is taken for silent at once.

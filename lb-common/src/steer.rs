@@ -90,14 +90,14 @@ pub fn by_slot<'a, T: Tables>(
     };
     let choice = by_slot_or(tables, service, hash, what.sequence(), rare);
     if what == Kind::Acknowledges {
-        return Choice { id: choice.id, events: choice.events | events::HEARD };
+        return Choice { id: choice.id, events: choice.events | events::BARE_ACK };
     }
     choice
 }
 
 /// TCP: the slot rule of an IPv4 flow, for which little is kept at hand: `client` is its address and
 /// port, as on the wire, in a word's lower six bytes, and the key is made where it is needed. It does
-/// not set [`events::HEARD`].
+/// not set [`events::BARE_ACK`].
 #[inline(always)]
 pub fn by_slot_v4<T: Tables>(
     tables: &T,

@@ -92,7 +92,7 @@ pub mod events {
     /// It is a bare ACK: its sender has just received from the backend. Data proves nothing,
     /// as a client repeats it for minutes to a backend that is dead; nor does a FIN or RST, by which
     /// clients give up; nor a later fragment or an ICMP error, which any host may send at any time.
-    pub const HEARD: u32 = 16;
+    pub const BARE_ACK: u32 = 16;
     /// There is no backend for it because it can't be pinned: [`super::Drop::Unpinnable`].
     pub const UNPINNABLE: u32 = 32;
     /// Another balancer has forwarded it to the backend on this node ([`crate::deliver`]).
@@ -100,22 +100,22 @@ pub mod events {
 }
 
 impl BackendCounter {
-    /// Counts what is forwarded. Of [`events::HEARD`], `is_heard` decides: it is called only if it makes a
+    /// Counts what is forwarded. Of [`events::BARE_ACK`], `is_bare_ack` decides: it is called only if it makes a
     /// difference.
     #[inline(always)]
     pub fn count<B>(
         &self,
         to: &Forward<B>,
-        is_heard: impl FnOnce() -> bool,
+        is_bare_ack: impl FnOnce() -> bool,
         now_nanos: impl FnOnce() -> u64,
     ) {
         let events = to.events;
         self.packets.bump(u64::from(to.packets));
         self.bytes.bump(u64::from(to.bytes));
-        if self.unanswered.load() != 0 && is_heard() {
+        if self.unanswered.load() != 0 && is_bare_ack() {
             self.unanswered.store(0);
         }
-        if events & !events::HEARD == 0 {
+        if events & !events::BARE_ACK == 0 {
             return;
         }
         if events & events::UNPINNED != 0 {
@@ -135,7 +135,7 @@ impl BackendCounter {
         }
     }
 
-    /// Takes back what [`Self::count`] counted, but for [`events::HEARD`]: the ACK was received.
+    /// Takes back what [`Self::count`] counted, but for [`events::BARE_ACK`]: the ACK was received.
     #[inline(always)]
     pub fn take_back<B>(&self, to: &Forward<B>) {
         // Two's complement: adding this takes one away.

@@ -70,7 +70,7 @@ fn walk(ctx: XdpContext) -> u32 {
         saved = save::before(&ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
     if saved != 0 {
         save::after(&ctx, action);
     }

@@ -6,23 +6,23 @@
 /// What becomes of a frame of `bytes` bytes in its first buffer, by its verdict. `send` is that of XDP or of tc, whichever
 /// is in scope.
 ///
-/// `$is_heard` is of the verdict to forward, `$to`. `$seen` is called with each verdict before anything is
+/// `$is_bare_ack` is of the verdict to forward, `$to`. `$seen` is called with each verdict before anything is
 /// done: the reason's index, backend, events and the interface that it leaves by.
 ///
 /// A macro, since it is a part of several programs and LLVM makes a longer one of a function that takes
 /// the verdict, however it is inlined.
 macro_rules! finish {
-    ($ctx:ident, $frame:ident, $bytes:ident, $verdict:expr, |$to:ident| $is_heard:expr) => {
+    ($ctx:ident, $frame:ident, $bytes:ident, $verdict:expr, |$to:ident| $is_bare_ack:expr) => {
         $crate::exit::finish!(
             $ctx,
             $frame,
             $bytes,
             $verdict,
-            |$to| $is_heard,
+            |$to| $is_bare_ack,
             |_: u32, _: u16, _: u32, _: u32| ()
         )
     };
-    ($ctx:ident, $frame:ident, $bytes:ident, $verdict:expr, |$to:ident| $is_heard:expr, $seen:expr) => {
+    ($ctx:ident, $frame:ident, $bytes:ident, $verdict:expr, |$to:ident| $is_bare_ack:expr, $seen:expr) => {
         match $verdict {
             Verdict::Pass(reason) => {
                 $seen(reason.index(), 0, 0, 0);
@@ -42,7 +42,7 @@ macro_rules! finish {
                 $seen(lb_common::capture::FORWARDED, $to.id, $to.events, $to.backend.ifindex);
                 // Before the frame is changed: the counter's cache line then comes while the
                 // backend's does, and not after the calls into the kernel.
-                Maps.count_forward(&$to, || $is_heard);
+                Maps.count_forward(&$to, || $is_bare_ack);
                 match send::forward(&$ctx, &$frame, &$to) {
                     Some(action) => action,
                     None => {

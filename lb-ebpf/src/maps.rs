@@ -179,9 +179,9 @@ impl Maps {
 
     /// Counts a packet that goes to a backend.
     #[inline(always)]
-    pub fn count_forward(&self, forward: &Forward<&Backend>, is_heard: impl FnOnce() -> bool) {
+    pub fn count_forward(&self, forward: &Forward<&Backend>, is_bare_ack: impl FnOnce() -> bool) {
         if let Some(counter) = backend_counter(forward.id) {
-            counter.count(forward, is_heard, || self.now_nanos());
+            counter.count(forward, is_bare_ack, || self.now_nanos());
         }
     }
 

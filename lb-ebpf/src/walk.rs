@@ -35,7 +35,7 @@ fn fast_path(ctx: *mut xdp_md) -> u64 {
     let bytes = frame.bytes();
     match fast_path::try_decide(&frame, &Maps) {
         Some(verdict) => {
-            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_heard(&frame)))
+            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_bare_ack(&frame)))
         }
         None => NOT_FOR_FAST_PATH,
     }
@@ -48,5 +48,5 @@ fn slow_path(ctx: *mut xdp_md) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = decide(&frame, &Maps);
-    finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
 }

@@ -420,7 +420,7 @@ pub struct BackendCounter {
 /// Whether a backend seems to answer: the word [`BackendCounter::unanswered`].
 ///
 /// The low half counts the packets that opened a flow since a client was last seen to acknowledge
-/// something ([`crate::verdict::events::HEARD`]); the high half is the tick of the first of them. A
+/// something ([`crate::verdict::events::BARE_ACK`]); the high half is the tick of the first of them. A
 /// client of a UDP service acknowledges nothing that could be seen: there it means nothing, and is not
 /// read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -92,11 +92,11 @@ fn a_delivered_flow_is_neither_pinned_nor_stamped_and_counts_as_new_and_heard() 
         model.forwarded(&from(PEER, client.tcp(family, WEB, ACK)));
         let slot = model.only_slot(family.service(1));
         assert_eq!((model.pins.borrow().len(), slot.pinned(), slot.unpinned()), (0, 0, 0));
-        // Its client hears from the backend, so it is not taken for silent.
+        // Its client acknowledges bytes of the backend, so it is not taken for silent.
         let counter = &model.counters[usize::from(HERE)];
         assert_eq!((counter.new_flows.load(), counter.unanswered.load() != 0), (1, true));
-        let heard = model.forwarded(&from(PEER, client.bare_ack(family, WEB)));
-        assert_eq!(heard.events, events::DELIVERED | events::HEARD);
+        let acked = model.forwarded(&from(PEER, client.bare_ack(family, WEB)));
+        assert_eq!(acked.events, events::DELIVERED | events::BARE_ACK);
         assert_eq!(counter.unanswered.load(), 0);
     }
 }

@@ -181,17 +181,17 @@ impl Model {
     pub fn try_decide(&self, frame: &[u8]) -> Option<Decided> {
         let mut verdict = fast_path::try_decide(frame, &self.0)?;
         if let Verdict::Forward(to) = &mut verdict
-            && fast_path::is_heard(frame)
+            && fast_path::is_bare_ack(frame)
         {
-            to.events |= events::HEARD;
+            to.events |= events::BARE_ACK;
         }
         Some(self.count_forward(verdict))
     }
 
     fn count_forward(&self, verdict: Verdict<impl Deref<Target = Backend>>) -> Decided {
         if let Verdict::Forward(to) = &verdict {
-            let is_heard = || to.events & events::HEARD != 0;
-            self.counters[usize::from(to.id)].count(to, is_heard, || self.nanos.get());
+            let is_bare_ack = || to.events & events::BARE_ACK != 0;
+            self.counters[usize::from(to.id)].count(to, is_bare_ack, || self.nanos.get());
         }
         verdict.owned()
     }

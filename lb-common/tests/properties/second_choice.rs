@@ -48,10 +48,10 @@ fn unanswered(model: &Model, family: Family, id: u16, others: u32) {
 }
 
 /// A sign of life of backend `id`: another client acknowledges what it said.
-fn heard(model: &Model, family: Family, id: u16) {
+fn acknowledge(model: &Model, family: Family, id: u16) {
     let other = model.client_of(family, id, 99);
     let to = model.forwarded(&other.bare_ack(family, WEB));
-    assert_eq!((to.id, to.events), (id, events::HEARD));
+    assert_eq!((to.id, to.events), (id, events::BARE_ACK));
 }
 
 fn suspect(model: &Model, id: u16) {
@@ -88,7 +88,7 @@ fn a_retransmitted_syn_to_a_silent_backend_goes_to_the_second_choice_and_stays_t
 }
 
 #[test]
-fn a_retransmitted_syn_to_a_backend_that_is_heard_stays() {
+fn a_retransmitted_syn_to_a_backend_that_answers_stays() {
     for family in FAMILIES {
         let model = world();
         let client = model.client_of(family, 1, 0);
@@ -96,8 +96,8 @@ fn a_retransmitted_syn_to_a_backend_that_is_heard_stays() {
         for _ in 0..5 {
             unanswered(&model, family, 1, 20);
             model.pass_seconds(1);
-            heard(&model, family, 1);
-            // A burst, of which nothing can have been heard yet.
+            acknowledge(&model, family, 1);
+            // A burst, which no backend can have answered yet.
             unanswered(&model, family, 1, 20);
             let to = syn(&model, family, &client);
             assert_eq!((to.id, to.events), (1, SENT_AGAIN), "{family:?}");
@@ -146,7 +146,7 @@ fn a_retransmitted_syn_leaves_a_suspect_or_unusable_backend_at_once() {
         suspect(&model, 1);
         let to = syn(&model, family, &client);
         assert_eq!((to.id, to.events), (1, events::NEW_FLOW), "a suspect gets new flows");
-        heard(&model, family, 1);
+        acknowledge(&model, family, 1);
         assert_eq!(syn(&model, family, &client).events, DIVERTED, "{family:?}");
 
         let model = world();
@@ -166,7 +166,7 @@ enum Lack {
     Others,
     UsableOthers,
     UnsuspectedOthers,
-    HeardOthers,
+    AnsweringOthers,
     Established,
 }
 
@@ -174,7 +174,7 @@ enum Lack {
 fn without_a_second_choice_the_first_one_stays_and_so_does_the_flow() {
     use Lack::*;
     let all =
-        [Budget, Room, Flag, Others, UsableOthers, UnsuspectedOthers, HeardOthers, Established];
+        [Budget, Room, Flag, Others, UsableOthers, UnsuspectedOthers, AnsweringOthers, Established];
     for (family, lack) in FAMILIES.into_iter().flat_map(|family| all.map(|lack| (family, lack))) {
         let case = format!("{family:?}, no {lack:?}");
         let mut model = world();
@@ -186,7 +186,7 @@ fn without_a_second_choice_the_first_one_stays_and_so_does_the_flow() {
             Others => model.share_rings(1),
             UsableOthers => (2..=3).for_each(|id| model.set_flags(id, 0)),
             UnsuspectedOthers => (2..=3).for_each(|id| suspect(&model, id)),
-            HeardOthers => (1..=3).for_each(|id| unanswered(&model, family, id, SILENT_SYNS)),
+            AnsweringOthers => (1..=3).for_each(|id| unanswered(&model, family, id, SILENT_SYNS)),
             Established => {}
         }
         let client = model.client_of(family, 1, 0);
@@ -307,7 +307,7 @@ fn a_count_that_is_taken_back_leaves_nothing() {
             entropy: 0,
             events: what,
         };
-        counter.count(&to, || what & events::HEARD != 0, || 5_000_000_000);
+        counter.count(&to, || what & events::BARE_ACK != 0, || 5_000_000_000);
         counter.take_back(&to);
     }
     let BackendCounter { packets, bytes, new_flows, unpinned, .. } = &counter;
@@ -376,8 +376,8 @@ proptest! {
     }
 
     /// A lossy network of clients: all backends live and answer, and clients lose the answers, and
-    /// repeat their SYNs whenever they like. A flow leaves a backend only if nobody has heard it for
-    /// half a second, and never after its client has heard it.
+    /// repeat their SYNs whenever they like. A flow leaves a backend only if no client has acknowledged
+    /// bytes of it for half a second, and never after its own client has.
     #[test]
     fn no_flow_leaves_a_backend_that_answers_others(
         steps in prop::collection::vec((0..60_usize, 0..100_u32, 0..300_u64), 1..250),
@@ -387,7 +387,7 @@ proptest! {
         let model = Model::new(slots);
         model.share_rings(owners);
         let mut flows = [None; 60];
-        let mut heard = [0; BACKENDS as usize + 1];
+        let mut last_ack = [0; BACKENDS as usize + 1];
         for (n, luck, millis) in steps {
             let client = Client::new(n as u32);
             let now = model.nanos.get() + millis * 1_000_000;
@@ -395,13 +395,13 @@ proptest! {
             match flows[n] {
                 Some(id) if luck >= loss => {
                     prop_assert_eq!(model.forwarded(&client.bare_ack(family, WEB)).id, id);
-                    heard[usize::from(id)] = now;
+                    last_ack[usize::from(id)] = now;
                 }
                 known => {
                     let to = syn(&model, family, &client);
                     if let Some(id) = known {
-                        let is_heard = heard[usize::from(id)] + 500_000_000 > now;
-                        prop_assert!(to.id == id || !is_heard);
+                        let is_recent = last_ack[usize::from(id)] + 500_000_000 > now;
+                        prop_assert!(to.id == id || !is_recent);
                         prop_assert_eq!(to.id != id, to.events & events::SECOND_CHOICE != 0);
                     }
                     flows[n] = Some(to.id);

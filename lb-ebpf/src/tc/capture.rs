@@ -43,7 +43,7 @@ fn any(skb: Skb) -> u32 {
     } else {
         decide(&frame, &Watched)
     };
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
     if saved != 0 {
         save::after(skb, xdp_action_of(action));
     }
@@ -72,7 +72,7 @@ fn any_raw(skb: Skb) -> u32 {
         saved = save::before(ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0, seen);
+    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
     if saved != 0 {
         after_raw(skb, action);
     }

@@ -42,7 +42,7 @@ fn fast_path(skb: Skb) -> u64 {
     let bytes = skb.total() as usize;
     match fast_path::try_decide(&frame, &Maps) {
         Some(verdict) => {
-            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_heard(&frame)))
+            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_bare_ack(&frame)))
         }
         None => NOT_FOR_FAST_PATH,
     }
@@ -60,7 +60,7 @@ fn slow_path(skb: Skb) -> u32 {
         return send::PASS;
     }
     let verdict = decide(&frame, &Maps);
-    finish!(ctx, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
 }
 
 /// The same for a frame that begins with its IP header.
@@ -79,5 +79,5 @@ fn slow_path_raw(skb: Skb) -> u32 {
     let frame = RawFrame::of_raw(skb);
     let bytes = skb.0.total() as usize;
     let verdict = decide(&frame, &Maps);
-    finish!(skb, frame, bytes, verdict, |to| to.events & events::HEARD != 0)
+    finish!(skb, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
 }

@@ -116,7 +116,7 @@ impl Model {
                 count[2] += u64::from(to.events & events::NEW_FLOW != 0);
                 count[3] += u64::from(to.events & events::UNPINNED != 0);
                 count[4] += u64::from(to.events & events::SYN_RETRANSMISSION != 0);
-                if to.events & events::HEARD != 0 {
+                if to.events & events::BARE_ACK != 0 {
                     self.silences_ended += u64::from(count[5] != 0);
                     count[5] = 0;
                 }

@@ -221,7 +221,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
     /// Counts a verdict as the program does: what follows depends on it.
     pub fn count<B>(&self, verdict: &Verdict<B>) {
         if let Verdict::Forward(to) = verdict {
-            let is_received = || to.events & events::HEARD != 0;
+            let is_received = || to.events & events::BARE_ACK != 0;
             self.counter(to.id).count(to, is_received, || self.nanos);
         }
     }
