@@ -45,18 +45,6 @@ const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 /// The interface that a test run gives a frame for its ingress.
 const LOOPBACK: u32 = 1;
 
-/// The CPU that everything runs on.
-pub fn stay_on_one_cpu() -> Result<()> {
-    // SAFETY: all zeroes is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU 0 is within the set.
-    unsafe { libc::CPU_SET(0, &mut set) };
-    // SAFETY: the set is valid and of the size that is passed.
-    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
 /// A program that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {

@@ -103,7 +103,7 @@ fn run(what: What) -> Result<()> {
 }
 
 fn datapath(arguments: &Datapath) -> Result<()> {
-    harness::stay_on_one_cpu()?;
+    kit::datapath::kernel::stay_on_one_cpu()?;
     let report = Report {
         packets: datapath::measure(arguments.rounds, arguments.packets)?,
         rings: rings::measure(arguments.rounds)?,

@@ -40,7 +40,7 @@ use lb_model::{
 };
 use socket2::{Domain, Socket, Type};
 
-use crate::{harness, output::Output};
+use crate::output::Output;
 pub use server::serve;
 
 /// The prober's host.
@@ -269,7 +269,7 @@ impl Hosts {
         if thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1) {
             Self::give_packets(&web, OTHER_CPU)?;
         }
-        harness::stay_on_one_cpu()?;
+        kit::datapath::kernel::stay_on_one_cpu()?;
         let path = Self::path(&balancer, &web)?;
         Ok(Self { balancer, _web: web, server, path })
     }

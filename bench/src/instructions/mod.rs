@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     frames::{self, Plan, Shape},
-    harness::{Flux, Harness, Setup, stay_on_one_cpu},
+    harness::{Flux, Harness, Setup},
 };
 
 /// Options of the command.
@@ -56,7 +56,7 @@ const TC: [u16; 2] = [84, 85];
 
 /// Measures and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    stay_on_one_cpu()?;
+    kit::datapath::kernel::stay_on_one_cpu()?;
     rig::ensure_counted()?;
     let report = measure_all()?;
     let before = arguments.against.as_ref().map(|file| {

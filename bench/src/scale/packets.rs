@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     frames::{self, Plan, Shape},
-    harness::{SLOTS, stay_on_one_cpu},
+    harness::SLOTS,
     runner::Runner,
 };
 
@@ -58,7 +58,7 @@ pub fn measure(rounds: u32, packets: u32) -> Result<Measured> {
 }
 
 fn measure_in(namespace: &Namespace, rounds: u32, packets: u32) -> Result<Measured> {
-    stay_on_one_cpu()?;
+    kit::datapath::kernel::stay_on_one_cpu()?;
     let mut runner = Runner::load()?;
     let cases = cases::all();
     let mut testbeds = testbeds(namespace, &mut runner, &cases)?;

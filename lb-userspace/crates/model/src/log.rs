@@ -21,7 +21,7 @@ pub const CRATES: [(&str, &str); 12] = [
     ("events", "lb_observe::events"),
     ("health", "lb_health"),
     ("netlink", "lb_netlink"),
-    ("notify", "lb_threads::notify"),
+    ("notify", "lb_threads::systemd"),
     ("path_mtu", "lb_netlink::path_mtu"),
     ("samples", "lb_observe::samples"),
     ("seed", "lb_config::seed"),

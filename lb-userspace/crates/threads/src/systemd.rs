@@ -6,9 +6,6 @@ use std::{env, time::Duration};
 
 use sd_notify::NotifyState;
 
-/// The target of its log lines: a part of the log has this name.
-const TARGET: &str = "lb_threads::notify";
-
 /// Notifies the service manager that started this process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Notifier {
@@ -39,7 +36,7 @@ impl Notifier {
     pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.send(&[NotifyState::Reloading, now]),
-            Err(error) => tracing::warn!(target: TARGET, "read the clock for systemd: {error}"),
+            Err(error) => tracing::warn!("read the clock for systemd: {error}"),
         }
     }
 
@@ -64,7 +61,7 @@ impl Notifier {
         }
         if let Err(error) = sd_notify::notify(states) {
             // Forwarding does not depend on it, and what listened may have gone.
-            tracing::warn!(target: TARGET, "notify systemd: {error}");
+            tracing::warn!("notify systemd: {error}");
         }
     }
 }

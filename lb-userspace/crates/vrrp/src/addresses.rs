@@ -262,7 +262,7 @@ impl Addresses {
 
     /// Addresses of ours that are not among these, on whatever interface they are.
     #[must_use]
-    pub(crate) fn strays<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
+    pub(crate) fn surplus<'a>(&self, kept: impl IntoIterator<Item = Placed<'a>>) -> Vec<Key> {
         let kept: BTreeSet<Key> = kept.into_iter().filter_map(|placed| self.key(placed)).collect();
         let ours = self.interfaces.addresses.keys().filter(|key| self.is_ours(key));
         ours.filter(|key| !kept.contains(key)).copied().collect()
@@ -386,10 +386,10 @@ mod tests {
             "one is missing: they were not all assigned to the end"
         );
         all.adopt(&two(100));
-        assert_eq!(all.strays([]), [(2, "10.0.0.101".parse().expect("an address"), 32)]);
+        assert_eq!(all.surplus([]), [(2, "10.0.0.101".parse().expect("an address"), 32)]);
         let mut all = addresses(false, &[("10.0.0.100", 0), ("10.0.0.101", 0)]);
         all.adopt(&two(OWNER));
-        assert_eq!(all.strays([]), [], "they are the owner's own");
+        assert_eq!(all.surplus([]), [], "they are the owner's own");
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl<F: Fn(&str, String) + Clone + Send + 'static> Caller<F> {
             let (failed, open) = (self.failed.clone(), self.open.clone());
             self.tasks.spawn(async move {
                 while let Some(call) = calls.recv().await {
-                    debug!(target: "lb_vrrp::notify", router = call.router, command = ?call.command, "notify");
+                    debug!(router = call.router, command = ?call.command, "notify");
                     if let Ended::Badly(why) = run(&call.command, &call.environment, LIMIT).await {
                         failed(&call.router, why);
                     }

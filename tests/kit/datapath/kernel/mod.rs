@@ -23,6 +23,10 @@ use lb_common::{
     service_index::{self, Entry},
     verdict::REASONS,
 };
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use zerocopy::IntoBytes as _;
 
 use super::{generate::INGRESS, hook::Hook, raw_ip::Interfaces};
@@ -50,14 +54,9 @@ pub struct Kernel {
 ///
 /// The kernel refuses it.
 pub fn stay_on_one_cpu() -> Result<()> {
-    // SAFETY: all zeroes is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU 0 is within the set.
-    unsafe { libc::CPU_SET(0, &mut set) };
-    // SAFETY: the set is valid and of the size that is passed.
-    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
-    ensure!(result == 0, "bind to one CPU: {}", std::io::Error::last_os_error());
-    Ok(())
+    let mut cpus = CpuSet::new();
+    cpus.set(0)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("bind to one CPU")
 }
 
 /// A folder of pins, removed with its content when dropped.

@@ -217,7 +217,7 @@ impl Driver {
         self.query_kernel_again(now);
         self.look_afar(now);
         self.report_addresses_set_by_hand(now);
-        self.remove_strays(now);
+        self.remove_surplus(now);
         self.open_sockets(now);
         self.watch(now);
         self.see_to_devices();

@@ -135,7 +135,7 @@ impl Driver {
                     self.announce(name, now);
                 }
             }
-            Effect::MoveOff => self.remove_strays_of(name, now),
+            Effect::MoveOff => self.remove_surplus_of(name, now),
             Effect::Action(Action::Transition { from, to, cause }) => {
                 let (router, key) = (member.router.name.clone(), member.router.key);
                 debug!(router, %key, %from, %to, cause, "virtual router");
@@ -330,21 +330,21 @@ impl Driver {
 
     /// Takes addresses of ours off that no router is to have: what could not be removed before, or was
     /// on an interface that has another name by now.
-    pub(super) fn remove_strays(&mut self, now: Instant) {
+    pub(super) fn remove_surplus(&mut self, now: Instant) {
         if self.ending != Ending::No
             || !self.effects.queue.is_empty()
             || !self.preparations.has_devices()
         {
             return;
         }
-        let mut strays = self.strays();
+        let mut surplus = self.surplus();
         let moving: Vec<_> = self.members.values().filter(|member| member.moving).collect();
-        strays.retain(|key| !moving.iter().any(|member| member.has(key.1)));
-        if strays.is_empty() {
+        surplus.retain(|key| !moving.iter().any(|member| member.has(key.1)));
+        if surplus.is_empty() {
             return;
         }
-        let which = self.listed(&strays);
-        let problems = self.addresses.remove(strays);
+        let which = self.listed(&surplus);
+        let problems = self.addresses.remove(surplus);
         if problems.is_empty() {
             let cause = "no virtual router holds them";
             let message = format!("removed {which}");
@@ -356,21 +356,21 @@ impl Driver {
     }
 
     /// Takes those of one router off that are still where they were before.
-    fn remove_strays_of(&mut self, name: &Name, now: Instant) {
-        let mut strays = self.strays();
+    fn remove_surplus_of(&mut self, name: &Name, now: Instant) {
+        let mut surplus = self.surplus();
         let Some(member) = self.members.get(name) else { return };
         // They are somewhere at least.
         if !member.holding || !self.addresses.missing(&member.router).is_empty() {
             return;
         }
-        strays.retain(|key| member.has(key.1));
-        let problems = self.addresses.remove(strays);
+        surplus.retain(|key| member.has(key.1));
+        let problems = self.addresses.remove(surplus);
         self.report_problems(name, problems, now);
     }
 
-    fn strays(&self) -> Vec<Key> {
+    fn surplus(&self) -> Vec<Key> {
         let keepers = self.members.values().filter(|member| member.holding || member.left);
-        self.addresses.strays(keepers.flat_map(|member| placed(&member.router)))
+        self.addresses.surplus(keepers.flat_map(|member| placed(&member.router)))
     }
 
     /// Addresses and their interfaces, for people.
