@@ -17,6 +17,7 @@ use lb_common::abi::ABI_VERSION;
 use lb_control::engine::Engine;
 use lb_datapath::{Xdp, detach};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Desired, Mode, Service},
     hop::{Neighbourhood, NextHop, Resolution},
     maglev::{self, Member},
@@ -70,8 +71,8 @@ fn ip(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn address(n: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from(0x0a00_0100 + n as u32))
+fn address(n: usize) -> BackendAddress {
+    Ipv4Addr::from(0x0a00_0100 + n as u32).into()
 }
 
 fn desired(backends: usize) -> Desired {

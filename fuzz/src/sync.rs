@@ -6,11 +6,13 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    num::NonZeroU16,
     num::{NonZeroU8, NonZeroU32},
     time::{Duration, Instant, SystemTime},
 };
 
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Protocol, ServiceKey},
     router::{Family, RouterKey, State},
 };
@@ -415,6 +417,11 @@ fn node_state_of(input: &mut Input<'_>) -> NodeState {
     node_state
 }
 
+fn backend_address(input: &mut Input<'_>) -> BackendAddress {
+    let ip = address(input);
+    BackendAddress { ip, port: NonZeroU16::new(input.byte().into()) }
+}
+
 fn address(input: &mut Input<'_>) -> IpAddr {
     let number = input.byte();
     match number & 1 {
@@ -443,7 +450,7 @@ fn any_records(input: &mut Input<'_>) -> Vec<Record> {
             many @ 250.. => u32::from(many - 249) * 300,
             few => u32::from(few % 32),
         };
-        let (first, second) = (address(input), address(input));
+        let (first, second) = (backend_address(input), backend_address(input));
         let backend = |number: u32| if number.is_multiple_of(2) { first } else { second };
         let some_flow = flow(input);
         records.push(match head >> 1 & 3 {

@@ -21,7 +21,7 @@ fn draining(deadline: Option<SystemTime>) -> Engine<Fake> {
 }
 
 fn look(engine: &Engine<Fake>) -> status::Backend {
-    engine.status().unwrap().services["web"].backends[&ip(OLD)].clone()
+    engine.status().unwrap().services["web"].backends[&address(OLD)].clone()
 }
 
 /// The drain at a second, by the sweep of it.

@@ -9,6 +9,7 @@ use std::{
 use lb_common::abi::{self, FlowKey, FlowValue, Owners, flow_flags};
 use lb_control::engine::Engine;
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, UdpPolicy, Weight},
     flow::FlowRef,
     hop::{Neighbourhood, NextHop, Resolution, Want},
@@ -25,7 +26,7 @@ pub fn at(mono_secs: u32) -> Now {
     Now { mono: Duration::from_secs(mono_secs.into()), wall }
 }
 
-pub fn ip(text: &str) -> IpAddr {
+pub fn address(text: &str) -> BackendAddress {
     text.parse().unwrap()
 }
 
@@ -43,8 +44,8 @@ pub fn service(vip: &str, backends: &[(&str, u16)]) -> Service {
         idle_timeout: Duration::from_secs(IDLE.into()),
         syn_budget: 20_001,
         drain_silence: Duration::from_secs(20),
-        backends: backends.iter().map(|(to, weight)| (ip(to), backend(*weight))).collect(),
-        ..Service::new(ip(vip), 80, Mode::Dsr)
+        backends: backends.iter().map(|(to, weight)| (address(to), backend(*weight))).collect(),
+        ..Service::new(address(vip).ip, 80, Mode::Dsr)
     }
 }
 
@@ -104,13 +105,13 @@ pub fn running(desired: Desired) -> Engine<Fake> {
 pub fn edit(engine: &mut Engine<Fake>, to: &str, admin: Admin) {
     let mut desired = engine.desired().clone();
     let web = desired.services.get_mut("web").unwrap();
-    web.backends.get_mut(&ip(to)).unwrap().admin = admin;
+    web.backends.get_mut(&address(to)).unwrap().admin = admin;
     engine.set_desired(desired);
 }
 
 pub fn hop(engine: &mut Engine<Fake>, to: &str, state: Resolution) {
     let mut neighbourhood = reached(engine);
-    neighbourhood.hops.insert(Want { address: ip(to), mode: Mode::Dsr }, state);
+    neighbourhood.hops.insert(Want { address: address(to).ip, mode: Mode::Dsr }, state);
     engine.set_neighbourhood(neighbourhood);
 }
 
@@ -123,7 +124,7 @@ pub fn pending() -> Resolution {
 }
 
 pub fn id(engine: &Engine<Fake>, to: &str) -> u16 {
-    engine.status().unwrap().services["web"].backends[&ip(to)].id
+    engine.status().unwrap().services["web"].backends[&address(to)].id
 }
 
 pub fn owners(engine: &Engine<Fake>) -> Vec<Owners> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lb_api::status::Count;
 use lb_common::abi::service_flags;
 use lb_model::{
+    backend_address::BackendAddress,
     check::{Check, Kind},
     policy::Policy,
     seen::{BackendKey, Condition, Seen, View},
@@ -14,8 +15,8 @@ use lb_plane::BackendTotals;
 use super::*;
 
 fn target(to: &str) -> BackendKey {
-    let key = ServiceKey { vip: ip("10.0.0.100"), port: 80, protocol: Protocol::Tcp };
-    BackendKey { service: key, backend: ip(to) }
+    let key = ServiceKey { vip: address("10.0.0.100").ip, port: 80, protocol: Protocol::Tcp };
+    BackendKey { service: key, backend: address(to) }
 }
 
 fn seen(condition: Condition) -> Seen {
@@ -73,7 +74,7 @@ fn flows_of_a_hard_down_backend_move_at_once() {
     engine.sweep(at(102)).unwrap();
     assert_eq!(engine.data_plane().flow(&flow), None, "its pins end");
     let status = engine.status().unwrap();
-    let backend = &status.services["web"].backends[&ip("10.0.0.12")];
+    let backend = &status.services["web"].backends[&address("10.0.0.12")];
     assert_eq!(backend.unusable.as_deref(), Some("it is down, and its flows move"));
     see(&mut engine, at(103), &[]);
     assert!(is_usable(&engine, "10.0.0.12") && owned_slots(&engine, "10.0.0.12").0 > 0);
@@ -121,7 +122,7 @@ fn in_panic_checks_are_ignored_for_choosing() {
 fn a_backup_serves_only_when_no_other_is_up() {
     let mut desired = web(Policy::default());
     let backends = &mut desired.services.get_mut("web").unwrap().backends;
-    backends.get_mut(&ip("10.0.0.13")).unwrap().backup = true;
+    backends.get_mut(&address("10.0.0.13")).unwrap().backup = true;
     let mut engine = running(desired);
     assert_eq!(owned_slots(&engine, "10.0.0.13"), (0, 0));
     let soft = seen(Condition::SoftDown);
@@ -209,7 +210,7 @@ fn a_backend_that_is_back_takes_its_share_in_steps() {
     let tenth = owned_slots(&engine, "10.0.0.12").0;
     // A tenth of a share beside two whole ones.
     assert!((10..=14).contains(&tenth), "{tenth} of {SLOTS} slots");
-    let backend = engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone();
+    let backend = engine.status().unwrap().services["web"].backends[&address("10.0.0.12")].clone();
     assert!(backend.slow_start_permille.is_some());
     let mut last = tenth;
     for step in 1..=9 {
@@ -278,7 +279,7 @@ fn pins_of_second_choices_are_counted_within_two_seconds() {
     engine.sweep(at(132)).unwrap();
     engine.sweep(at(133)).unwrap();
     let status = engine.status().unwrap();
-    assert_eq!(status.services["web"].backends[&ip("10.0.0.12")].pins, 1);
+    assert_eq!(status.services["web"].backends[&address("10.0.0.12")].pins, 1);
 }
 
 #[test]
@@ -306,7 +307,7 @@ fn a_new_engine_knows_which_backup_was_down() {
     let mut desired = web(Policy { check, ..Policy::default() });
     let backends = &mut desired.services.get_mut("web").unwrap().backends;
     for to in ["10.0.0.12", "10.0.0.13"] {
-        backends.get_mut(&ip(to)).unwrap().backup = true;
+        backends.get_mut(&address(to)).unwrap().backup = true;
     }
     let adopted = |view: &[(&str, Seen)]| {
         let mut engine = running(desired.clone());
@@ -347,7 +348,7 @@ fn whichever_write_fails_while_health_changes_the_next_reconciliation_converges(
 #[test]
 fn ten_thousand_backends_that_flap_at_random_for_a_minute_cost_no_flow_and_converge() {
     let count = 10_000_u32;
-    let address = |n: u32| IpAddr::from((0x0a01_0000 + n).to_be_bytes());
+    let address = |n: u32| BackendAddress::from((0x0a01_0000 + n).to_be_bytes());
     let mut service = service("10.0.0.100", &[]);
     service.ring_slots = 65_537;
     service.backends = (0..count).map(|n| (address(n), backend(1))).collect();

@@ -10,7 +10,6 @@ mod sums;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     ops::Range,
     path::Path,
     time::SystemTime,
@@ -135,9 +134,9 @@ fn whichever_write_fails_the_next_call_does_the_rest() {
         let mut desired = three_services();
         desired.services.remove("dns");
         let web = desired.services.get_mut("web").unwrap();
-        web.backends.remove(&ip("10.0.0.13"));
-        web.backends.get_mut(&ip("10.0.0.11")).unwrap().admin = Admin::Down;
-        web.backends.insert(ip("10.0.0.14"), backend(3));
+        web.backends.remove(&address("10.0.0.13"));
+        web.backends.get_mut(&address("10.0.0.11")).unwrap().admin = Admin::Down;
+        web.backends.insert(address("10.0.0.14"), backend(3));
         desired.services.get_mut("far").unwrap().ring_slots = 127;
         desired
     };
@@ -182,7 +181,7 @@ fn a_drained_backend_keeps_its_old_flows_until_it_is_quiet() {
     assert_eq!(engine.sweep(at(1_001 + IDLE)).unwrap().settled, moved - 1);
     assert_eq!(owners(&engine)[noisy].base, old);
     assert_eq!(engine.sweep(at(1_501 + IDLE)).unwrap().settled, 1);
-    assert!(!engine.status().unwrap().services["web"].backends[&ip("10.0.0.11")].has_flows());
+    assert!(!engine.status().unwrap().services["web"].backends[&address("10.0.0.11")].has_flows());
     // Back in service it has its slots again.
     edit(&mut engine, "10.0.0.11", Admin::Enabled);
     engine.reconcile(at(3_000)).unwrap();
@@ -202,10 +201,13 @@ fn a_removed_backend_leaves_when_its_last_flow_has_ended() {
         assert!(engine.sweep(at(second)).unwrap().removed.is_empty());
     }
     let status = engine.status().unwrap();
-    assert_eq!(status.services["web"].backends[&ip("10.0.0.11")].pins, 1);
+    assert_eq!(status.services["web"].backends[&address("10.0.0.11")].pins, 1);
     assert_eq!(status.pins.used, 1);
     let ended = quiet + IDLE + 1;
-    assert_eq!(engine.sweep(at(ended)).unwrap().removed, [("web".to_owned(), ip("10.0.0.11"))]);
+    assert_eq!(
+        engine.sweep(at(ended)).unwrap().removed,
+        [("web".to_owned(), address("10.0.0.11"))]
+    );
     assert!(engine.data_plane().flow(&flow).is_none());
     assert!(!engine.data_plane().backends().unwrap().contains_key(&old));
     // It is reported again, and not taken in again, until the operator's wish follows.
@@ -284,7 +286,11 @@ fn an_unreachable_backend_leaves_the_ring_and_a_silent_network_does_not_empty_it
     hop(&mut engine, "10.0.0.11", pending());
     assert_eq!(engine.reconcile(at(1_002)).unwrap(), Outcome::default());
     // It returns; the other's flows in its slots stay.
-    hop(&mut engine, "10.0.0.11", resolved(Want { address: ip("10.0.0.11"), mode: Mode::Dsr }));
+    hop(
+        &mut engine,
+        "10.0.0.11",
+        resolved(Want { address: address("10.0.0.11").ip, mode: Mode::Dsr }),
+    );
     engine.reconcile(at(1_003)).unwrap();
     assert!(owners(&engine).iter().zip(&had).all(|(now, had)| now.current == had.current));
     // The link goes, and no backend is usable; it comes back, and all are presumed where they were
@@ -316,7 +322,7 @@ fn the_first_to_answer_after_an_outage_takes_no_flow_from_the_others() {
     let answered = |engine: &mut Engine<Fake>, these: &[&str], now| {
         let mut all = reached(engine);
         for (want, hop) in &mut all.hops {
-            if !these.iter().any(|address| ip(address) == want.address) {
+            if !these.iter().any(|these| address(these).ip == want.address) {
                 *hop = unreachable();
             }
         }
@@ -367,7 +373,7 @@ fn a_drain_is_not_over_before_the_flows_of_its_last_second_are_counted() {
     edit(&mut engine, "10.0.0.12", Admin::Draining { deadline: None });
     engine.reconcile(at(1_001)).unwrap();
     let drained = |engine: &Engine<Fake>| {
-        engine.status().unwrap().services["web"].backends[&ip("10.0.0.12")].clone()
+        engine.status().unwrap().services["web"].backends[&address("10.0.0.12")].clone()
     };
     assert_eq!((drained(&engine).slots, drained(&engine).base_slots), (0, 0));
     assert!(drained(&engine).has_flows(), "one has just been opened");
@@ -512,7 +518,7 @@ fn other_balancers_are_known_while_a_backend_is_on_this_node() {
     let mac = |last| [2, 0, 0, 0, 0, last];
     let key = |last| abi::PeerKey { mac: mac(last), service: 0 };
     let mut engine = running(one_service(&[("10.0.0.5", 1), (peer, 1)]));
-    engine.set_peers([ip("10.0.0.7")].into());
+    engine.set_peers([address("10.0.0.7").ip].into());
     let peers = |engine: &Engine<Fake>| engine.data_plane().peer_macs().unwrap();
     let local = |engine: &Engine<Fake>| {
         let key = engine.desired().services["web"].key;
@@ -527,14 +533,14 @@ fn other_balancers_are_known_while_a_backend_is_on_this_node() {
     // The other backend may be a balancer; the peer's way is wanted from here on.
     assert_eq!(peers(&engine), [(key(6), own)].into());
     assert!(local(&engine));
-    assert!(engine.wants().contains(&Want { address: ip("10.0.0.7"), mode: Mode::Dsr }));
+    assert!(engine.wants().contains(&Want { address: address("10.0.0.7").ip, mode: Mode::Dsr }));
     hop(&mut engine, "10.0.0.5", Resolution::Resolved(NextHop::local()));
     engine.reconcile(at(103)).unwrap();
     assert_eq!(peers(&engine), [(key(6), own), (key(7), own)].into());
 
     // An answer that is awaited takes nothing away.
     let mut neighbourhood = reached(&engine);
-    let want = |at| Want { address: ip(at), mode: Mode::Dsr };
+    let want = |at| Want { address: address(at).ip, mode: Mode::Dsr };
     neighbourhood.hops.insert(want("10.0.0.5"), Resolution::Resolved(NextHop::local()));
     neighbourhood.hops.insert(want("10.0.0.7"), pending());
     engine.set_neighbourhood(neighbourhood);

@@ -6,6 +6,7 @@ use lb_common::{
 };
 use lb_control::engine::Role;
 use lb_model::{
+    backend_address::BackendAddress,
     entry,
     seen::{BackendKey, Condition, Seen},
 };
@@ -39,7 +40,7 @@ struct Node {
     /// Connections to the backend from before.
     talking: Vec<u16>,
     /// Connections that began after it went down, and are pinned.
-    pinned: Vec<(u16, IpAddr)>,
+    pinned: Vec<(u16, BackendAddress)>,
 }
 
 impl Node {
@@ -52,19 +53,19 @@ impl Node {
         let mut node =
             Self { engine, now: START, exports: false, talking: Vec::new(), pinned: Vec::new() };
         for client in 1_000..1_040 {
-            if node.send(client, SYN) == Some(ip(DEAD)) {
+            if node.send(client, SYN) == Some(address(DEAD)) {
                 node.talking.push(client);
             }
         }
         let key = node.engine.desired().services["web"].key;
-        node.engine.set_view([(BackendKey { service: key, backend: ip(DEAD) }, seen)].into());
+        node.engine.set_view([(BackendKey { service: key, backend: address(DEAD) }, seen)].into());
         node.engine.reconcile(at(START)).unwrap();
-        let dead = ip(DEAD);
+        let dead = address(DEAD);
         let born = (2_000..2_060).filter_map(|client| Some((client, node.send(client, SYN)?)));
         let born: Vec<_> = born.collect();
         assert!(born.iter().all(|(_, backend)| *backend != dead));
         let is_pinned = |client: u16| {
-            let source = entry::address(ip("192.0.2.1"));
+            let source = entry::address(address("192.0.2.1").ip);
             let key = FlowKey { source, port: client.into(), service: 0 };
             node.engine.data_plane().flow(&FlowRef::Pin(key)).is_some()
         };
@@ -75,12 +76,12 @@ impl Node {
     }
 
     /// Where a client's segment goes.
-    fn send(&mut self, client: u16, flags: u8) -> Option<IpAddr> {
+    fn send(&mut self, client: u16, flags: u8) -> Option<BackendAddress> {
         let fake = self.engine.data_plane_mut();
         fake.set_time(at(self.now).mono);
         let frame = frame(client, flags, client.into());
         let reason = match decide(frame.as_slice(), &*fake) {
-            Verdict::Forward(to) => return Some(entry::ip_of(to.backend.address)),
+            Verdict::Forward(to) => return Some(entry::backend_of(to.backend)),
             Verdict::Drop(reason) => reason,
             other => panic!("{other:?}"),
         };
@@ -131,7 +132,7 @@ impl Node {
     /// How many of the older connections are still with the backend.
     fn still_there(&mut self) -> usize {
         let talking = self.talking.clone();
-        talking.into_iter().filter(|client| self.send(*client, ACK) == Some(ip(DEAD))).count()
+        talking.into_iter().filter(|client| self.send(*client, ACK) == Some(address(DEAD))).count()
     }
 }
 

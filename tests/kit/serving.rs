@@ -136,7 +136,7 @@ fn all_go_to_the_other(ha_pair: &HaPair, active: usize) -> Result<()> {
                 let owners =
                     backends.iter().filter(|(_, one)| one.slots + base(one.base_slots) > 0);
                 let owners: Vec<_> = owners.map(|(address, _)| *address).collect();
-                ensure!(owners == [alone], "{owners:?}");
+                ensure!(owners == [alone.into()], "{owners:?}");
             }
             Ok(())
         })?;

@@ -1,11 +1,13 @@
 //! Lookups in the status of `lbd` ([`lb_api::status`]) that fail with the missing name.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
-use lb_api::routers::RouterStatus;
-use lb_api::status::{Backend, Pair, Peer, Service, Status};
-use lb_model::{router::State, seen::Condition};
+use lb_api::{
+    routers::RouterStatus,
+    status::{Backend, Pair, Peer, Service, Status},
+};
+use lb_model::{backend_address::BackendAddress, router::State, seen::Condition};
 
 /// Lookups in the status of a node.
 pub trait StatusExt {
@@ -37,14 +39,15 @@ pub trait ServiceExt {
     /// # Errors
     ///
     /// If there is none.
-    fn backend(&self, address: IpAddr) -> Result<&Backend>;
+    fn backend(&self, address: impl Into<BackendAddress>) -> Result<&Backend>;
 
     /// `10.0.0.100:80`, `[fd00::100]:80`.
     fn address(&self) -> SocketAddr;
 }
 
 impl ServiceExt for Service {
-    fn backend(&self, address: IpAddr) -> Result<&Backend> {
+    fn backend(&self, address: impl Into<BackendAddress>) -> Result<&Backend> {
+        let address = address.into();
         self.backends.get(&address).with_context(|| format!("no backend {address}"))
     }
 

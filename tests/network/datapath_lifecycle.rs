@@ -18,14 +18,14 @@ use lb_common::abi::{self, FlowKey, FlowValue, Owners};
 use lb_control::engine::{Engine, Outcome};
 use lb_datapath::{Xdp, detach};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Backend, Desired, Mode, Service, ServiceKey, Weight},
     flow::{FlowRef, FlowTable},
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings, XdpModes},
     time::Now,
 };
-use lb_plane::DataPlane;
-use lb_plane::{Flows as _, Interfaces as _, Maps as _};
+use lb_plane::{DataPlane, Flows as _, Interfaces as _, Maps as _};
 
 /// A network namespace with a pair of interfaces, and a folder for pins; both go when it does.
 pub(crate) struct Testbed {
@@ -177,7 +177,7 @@ fn many_services_get_their_own_rings_at_once_and_after_a_start_with_other_limits
     for n in 0..70_u16 {
         let key = ServiceKey { port: 8_000 + n, ..service.key };
         // Rings of one size differ by their owners.
-        let backend = IpAddr::from([10, 0, 1, n as u8]);
+        let backend = BackendAddress::from([10, 0, 1, n as u8]);
         let backends =
             [(backend, Backend { weight: Weight(NonZeroU16::MIN), ..Backend::default() })];
         let service =

@@ -320,7 +320,7 @@ fn what_the_program_sends_and_is_lost_is_a_fault_of_the_egress_while_checks_are_
     until_egress(&balancer, &macs[0], "egress_not_forwarding")?;
     until_egress(&balancer, &macs[1], "forwards")?;
     let status = balancer.status()?;
-    let backend = status.service("web")?.backend(lab.webs[0].host.v4.into())?;
+    let backend = status.service("web")?.backend(lab.webs[0].host.v4)?;
     assert!(backend.is_up(), "the check is green: {backend:?}");
     let shown = balancer.lbctl(&["status"])?;
     assert!(shown.contains("egress_not_forwarding"), "{shown}");

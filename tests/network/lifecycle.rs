@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
     os::unix::process::ExitStatusExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -25,6 +24,7 @@ use kit::{
 };
 use lb_api::status::Status;
 use lb_common::abi::{ABI_VERSION, Owners};
+use lb_model::backend_address::BackendAddress;
 
 const UDP_PORT: u16 = 9000;
 /// Long against anything that a balancer does at its start.
@@ -155,7 +155,7 @@ fn a_start_adopts_what_runs() -> Result<()> {
 }
 
 /// Packets sent to each backend of the TCP service.
-fn sent(status: &Status) -> Result<BTreeMap<IpAddr, u64>> {
+fn sent(status: &Status) -> Result<BTreeMap<BackendAddress, u64>> {
     let backends = status.service(WAY.name())?.backends.iter();
     Ok(backends.map(|(address, backend)| (*address, backend.sent.packets)).collect())
 }

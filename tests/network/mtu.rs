@@ -9,7 +9,7 @@ use kit::{
     http::Connection,
     lab::{Host, Lab, Options},
     nginx,
-    status::StatusExt as _,
+    status::{ServiceExt as _, StatusExt as _},
     wait,
     ways::{Way, balanced},
 };
@@ -135,8 +135,7 @@ fn a_large_upload_fits_a_narrow_link_behind_the_balancer(way: Way) -> Result<()>
     balancer.wait_usable()?;
     let known = || -> Result<Option<u16>> {
         let status = balancer.status()?;
-        let backends = &status.services.get(way.name()).context("the service")?.backends;
-        Ok(backends.get(&backend).context("the backend")?.path_mtu)
+        Ok(status.service(way.name())?.backend(backend)?.path_mtu)
     };
     assert_eq!(known()?, None, "nothing is known of the path yet");
 

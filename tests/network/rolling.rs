@@ -280,6 +280,6 @@ fn a_removed_backend_is_gone_when_its_flows_have_ended() -> Result<()> {
     assert!(removing.backend(backend)?.base_slots > 0, "it serves the flows that it has");
     load.finish().check()?;
     wait::until_true(IDLE * 4, "the backend is gone", || {
-        Ok(!service(&balancer, way)?.backends.contains_key(&backend))
+        Ok(!service(&balancer, way)?.backends.contains_key(&backend.into()))
     })
 }

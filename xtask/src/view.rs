@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Instant};
 
 use kit::{lab::Lab, status::ServiceExt as _};
 use lb_api::status::{Backend, Service, Status};
+use lb_model::backend_address::BackendAddress;
 
 /// One look at the balancer.
 pub struct View<'a> {
@@ -52,11 +53,11 @@ impl View<'_> {
                 let _ = writeln!(
                     out,
                     "  {:<8} {:<16} {:>6} {:>7} {:>11} {:>13} {:>11}  {}",
-                    self.name(*address),
+                    self.name(address.ip),
                     address.to_string(),
                     backend.weight,
                     share(service, backend),
-                    grouped(self.rate(name, *address, backend)),
+                    grouped(self.rate(name, address.ip.into(), backend)),
                     grouped(backend.sent.packets),
                     grouped(backend.new_flows),
                     backend.state().name(),
@@ -100,8 +101,8 @@ impl View<'_> {
             let backends = service.backends.iter().map(|(address, backend)| {
                 format!(
                     "{} {} packets/s {} packets {} flows",
-                    self.name(*address),
-                    self.rate(name, *address, backend),
+                    self.name(address.ip),
+                    self.rate(name, address.ip.into(), backend),
                     backend.sent.packets,
                     backend.new_flows
                 )
@@ -117,7 +118,7 @@ impl View<'_> {
     }
 
     /// Packets a second since the look before.
-    fn rate(&self, service: &str, address: IpAddr, backend: &Backend) -> u64 {
+    fn rate(&self, service: &str, address: BackendAddress, backend: &Backend) -> u64 {
         let Some((then, before)) = self.before else { return 0 };
         let old = before.services.get(service).and_then(|old| old.backends.get(&address));
         let sent = backend.sent.packets.saturating_sub(old.map_or(0, |old| old.sent.packets));
@@ -178,7 +179,8 @@ mod tests {
             idle_timeout_secs: 900,
             standing: Standing::default(),
             totals: Totals::default(),
-            backends: [(IpAddr::from([10, 0, 0, 11]), backend)].into(),
+            target_port: None,
+            backends: [([10, 0, 0, 11].into(), backend)].into(),
         };
         let interface = Interface {
             name: "eth0".into(),
@@ -221,7 +223,7 @@ mod tests {
         let rate = view.rate(
             "web",
             [10, 0, 0, 11].into(),
-            &now.services["web"].backends[&IpAddr::from([10, 0, 0, 11])],
+            &now.services["web"].backends[&BackendAddress::from([10, 0, 0, 11])],
         );
         assert!((900..=1000).contains(&rate), "{rate} packets a second");
         assert_eq!(view.lines().lines().count(), 1);

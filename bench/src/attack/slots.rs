@@ -59,7 +59,7 @@ fn aimed(keys: &FlowKeys, slots: u32, count: usize) -> Vec<Tuple> {
 /// How even these tuples fall.
 fn spread(flood: &str, keys: &FlowKeys, slots: u32, tuples: impl Iterator<Item = Tuple>) -> Spread {
     let members: Vec<_> = (1..=BACKENDS)
-        .map(|n| Member { address: IpAddr::from([10, 0, 0, 10 + n]), weight: 1 })
+        .map(|n| Member { address: IpAddr::from([10, 0, 0, 10 + n]).into(), weight: 1 })
         .collect();
     let owners = maglev::table(&members, &SEED, slots);
     let mut counts = vec![0_u32; slots as usize];

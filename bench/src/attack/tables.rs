@@ -303,7 +303,8 @@ impl Rig {
 
 /// The owners of all slots, if these are the backends.
 fn table(backends: &[u16]) -> Vec<u16> {
-    let member = |&id: &u16| Member { address: IpAddr::from([10, 0, 0, id as u8]), weight: 1 };
+    let member =
+        |&id: &u16| Member { address: IpAddr::from([10, 0, 0, id as u8]).into(), weight: 1 };
     let members: Vec<_> = backends.iter().map(member).collect();
     let owners = maglev::table(&members, &SEED, SLOTS).into_iter();
     owners.map(|index| backends[usize::from(index)]).collect()

@@ -142,7 +142,7 @@ fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<BackendK
             initial: Condition::Up,
             is_adopted: false,
         };
-        (BackendKey { service, backend }, assignment)
+        (BackendKey { service, backend: backend.into() }, assignment)
     };
     (0..backends).map(assignment).collect()
 }

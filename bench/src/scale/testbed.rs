@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,14 +18,14 @@ use lb_common::abi::ABI_VERSION;
 use lb_control::engine::Engine;
 use lb_datapath::{Xdp, detach};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Desired, Mode, Service},
     flow::FlowTable,
     hop::{Neighbourhood, NextHop, Resolution},
     settings::{Limits, Settings},
     time::Now,
 };
-use lb_plane::BackendTotals;
-use lb_plane::{Counters as _, Flows as _};
+use lb_plane::{BackendTotals, Counters as _, Flows as _};
 
 use crate::{
     frames::{OWN, Plan, VIP_V4},
@@ -77,9 +77,9 @@ impl Size {
 }
 
 /// The nth backend of a service.
-pub fn address(service: u16, n: u16) -> IpAddr {
+pub fn address(service: u16, n: u16) -> BackendAddress {
     let before = u32::from(service) << 12;
-    IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + before + u32::from(n)))
+    Ipv4Addr::from_bits(0x0b00_0000 + before + u32::from(n)).into()
 }
 
 fn name(n: u16) -> String {

@@ -230,8 +230,10 @@ pub struct Backend {
     pub address_v4: [u8; 4],
     /// IPv4 tunnels: the outer source, its varying bits zero.
     pub source_v4: [u8; 4],
+    /// The port that the backend listens at; 0 if that is the port that clients connect to.
+    pub port: U16,
     /// Zero.
-    pub reserved0: [u8; 16],
+    pub reserved0: [u8; 14],
     /// The backend's address; IPv4 as an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
     pub address: [u8; 16],
     /// IPv6 tunnels: the outer source, its varying bits zero.

@@ -204,7 +204,7 @@ mod tests {
             "[\\-\\-wait]",
             "[\\-\\-until estimated|proven]",
             "[\\-\\-deadline TIME]",
-            " SERVICE ADDRESS\n",
+            " SERVICE BACKEND\n",
         ] {
             assert!(drain.contains(part), "{part} is not in {drain}");
         }

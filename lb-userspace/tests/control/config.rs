@@ -1,10 +1,10 @@
 //! `lbctl config`: differences, and saving them.
 
-use std::{fs, net::IpAddr};
+use std::fs;
 
 use lb_api::requests::{ConfigDiff, Saved, Shown};
 use lb_config::Config;
-use lb_model::{check::Via, desired::Admin, policy::Policy};
+use lb_model::{backend_address::BackendAddress, check::Via, desired::Admin, policy::Policy};
 
 use crate::{
     cli::{Ran, lbctl},
@@ -182,7 +182,7 @@ async fn what_is_added_with_checks_has_them_in_the_file() {
     assert_eq!((www.policy.slow_start.as_secs(), www.policy.panic_threshold), (30, 25));
     assert_ne!(www.policy.second_choice, Policy::default().second_choice);
     assert!(text.contains("syn_failover = false") && !text.contains("second_choice"), "{text}");
-    let backend = &www.backends[&IpAddr::from([10, 0, 0, 14])];
+    let backend = &www.backends[&BackendAddress::from([10, 0, 0, 14])];
     let own = backend.check.as_ref().expect("one of its own");
     assert!(backend.backup && own.kind.name() == "tcp" && own.port == Some(8080), "{text}");
     assert_eq!(own.via, Via::Backend);

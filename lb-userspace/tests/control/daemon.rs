@@ -7,7 +7,7 @@ use lb_api::{
     client::{Client, Error},
     event::Kind,
     requests::{Done, Reloaded},
-    status::{Backend, Service, Status},
+    status::{Backend, OneBackend, Service, Status},
 };
 use lb_daemon::daemon::{Ended, Signal};
 use lb_health::prober::Prober;
@@ -112,7 +112,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ("/v1/services/wbe/backends/10.0.0.13", "no service wbe; did you mean web?"),
         (
             "/v1/services/web/backends/10.0.0.300",
-            "`10.0.0.300` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"",
+            "`10.0.0.300` is no address of a backend; write one as \"10.0.0.11\", \"fd00::11\", \"10.0.0.11:8080\" or \"[fd00::11]:8080\"",
         ),
         (
             "/v1/services/web/backends/10.0.0.100",
@@ -135,6 +135,60 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let junk = client.send::<Done>(Method::PATCH, A, Bytes::from_static(b"}\xff")).await;
     assert!(refusal(junk).contains("expected value"));
     assert_eq!(status(client).await.services["web"].backends.len(), 2);
+    lbd.stop().await;
+}
+
+#[tokio::test]
+async fn a_backend_is_found_by_address_by_address_and_port_and_by_name() {
+    let place = Place::new(WEB);
+    let lbd = place.start().await;
+    let client = &lbd.client;
+    let path = |at: &str| lb_api::paths::backend("web", &at.to_owned().into());
+    let spec = desired::Backend { name: Some("web3".into()), ..Default::default() };
+    let done: Done =
+        client.send_json(Method::POST, &path("10.0.0.13:80"), &spec).await.expect("added");
+    assert_eq!(done.message, "backend 10.0.0.13:80 of web added with weight 1");
+    for name in ["web3", "10.0.0.13", "10.0.0.13:80"] {
+        let found: OneBackend = client.get(&path(name)).await.expect(name);
+        assert_eq!(found.address.to_string(), "10.0.0.13:80");
+        assert_eq!(found.backend.name.as_deref(), Some("web3"));
+        set(client, &path(name), AdminChange::Disabled).await;
+        set(client, &path(name), AdminChange::Enabled).await;
+    }
+    for (at, name, expected) in [
+        (
+            "10.0.0.13",
+            None,
+            "service web: backend 10.0.0.13:80: 10.0.0.13:80 is the backend 10.0.0.13 already; give each once, with its weight",
+        ),
+        (
+            "10.0.0.14",
+            Some("web3"),
+            "service web: backend 10.0.0.14: name `web3`: it is that of 10.0.0.13:80 already; give each backend its own",
+        ),
+        (
+            "10.0.0.14:8080",
+            None,
+            "service web: backend 10.0.0.14:8080: port 8080, and clients connect to 80: dsr sends packets on with the port that they have; give the address without a port, and let the backend listen at 80",
+        ),
+    ] {
+        let spec = desired::Backend { name: name.map(str::to_owned), ..Default::default() };
+        let refused = client.send_json::<Done>(Method::POST, &path(at), &spec).await;
+        assert_eq!(refusal(refused), expected);
+    }
+    assert_eq!(
+        refusal(client.get::<OneBackend>(&path("web4")).await),
+        "service web has no backend web4; did you mean web3?"
+    );
+    lbd.stop().await;
+
+    // Its port and its name are in the state file, and in the maps.
+    let lbd = place.start().await;
+    let web = &status(&lbd.client).await.services["web"];
+    let (at, one) = web.backends.iter().next_back().expect("three");
+    assert_eq!((at.to_string().as_str(), one.name.as_deref()), ("10.0.0.13:80", Some("web3")));
+    assert!(one.slots > 0, "{one:?}");
+    send(&lbd.client, Method::DELETE, &format!("{}?force=true", path("web3"))).await.expect("gone");
     lbd.stop().await;
 }
 

@@ -102,7 +102,7 @@ fn has_pin(records: &[Record], port: u16) -> bool {
 fn pins(place: &Place, port: u16) -> Record {
     let flow = Flow::Pinned(CLIENT, port);
     let backend = IpAddr::from([10, 0, 0, 11]);
-    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    let pin = Pin { flow, backend: backend.into(), flags: 0, idle: Duration::ZERO };
     Record::Pins { service: web(place), pins: vec![pin] }
 }
 
@@ -291,7 +291,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let unsynced = || is_unsynced(&lbd, &place);
     let backend = IpAddr::from([10, 0, 0, 19]);
     let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
-    let pin = Pin { flow, backend, flags: 0, idle: Duration::ZERO };
+    let pin = Pin { flow, backend: backend.into(), flags: 0, idle: Duration::ZERO };
     let pins = Record::Pins { service: web(&place), pins: vec![pin] };
     lbd.script.report(lb_sync::Report::Records(PEER, vec![pins], Mark::default()));
     let refused = async || messages(&lbd, Kind::PeerRefused).await;

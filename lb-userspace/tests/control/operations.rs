@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader},
-    net::IpAddr,
     os::unix::net::UnixListener,
     process::Stdio,
     sync::atomic::Ordering,
@@ -19,6 +18,7 @@ use lb_api::{
 };
 use lb_daemon::daemon::Signal;
 use lb_model::{
+    backend_address::BackendAddress,
     desired::Admin,
     edit::{AdminChange, BackendChange},
 };
@@ -102,7 +102,7 @@ async fn each_change_of_a_burst_has_its_own_answer() {
     }
     let web = &status(&lbd).await.services["web"];
     assert_eq!(web.backends.len(), 2);
-    assert_eq!(web.backends[&IpAddr::from([10, 0, 0, 11])].weight, 5);
+    assert_eq!(web.backends[&BackendAddress::from([10, 0, 0, 11])].weight, 5);
     lbd.stop().await;
 }
 
@@ -146,7 +146,7 @@ async fn a_reload_is_refused_only_when_it_changed_nothing() {
     assert!(refusal.error.contains(", but the maps could not be written: "), "{refusal:?}");
     assert!(refusal.hint.is_some_and(|hint| hint.starts_with("the configuration is in force")));
     let weights = status(&lbd).await.services["web"].backends.clone();
-    assert_eq!(weights[&IpAddr::from([10, 0, 0, 12])].weight, 30);
+    assert_eq!(weights[&BackendAddress::from([10, 0, 0, 12])].weight, 30);
     let seen = kinds(&events(&lbd.client).await);
     assert!(seen.contains(&Kind::ConfigReloaded) && seen.contains(&Kind::MapsFailing), "{seen:?}");
     assert!(!seen.contains(&Kind::ConfigRefused), "{seen:?}");

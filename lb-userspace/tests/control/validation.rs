@@ -36,7 +36,7 @@ fn exec(command: &[&str]) -> Check {
 fn spec(check: Check) -> Service {
     let mut spec = Service::new(IpAddr::from([10, 0, 0, 101]), 443, Mode::Dsr);
     spec.policy.check = check;
-    spec.backends.insert(IpAddr::from([10, 0, 0, 14]), Backend::default());
+    spec.backends.insert(IpAddr::from([10, 0, 0, 14]).into(), Backend::default());
     spec
 }
 

@@ -7,7 +7,6 @@ pub mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Duration,
 };
 
@@ -28,7 +27,7 @@ use lb_sync::{
 use proptest::prelude::*;
 
 use self::world::*;
-use crate::{at, edit, ip, pin, set, settings};
+use crate::{address, at, edit, pin, set, settings};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
@@ -121,10 +120,11 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let mut pair = pinned_pair();
     let (service, now) = (web(), pair.at());
     let before = pair.nodes[1].engine.data_plane().dump();
-    let nobody = ip("10.0.9.9");
-    let flow = Flow::Pinned(ip("192.0.2.9"), 9);
+    let nobody = address("10.0.9.9");
+    let flow = Flow::Pinned(address("192.0.2.9").ip, 9);
     let pins = vec![Pin { flow, backend: nobody, flags: 0, idle: Duration::ZERO }];
-    let ring = Record::Ring { service, slots: 251, members: vec![(ip(BACKENDS[1]), 1)], digest: 1 };
+    let ring =
+        Record::Ring { service, slots: 251, members: vec![(address(BACKENDS[1]), 1)], digest: 1 };
     let small = Record::Ring { service, slots: 127, members: vec![], digest: 1 };
     let whole = || Record::ring_is_whole(service);
     let other = ServiceKey { port: 81, ..service };

@@ -1,13 +1,11 @@
 //! Three nodes that serve a VIP at once, behind a router that hashes flows over those that it knows of:
 //! whatever is drained, and whichever node leaves and comes back, a flow finds its backend on every node.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_control::engine::{Role, Sharers};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::Admin,
     seen::{BackendKey, Condition, Seen},
 };
@@ -16,7 +14,7 @@ use lb_sync::Record;
 use proptest::prelude::*;
 
 use super::world::{ACK, BACKENDS, IDLE, Node, START, SYN, desired, frame, web};
-use crate::{at, edit, ip, set};
+use crate::{address, at, edit, set};
 
 struct Sharing {
     nodes: Vec<Node>,
@@ -28,7 +26,7 @@ struct Sharing {
     /// Those of them that did not know whether a change of backends had ended.
     in_flux: BTreeSet<usize>,
     joined: u32,
-    members: BTreeMap<usize, Vec<(IpAddr, u32)>>,
+    members: BTreeMap<usize, Vec<(BackendAddress, u32)>>,
     now: u32,
     clients: BTreeMap<u16, Client>,
     born: u16,
@@ -36,7 +34,7 @@ struct Sharing {
 
 #[derive(Clone, Debug)]
 struct Client {
-    backend: IpAddr,
+    backend: BackendAddress,
     seen: u32,
     /// Nodes that could not receive it when it began.
     unknown: BTreeSet<usize>,
@@ -232,7 +230,7 @@ impl Sharing {
     }
 
     fn see(&mut self, node: usize, backend: usize, condition: Condition) {
-        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: address(BACKENDS[backend]) };
         let it = &mut self.nodes[node];
         it.view.insert(target, Seen { condition, ..Seen::default() });
         it.engine.set_view(it.view.clone());

@@ -2,7 +2,7 @@
 //! history that has waited for long.
 
 use lb_common::abi::{FlowValue, stamp};
-use lb_model::{desired::Protocol, flow::FlowRef};
+use lb_model::{backend_address::BackendAddress, desired::Protocol, flow::FlowRef};
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     pair.clients.remove(&port);
     // Nothing else of it counts any more.
     let (service, before) = (web(), pair.nodes[1].engine.data_plane().dump());
-    let members = vec![(ip(BACKENDS[1]), 1)];
+    let members = vec![(address(BACKENDS[1]), 1)];
     late.push(Record::Ring { service, slots: 251, members, digest: 1 });
     late.push(Record::ring_is_whole(service));
     late.push(Record::Bases { service, bases: Vec::new() });
@@ -166,7 +166,7 @@ fn flows_of_a_backend_that_only_the_other_node_knew_are_wanted_again_when_it_is_
     let before = pair.nodes[1].pins();
     let mut desired = pair.nodes[0].engine.desired().clone();
     let backends = &mut desired.services.get_mut("web").unwrap().backends;
-    let new = ip("10.0.0.16");
+    let new = address("10.0.0.16");
     let one = backends.values().next().cloned().unwrap();
     backends.insert(new, lb_model::desired::Backend { admin: Admin::Enabled, ..one });
     let now = pair.at();
@@ -229,7 +229,7 @@ fn in_flux(node: &Node) -> (usize, usize) {
 }
 
 /// The base owners that were exported, and that the follower has not imported.
-fn queued_bases(pair: &Pair) -> Vec<Option<IpAddr>> {
+fn queued_bases(pair: &Pair) -> Vec<Option<BackendAddress>> {
     let records = pair.queue.iter().flat_map(|(_, _, records)| records);
     let bases = records.map(|record| match record {
         Record::Bases { bases, .. } => bases.as_slice(),
@@ -268,7 +268,7 @@ fn what_a_peer_is_late_with_settles_later_and_flows_begin_at_the_base_owner_agai
     let queued = queued_bases(&pair);
     assert!(queued.len() == 2 * flux && queued[flux..].iter().all(Option::is_some), "{queued:?}");
     open_unpinned(&mut pair);
-    assert!(pair.clients.values().any(|client| client.backend == ip(BACKENDS[0])));
+    assert!(pair.clients.values().any(|client| client.backend == address(BACKENDS[0])));
     // It takes over without having taken any of it in: all is as it was.
     let mut hasty = settling_pair();
     hasty.queue.clear();

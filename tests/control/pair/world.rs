@@ -2,13 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::Duration,
 };
 
 use lb_common::{abi::backend_flags, forward::decide, tables::Tables, verdict::Verdict};
 use lb_control::engine::{Engine, Role};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Desired, ServiceKey},
     entry,
     flow::FlowTable,
@@ -20,7 +20,7 @@ use lb_plane::fake::Fake;
 use lb_sync::Record;
 use proptest::prelude::*;
 
-use crate::{at, edit, ip, one_service, service, set, settings};
+use crate::{address, at, edit, one_service, service, set, settings};
 
 pub const IDLE: u32 = 40;
 pub const START: u32 = 1_000;
@@ -68,11 +68,11 @@ impl Node {
     }
 
     /// Where the node sends a frame.
-    pub fn send(&self, frame: &[u8], now: Now) -> Option<IpAddr> {
+    pub fn send(&self, frame: &[u8], now: Now) -> Option<BackendAddress> {
         let fake = self.engine.data_plane();
         fake.set_time(now.mono);
         match decide(frame, fake) {
-            Verdict::Forward(to) => Some(entry::ip_of(to.backend.address)),
+            Verdict::Forward(to) => Some(entry::backend_of(to.backend)),
             _ => None,
         }
     }
@@ -104,7 +104,7 @@ impl Node {
 /// A client's connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
-    pub backend: IpAddr,
+    pub backend: BackendAddress,
     pub seen: u32,
     /// Everything since it began was exported to the other node, or that node finds its place anyway.
     pub known: bool,
@@ -322,13 +322,13 @@ impl Pair {
     }
 
     pub fn see(&mut self, node: usize, backend: usize, condition: Condition) {
-        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: address(BACKENDS[backend]) };
         self.nodes[node].view.insert(target, Seen { condition, ..Seen::default() });
         self.reconcile();
     }
 
     pub fn is_up(&self, node: usize, backend: usize) -> bool {
-        let target = BackendKey { service: web(), backend: ip(BACKENDS[backend]) };
+        let target = BackendKey { service: web(), backend: address(BACKENDS[backend]) };
         self.nodes[node].view.get(&target).is_none_or(|seen| seen.condition == Condition::Up)
     }
 
@@ -404,7 +404,7 @@ impl Pair {
             Event::Die(backend) => {
                 self.dead.insert(backend);
                 (0..2).for_each(|node| self.see(node, backend, Condition::HardDown));
-                self.clients.retain(|_, client| client.backend != ip(BACKENDS[backend]));
+                self.clients.retain(|_, client| client.backend != address(BACKENDS[backend]));
                 self.sync();
             }
             Event::Sync => self.sync(),

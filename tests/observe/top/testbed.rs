@@ -7,6 +7,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use kit::{
     balancer::Balancer,
     lab::{Lab, Options},
+    status::ServiceExt as _,
     ways::{Way, balanced},
 };
 use lb_api::status::Status;
@@ -53,7 +54,7 @@ impl Testbed {
         let status: Status =
             serde_json::from_str(&self.balancer.lbctl(&["-o", "json", "status"])?)?;
         let service = status.services.get(WAY.name()).context("the service")?;
-        Ok(service.backends.get(&self.backend(index)).context("the backend")?.id)
+        Ok(service.backend(self.backend(index))?.id)
     }
 
     /// Pins a flow, as the program would: of client 198.51.x.y, whose last two numbers are `client`'s.

@@ -1,8 +1,8 @@
 //! The events in answers: every transition once, with its cause.
 
-use std::{fmt, net::IpAddr, time::SystemTime};
+use std::{fmt, time::SystemTime};
 
-use lb_model::units::rfc3339;
+use lb_model::{backend_address::BackendAddress, units::rfc3339};
 use serde::{Deserialize, Serialize};
 
 /// Events that are kept.
@@ -32,7 +32,7 @@ pub struct EventBody {
     pub service: Option<String>,
     /// The backend that it is of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// Its message, for people.
     pub message: String,
     /// Why.
@@ -55,7 +55,7 @@ impl EventBody {
 
     /// To this backend.
     #[must_use]
-    pub fn of_backend(self, service: &str, backend: IpAddr) -> Self {
+    pub fn of_backend(self, service: &str, backend: BackendAddress) -> Self {
         Self { service: Some(service.into()), backend: Some(backend), ..self }
     }
 }

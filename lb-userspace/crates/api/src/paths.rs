@@ -1,6 +1,6 @@
 //! The paths of requests. Segments in braces are given by the functions below, or are a route's parameters.
 
-use std::net::IpAddr;
+use lb_model::backend_address::BackendRef;
 
 /// The state of everything.
 pub const STATUS: &str = "/v1/status";
@@ -19,7 +19,7 @@ pub const SERVICE: &str = "/v1/services/{name}";
 /// A service's backends.
 pub const BACKENDS: &str = "/v1/services/{name}/backends";
 /// A backend; see [`backend`].
-pub const BACKEND: &str = "/v1/services/{name}/backends/{address}";
+pub const BACKEND: &str = "/v1/services/{name}/backends/{backend}";
 /// The file's changes, to be applied.
 pub const RELOAD: &str = "/v1/reload";
 /// The configuration in force, as a file.
@@ -51,8 +51,10 @@ pub fn service(name: &str) -> String {
 
 /// The path of a service's backend.
 #[must_use]
-pub fn backend(service: &str, address: IpAddr) -> String {
-    BACKEND.replace("{name}", &encoded(service)).replace("{address}", &address.to_string())
+pub fn backend(service: &str, backend: &BackendRef) -> String {
+    BACKEND
+        .replace("{name}", &encoded(service))
+        .replace("{backend}", &encoded(&backend.to_string()))
 }
 
 /// A text as a segment of a path or a value of a query: percent-encoded but for RFC 3986's unreserved characters.
@@ -73,7 +75,8 @@ mod tests {
         assert_eq!(encoded("web-1.a_b"), "web-1.a_b");
         assert_eq!(encoded("a/b c?é"), "a%2Fb%20c%3F%C3%A9");
         assert_eq!(service("a/b"), "/v1/services/a%2Fb");
-        let address = "fd00::11".parse().expect("an address");
-        assert_eq!(backend("web", address), "/v1/services/web/backends/fd00::11");
+        let path = |at: &str| backend("web", &at.to_owned().into());
+        assert_eq!(path("10.0.0.11"), "/v1/services/web/backends/10.0.0.11");
+        assert_eq!(path("[fd00::11]:80"), "/v1/services/web/backends/%5Bfd00%3A%3A11%5D%3A80");
     }
 }

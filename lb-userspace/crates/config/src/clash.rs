@@ -82,7 +82,7 @@ fn check_vip<'r>(
         field.refuse(format!("{vip} is an address of virtual router {first} already"));
     }
     let all = services.desired.services.iter();
-    let mut backends = all.filter(|(_, service)| service.backends.contains_key(&vip));
+    let mut backends = all.filter(|(_, service)| service.backends.keys().any(|at| at.ip == vip));
     if let Some((service, _)) = backends.next() {
         field.refuse(format!("{vip} is a backend of service {service}, and can't be a VIP"));
     }

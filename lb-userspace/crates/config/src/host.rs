@@ -90,7 +90,7 @@ fn without_way(config: &Config) -> Result<Vec<Problem>> {
     let services = config.desired.services.iter();
     let dsr: Vec<_> = services.filter(|(_, service)| service.mode == Mode::Dsr).collect();
     let addresses: BTreeSet<_> =
-        dsr.iter().flat_map(|(_, service)| service.backends.keys().copied()).collect();
+        dsr.iter().flat_map(|(_, service)| service.backends.keys().map(|at| at.ip)).collect();
     if addresses.is_empty() {
         return Ok(Vec::new());
     }
@@ -98,7 +98,7 @@ fn without_way(config: &Config) -> Result<Vec<Problem>> {
     let of = |(name, service): (&String, &Service)| {
         let backends = service.backends.keys();
         let violations = backends.filter_map(|backend| {
-            let message = format!("{backend} {}", why.get(backend)?);
+            let message = format!("{} {}", backend.ip, why.get(&backend.ip)?);
             let (service, backend) = (name.clone(), Some(*backend));
             Some(Violation { service, backend, field: "address", message })
         });

@@ -3,9 +3,11 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU16,
 };
 
 use lb_model::{
+    backend_address::BackendAddress,
     check::Check,
     desired::{Admin, Backend, Desired, Mode, Protocol, Service, UdpPolicy, Weight},
     overrides::Unsaid,
@@ -30,7 +32,7 @@ pub(super) struct Services {
 
 /// Where in the file the fields of services and backends are.
 #[derive(Default)]
-pub(super) struct Places(HashMap<(String, Option<IpAddr>, &'static str), (usize, String)>);
+pub(super) struct Places(HashMap<(String, Option<BackendAddress>, &'static str), (usize, String)>);
 
 impl Places {
     /// Whether the field that is wrong is in the file, and not a stand-in for a missing one.
@@ -79,6 +81,11 @@ pub(super) fn read_services(root: &Table<'_>) -> Services {
 const STAND_IN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const STAND_IN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
+/// The port of a service that has none yet: one that its backends fit.
+fn stand_in_port(backends: &BTreeMap<BackendAddress, Backend>) -> u16 {
+    backends.keys().find_map(|at| at.port).map_or(1, NonZeroU16::get)
+}
+
 fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     let mut places = Vec::from([("", (table.offset(), table.path().to_owned()))]);
     let mut field = |key| {
@@ -89,6 +96,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     field("name");
     let vip_field = field("vip");
     let port_field = field("port");
+    let target_field = field("target_port");
     let ring_field = field("ring_slots");
     let idle_field = field("idle_timeout");
     let silence_field = field("drain_silence");
@@ -104,7 +112,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     if port_field.is_none() {
         missing("port", "port = 80");
     }
-    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", rules::vip));
+    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", rules::address));
     let port = port_field.and_then(|f| f.integer(1..65_536));
     let protocol = table
         .required("protocol", "protocol = \"tcp\"")
@@ -141,16 +149,18 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     let ring_slots = ring_field.and_then(|f| f.integer(2..u64::from(MAX_RING_SLOTS) + 1));
     let syn_budget = table.optional("syn_budget").and_then(|f| f.integer(0..1 << 32));
     let policy = read_policy(table);
-    let backends = read_backends(table, name, &policy.check, services);
+    let target_port =
+        target_field.and_then(|f| f.integer::<u16>(1..65_536)).and_then(NonZeroU16::new);
+    let backends = read_backends(table, name, (&policy.check, target_port), services);
 
     // Stand-ins go with nothing else that could be wrong; what clashes with other services is not
     // looked for in an incomplete one.
     let complete = vip.is_some() && port.is_some() && protocol.is_some() && mode.is_some();
-    let family = backends.keys().next().copied().map_or(STAND_IN_V4, |address| match address {
+    let family = backends.keys().next().copied().map_or(STAND_IN_V4, |address| match address.ip {
         IpAddr::V4(_) => STAND_IN_V4,
         IpAddr::V6(_) => STAND_IN_V6,
     });
-    let (vip, port) = (vip.unwrap_or(family), port.unwrap_or(1));
+    let (vip, port) = (vip.unwrap_or(family), port.unwrap_or_else(|| stand_in_port(&backends)));
     let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(Mode::Ipip));
     let mut service = Service::new(vip, port, mode);
     service.key.protocol = protocol;
@@ -161,6 +171,7 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     service.drain_deadline = drain;
     service.drain_silence = silence.unwrap_or(service.drain_silence);
     service.policy = policy;
+    service.target_port = target_port;
     service.backends = backends;
     let kept = if complete { &mut services.desired } else { &mut services.incomplete };
     kept.services.insert(name.into(), service);
@@ -169,14 +180,22 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
 fn read_backends(
     table: &Table<'_>,
     service: &str,
-    check: &Check,
+    (check, target_port): (&Check, Option<NonZeroU16>),
     services: &mut Services,
-) -> BTreeMap<IpAddr, Backend> {
+) -> BTreeMap<BackendAddress, Backend> {
     let mut backends = BTreeMap::new();
     for table in table.tables("backend", "service.backend") {
         const EXAMPLE: &str = "address = \"10.0.0.11\"";
         let field = table.required("address", EXAMPLE);
-        let at = field.as_ref().and_then(|f| f.parsed(EXAMPLE, rules::backend_address));
+        let at = field.as_ref().and_then(|f| f.parsed(EXAMPLE, str::parse::<BackendAddress>));
+        let port_field = table.optional("port");
+        let port = port_field.as_ref().and_then(|f| f.integer::<u16>(1..65_536));
+        if let (Some(field), Some(BackendAddress { port: Some(first), .. })) = (port_field, at) {
+            field.refuse(format!("`address` has port {first} already; give the port once"));
+        }
+        let at = at.map(|at| at.or_port(port.and_then(NonZeroU16::new)).or_port(target_port));
+        let name_field = table.optional("name");
+        let own_name = name_field.as_ref().and_then(|field| field.string("name = \"web1\""));
         let weight = table
             .optional("weight")
             .and_then(|field| field.number("a number from 1 to 65535", str::parse::<Weight>));
@@ -192,12 +211,13 @@ fn read_backends(
         let own = own.map(|table| Box::new(read_check(table, check.clone())));
         if let (Some(at), Some(field)) = (at, field) {
             let place = (field.span().start, field.path().to_owned());
-            for key in ["weight", "state", "backup", "check"] {
+            for key in ["name", "weight", "state", "backup", "check"] {
                 if table.optional(key).is_none() {
                     services.unsaid.insert((service.into(), at, key));
                 }
             }
             let backend = Backend {
+                name: own_name.map(str::to_owned),
                 weight: weight.unwrap_or_default(),
                 admin: admin.unwrap_or_default(),
                 backup: backup.unwrap_or_default(),
@@ -209,6 +229,10 @@ fn read_backends(
                 ));
             } else {
                 services.places.0.insert((service.into(), Some(at), "address"), place);
+                if let Some(field) = name_field {
+                    let place = (field.span().start, field.path().to_owned());
+                    services.places.0.insert((service.into(), Some(at), "name"), place);
+                }
             }
         }
         table.finish();

@@ -104,6 +104,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use lb_model::backend_address::BackendAddress;
     use std::net::IpAddr;
 
     use lb_model::desired::{Backend, Mode, Service};
@@ -148,7 +149,7 @@ mod tests {
         ];
         for (last, admin) in (1..).zip(states) {
             let backend = Backend { admin, ..Backend::default() };
-            spec.backends.insert(IpAddr::from([10, 0, 0, last]), backend);
+            spec.backends.insert(BackendAddress::from([10, 0, 0, last]), backend);
         }
         let before = Desired { services: [("web".into(), spec)].into() };
         let states = |desired: &Desired| -> Vec<Admin> {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Slot};
-use lb_model::{desired::ServiceKey, entry, flow::slot_of_flow};
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey, entry, flow::slot_of_flow};
 
 use super::{
     Xdp,
@@ -33,7 +33,7 @@ pub struct LiveProgram {
 pub struct Served {
     services: BTreeMap<ServiceKey, abi::Service>,
     /// By the service's id and the backend's address.
-    backends: BTreeMap<(u16, IpAddr), u16>,
+    backends: BTreeMap<(u16, BackendAddress), u16>,
     own_mac: [u8; 6],
 }
 
@@ -62,7 +62,7 @@ impl LiveProgram {
         let services = maps::services(&self.maps)?;
         let backends = maps::backends(&self.maps)?;
         let backends =
-            backends.iter().map(|(id, one)| ((one.service, entry::ip_of(one.address)), *id));
+            backends.iter().map(|(id, one)| ((one.service, entry::backend_of(one)), *id));
         let own_mac = self.maps.own_macs.get(&0)?.map(|own| own.mac).unwrap_or_default();
         Ok(Served { services, backends: backends.collect(), own_mac })
     }
@@ -76,7 +76,7 @@ impl LiveProgram {
     pub fn ports(
         &self,
         served: &Served,
-        (service, backend): (&ServiceKey, IpAddr),
+        (service, backend): (&ServiceKey, BackendAddress),
         (source, first): (IpAddr, u16),
         count: usize,
     ) -> Result<BTreeSet<u16>> {

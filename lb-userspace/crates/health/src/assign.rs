@@ -31,7 +31,7 @@ pub fn assignments(
         for (&address, backend) in &service.backends {
             let check = service.check_of(backend);
             let target = BackendKey { service: service.key, backend: address };
-            let want = Want { address, mode: service.mode };
+            let want = Want { address: address.ip, mode: service.mode };
             let hop = match known.and_then(|known| known.hops.get(&want)) {
                 Some(Resolution::Resolved(hop)) => Some(hop),
                 _ => None,
@@ -41,7 +41,7 @@ pub fn assignments(
                 Via::Vip if hop.is_local() => Route::Here(service.key.vip),
                 Via::Vip => Route::Vip(ProbePath {
                     vip: service.key.vip,
-                    backend: address,
+                    backend: address.ip,
                     mode: service.mode,
                     hop: hop.clone(),
                     tunnel,
@@ -65,6 +65,7 @@ pub fn assignments(
 
 #[cfg(test)]
 mod tests {
+    use lb_model::backend_address::BackendAddress;
     use std::net::IpAddr;
 
     use lb_model::{
@@ -78,8 +79,10 @@ mod tests {
         seen::Seen,
     };
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
+    const B: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12)));
 
     fn web() -> Desired {
         let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
@@ -90,11 +93,11 @@ mod tests {
         Desired { services: [("web".to_owned(), service)].into() }
     }
 
-    fn target(backend: IpAddr) -> BackendKey {
+    fn target(backend: BackendAddress) -> BackendKey {
         BackendKey { service: web().services["web"].key, backend }
     }
 
-    fn known(addresses: &[IpAddr]) -> Neighbourhood {
+    fn known(addresses: &[BackendAddress]) -> Neighbourhood {
         let hop = NextHop {
             ifindex: 3,
             interface: "eth0".into(),
@@ -104,7 +107,7 @@ mod tests {
         };
         let want = |address| Want { address, mode: Mode::Dsr };
         let resolved = Resolution::Resolved(hop);
-        let hops = addresses.iter().map(|at| (want(*at), resolved.clone())).collect();
+        let hops = addresses.iter().map(|at| (want(at.ip), resolved.clone())).collect();
         Neighbourhood { hops, ..Neighbourhood::default() }
     }
 
@@ -116,7 +119,7 @@ mod tests {
         let Some(Route::Vip(path)) = &made[&target(A)].route else { panic!("{made:?}") };
         assert_eq!(
             (path.vip, path.backend, path.hop.ifindex),
-            (IpAddr::from([10, 0, 0, 100]), A, 3)
+            (IpAddr::from([10, 0, 0, 100]), A.ip, 3)
         );
         assert_eq!(made[&target(B)].route, Some(Route::Backend));
     }
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn a_backend_on_this_node_is_asked_for_the_vip_in_its_own_stack() {
         let mut known = known(&[B]);
-        let want = Want { address: A, mode: Mode::Dsr };
+        let want = Want { address: A.ip, mode: Mode::Dsr };
         known.hops.insert(want, Resolution::Resolved(NextHop::local()));
         let made =
             assignments(&web(), Some(&known), Tunnel::default(), &View::new(), &BTreeSet::new());

@@ -1,10 +1,11 @@
 //! The differences of two desired states, key by key, as the configuration names the keys.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backend_address::BackendAddress,
     desired::{Backend, Desired, Service},
     keys::{self, Keys, Value},
     units::counted,
@@ -17,7 +18,7 @@ pub struct Difference {
     pub service: String,
     /// The backend, if it is of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// The key, as `weight` or `check.interval`; none: the service or the backend as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
@@ -112,7 +113,7 @@ struct List<'a> {
 impl List<'_> {
     fn push(
         &mut self,
-        backend: Option<IpAddr>,
+        backend: Option<BackendAddress>,
         key: Option<String>,
         before: Option<&Value>,
         after: Option<&Value>,
@@ -126,7 +127,7 @@ impl List<'_> {
         });
     }
 
-    fn keys(&mut self, backend: Option<IpAddr>, prefix: &str, before: &Keys, after: &Keys) {
+    fn keys(&mut self, backend: Option<BackendAddress>, prefix: &str, before: &Keys, after: &Keys) {
         for (key, before, after) in before.differences(after) {
             self.push(backend, Some(format!("{prefix}{key}")), before, after);
         }
@@ -138,7 +139,7 @@ impl List<'_> {
             let check = |service: &Service| keys::check(&service.policy.check);
             self.keys(None, "check.", &check(old), &check(new));
         }
-        let mut addresses: Vec<IpAddr> = old.backends.keys().copied().collect();
+        let mut addresses: Vec<BackendAddress> = old.backends.keys().copied().collect();
         addresses.extend(new.backends.keys().copied());
         addresses.sort();
         addresses.dedup();
@@ -154,7 +155,12 @@ impl List<'_> {
         }
     }
 
-    fn backend(&mut self, at: IpAddr, before: (&Service, &Backend), after: (&Service, &Backend)) {
+    fn backend(
+        &mut self,
+        at: BackendAddress,
+        before: (&Service, &Backend),
+        after: (&Service, &Backend),
+    ) {
         self.keys(Some(at), "", &keys::backend(before.1), &keys::backend(after.1));
         if before.1.check == after.1.check {
             return;

@@ -1,13 +1,11 @@
 //! The changes that an operator makes at runtime, as edits of what is desired.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backend_address::{BackendAddress, BackendRef},
     desired::{Admin, Backend, Desired, Service, Weight},
     refusal::{Refusal, RefusalKind},
     units::{format_duration, nearest},
@@ -32,8 +30,8 @@ pub enum Edit {
     AddBackend {
         /// The service's name.
         service: String,
-        /// The backend's address.
-        address: IpAddr,
+        /// The backend's address; without a port it gets the service's `target_port`.
+        address: BackendAddress,
         /// The backend.
         backend: Backend,
     },
@@ -41,8 +39,8 @@ pub enum Edit {
     ChangeBackend {
         /// The service's name.
         service: String,
-        /// The backend's address.
-        address: IpAddr,
+        /// The backend.
+        backend: BackendRef,
         /// The changes.
         change: BackendChange,
     },
@@ -50,8 +48,8 @@ pub enum Edit {
     RemoveBackend {
         /// The service's name.
         service: String,
-        /// The backend's address.
-        address: IpAddr,
+        /// The backend.
+        backend: BackendRef,
         /// At once; otherwise it drains first.
         force: bool,
     },
@@ -124,7 +122,8 @@ impl Edit {
             }
             Self::AddBackend { service: name, address, backend } => {
                 let service = service_mut(desired, name)?;
-                let back = match service.backends.get(address).map(|backend| backend.admin) {
+                let address = address.or_port(service.target_port);
+                let back = match service.backends.get(&address).map(|backend| backend.admin) {
                     None => false,
                     Some(Admin::Removing { .. }) => true,
                     Some(_) => {
@@ -135,14 +134,14 @@ impl Edit {
                         return Err(Refusal::new(RefusalKind::Conflict, error).hint(hint));
                     }
                 };
-                service.backends.insert(*address, backend.clone());
+                service.backends.insert(address, backend.clone());
                 let how = if back { "is back" } else { "added" };
                 Ok(format!("backend {address} of {name} {how} with weight {}", backend.weight))
             }
-            Self::ChangeBackend { service: name, address, change } => {
+            Self::ChangeBackend { service: name, backend, change } => {
                 let service = service_mut(desired, name)?;
                 let deadline = service.drain_deadline;
-                let backend = backend_mut(service, name, *address)?;
+                let (address, backend) = backend_mut(service, name, backend)?;
                 let mut done = Vec::new();
                 if let Some(weight) = change.weight {
                     done.push(format!("has weight {weight}"));
@@ -159,12 +158,12 @@ impl Edit {
                 }
                 Ok(format!("backend {address} of {name} {}", done.join(" and ")))
             }
-            Self::RemoveBackend { service: name, address, force } => {
+            Self::RemoveBackend { service: name, backend, force } => {
                 let service = service_mut(desired, name)?;
                 let deadline = service.drain_deadline;
-                let backend = backend_mut(service, name, *address)?;
+                let (address, backend) = backend_mut(service, name, backend)?;
                 if *force {
-                    service.backends.remove(address);
+                    service.backends.remove(&address);
                     return Ok(format!(
                         "backend {address} of {name} removed; its flows move at once"
                     ));
@@ -226,22 +225,61 @@ pub fn no_service<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> R
 fn backend_mut<'s>(
     service: &'s mut Service,
     name: &str,
-    address: IpAddr,
-) -> Result<&'s mut Backend, Refusal> {
-    let known: Vec<IpAddr> = service.backends.keys().copied().collect();
-    service.backends.get_mut(&address).ok_or_else(|| no_backend(name, address, known))
+    backend: &BackendRef,
+) -> Result<(BackendAddress, &'s mut Backend), Refusal> {
+    let address = found(name, service, backend)?;
+    let known = service.backends.get_mut(&address);
+    known.map(|known| (address, known)).ok_or_else(|| no_backend(name, backend, []))
 }
 
-/// The refusal of an address that no backend of a service has.
-pub fn no_backend(
+/// The backend of a service that a person names.
+///
+/// # Errors
+///
+/// There is none, or there are several.
+pub fn found(
+    name: &str,
+    service: &Service,
+    backend: &BackendRef,
+) -> Result<BackendAddress, Refusal> {
+    let names = || service.backends.iter().map(|(at, backend)| (*at, backend.name.as_deref()));
+    find(name, service.key.port, backend, names)
+}
+
+/// The backend that a person names among `backends`, each with its name, of a service at a port.
+///
+/// # Errors
+///
+/// There is none, or there are several.
+pub fn find<'a, I: Iterator<Item = (BackendAddress, Option<&'a str>)>>(
     service: &str,
-    address: IpAddr,
-    known: impl IntoIterator<Item = IpAddr>,
+    port: u16,
+    backend: &BackendRef,
+    backends: impl Fn() -> I,
+) -> Result<BackendAddress, Refusal> {
+    backend.find(port, backends()).map_err(|several| {
+        if several.is_empty() {
+            return no_backend(service, backend, backends());
+        }
+        let error = format!("service {service} has {} backends at {backend}", several.len());
+        let several: Vec<String> = several.iter().map(ToString::to_string).collect();
+        Refusal::new(RefusalKind::Invalid, error)
+            .hint(format!("give the port: {}", several.join(" or ")))
+    })
+}
+
+/// The refusal of an address or a name that no backend of a service has; `known` are its backends, each with its name.
+pub fn no_backend<'a>(
+    service: &str,
+    backend: &BackendRef,
+    known: impl IntoIterator<Item = (BackendAddress, Option<&'a str>)>,
 ) -> Refusal {
-    let error = format!("service {service} has no backend {address}");
+    let error = format!("service {service} has no backend {backend}");
     let refusal = Refusal::new(RefusalKind::NotFound, error);
-    let known: Vec<String> = known.into_iter().map(|known| known.to_string()).collect();
-    match nearest(&address.to_string(), known.iter().map(String::as_str)) {
+    let known = known.into_iter();
+    let known = known.flat_map(|(at, name)| [Some(at.to_string()), name.map(str::to_owned)]);
+    let known: Vec<String> = known.flatten().collect();
+    match nearest(&backend.to_string(), known.iter().map(String::as_str)) {
         Some(near) => refusal.hint(format!("did you mean {near}?")),
         None => refusal.hint(format!("'lbctl backend list {service}' shows all")),
     }
@@ -249,10 +287,13 @@ pub fn no_backend(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::desired::Mode;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
     struct Bench {
         desired: Desired,
@@ -271,7 +312,7 @@ mod tests {
 
         fn change(&mut self, admin: AdminChange) -> String {
             let change = BackendChange { admin: Some(admin), weight: None };
-            let edit = Edit::ChangeBackend { service: "web".into(), address: A, change };
+            let edit = Edit::ChangeBackend { service: "web".into(), backend: A.into(), change };
             self.apply(&edit).expect("it is possible")
         }
 
@@ -289,7 +330,7 @@ mod tests {
     fn a_deadline_beyond_all_time_is_none() {
         let mut bench = Bench::new();
         bench.set_deadline(Duration::MAX);
-        let remove = Edit::RemoveBackend { service: "web".into(), address: A, force: false };
+        let remove = Edit::RemoveBackend { service: "web".into(), backend: A.into(), force: false };
         bench.apply(&remove).expect("it is possible");
         assert_eq!(bench.admin(), Admin::Removing { deadline: None });
         bench.change(AdminChange::Draining { deadline_secs: Some(u64::MAX) });
@@ -313,7 +354,8 @@ mod tests {
     #[test]
     fn a_backend_is_removed_after_its_drain_or_by_force() {
         let mut bench = Bench::new();
-        let remove = |force| Edit::RemoveBackend { service: "web".into(), address: A, force };
+        let remove =
+            |force| Edit::RemoveBackend { service: "web".into(), backend: A.into(), force };
         let message = bench.apply(&remove(false)).expect("it is possible");
         assert_eq!(
             message,
@@ -347,8 +389,8 @@ mod tests {
         let refusal = bench.apply(&edit).expect_err("there is none");
         assert_eq!(refusal.kind, RefusalKind::NotFound);
         assert_eq!(refusal.hint.as_deref(), Some("did you mean web?"));
-        let address = IpAddr::from([10, 0, 0, 12]);
-        let edit = Edit::RemoveBackend { service: "web".into(), address, force: false };
+        let backend = BackendRef::from("10.0.0.12".to_owned());
+        let edit = Edit::RemoveBackend { service: "web".into(), backend, force: false };
         let refusal = bench.apply(&edit).expect_err("there is none");
         assert_eq!(refusal.error, "service web has no backend 10.0.0.12");
         assert_eq!(refusal.hint.as_deref(), Some("did you mean 10.0.0.11?"));

@@ -1,6 +1,9 @@
 //! The entry of a backend in the map: what the program needs to send a packet there.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+};
 
 use lb_common::{
     abi::{self, Backend, backend_flags},
@@ -8,7 +11,7 @@ use lb_common::{
 };
 use zerocopy::FromZeros as _;
 
-use crate::{desired::Mode, hop::NextHop, settings::Tunnel};
+use crate::{backend_address::BackendAddress, desired::Mode, hop::NextHop, settings::Tunnel};
 
 /// Bytes that an outer IPv4 header adds (RFC 2003).
 const OUTER_V4: u16 = 20;
@@ -32,13 +35,21 @@ pub fn ip_of(bytes: [u8; 16]) -> IpAddr {
     IpAddr::from(bytes).to_canonical()
 }
 
+/// The backend that an entry is of.
+#[must_use]
+#[inline]
+pub fn backend_of(entry: &Backend) -> BackendAddress {
+    BackendAddress { ip: ip_of(entry.address), port: NonZeroU16::new(entry.port.get()) }
+}
+
 /// An entry without a way to the backend.
 #[must_use]
-pub fn blank(mode: Mode, to: IpAddr, tunnel: &Tunnel) -> Backend {
+pub fn blank(mode: Mode, to: BackendAddress, tunnel: &Tunnel) -> Backend {
     let mut entry = Backend::new_zeroed();
     entry.l2_len = 14;
-    entry.address = address(to);
-    if let IpAddr::V4(to) = to {
+    entry.address = address(to.ip);
+    entry.port = to.port.map_or(0, NonZeroU16::get).into();
+    if let IpAddr::V4(to) = to.ip {
         entry.address_v4 = to.octets();
     } else {
         entry.flags |= backend_flags::V6;
@@ -47,7 +58,7 @@ pub fn blank(mode: Mode, to: IpAddr, tunnel: &Tunnel) -> Backend {
         return entry;
     }
     entry.flags |= backend_flags::TUNNEL;
-    match to {
+    match to.ip {
         IpAddr::V4(to) => {
             let (prefix, length) = tunnel.source_v4;
             entry.source_mask = varying(length, 32);
@@ -115,12 +126,12 @@ mod tests {
 
     #[test]
     fn a_dsr_entry_has_the_link_header_and_the_whole_mtu() {
-        let to = "10.0.0.9".parse().unwrap();
+        let to = "10.0.0.9:80".parse().unwrap();
         let entry = by_hop(blank(Mode::Dsr, to, &Tunnel::default()), &hop(1500));
         assert_eq!((entry.l2_len, entry.ifindex, entry.mtu), (14, 7, 1500));
         assert_eq!(&entry.l2[..14], hop(1500).l2);
         assert_eq!(entry.flags, backend_flags::USABLE);
-        assert_eq!(ip_of(entry.address), to);
+        assert_eq!(backend_of(&entry), to);
     }
 
     #[test]

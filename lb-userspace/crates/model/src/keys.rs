@@ -126,6 +126,7 @@ pub fn service(service: &Service) -> Keys {
     let mut keys = Keys::default();
     keys.push("vip", key.vip);
     keys.push("port", u32::from(key.port));
+    keys.push_some("target_port", service.target_port.map(|port| u32::from(port.get())));
     keys.push("protocol", key.protocol.to_string());
     keys.push("mode", mode.to_string());
     if key.protocol == Protocol::Udp {
@@ -173,6 +174,7 @@ const REQUIRED: [&str; 4] = ["vip", "port", "protocol", "mode"];
 #[must_use]
 pub fn backend(backend: &Backend) -> Keys {
     let mut keys = Keys::default();
+    keys.push_some("name", backend.name.clone());
     keys.push("weight", u32::from(backend.weight.0.get()));
     keys.push("state", state(&backend.admin));
     keys.push("backup", backend.backup);

@@ -3,6 +3,7 @@
 //! - The desired state: [`desired`], with [`policy`] and [`check`]; how it is changed
 //!   ([`edit`], [`overrides`]), compared ([`diff`], by the [`keys`] of configurations) and judged ([`rules`]); what a
 //!   change would do ([`plan`]) and why it is not done ([`refusal`]).
+//! - The identity of backends: [`backend_address`].
 //! - Virtual routers and their states: [`router`].
 //! - The rules of rings: [`maglev`], [`ring`].
 //! - The entries of the maps and their sources: [`entry`], [`flow`], [`hop`], [`seen`].
@@ -10,6 +11,7 @@
 //! It knows nothing of maps, sockets and files, and of no other crate of the user side; any of them may use it. The
 //! clocks are read in [`time`] alone.
 
+pub mod backend_address;
 pub mod check;
 pub mod defaults;
 pub mod desired;

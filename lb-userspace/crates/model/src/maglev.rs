@@ -8,6 +8,8 @@
 
 use std::{hash::Hasher as _, net::IpAddr};
 
+use crate::backend_address::BackendAddress;
+
 use siphasher::sip128::{Hasher128 as _, SipHasher24};
 
 /// A slot that no backend has taken.
@@ -17,7 +19,7 @@ const FREE: u16 = u16::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// The backend's address.
-    pub address: IpAddr,
+    pub address: BackendAddress,
     /// Its share, against the other members' weights; not 0.
     pub weight: u32,
 }
@@ -78,11 +80,14 @@ struct Permutation {
 }
 
 impl Permutation {
-    fn new(address: IpAddr, seed: &[u8; 16], slots: u32) -> Self {
+    fn new(address: BackendAddress, seed: &[u8; 16], slots: u32) -> Self {
         let mut hasher = SipHasher24::new_with_key(seed);
-        match address {
-            IpAddr::V4(address) => hasher.write(&address.octets()),
-            IpAddr::V6(address) => hasher.write(&address.octets()),
+        match address.ip {
+            IpAddr::V4(ip) => hasher.write(&ip.octets()),
+            IpAddr::V6(ip) => hasher.write(&ip.octets()),
+        }
+        if let Some(port) = address.port {
+            hasher.write(&port.get().to_be_bytes());
         }
         let hash = hasher.finish128();
         let slots = u64::from(slots);
@@ -160,7 +165,7 @@ mod tests {
     const SEED: [u8; 16] = *b"0123456789abcdef";
 
     fn members(count: u32) -> Vec<Member> {
-        let address = |n| IpAddr::V4(Ipv4Addr::from(0x0a00_0001 + n));
+        let address = |n: u32| BackendAddress::new(Ipv4Addr::from(0x0a00_0001 + n).into());
         (0..count).map(|n| Member { address: address(n), weight: 1 }).collect()
     }
 

@@ -1,10 +1,10 @@
 //! The observed health of backends: the types of the checks, which rings and the daemon share.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::ServiceKey;
+use crate::{backend_address::BackendAddress, desired::ServiceKey};
 
 /// A backend of a service, by keys without names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,7 +12,7 @@ pub struct BackendKey {
     /// The service.
     pub service: ServiceKey,
     /// The backend's address.
-    pub backend: IpAddr,
+    pub backend: BackendAddress,
 }
 
 /// The checks' result for a backend.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_model::desired::ServiceKey;
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey};
 
 /// A part of a service's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Record {
         slots: u32,
         /// The backends in the ring, by address, with their weights in it (thousandths); the current
         /// owner of each slot follows from them and the seed.
-        members: Vec<(IpAddr, u32)>,
+        members: Vec<(BackendAddress, u32)>,
         /// [`digest`] of the current owners, to be sure of that.
         digest: u64,
     },
@@ -55,7 +55,7 @@ pub struct Base {
     /// The slot.
     pub slot: u32,
     /// The base owner; none: the slot has settled.
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
 }
 
 /// Which flow of a service it is.
@@ -75,7 +75,7 @@ pub struct Pin {
     /// The flow.
     pub flow: Flow,
     /// The backend.
-    pub backend: IpAddr,
+    pub backend: BackendAddress,
     /// [`lb_common::abi::flow_flags`].
     pub flags: u16,
     /// How long ago its last packet was, in whole seconds.
@@ -105,7 +105,7 @@ impl Record {
     /// The owners of the new flows of a service that several nodes serve: a ring of no slots, which changes
     /// nothing of earlier records.
     #[must_use]
-    pub fn members(service: ServiceKey, members: Vec<(IpAddr, u32)>) -> Self {
+    pub fn members(service: ServiceKey, members: Vec<(BackendAddress, u32)>) -> Self {
         Self::Ring { service, slots: 0, members, digest: 0 }
     }
 
@@ -136,11 +136,14 @@ impl Record {
 
 /// A hash of the current owners of a ring's slots, in their order; unspecified is for none.
 #[must_use]
-pub fn digest(owners: impl Iterator<Item = IpAddr>) -> u64 {
+pub fn digest(owners: impl Iterator<Item = BackendAddress>) -> u64 {
     use std::hash::Hasher as _;
     let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
     for owner in owners {
-        hasher.write(&lb_model::entry::address(owner));
+        hasher.write(&lb_model::entry::address(owner.ip));
+        if let Some(port) = owner.port {
+            hasher.write(&port.get().to_be_bytes());
+        }
     }
     hasher.finish()
 }

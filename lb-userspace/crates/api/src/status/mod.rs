@@ -2,13 +2,10 @@
 
 mod state;
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU16, time::SystemTime};
 
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Mode, ServiceKey, UdpPolicy},
     router::{RouterKey, State},
     seen::Condition,
@@ -320,13 +317,19 @@ pub struct Service {
     /// The traffic to its backends, including removed ones.
     #[serde(default)]
     pub totals: Totals,
+    /// The port that backends listen at which give none of their own; none: the key's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<NonZeroU16>,
     /// The backends by address.
-    pub backends: BTreeMap<IpAddr, Backend>,
+    pub backends: BTreeMap<BackendAddress, Backend>,
 }
 
 /// A backend at one moment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Backend {
+    /// A name that stands for its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Its weight.
     pub weight: u16,
     /// Its administrative state.
@@ -390,6 +393,16 @@ pub struct Backend {
     /// SYNs that came to it as their slot's second choice.
     #[serde(default)]
     pub second_choices: u64,
+}
+
+/// A backend with its address, which a name may have stood for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OneBackend {
+    /// Its address.
+    pub address: BackendAddress,
+    /// It at one moment.
+    #[serde(flatten)]
+    pub backend: Backend,
 }
 
 /// How far a drain is.

@@ -1,11 +1,13 @@
 //! The grammar of `lbctl`.
 
+use std::num::NonZeroU16;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::ArgValueCandidates;
 use lb_model::{
+    backend_address::BackendAddress,
     defaults,
     desired::{Mode, Protocol, Service, UdpPolicy, Weight},
     rules,
@@ -130,11 +132,14 @@ pub(super) struct ServiceAdd {
     /// The service's name.
     pub(super) service: String,
     /// The virtual IP.
-    #[arg(long, value_parser = rules::vip)]
+    #[arg(long, value_parser = rules::address)]
     vip: IpAddr,
     /// The port that clients connect to.
     #[arg(long, allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
     port: u16,
+    /// The port that backends listen at which give none of their own.
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
+    target_port: Option<u16>,
     /// The protocol.
     #[arg(long, default_value = "tcp", value_name = "tcp|udp", value_parser = word::<Protocol>)]
     protocol: Protocol,
@@ -178,8 +183,14 @@ pub(super) enum BackendCommand {
     Show(BackendSelector),
     /// Add a backend; it gets new flows at once.
     Add {
-        #[command(flatten)]
-        target: BackendSelector,
+        /// The service's name.
+        #[arg(add = ArgValueCandidates::new(complete::services))]
+        service: String,
+        /// The backend's address, with its port if that is not the service's: 10.0.1.10, 10.0.1.10:6432.
+        address: BackendAddress,
+        /// A name that stands for its address in other commands.
+        #[arg(long)]
+        name: Option<String>,
         /// Its share, against the other backends' weights.
         #[arg(long, default_value = "1", allow_negative_numbers = true)]
         weight: Weight,
@@ -296,6 +307,7 @@ impl ServiceAdd {
         service.key.protocol = self.protocol;
         service.udp_policy = self.udp.unwrap_or_default();
         service.policy = self.policy.policy()?;
+        service.target_port = self.target_port.and_then(NonZeroU16::new);
         service.syn_budget = self.syn_budget.unwrap_or(service.syn_budget);
         service.ring_slots = self.ring_slots.unwrap_or(service.ring_slots);
         let drain_deadline = self.drain_deadline.map(whole_secs);
@@ -321,17 +333,17 @@ mod tests {
     fn misuse_is_told_by_the_grammar() {
         for (line, expected) in [
             ("backend weight web 10.0.0.1 0", "use 'drain' to take a backend out of service"),
-            ("backend add web 10.0.0.300", "`10.0.0.300` is no IP address; write one as"),
-            ("backend add web web1.example", "`web1.example` is no IP address; write one as"),
+            ("backend add web 10.0.0.300", "`10.0.0.300` is no address of a backend; write one as"),
             (
-                "backend add web 10.77.0.13:80",
-                "a backend has its service's port: write the address alone",
+                "backend add web web1.example",
+                "`web1.example` is no address of a backend; write one as",
             ),
+            ("backend add web 10.77.0.13:0", "`10.77.0.13:0` has port 0"),
             ("backend weight web 10.0.0.1 -1", "weight `-1`; a number from 1 to 65535 is expected"),
             ("backend add web 10.0.0.1 --weight -1", "weight `-1`; a number from 1 to 65535"),
             (
                 "service add web --vip 10.0.0.1:80 --port 80",
-                "write the address alone, and the port",
+                "has a port in it; write the address alone",
             ),
             ("service add web --vip 10.0.0.1 --port 1 --mode drs", "did you mean \"dsr\"?"),
             ("backend drain web 10.0.0.1 --deadline 10", "is no duration"),
@@ -358,9 +370,6 @@ mod tests {
                 "service add w --vip 10.0.0.1 --port 1 --syn-budget -1",
                 "-1 is out of range; a number from 0 to",
             ),
-            ("events --backend 10.0.0.11:80", "write the address alone"),
-            ("flows --backend web1", "`web1` is no IP address; write one as"),
-            ("capture --backend web1", "`web1` is no IP address; write one as"),
             ("doctor backend --vip web1", "`web1` is no IP address; write one as"),
             ("decap attach --dev eth0 --vip 10.0.0.1:80", "write the address alone"),
             ("explain tcp web1 10.0.0.1", "`web1` is no address; write one as 10.0.0.100:80"),

@@ -12,19 +12,18 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
 use hyper::{Method, body::Bytes};
-use lb_api::paths;
+use lb_api::{client::Client, paths, requests::Done};
+use lb_inspect::capture::{Spec, pcapng::Follower};
+use lb_model::{
+    backend_address::{BackendAddress, BackendRef},
+    units::{counted, parse_duration},
+};
 use serde::Serialize;
 
 use super::{
     Misuse, Printer, complete,
+    options::address_of,
     progress::{Progress, SHOWN},
-};
-use lb_api::client::Client;
-use lb_api::requests::Done;
-use lb_inspect::capture::{Spec, pcapng::Follower};
-use lb_model::{
-    rules,
-    units::{counted, parse_duration},
 };
 
 /// Which packets, and how many.
@@ -37,8 +36,8 @@ pub(super) struct CaptureArgs {
     #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only packets to this backend.
-    #[arg(long, value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
-    backend: Option<IpAddr>,
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
+    backend: Option<BackendRef>,
     /// Only packets that end so: forwarded, passed, dropped, or a reason as no_backend; several by
     /// commas.
     #[arg(long, value_name = "VERDICT", value_delimiter = ',')]
@@ -84,10 +83,10 @@ fn fraction(text: &str) -> Result<u32, String> {
 }
 
 impl CaptureArgs {
-    fn spec(&self) -> Spec {
+    fn spec(&self, backend: Option<BackendAddress>) -> Spec {
         Spec {
             service: self.service.clone(),
-            backend: self.backend,
+            backend,
             verdicts: self.verdict.clone(),
             client: self.client,
             count: self.count,
@@ -108,7 +107,8 @@ struct Captured {
 }
 
 pub(super) async fn run(args: &CaptureArgs, client: &Client, printer: Printer) -> Result<()> {
-    let spec = args.spec();
+    let backend = address_of(client, args.service.as_deref(), args.backend.as_ref()).await?;
+    let spec = args.spec(backend);
     spec.check().map_err(Misuse)?;
     let to_stdout = args.write == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {

@@ -1,16 +1,16 @@
 //! Shell completions that only the daemon knows: names of services, and addresses of backends.
 
-use std::{collections::BTreeMap, net::IpAddr, thread, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use clap_complete::CompletionCandidate;
 use lb_api::{client::Client, paths, status::Status};
-use lb_model::defaults;
+use lb_model::{backend_address::BackendAddress, defaults};
 
 /// A completion takes no longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The services by name, with the addresses of their backends.
-type Services = BTreeMap<String, Vec<IpAddr>>;
+type Services = BTreeMap<String, Vec<BackendAddress>>;
 
 /// The names of services.
 pub(super) fn services() -> Vec<CompletionCandidate> {
@@ -23,13 +23,13 @@ pub(super) fn backends() -> Vec<CompletionCandidate> {
 }
 
 fn backends_of(services: &Services) -> Vec<CompletionCandidate> {
-    let mut served: BTreeMap<IpAddr, Vec<&str>> = BTreeMap::new();
+    let mut served: BTreeMap<BackendAddress, Vec<&str>> = BTreeMap::new();
     for (name, backends) in services {
         for address in backends {
             served.entry(*address).or_default().push(name);
         }
     }
-    let candidate = |(address, services): (IpAddr, Vec<&str>)| {
+    let candidate = |(address, services): (BackendAddress, Vec<&str>)| {
         CompletionCandidate::new(address.to_string()).help(Some(services.join(", ").into()))
     };
     served.into_iter().map(candidate).collect()
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_backend_of_two_services_is_offered_once() {
-        let address = IpAddr::from([10, 0, 0, 1]);
+        let address = BackendAddress::from([10, 0, 0, 1]);
         let services = ["dns", "web"].map(|name| (name.to_owned(), vec![address]));
         let backends = backends_of(&services.into());
         assert_eq!(backends.len(), 1);

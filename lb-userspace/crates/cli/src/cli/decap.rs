@@ -59,10 +59,10 @@ pub(super) struct AttachArgs {
     #[arg(long)]
     dev: String,
     /// A destination of tunnelled packets; all addresses of the interface unless given.
-    #[arg(long = "address", value_name = "ADDRESS", value_parser = rules::backend_address)]
+    #[arg(long = "address", value_name = "ADDRESS", value_parser = rules::address)]
     addresses: Vec<IpAddr>,
     /// A VIP that packets in the tunnel may be for; those on the loopback unless given.
-    #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::vip)]
+    #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::address)]
     vips: Vec<IpAddr>,
     /// Prefixes of addresses that tunnelled packets may come from, as in `tunnel` of the balancers'
     /// configuration; `any`: all.

@@ -45,7 +45,7 @@ enum Host {
     /// Examine this host as a backend; it needs no lbd.
     Backend {
         /// A VIP that it serves; those on its loopback unless given.
-        #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::vip)]
+        #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::address)]
         vips: Vec<IpAddr>,
         /// How packets come: dsr or ipip; by what is found unless given.
         #[arg(long, value_parser = word::<Mode>)]

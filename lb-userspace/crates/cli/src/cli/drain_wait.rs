@@ -8,14 +8,16 @@ use std::{
 
 use anyhow::Result;
 use clap::ValueEnum;
-
-use super::{options::BackendSelector, patience::Patient, progress::on_one_line};
-use lb_api::client::{self, Client};
-use lb_api::status::Backend;
+use lb_api::{
+    client::{self, Client},
+    status::Backend,
+};
 use lb_model::{
     desired::Admin,
     units::{counted, format_count, format_duration},
 };
+
+use super::{options::BackendSelector, patience::Patient, progress::on_one_line};
 
 /// How often the daemon is polled.
 const POLL: Duration = Duration::from_millis(500);
@@ -53,12 +55,12 @@ pub(super) async fn wait(
     let mut removing = false;
     let mut warned = Vec::new();
     loop {
-        let BackendSelector { service, address } = target;
+        let BackendSelector { service, backend: name } = target;
         let backend: Backend = match patient.get(&target.path()).await {
             // One that is removed while it drains leaves with its last flow.
             Err(client::Error::Refused(_)) if removing => {
                 progress.end();
-                eprintln!("backend {address} of {service} has no flow left, and is removed");
+                eprintln!("backend {name} of {service} has no flow left, and is removed");
                 return Ok(ExitCode::SUCCESS);
             }
             answer => answer?,
@@ -73,15 +75,15 @@ pub(super) async fn wait(
         let left = left(&backend);
         if !backend.drains() {
             progress.end();
-            eprintln!("lbctl: backend {address} of {service} does not drain any more");
+            eprintln!("lbctl: backend {name} of {service} does not drain any more");
             return Ok(ExitCode::FAILURE);
         }
         if backend.is_unsynced() {
             progress.end();
             eprintln!(
-                "lbctl: backend {address} of {service} drains, but this node does not know when it has no \
+                "lbctl: backend {name} of {service} drains, but this node does not know when it has no \
                  flow left: only the Active sees the traffic of {service}, and does not send its \
-                 flows to this node (see [sync]); run `lbctl backend drain {service} {address} --wait` on the \
+                 flows to this node (see [sync]); run `lbctl backend drain {service} {name} --wait` on the \
                  Active, which `lbctl vrrp status` names"
             );
             return Ok(ExitCode::FAILURE);
@@ -94,18 +96,18 @@ pub(super) async fn wait(
             } else {
                 "proven: all that it had have ended"
             };
-            eprintln!("backend {address} of {service} has no flow left, after {after} ({why})");
+            eprintln!("backend {name} of {service} has no flow left, after {after} ({why})");
             return Ok(ExitCode::SUCCESS);
         }
         if until == Until::Estimated && backend.is_estimated_over() {
             progress.end();
             let after = whole_secs(started.elapsed().as_secs());
-            eprintln!("backend {address} of {service} has {}, after {after}", estimate(&backend));
+            eprintln!("backend {name} of {service} has {}, after {after}", estimate(&backend));
             return Ok(ExitCode::SUCCESS);
         }
         if timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
             progress.end();
-            eprintln!("lbctl: backend {address} of {service} still drains: {left}");
+            eprintln!("lbctl: backend {name} of {service} still drains: {left}");
             return Ok(ExitCode::FAILURE);
         }
         if until == Until::Estimated
@@ -175,7 +177,7 @@ enum WaitsForProof {
 }
 
 impl WaitsForProof {
-    fn text(self, BackendSelector { service, address }: &BackendSelector) -> String {
+    fn text(self, BackendSelector { service, backend: name }: &BackendSelector) -> String {
         match self {
             Self::Unseen => format!(
                 "this node does not see all packets of {service}, and can't estimate; it waits for the \
@@ -183,7 +185,7 @@ impl WaitsForProof {
             ),
             Self::Open => format!(
                 "pinned flows are open, though silent: without an estimate it waits until they close, or \
-                 for the proven end; `lbctl flows {service} --backend {address}` shows them, \
+                 for the proven end; `lbctl flows {service} --backend {name}` shows them, \
                  `--deadline` moves them"
             ),
         }

@@ -2,22 +2,27 @@
 
 use std::{
     io::{self, Write as _},
-    net::IpAddr,
     time::SystemTime,
 };
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use clap_complete::ArgValueCandidates;
-use lb_api::paths;
-
-use super::{complete, options::Output, options::word, patience::Patient};
-use lb_api::client::{Client, Error};
-use lb_api::event::{Event, KEPT, Kind, Page};
-use lb_api::requests::Line;
+use lb_api::{
+    client::{Client, Error},
+    event::{Event, KEPT, Kind, Page},
+    paths,
+    requests::Line,
+};
 use lb_model::{
-    rules,
+    backend_address::{BackendAddress, BackendRef},
     units::{counted, parse_duration, rfc3339},
+};
+
+use super::{
+    complete,
+    options::{Output, address_of, word},
+    patience::Patient,
 };
 
 /// Which events, and how.
@@ -36,8 +41,8 @@ pub(super) struct EventsArgs {
     #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only those of this backend.
-    #[arg(long, value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
-    backend: Option<IpAddr>,
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
+    backend: Option<BackendRef>,
     /// Only those of this kind, as backend_down.
     #[arg(long, value_parser = word::<Kind>)]
     kind: Option<Kind>,
@@ -58,10 +63,14 @@ fn since(text: &str) -> Result<SystemTime, String> {
 
 impl EventsArgs {
     /// Of what is kept, what is shown, and whether there may have been more in that time.
-    fn select<'p>(&self, page: &'p Page) -> (Vec<&'p Event>, bool) {
+    fn select<'p>(
+        &self,
+        backend: Option<BackendAddress>,
+        page: &'p Page,
+    ) -> (Vec<&'p Event>, bool) {
         let recent = |event: &&Event| self.since.is_none_or(|since| event.at >= since);
         let wanted: Vec<_> =
-            page.events.iter().filter(recent).filter(|event| self.wants(event)).collect();
+            page.events.iter().filter(recent).filter(|event| self.wants(backend, event)).collect();
         let lines = self.lines.or_else(|| self.since.is_none().then_some(100));
         let skipped = lines.map_or(0, |lines| wanted.len().saturating_sub(lines));
         let oldest = page.events.first().filter(|_| page.events.len() >= KEPT);
@@ -69,27 +78,34 @@ impl EventsArgs {
         (wanted[skipped..].to_vec(), forgotten)
     }
 
-    fn wants(&self, Event { body: entry, .. }: &Event) -> bool {
+    /// `backend` is the address of the wanted one.
+    fn wants(&self, backend: Option<BackendAddress>, Event { body: entry, .. }: &Event) -> bool {
         self.kind.is_none_or(|kind| entry.kind == kind)
-            && self.backend.is_none_or(|backend| entry.backend == Some(backend))
+            && backend.is_none_or(|backend| entry.backend.is_some_and(|its| backend.covers(its)))
             && self.service.as_ref().is_none_or(|service| entry.service.as_ref() == Some(service))
     }
 }
 
 pub(super) async fn run(args: &EventsArgs, client: &Client, output: Output) -> Result<()> {
+    let backend = address_of(client, args.service.as_deref(), args.backend.as_ref()).await?;
     let page: Page = client.get(paths::EVENTS).await?;
-    let (wanted, forgotten) = args.select(&page);
+    let (wanted, forgotten) = args.select(backend, &page);
     if forgotten {
         eprintln!("lbctl: lbd keeps the last {KEPT} events; older ones are in its log");
     }
     for event in wanted {
         show(event, output)?;
     }
-    if args.follow { follow(args, client, output, page.last).await } else { Ok(()) }
+    if args.follow { follow((args, backend), client, output, page.last).await } else { Ok(()) }
 }
 
 /// Shows the events after the one of this number, until the daemon is away for too long.
-async fn follow(args: &EventsArgs, client: &Client, output: Output, mut last: u64) -> Result<()> {
+async fn follow(
+    (args, backend): (&EventsArgs, Option<BackendAddress>),
+    client: &Client,
+    output: Output,
+    mut last: u64,
+) -> Result<()> {
     let mut patient = Patient::new(client);
     loop {
         let lines = client.lines(&format!("{}?follow=true&since={last}", paths::EVENTS)).await;
@@ -107,7 +123,7 @@ async fn follow(args: &EventsArgs, client: &Client, output: Output, mut last: u6
                 Ok(Some(line)) => match serde_json::from_slice(&line).context("read an event")? {
                     Line::Event(event) => {
                         last = event.seq;
-                        if args.wants(&event) {
+                        if args.wants(backend, &event) {
                             show(&event, output)?;
                         }
                     }
@@ -172,7 +188,7 @@ mod tests {
     fn events_since_a_moment_are_all_of_them() {
         let shown = |line: &str, page: &Page| {
             let args = parse(line).expect(line);
-            let (shown, forgotten) = args.select(page);
+            let (shown, forgotten) = args.select(None, page);
             (shown.iter().map(|event| event.seq).collect::<Vec<_>>(), forgotten)
         };
         let long = page(0..300);

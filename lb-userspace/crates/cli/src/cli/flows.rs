@@ -11,9 +11,17 @@ use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
 use lb_api::{client::Client, paths};
 use lb_inspect::flows::{Flow, Found, Kind, LIMIT, Line, MOST};
-use lb_model::{prefix::Prefix, rules, units::format_duration};
+use lb_model::{
+    backend_address::{BackendAddress, BackendRef},
+    prefix::Prefix,
+    units::format_duration,
+};
 
-use super::{Misuse, Printer, complete, options::Output, table::Table};
+use super::{
+    Misuse, Printer, complete,
+    options::{Output, address_of},
+    table::Table,
+};
 
 /// Which flows, and how.
 #[derive(Debug, Args)]
@@ -22,8 +30,8 @@ pub(super) struct FlowsArgs {
     #[arg(add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
     /// Only those on this backend.
-    #[arg(long, value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
-    backend: Option<IpAddr>,
+    #[arg(long, add = ArgValueCandidates::new(complete::backends))]
+    backend: Option<BackendRef>,
     /// Only those of this client, or of all in this prefix, as 198.51.100.0/24.
     #[arg(long, value_name = "PREFIX")]
     client: Option<Prefix>,
@@ -61,12 +69,12 @@ impl From<KindArg> for Kind {
 }
 
 impl FlowsArgs {
-    /// The request path for them, with these beside the filters.
-    fn path(&self, more: &[(&str, String)]) -> String {
-        let Self { service, backend, client, kind, .. } = self;
+    /// The request path for them, on the backend at this address, with these beside the filters.
+    fn path(&self, at: Option<BackendAddress>, more: &[(&str, String)]) -> String {
+        let Self { service, client, kind, .. } = self;
         let filters = [
             ("service", service.clone()),
-            ("backend", backend.map(|backend| backend.to_string())),
+            ("backend", at.map(|at| at.to_string())),
             ("client", client.map(|client| client.to_string())),
             ("kind", kind.map(|kind| Kind::from(kind).name().to_owned())),
         ];
@@ -82,15 +90,16 @@ pub(super) fn path<'a>(parameters: impl Iterator<Item = (&'a str, String)>) -> S
 }
 
 pub(super) async fn run(args: &FlowsArgs, client: &Client, printer: Printer) -> Result<()> {
+    let at = address_of(client, args.service.as_deref(), args.backend.as_ref()).await?;
     let limit = |limit: usize| ("limit", limit.to_string());
     if args.count {
-        let found: Found = client.get(&args.path(&[limit(0)])).await?;
+        let found: Found = client.get(&args.path(at, &[limit(0)])).await?;
         return printer.print(&found, || counts(&found));
     }
     if printer.output == Output::Json {
         let limit = args.limit.map(limit);
         let stream = ("stream", "true".to_owned());
-        let path = args.path(&[stream].into_iter().chain(limit).collect::<Vec<_>>());
+        let path = args.path(at, &[stream].into_iter().chain(limit).collect::<Vec<_>>());
         return lines(client, &path).await;
     }
     let most = args.limit.unwrap_or(LIMIT);
@@ -98,7 +107,7 @@ pub(super) async fn run(args: &FlowsArgs, client: &Client, printer: Printer) -> 
         let many = format!("{most} flows are too many for a table of {MOST}");
         return Err(Misuse(format!("{many}; 'lbctl -o json flows' prints all")).into());
     }
-    let found: Found = client.get(&args.path(&[limit(most)])).await?;
+    let found: Found = client.get(&args.path(at, &[limit(most)])).await?;
     printer.print(&found, || text(&found))
 }
 
@@ -195,7 +204,7 @@ pub(super) fn idle(flow: &Flow) -> String {
     format_duration(Duration::from_secs(flow.idle_secs.into()))
 }
 
-fn backend(address: Option<IpAddr>) -> String {
+fn backend(address: Option<BackendAddress>) -> String {
     address.map_or_else(|| "gone".into(), |address| address.to_string())
 }
 
@@ -212,7 +221,7 @@ mod tests {
             client: client.map(|client| client.parse().expect(client)),
             port: client.map(|_| 4_242),
             connection: client.is_none().then(|| "ab01020304050607".into()),
-            backend: backend.map(IpAddr::from),
+            backend: backend.map(BackendAddress::from),
             backend_id: 1,
             slot: client.map(|_| 1_008),
             established: client.is_none(),
@@ -245,7 +254,7 @@ web      quic     connection ab01020304050607  10.0.0.12  established     -  1m2
     fn counts_have_a_sum() {
         let count = |at: u8, pins| Count {
             service: Some("web".into()),
-            backend: Some(IpAddr::from([10, 0, 0, at])),
+            backend: Some(BackendAddress::from([10, 0, 0, at])),
             pins,
             tracked: 1,
             quic: 0,

@@ -195,17 +195,18 @@ async fn backend(command: &BackendCommand, client: &Client, printer: Printer) ->
         }
         BackendCommand::Show(target) => {
             let backend = client.get(&target.path()).await?;
-            printer
-                .print(&backend, || status::backend(&target.service, target.address, &backend))?;
+            printer.print(&backend, || status::backend(&target.service, &backend))?;
         }
-        BackendCommand::Add { target, weight, backup, check, dry } => {
+        BackendCommand::Add { service, address, name, weight, backup, check, dry } => {
             let backend = Backend {
+                name: name.clone(),
                 weight: *weight,
                 backup: *backup,
                 check: check.check()?.map(Box::new),
                 ..Backend::default()
             };
-            changer((*dry).into()).make_with(Method::POST, &target.path(), &backend).await?;
+            let path = paths::backend(service, &(*address).into());
+            changer((*dry).into()).make_with(Method::POST, &path, &backend).await?;
         }
         BackendCommand::Drain { target, wait, until, deadline, timeout, confirm } => {
             let deadline_secs = deadline.map(whole_secs);

@@ -1,11 +1,15 @@
 //! Options and values that several commands take.
 
-use std::{net::IpAddr, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use lb_api::{paths, requests::Terms};
-use lb_model::{rules, units::unknown_word};
+use lb_api::{client::Client, paths, requests::Terms, status::Status};
+use lb_model::{
+    backend_address::{BackendAddress, BackendRef},
+    units::unknown_word,
+};
 
 use super::complete;
 
@@ -50,21 +54,52 @@ impl From<Confirm> for Terms {
     }
 }
 
-/// A backend by its service and address.
+/// A backend by its service, and its address or name.
 #[derive(Clone, Debug, Args)]
 pub(super) struct BackendSelector {
     /// The service's name.
     #[arg(add = ArgValueCandidates::new(complete::services))]
     pub(super) service: String,
-    /// The backend's address.
-    #[arg(value_parser = rules::backend_address, add = ArgValueCandidates::new(complete::backends))]
-    pub(super) address: IpAddr,
+    /// The backend's address, or its name.
+    #[arg(value_name = "BACKEND", add = ArgValueCandidates::new(complete::backends))]
+    pub(super) backend: BackendRef,
 }
 
 impl BackendSelector {
     /// Its path in the API.
     pub(super) fn path(&self) -> String {
-        paths::backend(&self.service, self.address)
+        paths::backend(&self.service, &self.backend)
+    }
+}
+
+/// The address by which a filter takes packets, flows or events of a backend: as given, or that of the backend with this
+/// name.
+pub(super) async fn address_of(
+    client: &Client,
+    service: Option<&str>,
+    backend: Option<&BackendRef>,
+) -> Result<Option<BackendAddress>> {
+    let name = match backend {
+        None => return Ok(None),
+        Some(BackendRef::Address(address)) => return Ok(Some(*address)),
+        Some(BackendRef::Name(name)) => name,
+    };
+    let services = client.get::<Status>(paths::STATUS).await?.services;
+    let services = services.iter().filter(|(known, _)| service.is_none_or(|one| one == *known));
+    let named = services.flat_map(|(service, it)| {
+        let its = it.backends.iter().filter(|(_, backend)| backend.name.as_ref() == Some(name));
+        its.map(move |(address, _)| (service, *address))
+    });
+    let named: Vec<_> = named.collect();
+    match named.as_slice() {
+        [] => bail!("no backend {name}; 'lbctl backend list' shows all"),
+        [(_, address), others @ ..] if others.iter().all(|(_, other)| other == address) => {
+            Ok(Some(*address))
+        }
+        several => {
+            let services: Vec<_> = several.iter().map(|(service, _)| service.as_str()).collect();
+            bail!("{name} is a backend of {}; say which by --service", services.join(" and of "))
+        }
     }
 }
 

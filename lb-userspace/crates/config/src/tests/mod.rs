@@ -46,6 +46,39 @@ fn the_example_is_valid() {
 }
 
 #[test]
+fn a_backend_has_its_port_that_of_its_address_or_the_services() {
+    let addresses = |lines: &str| -> Vec<String> {
+        let config = parse(&format!("interfaces = [\"eth0\"]{SERVICE}{lines}\n"));
+        config.desired.services["web"].backends.keys().map(ToString::to_string).collect()
+    };
+    let three = "backend = [{ address = \"10.0.0.1\", port = 80 }, { address = \"10.0.0.2:80\" }, \
+                 { address = \"10.0.0.3\", name = \"web3\" }]";
+    assert_eq!(addresses(three), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3"]);
+    let of_the_service = format!("target_port = 80\n{three}");
+    assert_eq!(addresses(&of_the_service), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+    for (line, expected) in [
+        (
+            "backend = [{ address = \"10.0.0.1:80\", port = 81 }]",
+            "8:46: service[0].backend[0].port: `address` has port 80 already; give the port once",
+        ),
+        (
+            "backend = [{ address = \"10.0.0.1\", port = 0 }]",
+            "8:43: service[0].backend[0].port: 0 is out of range; a number from 1 to 65535 is expected",
+        ),
+        (
+            "backend = [{ address = \"10.0.0.1\" }, { address = \"10.0.0.1:80\" }]",
+            "8:50: service[0].backend[1].address: 10.0.0.1:80 is the backend 10.0.0.1 already; give each once, with its weight",
+        ),
+        (
+            "backend = [{ address = \"10.0.0.1\", name = \"a\" }, { address = \"10.0.0.2\", name = \"a\" }]",
+            "8:81: service[0].backend[1].name: name `a`: it is that of 10.0.0.1 already; give each backend its own",
+        ),
+    ] {
+        assert_eq!(mistake_of(line), expected);
+    }
+}
+
+#[test]
 fn every_default_in_the_example_is_the_default() {
     let text = include_str!("../../../../../deploy/lb.toml");
     let all: String = text
@@ -193,7 +226,7 @@ udp = "quick"
 adress = "10.0.0.11"
 
 [[service.backend]]
-address = "10.0.0.12:80"
+address = "10.0.0.12:0"
 weight = 0
 
 [[service]]
@@ -219,7 +252,7 @@ mode = "dsr"
         "17:7: service[0].udp: `quick` is unknown; did you mean \"quic\"? (\"oneshot\", \"tracked\", \"quic\")",
         "19:1: service[0].backend[0]: `address` is missing; add address = \"10.0.0.11\"",
         "20:1: service[0].backend[0].adress: unknown key; did you mean `address`?",
-        "23:11: service[0].backend[1].address: `10.0.0.12:80` has a port in it; a backend has its service's port: write the address alone",
+        "23:11: service[0].backend[1].address: `10.0.0.12:0` has port 0; a number from 1 to 65535 is expected",
         "24:10: service[0].backend[1].weight: weight 0; use 'drain' to take a backend out of service",
         "27:8: service[1].name: service web is service[0] already; give each its own name",
     ];

@@ -6,10 +6,11 @@
 
 mod layout;
 
-use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_model::{
+    backend_address::BackendAddress,
     check::Check,
     desired::{Admin, Backend, Desired, Service},
     keys::{self, Keys, Value},
@@ -154,7 +155,7 @@ fn write_service(table: &mut Place<'_>, old: &Service, new: &Service) {
     }
     let defaults = keys::backend(&Backend::default());
     for mut table in table.tables("backend") {
-        let Some(at) = address_of(table.keys()) else { continue };
+        let Some(at) = address_of(table.keys(), old.target_port) else { continue };
         let (Some(was), Some(now)) = (old.backends.get(&at), new.backends.get(&at)) else {
             continue;
         };
@@ -166,8 +167,9 @@ fn write_service(table: &mut Place<'_>, old: &Service, new: &Service) {
     }
     let added = new.backends.iter().filter(|(at, _)| !old.backends.contains_key(*at));
     let added = added.map(|(at, backend)| new_backend(*at, backend, is)).collect();
-    let is_wanted =
-        |table: &dyn TableLike| address_of(table).is_none_or(|at| new.backends.contains_key(&at));
+    let is_wanted = |table: &dyn TableLike| {
+        address_of(table, old.target_port).is_none_or(|at| new.backends.contains_key(&at))
+    };
     table.replace_tables("backend", is_wanted, added);
 }
 
@@ -204,8 +206,12 @@ fn name_of(service: &dyn TableLike) -> &str {
     service.get("name").and_then(Item::as_str).unwrap_or_default()
 }
 
-fn address_of(backend: &dyn TableLike) -> Option<IpAddr> {
-    backend.get("address")?.as_str()?.parse().ok()
+/// The address of a backend's table in a service with this `target_port`.
+fn address_of(backend: &dyn TableLike, target_port: Option<NonZeroU16>) -> Option<BackendAddress> {
+    let address: BackendAddress = backend.get("address")?.as_str()?.parse().ok()?;
+    let port = backend.get("port").and_then(Item::as_integer);
+    let port = port.and_then(|port| NonZeroU16::try_from(u16::try_from(port).ok()?).ok());
+    Some(address.or_port(port).or_port(target_port))
 }
 
 fn new_service(name: &str, service: &Service) -> InlineTable {
@@ -223,8 +229,8 @@ fn new_service(name: &str, service: &Service) -> InlineTable {
     table
 }
 
-fn new_backend(at: IpAddr, backend: &Backend, base: &Check) -> InlineTable {
-    let mut table = InlineTable::from_iter([("address", toml(&at.into()))]);
+fn new_backend(at: BackendAddress, backend: &Backend, base: &Check) -> InlineTable {
+    let mut table = InlineTable::from_iter([("address", toml(&at.to_string().into()))]);
     table.extend(entries(&keys::backend(backend), &keys::backend(&Backend::default())));
     table.extend(backend.check.as_ref().map(|check| ("check", new_check(check, base))));
     table

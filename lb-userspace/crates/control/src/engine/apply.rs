@@ -32,7 +32,7 @@ impl<D: DataPlane> Engine<D> {
                     plane.reset_backend_totals(id).with_context(context)?;
                 }
                 plane.put_backend(id, &value).with_context(context)?;
-                let (service, address) = (value.service, entry::ip_of(value.address));
+                let (service, address) = (value.service, entry::backend_of(&value));
                 if applied.backends.insert(id, *value).is_none()
                     && let Some(key) = self.maps.key_of(service)
                 {

@@ -1,13 +1,10 @@
 //! The data plane, with the record of its content.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{Owners, Slot, stamp, udp_policy};
-use lb_model::{desired::ServiceKey, entry, time::Now};
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey, entry, time::Now};
 use lb_plane::{DataPlane, OwnerChange};
 
 use super::retired::Retired;
@@ -61,21 +58,23 @@ impl<D: DataPlane> AppliedMaps<D> {
     }
 
     /// The addresses of backends by id.
-    pub(super) fn address_of(&self, id: u16) -> Option<IpAddr> {
-        self.applied.backends.get(&id).map(|backend| entry::ip_of(backend.address))
+    pub(super) fn address_of(&self, id: u16) -> Option<BackendAddress> {
+        self.applied.backends.get(&id).map(entry::backend_of)
     }
 
     /// The ids of the backends that are in the maps.
     pub(super) fn ids(&self) -> Ids {
         let backends = self.applied.backends.iter().rev();
-        Ids(backends.map(|(&id, backend)| ((backend.service, backend.address), id)).collect())
+        Ids(backends
+            .map(|(&id, backend)| ((backend.service, entry::backend_of(backend)), id))
+            .collect())
     }
 
     /// The ids of a service's backends.
-    pub(super) fn backend_ids(&self, service: u16) -> HashMap<IpAddr, u16> {
+    pub(super) fn backend_ids(&self, service: u16) -> HashMap<BackendAddress, u16> {
         let backends = self.applied.backends.iter().rev();
         let its = backends.filter(|(_, backend)| backend.service == service);
-        its.map(|(&id, backend)| (entry::ip_of(backend.address), id)).collect()
+        its.map(|(&id, backend)| (entry::backend_of(backend), id)).collect()
     }
 
     /// The rings of the services that track their flows, for [`super::history::off_ring`].
@@ -153,12 +152,12 @@ impl<D: DataPlane> AppliedMaps<D> {
 }
 
 /// The ids of backends by service and address.
-pub(super) struct Ids(BTreeMap<(u16, [u8; 16]), u16>);
+pub(super) struct Ids(BTreeMap<(u16, BackendAddress), u16>);
 
 impl Ids {
     /// The id of a backend of a service.
-    pub(super) fn of(&self, service: u16, address: IpAddr) -> Option<u16> {
-        self.0.get(&(service, entry::address(address))).copied()
+    pub(super) fn of(&self, service: u16, address: BackendAddress) -> Option<u16> {
+        self.0.get(&(service, address)).copied()
     }
 }
 

@@ -40,6 +40,7 @@ use anyhow::{Result, bail};
 use lb_api::status::{Interface, Standing, Totals};
 use lb_common::abi::backend_flags;
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Desired, ServiceKey},
     hop::{Neighbourhood, Want},
     seen::{self, Condition, Seen, View},
@@ -97,7 +98,7 @@ pub struct Outcome {
 pub struct Swept {
     /// Backends in `removing` whose last flow has ended: service name and address. The caller
     /// takes them out of the desired state; until then they are reported again.
-    pub removed: Vec<(String, IpAddr)>,
+    pub removed: Vec<(String, BackendAddress)>,
     /// Slots whose base owner was cleared.
     pub settled: u64,
     /// Pins that were deleted.

@@ -76,7 +76,7 @@ struct Sight {
 fn sight(service: &Service, known: &Neighbourhood) -> Sight {
     let mut sight = Sight { reached: false, lost: false };
     for (&address, backend) in &service.backends {
-        match known.hops.get(&Want { address, mode: service.mode }) {
+        match known.hops.get(&Want { address: address.ip, mode: service.mode }) {
             Some(Resolution::Resolved(_)) => sight.reached |= backend.admin == Admin::Enabled,
             Some(Resolution::Unreachable { .. }) => sight.lost = true,
             Some(Resolution::Pending { .. }) | None => {}

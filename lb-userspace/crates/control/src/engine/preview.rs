@@ -156,8 +156,8 @@ pub(in crate::engine) fn presumed(known: &Neighbourhood, desired: &Desired) -> N
     let mut all = known.clone();
     for service in desired.services.values() {
         for &address in service.backends.keys() {
-            let want = Want { address, mode: service.mode };
-            all.hops.entry(want).or_insert_with(|| Resolution::Resolved(somewhere(address)));
+            let want = Want { address: address.ip, mode: service.mode };
+            all.hops.entry(want).or_insert_with(|| Resolution::Resolved(somewhere(address.ip)));
         }
     }
     all
@@ -173,6 +173,7 @@ fn somewhere(address: IpAddr) -> NextHop {
 #[cfg(test)]
 mod tests {
     use lb_common::abi::{FlowKey, FlowValue, flow_flags};
+    use lb_model::backend_address::BackendAddress;
     use lb_model::{
         desired::{Admin, Backend, Mode, Service},
         flow::FlowRef,
@@ -182,13 +183,14 @@ mod tests {
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
     fn web() -> Desired {
         let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         spec.ring_slots = 1_009;
         for last in 11..14 {
-            spec.backends.insert(IpAddr::from([10, 0, 0, last]), Backend::default());
+            spec.backends.insert(BackendAddress::from([10, 0, 0, last]), Backend::default());
         }
         Desired { services: [("web".into(), spec)].into() }
     }

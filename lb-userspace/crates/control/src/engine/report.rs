@@ -136,7 +136,7 @@ impl<D: DataPlane> Engine<D> {
             let owned = ring.and_then(|ring| ring.owned.get(&id)).copied().unwrap_or_default();
             let totals = totals.get(usize::from(id)).filter(|_| id != 0);
             let totals = totals.copied().unwrap_or_default();
-            let want = Want { address, mode: service.mode };
+            let want = Want { address: address.ip, mode: service.mode };
             let known = self.wanted.neighbourhood.as_ref().and_then(|known| known.hops.get(&want));
             let hop = match known {
                 Some(Resolution::Resolved(hop)) => Some(hop),
@@ -153,6 +153,7 @@ impl<D: DataPlane> Engine<D> {
                 ..drain
             });
             let status = Backend {
+                name: backend.name.clone(),
                 weight: backend.weight.0.get(),
                 admin: backend.admin,
                 backup: backend.backup,
@@ -193,6 +194,7 @@ impl<D: DataPlane> Engine<D> {
             idle_timeout_secs: service.idle_timeout.as_secs(),
             standing: self.standings.get(&service.key).copied().unwrap_or_default(),
             totals: self.maps.retired.with(&service.key, backends.values()),
+            target_port: service.target_port,
             backends,
         }
     }

@@ -14,12 +14,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
     time::Duration,
 };
 
 use anyhow::Result;
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Protocol, ServiceKey},
     seen::BackendKey,
     time::Now,
@@ -95,7 +95,7 @@ impl Counts {
 /// Packets that had gone to a backend at a moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    backend: IpAddr,
+    backend: BackendAddress,
     /// Whether it takes new flows.
     serves: bool,
     counts: Counts,
@@ -174,7 +174,7 @@ fn outlier(one: Counts, rest: Counts) -> Option<String> {
 /// The samples of all backends.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
-    services: BTreeMap<ServiceKey, BTreeMap<IpAddr, Memory>>,
+    services: BTreeMap<ServiceKey, BTreeMap<BackendAddress, Memory>>,
     /// SYNs that went to their second choice, which is pinned.
     second_choices: BTreeMap<ServiceKey, u64>,
     /// When it was looked last.
@@ -270,6 +270,7 @@ impl Silence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::IpAddr;
 
     const KEY: ServiceKey = ServiceKey {
         vip: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
@@ -295,7 +296,7 @@ mod tests {
             for (counts, (syns, others, again)) in self.counts.iter_mut().zip(sent) {
                 *counts = counts.plus(Counts { syns, others, again });
             }
-            let address = |n: usize| IpAddr::from([10, 0, 0, n as u8]);
+            let address = |n: usize| BackendAddress::from([10, 0, 0, n as u8]);
             let sample = |n: usize| Sample {
                 backend: address(n),
                 serves: !self.idle[n],

@@ -116,7 +116,7 @@ impl Starved {
         let service = wanted.desired().services.values().find(|service| service.key == key)?;
         let refuses = |id: &u16| {
             let entry = maps.applied.backends.get(id)?;
-            let backend = entry::ip_of(entry.address);
+            let backend = entry::backend_of(entry);
             let seen = wanted.view.get(&seen::BackendKey { service: key, backend })?;
             let port = service.check_of(service.backends.get(&backend)?).port;
             let is_of_service = port.is_none_or(|port| port == key.port);

@@ -55,7 +55,7 @@ impl Wanted {
     pub(super) fn wants(&self) -> BTreeSet<Want> {
         let services = self.desired().services.values();
         let wants = services.flat_map(|service| {
-            service.backends.keys().map(|&address| Want { address, mode: service.mode })
+            service.backends.keys().map(|&address| Want { address: address.ip, mode: service.mode })
         });
         let mut wants: BTreeSet<Want> = wants.collect();
         let mut hops = self.neighbourhood.iter().flat_map(|known| known.hops.values());

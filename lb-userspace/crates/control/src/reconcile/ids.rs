@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_model::{desired::ServiceKey, entry, settings::Limits};
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey, entry, settings::Limits};
 
 use super::{Applied, PlanInputs};
 
@@ -21,7 +21,7 @@ pub(super) struct Ids<'a> {
     /// Ids of backends that are desired.
     pub(super) backends: BTreeSet<u16>,
     /// Ids in the maps, by the key of their owner.
-    known: BTreeMap<(u16, [u8; 16]), u16>,
+    known: BTreeMap<(u16, BackendAddress), u16>,
     taken_services: BTreeSet<u16>,
     next_backend: u32,
     next_service: u32,
@@ -31,7 +31,8 @@ pub(super) struct Ids<'a> {
 
 impl<'a> Ids<'a> {
     pub(super) fn new(inputs: &PlanInputs<'_>, applied: &'a Applied) -> Self {
-        let known = applied.backends.iter().rev().map(|(&id, b)| ((b.service, b.address), id));
+        let known = applied.backends.iter().rev();
+        let known = known.map(|(&id, b)| ((b.service, entry::backend_of(b)), id));
         let in_use = applied.services.values().map(|service| service.id);
         Self {
             applied,
@@ -62,12 +63,12 @@ impl<'a> Ids<'a> {
     }
 
     /// Whether a backend is in the maps.
-    pub(super) fn has_backend(&self, service: u16, address: IpAddr) -> bool {
-        self.known.contains_key(&(service, entry::address(address)))
+    pub(super) fn has_backend(&self, service: u16, address: BackendAddress) -> bool {
+        self.known.contains_key(&(service, address))
     }
 
-    pub(super) fn of_backend(&mut self, service: u16, address: IpAddr) -> Option<u16> {
-        let known = self.known.get(&(service, entry::address(address))).copied();
+    pub(super) fn of_backend(&mut self, service: u16, address: BackendAddress) -> Option<u16> {
+        let known = self.known.get(&(service, address)).copied();
         let id = known.or_else(|| {
             let free = (self.next_backend..=self.limits.backends)
                 .filter_map(|id| u16::try_from(id).ok())

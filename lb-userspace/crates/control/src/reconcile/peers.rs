@@ -28,7 +28,7 @@ pub(super) fn deliveries(
         let want = Want { address: *address, mode: Mode::Dsr };
         inputs.neighbourhood.and_then(|known| known.hops.get(&want))
     };
-    for address in inputs.peers.iter().chain(service.backends.keys()) {
+    for address in inputs.peers.iter().chain(service.backends.keys().map(|at| &at.ip)) {
         match hop(address) {
             Some(Resolution::Resolved(hop)) if !hop.is_local() => {
                 peers.insert(PeerKey { mac: hop.mac, service: id }, local.id);

@@ -1,11 +1,10 @@
 //! The placement of each backend of a service: its entry, whether it takes new flows, whether it
 //! keeps the ones that it has.
 
-use std::net::IpAddr;
-
 use lb_api::status::Standing;
 use lb_common::abi::{self, backend_flags};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Mode, Service},
     entry,
     hop::{Resolution, Want},
@@ -25,7 +24,7 @@ pub(super) const WHOLE: u16 = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Placed {
     /// The backend's address.
-    pub(super) address: IpAddr,
+    pub(super) address: BackendAddress,
     /// Its weight, in thousandths: a share that grows by and by is a part of it.
     pub(super) weight: u32,
     pub(super) id: u16,
@@ -61,7 +60,7 @@ pub(super) fn place(
     applied: &Applied,
     service_id: u16,
     service: &Service,
-    id_of: &mut dyn FnMut(IpAddr, &Backend) -> Option<u16>,
+    id_of: &mut dyn FnMut(BackendAddress, &Backend) -> Option<u16>,
 ) -> (Vec<Placed>, Standing) {
     let ring = applied.rings.get(&service_id);
     let mut found = Vec::new();
@@ -104,7 +103,7 @@ pub(super) fn place(
 
 /// A backend of a service that has an id.
 struct BackendReach<'a> {
-    address: IpAddr,
+    address: BackendAddress,
     backend: &'a Backend,
     id: u16,
     reach: Reach,
@@ -207,10 +206,10 @@ fn reach(
     inputs: &PlanInputs<'_>,
     old: Option<&abi::Backend>,
     service: &Service,
-    address: IpAddr,
+    address: BackendAddress,
 ) -> Reach {
     let blank = entry::blank(service.mode, address, inputs.tunnel);
-    let want = Want { address, mode: service.mode };
+    let want = Want { address: address.ip, mode: service.mode };
     match inputs.neighbourhood.and_then(|known| known.hops.get(&want)) {
         Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
         Some(Resolution::Unreachable { .. }) => Reach::Lost,

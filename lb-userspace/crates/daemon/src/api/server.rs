@@ -3,7 +3,7 @@
 //! It has two routers, one for requests that read and one for requests that change. The HTTP listener has only the
 //! first.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Extension, Json, Router,
@@ -16,16 +16,16 @@ use axum::{
 use lb_api::{
     paths,
     requests::{ConfigDiff, Done, Reloaded, Saved, Shown, Terms},
-    status::{Node, Pair, Peer, Service, Status},
+    status::{Node, OneBackend, Pair, Peer, Service, Status},
 };
 use lb_inspect::{
     explain::{Explained, Questions},
     flows::Source,
 };
 use lb_model::{
-    edit::{Edit, no_backend, no_service},
+    backend_address::{BackendAddress, BackendRef},
+    edit::{Edit, find, no_service},
     refusal::{Refusal, RefusalKind},
-    rules,
 };
 use lb_observe::{
     dashboard,
@@ -137,8 +137,8 @@ async fn edit(daemon: &mpsc::Sender<Request>, edit: Edit, terms: Terms) -> Answe
     request(daemon, |reply| Request::Edit(edit, terms, reply)).await.map(Json)
 }
 
-fn address(text: &str) -> Result<IpAddr, Refusal> {
-    rules::backend_address(text).map_err(|message| Refusal::new(RefusalKind::Invalid, message))
+fn address(text: &str) -> Result<BackendAddress, Refusal> {
+    text.parse().map_err(|message: String| Refusal::new(RefusalKind::Invalid, message))
 }
 
 async fn status(State(daemon): Daemon) -> Answer<Status> {
@@ -169,12 +169,12 @@ async fn backend(
     State(daemon): Daemon,
     Path((name, at)): Path<(String, String)>,
 ) -> Answer<impl Serialize> {
-    let at = address(&at)?;
     let mut service = one_service(&daemon, &name).await?;
-    match service.backends.remove(&at) {
-        Some(backend) => Ok(Json(backend)),
-        None => Err(no_backend(&name, at, service.backends.into_keys())),
-    }
+    let wanted = BackendRef::from(at);
+    let names = || service.backends.iter().map(|(at, backend)| (*at, backend.name.as_deref()));
+    let address = find(&name, service.key.port, &wanted, names)?;
+    let backend = service.backends.remove(&address).unwrap_or_default();
+    Ok(Json(OneBackend { address, backend }))
 }
 
 async fn node(State(daemon): Daemon) -> Answer<Node> {
@@ -224,7 +224,7 @@ async fn change_backend(
     bytes: Bytes,
 ) -> Answer<Done> {
     let change = body(&bytes)?;
-    edit(&daemon, Edit::ChangeBackend { service, address: address(&at)?, change }, terms).await
+    edit(&daemon, Edit::ChangeBackend { service, backend: at.into(), change }, terms).await
 }
 
 async fn remove_backend(
@@ -233,7 +233,7 @@ async fn remove_backend(
     Query(Force { force }): Query<Force>,
     Query(terms): Query<Terms>,
 ) -> Answer<Done> {
-    edit(&daemon, Edit::RemoveBackend { service, address: address(&at)?, force }, terms).await
+    edit(&daemon, Edit::RemoveBackend { service, backend: at.into(), force }, terms).await
 }
 
 async fn reload(State(daemon): Daemon, Query(terms): Query<Terms>) -> Answer<Reloaded> {

@@ -9,6 +9,7 @@ use std::{
 
 use lb_api::{event::Kind, routers::RouterStatus};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Desired, Service, ServiceKey, UdpPolicy},
     router::{Auth, Router, State, Version},
 };
@@ -59,14 +60,14 @@ impl Hasher {
         };
         let (mode, slots) = (service.mode.to_string(), service.ring_slots.to_be_bytes());
         let idle = service.idle_timeout.as_millis().to_be_bytes();
-        let backends: Vec<Vec<u8>> = service.backends.keys().map(octets).collect();
+        let backends: Vec<Vec<u8>> = service.backends.keys().map(octets_of_backend).collect();
         let settings = [mode.as_bytes(), &slots, &idle, udp];
         // Drained, disabled and leaving backends are alike: a drain ends on each node by its own flows.
         let enabled = service.backends.iter().filter(|(_, one)| one.admin == Admin::Enabled);
         let shares: Vec<Vec<u8>> = enabled
             .map(|(address, one)| {
                 let weight = one.weight.0.get().to_be_bytes();
-                [&octets(address)[..], &weight, &[u8::from(one.backup)]].concat()
+                [&octets_of_backend(address)[..], &weight, &[u8::from(one.backup)]].concat()
             })
             .collect();
         ServiceFingerprint {
@@ -124,6 +125,11 @@ fn octets(address: &IpAddr) -> Vec<u8> {
         IpAddr::V4(v4) => v4.octets().into(),
         IpAddr::V6(v6) => v6.octets().into(),
     }
+}
+
+fn octets_of_backend(backend: &BackendAddress) -> Vec<u8> {
+    let port = backend.port.map(|port| port.get().to_be_bytes());
+    [octets(&backend.ip), port.map_or_else(Vec::new, Vec::from)].concat()
 }
 
 /// The differences of a peer from this node.

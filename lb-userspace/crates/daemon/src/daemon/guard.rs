@@ -1,8 +1,7 @@
 //! Changes that need `--yes`: they take a service from its clients.
 
-use std::net::IpAddr;
-
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Desired, Service, ServiceKey},
     edit::{AdminChange, Edit},
     units::counted,
@@ -14,9 +13,9 @@ use lb_model::{
 pub(super) fn loss(
     edit: &Edit,
     desired: &Desired,
-    is_lost: impl Fn(ServiceKey, IpAddr) -> bool,
+    is_lost: impl Fn(ServiceKey, BackendAddress) -> bool,
 ) -> Option<String> {
-    let (name, address, takes_it_out) = match edit {
+    let (name, named, takes_it_out) = match edit {
         Edit::RemoveService { name } => {
             let backends = desired.services.get(name)?.backends.len();
             let backends = counted(backends, "backend");
@@ -24,22 +23,23 @@ pub(super) fn loss(
                 "this ends service {name}, which has {backends}: its connections break"
             ));
         }
-        Edit::ChangeBackend { service, address, change } => {
+        Edit::ChangeBackend { service, backend, change } => {
             let out = change.admin.is_some_and(|admin| admin != AdminChange::Enabled);
-            (service, address, out)
+            (service, backend, out)
         }
-        Edit::RemoveBackend { service, address, .. } => (service, address, true),
+        Edit::RemoveBackend { service, backend, .. } => (service, backend, true),
         Edit::AddService { .. } | Edit::AddBackend { .. } => return None,
     };
     let service = desired.services.get(name)?;
-    let backend = service.backends.get(address)?;
+    let address = service.find(named).ok()?;
+    let backend = service.backends.get(&address)?;
     if !takes_it_out {
         return None;
     }
-    let serves = |address: IpAddr, backend: &Backend| {
+    let serves = |address: BackendAddress, backend: &Backend| {
         backend.admin == Admin::Enabled && !is_lost(service.key, address)
     };
-    if serves(*address, backend) && !others(service, *address).any(|(a, b)| serves(a, b)) {
+    if serves(address, backend) && !others(service, address).any(|(a, b)| serves(a, b)) {
         return Some(format!(
             "{address} is the last backend of {name} that takes new flows: without it, new connections are dropped"
         ));
@@ -51,17 +51,20 @@ pub(super) fn loss(
         Edit::ChangeBackend { change, .. } => change.admin == Some(AdminChange::Down),
         _ => false,
     };
-    if at_once && has_flows(backend) && !others(service, *address).any(|(_, b)| has_flows(b)) {
+    if at_once && has_flows(backend) && !others(service, address).any(|(_, b)| has_flows(b)) {
         return Some(format!(
             "{address} is the last backend of {name} that may have flows: its connections break"
         ));
     }
     let is_removed = matches!(edit, Edit::RemoveBackend { .. });
-    (is_removed && others(service, *address).next().is_none())
+    (is_removed && others(service, address).next().is_none())
         .then(|| format!("{address} is the last backend of {name}: without it, {name} has none"))
 }
 
-fn others(service: &Service, but: IpAddr) -> impl Iterator<Item = (IpAddr, &Backend)> {
+fn others(
+    service: &Service,
+    but: BackendAddress,
+) -> impl Iterator<Item = (BackendAddress, &Backend)> {
     let all = service.backends.iter().map(|(address, backend)| (*address, backend));
     all.filter(move |(address, _)| *address != but)
 }
@@ -72,13 +75,16 @@ mod tests {
         desired::{Backend, Mode, Service},
         edit::BackendChange,
     };
+    use std::net::IpAddr;
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
+    const B: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12)));
 
-    fn web(backends: &[(IpAddr, Admin)]) -> Desired {
+    fn web(backends: &[(BackendAddress, Admin)]) -> Desired {
         let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         for (address, admin) in backends {
             let backend = Backend { admin: *admin, ..Backend::default() };
@@ -87,13 +93,13 @@ mod tests {
         Desired { services: [("web".into(), spec)].into() }
     }
 
-    fn change(address: IpAddr, admin: AdminChange) -> Edit {
+    fn change(address: BackendAddress, admin: AdminChange) -> Edit {
         let change = BackendChange { admin: Some(admin), weight: None };
-        Edit::ChangeBackend { service: "web".into(), address, change }
+        Edit::ChangeBackend { service: "web".into(), backend: address.into(), change }
     }
 
-    fn remove(address: IpAddr, force: bool) -> Edit {
-        Edit::RemoveBackend { service: "web".into(), address, force }
+    fn remove(address: BackendAddress, force: bool) -> Edit {
+        Edit::RemoveBackend { service: "web".into(), backend: address.into(), force }
     }
 
     #[test]
@@ -120,7 +126,11 @@ mod tests {
             change(A, AdminChange::Enabled),
             change(B, AdminChange::Down),
             remove(B, true),
-            Edit::ChangeBackend { service: "web".into(), address: A, change: Default::default() },
+            Edit::ChangeBackend {
+                service: "web".into(),
+                backend: A.into(),
+                change: Default::default(),
+            },
         ] {
             assert!(!takes(&one, &edit), "{edit:?}");
         }

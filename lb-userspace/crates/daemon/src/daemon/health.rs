@@ -301,6 +301,7 @@ fn name_of(desired: &Desired, key: ServiceKey) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use lb_model::backend_address::BackendAddress;
     use std::{
         net::{IpAddr, Ipv4Addr},
         sync::{Arc, Mutex},
@@ -313,8 +314,8 @@ mod tests {
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11));
-    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 12));
+    const A: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11)));
+    const B: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 12)));
 
     /// Keeps what it was assigned last.
     #[derive(Clone, Default)]
@@ -336,14 +337,14 @@ mod tests {
         }
     }
 
-    fn web(backends: &[IpAddr]) -> Desired {
+    fn web(backends: &[BackendAddress]) -> Desired {
         let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         service.policy.check.kind = check::Kind::Tcp;
         service.backends = backends.iter().map(|at| (*at, Backend::default())).collect();
         Desired { services: [("web".to_owned(), service)].into() }
     }
 
-    fn target(backend: IpAddr) -> BackendKey {
+    fn target(backend: BackendAddress) -> BackendKey {
         BackendKey { service: web(&[]).services["web"].key, backend }
     }
 

@@ -65,7 +65,7 @@ impl<D: DataPlane> Daemon<D> {
         }
         let BackendKey { service, backend: address } = report.target;
         if let Some(service) = self.store.desired().services.values().find(|s| s.key == service) {
-            (self.effects.doubt)(Want { address, mode: service.mode });
+            (self.effects.doubt)(Want { address: address.ip, mode: service.mode });
         }
     }
 }

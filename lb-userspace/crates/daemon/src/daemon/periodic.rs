@@ -1,10 +1,11 @@
 //! Periodic work. Each second: entries that have run out, interfaces, the time of day. Each tenth of a second: backends
 //! that are silent, and nodes that are Active.
 
-use std::{net::IpAddr, time::Instant};
+use std::time::Instant;
 
 use lb_api::event::{EventBody, Kind};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
+use lb_model::backend_address::BackendAddress;
 use lb_plane::DataPlane;
 
 use super::Daemon;
@@ -100,7 +101,7 @@ impl<D: DataPlane> Daemon<D> {
     }
 
     /// Takes backends out whose last flow has ended.
-    pub(super) fn finish_removals(&mut self, removed: &[(String, IpAddr)]) {
+    pub(super) fn finish_removals(&mut self, removed: &[(String, BackendAddress)]) {
         let mut desired = self.store.desired().clone();
         for (service, address) in removed {
             if let Some(service) = desired.services.get_mut(service) {

@@ -1,13 +1,11 @@
 //! Which backends the kernel can't reach, or reaches by a path that is narrower than the link, and when
 //! that changes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_api::event::{EventBody, Kind};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Desired, Mode, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
 };
@@ -15,9 +13,9 @@ use lb_model::{
 /// The backends that can't be reached.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
-    lost: BTreeSet<(ServiceKey, IpAddr)>,
+    lost: BTreeSet<(ServiceKey, BackendAddress)>,
     /// The MTU of paths that are narrower than the link, in bytes.
-    narrow: BTreeMap<(ServiceKey, IpAddr), u16>,
+    narrow: BTreeMap<(ServiceKey, BackendAddress), u16>,
 }
 
 impl Reach {
@@ -35,26 +33,28 @@ impl Reach {
                     let message = format!("backend {address} of {name} {what}");
                     EventBody::new(kind, message, cause).of_backend(name, address)
                 };
-                let is_lost = match known.hops.get(&Want { address, mode: service.mode }) {
-                    Some(Resolution::Unreachable { reason }) => {
-                        if !was_lost {
-                            found.push(event(Kind::BackendDown, "can't be reached", reason));
+                let is_lost =
+                    match known.hops.get(&Want { address: address.ip, mode: service.mode }) {
+                        Some(Resolution::Unreachable { reason }) => {
+                            if !was_lost {
+                                found.push(event(Kind::BackendDown, "can't be reached", reason));
+                            }
+                            true
                         }
-                        true
-                    }
-                    Some(Resolution::Resolved(hop)) => {
-                        if was_lost {
-                            let cause = format!("its next hop answers on {}", hop.interface);
-                            found.push(event(Kind::BackendUp, "can be reached", &cause));
+                        Some(Resolution::Resolved(hop)) => {
+                            if was_lost {
+                                let cause = format!("its next hop answers on {}", hop.interface);
+                                found.push(event(Kind::BackendUp, "can be reached", &cause));
+                            }
+                            false
                         }
-                        false
-                    }
-                    Some(Resolution::Pending { .. }) | None => was_lost,
-                };
+                        Some(Resolution::Pending { .. }) | None => was_lost,
+                    };
                 if is_lost {
                     self.lost.insert(backend);
                 }
-                let narrow = known.path_mtus.get(&address).filter(|_| service.mode == Mode::Ipip);
+                let narrow =
+                    known.path_mtus.get(&address.ip).filter(|_| service.mode == Mode::Ipip);
                 if let Some(&mtu) = narrow {
                     self.narrow.insert(backend, mtu);
                 }
@@ -77,7 +77,7 @@ impl Reach {
     }
 
     /// Whether a backend can't be reached.
-    pub(super) fn is_lost(&self, service: ServiceKey, backend: IpAddr) -> bool {
+    pub(super) fn is_lost(&self, service: ServiceKey, backend: BackendAddress) -> bool {
         self.lost.contains(&(service, backend))
     }
 }
@@ -88,10 +88,12 @@ mod tests {
         desired::{Backend, Mode, Service},
         hop::NextHop,
     };
+    use std::net::IpAddr;
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
     #[test]
     fn a_backend_is_lost_once_and_back_once() {
@@ -121,7 +123,7 @@ mod tests {
             (found(), Some((Kind::BackendUp, "its next hop answers on eth0".into()))),
             (found(), None),
         ] {
-            let hops = [(Want { address: A, mode: Mode::Dsr }, resolution.clone())].into();
+            let hops = [(Want { address: A.ip, mode: Mode::Dsr }, resolution.clone())].into();
             let known = Neighbourhood { hops, ..Neighbourhood::default() };
             let events = reach.follow(&desired, &known);
             let events: Vec<_> =
@@ -153,7 +155,7 @@ mod tests {
             (None, Some("backend 10.0.0.11 of ipip has a path that takes what the link takes")),
             (None, None),
         ] {
-            let path_mtus = mtu.map(|mtu| (A, mtu)).into_iter().collect();
+            let path_mtus = mtu.map(|mtu| (A.ip, mtu)).into_iter().collect();
             let known = Neighbourhood { path_mtus, ..Neighbourhood::default() };
             let found = reach.follow(&desired, &known);
             let events: Vec<_> = found.iter().map(|event| (event.kind, &*event.message)).collect();

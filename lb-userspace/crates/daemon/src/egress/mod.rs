@@ -105,7 +105,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
             continue;
         }
         for &backend in service.backends.keys() {
-            let want = Want { address: backend, mode: service.mode };
+            let want = Want { address: backend.ip, mode: service.mode };
             let Some(Resolution::Resolved(hop)) = known.hops.get(&want) else { continue };
             // Packets for this node leave by no interface, and no driver's XDP sends without an Ethernet header.
             if hop.is_local() || hop.is_raw_ip() {
@@ -114,7 +114,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
             let exit =
                 Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
             let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());
-            let path = ProbePath { vip, backend, mode, hop, tunnel };
+            let path = ProbePath { vip, backend: backend.ip, mode, hop, tunnel };
             plan.entry(exit).or_default().push(Subject { service: service.key, path });
         }
     }
@@ -416,7 +416,8 @@ impl RoundProber<'_> {
         let backend = path.backend;
         let source = self.source(path).await.map_err(|error| error.to_string())?;
         let first = self.network.draw() as u16;
-        let ports = self.program.ports(self.served, (service, backend), (source, first), 2 * TRIES);
+        let ports =
+            self.program.ports(self.served, (service, backend.into()), (source, first), 2 * TRIES);
         let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
         let mut probe = async |live: bool| -> Result<bool, String> {
             let Some(port) = ports.next() else {

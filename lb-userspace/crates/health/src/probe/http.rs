@@ -81,15 +81,15 @@ pub(super) async fn run(
 ) -> Result<(), ProbeError> {
     let address = match &probe.route {
         Route::Backend => probe.target.backend,
-        Route::Vip(path) => path.vip,
-        Route::Here(vip) => *vip,
+        Route::Vip(path) => path.vip.into(),
+        Route::Here(vip) => (*vip).into(),
     };
     let default_port = if tls.is_some() { 443 } else { 80 };
-    let request = request(http, address, probe.port, default_port)?;
+    let request = request(http, address.ip, probe.port, default_port)?;
     let secure = match tls {
         Some((tls, cache)) => {
             let config = cache.config(tls, deadline).await.map_err(ProbeError::unknown)?;
-            Some((config, server_name(tls, http, address)?))
+            Some((config, server_name(tls, http, address.ip)?))
         }
         None => None,
     };

@@ -160,7 +160,7 @@ async fn unless_alive(
     };
     let until = deadline.min(Instant::now() + share);
     let backend = probe.target.backend;
-    let mut sign = Box::pin(network.sign_of_life(path, backend, probe.port, until));
+    let mut sign = Box::pin(network.sign_of_life(path, backend.ip, probe.port, until));
     let mut seen = None;
     let answer = match early {
         Some(reason) => Err(ProbeError::Silent(reason)),
@@ -188,7 +188,7 @@ async fn unless_alive(
 
 /// The backend's own address and the probe's port.
 fn own_address(probe: &Probe) -> SocketAddr {
-    SocketAddr::new(probe.target.backend, probe.port)
+    SocketAddr::new(probe.target.backend.ip, probe.port)
 }
 
 /// An answer of the backend's own address, or silence.

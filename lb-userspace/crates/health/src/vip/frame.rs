@@ -75,7 +75,7 @@ impl Framing {
             let mode = path.mode;
             return Err(Error::Local(format!("{vip} does not travel to {backend} by {mode}")));
         }
-        let entry = entry::by_hop(entry::blank(path.mode, backend, &path.tunnel), &path.hop);
+        let entry = entry::by_hop(entry::blank(path.mode, backend.into(), &path.tunnel), &path.hop);
         if entry.mtu < MIN_MTU {
             let (interface, mtu) = (&path.hop.interface, entry.mtu);
             return Err(Error::Local(format!("the MTU of {mtu} by {interface} is too small")));

@@ -33,7 +33,7 @@ pub fn make_probe(kind: Kind, address: SocketAddr, timeout: Duration) -> Probe {
     };
     Probe {
         service: "web".into(),
-        target: BackendKey { service, backend: address.ip() },
+        target: BackendKey { service, backend: address.ip().into() },
         kind,
         port: address.port(),
         route: Route::Backend,

@@ -1,12 +1,13 @@
 //! The comments of a capture: the decision for each saved packet.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use lb_common::{
     abi::LOOPBACK,
     capture::{FORWARDED, Head, NO_SERVICE, NO_SLOT, flags},
     verdict::{Drop, Pass, events},
 };
+use lb_model::backend_address::BackendAddress;
 
 /// Annotates packets with the names for the ids in the maps, as they were when the capture began.
 #[derive(Clone, Debug, Default)]
@@ -14,7 +15,7 @@ pub struct PacketAnnotator {
     /// Services by their ids.
     pub services: BTreeMap<u16, String>,
     /// Backends by their ids.
-    pub backends: BTreeMap<u16, IpAddr>,
+    pub backends: BTreeMap<u16, BackendAddress>,
     /// Interfaces with the program: index and name.
     pub interfaces: BTreeMap<u32, String>,
 }

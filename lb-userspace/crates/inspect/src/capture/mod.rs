@@ -21,7 +21,7 @@ use lb_common::{
     capture::{FORWARDED, MAX_SNAP},
     verdict::{Drop, Pass},
 };
-use lb_model::units::nearest;
+use lb_model::{backend_address::BackendAddress, units::nearest};
 use serde::{Deserialize, Serialize};
 
 /// The most packets of one capture.
@@ -38,7 +38,7 @@ pub struct Spec {
     /// Packets of this service.
     pub service: Option<String>,
     /// Packets to this backend.
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// Packets that end so: `forwarded`, `passed`, `dropped`, or the name of a reason; all if empty.
     pub verdicts: Vec<String>,
     /// Packets from these addresses: an address and how many of its bits count.

@@ -14,6 +14,7 @@ use lb_common::{
     verdict::{Pass, ReplyKind, Verdict, events},
 };
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Mode, ServiceKey},
     entry,
     flow::FlowRef,
@@ -90,7 +91,7 @@ impl<'a> Narrator<'a> {
                 steps.add("answer", text);
             }
             Verdict::Forward(to) => {
-                explained.backend = Some(entry::ip_of(to.backend.address));
+                explained.backend = Some(entry::backend_of(&to.backend));
                 explained.backend_id = to.id;
                 self.way(&mut steps, to.id, &to.backend, to.len, met);
                 if to.events & events::SECOND_CHOICE != 0 {
@@ -444,7 +445,7 @@ impl<'a> Narrator<'a> {
         ((self.nanos / SECOND) as u32).wrapping_sub(seen)
     }
 
-    fn named(&self, id: u16) -> Option<(IpAddr, &'a status::Backend)> {
+    fn named(&self, id: u16) -> Option<(BackendAddress, &'a status::Backend)> {
         let services = self.status.services.values();
         let mut all = services.flat_map(|service| &service.backends);
         all.find(|(_, backend)| backend.id == id).map(|(address, backend)| (*address, backend))

@@ -13,7 +13,7 @@ pub mod saved;
 mod text;
 mod view;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_api::status::Status;
@@ -21,6 +21,7 @@ use lb_common::{
     forward::decide,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
+use lb_model::backend_address::BackendAddress;
 use serde::{Deserialize, Serialize};
 
 use self::overlay::Overlay;
@@ -94,7 +95,7 @@ pub struct Explained {
     pub slot: Option<u32>,
     /// The backend that gets the packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// Its id in the maps; 0 for none.
     #[serde(default)]
     pub backend_id: u16,

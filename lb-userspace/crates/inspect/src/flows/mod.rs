@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr, ops::ControlFlow};
 use anyhow::Result;
 use lb_common::abi::{self, FlowValue};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
     prefix::Prefix,
@@ -94,7 +95,7 @@ pub struct Query {
     pub service: Option<String>,
     /// On this backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// Of these clients. A QUIC connection is known by its id alone, and is not found so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<Prefix>,
@@ -128,7 +129,7 @@ pub struct Flow {
     pub connection: Option<String>,
     /// The backend; nothing if it is gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// The backend's id in the maps.
     pub backend_id: u16,
     /// The slot of the ring that the flow falls into; none for QUIC.
@@ -162,7 +163,7 @@ pub struct Count {
     pub service: Option<String>,
     /// The backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// Pins.
     pub pins: u64,
     /// Flows of `tracked` UDP services.

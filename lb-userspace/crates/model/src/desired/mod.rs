@@ -18,7 +18,11 @@ use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use self::service_json::ServiceJson;
-use crate::{check::Check, policy::Policy};
+use crate::{
+    backend_address::{BackendAddress, BackendRef},
+    check::Check,
+    policy::Policy,
+};
 
 /// Everything that the operator wants of this node.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -139,14 +143,19 @@ pub struct Service {
     pub drain_silence: Duration,
     /// How its backends are checked, and the policy for the results.
     pub policy: Policy,
-    /// The backends by address.
-    pub backends: BTreeMap<IpAddr, Backend>,
+    /// The port that backends listen at which give none of their own; none: `key.port`.
+    pub target_port: Option<NonZeroU16>,
+    /// The backends by address; a port that the service gives them is in it.
+    pub backends: BTreeMap<BackendAddress, Backend>,
 }
 
 /// One backend of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
+    /// A name that stands for its address, in commands and filters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Its share of the ring, against the other backends' weights.
     #[serde(default)]
     pub weight: Weight,
@@ -175,6 +184,7 @@ impl Service {
             drain_deadline: None,
             drain_silence: DEFAULT_DRAIN_SILENCE,
             policy: Policy::default(),
+            target_port: None,
             backends: BTreeMap::new(),
         }
     }
@@ -184,6 +194,16 @@ impl Service {
     pub fn is_same_but_for_backends(&self, other: &Self) -> bool {
         let without = |service: &Self| Self { backends: BTreeMap::new(), ..service.clone() };
         without(self) == without(other)
+    }
+
+    /// The backend that a person names.
+    ///
+    /// # Errors
+    ///
+    /// All that it could mean: none, or several.
+    pub fn find(&self, backend: &BackendRef) -> Result<BackendAddress, Vec<BackendAddress>> {
+        let names = self.backends.iter().map(|(at, backend)| (*at, backend.name.as_deref()));
+        backend.find(self.key.port, names)
     }
 
     /// How a backend is checked.

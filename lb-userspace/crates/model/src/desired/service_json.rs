@@ -1,11 +1,11 @@
 //! The JSON of a service: in requests over the socket, and in the state file.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, DEFAULT_DRAIN_SILENCE, Mode, Protocol, Service, ServiceKey, UdpPolicy};
-use crate::policy::Policy;
+use crate::{backend_address::BackendAddress, policy::Policy};
 
 /// A service with its durations in seconds. What is left out has its default.
 #[derive(Serialize, Deserialize)]
@@ -27,8 +27,10 @@ pub(crate) struct ServiceJson {
     drain_silence_secs: u64,
     #[serde(default)]
     policy: Policy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target_port: Option<NonZeroU16>,
     #[serde(default)]
-    backends: BTreeMap<IpAddr, Backend>,
+    backends: BTreeMap<BackendAddress, Backend>,
 }
 
 const fn default_drain_silence() -> u64 {
@@ -55,6 +57,7 @@ impl From<Service> for ServiceJson {
             drain_deadline_secs: service.drain_deadline.map(|deadline| deadline.as_secs()),
             drain_silence_secs: service.drain_silence.as_secs(),
             policy: service.policy,
+            target_port: service.target_port,
             backends: service.backends,
         }
     }
@@ -62,7 +65,8 @@ impl From<Service> for ServiceJson {
 
 impl From<ServiceJson> for Service {
     fn from(json: ServiceJson) -> Self {
-        let ServiceJson { vip, port, protocol, mode, udp, .. } = json;
+        let ServiceJson { vip, port, protocol, mode, udp, target_port, .. } = json;
+        let with_port = |(at, backend): (BackendAddress, _)| (at.or_port(target_port), backend);
         Self {
             key: ServiceKey { vip, port, protocol },
             mode,
@@ -73,7 +77,8 @@ impl From<ServiceJson> for Service {
             drain_deadline: json.drain_deadline_secs.map(Duration::from_secs),
             drain_silence: Duration::from_secs(json.drain_silence_secs),
             policy: json.policy,
-            backends: json.backends,
+            target_port: json.target_port,
+            backends: json.backends.into_iter().map(with_port).collect(),
         }
     }
 }
@@ -89,7 +94,9 @@ mod tests {
         service.udp_policy = UdpPolicy::Oneshot;
         service.drain_deadline = Some(Duration::from_secs(60));
         service.drain_silence = Duration::from_secs(45);
-        service.backends.insert(IpAddr::from([10, 0, 0, 1]), Backend::default());
+        service.target_port = NonZeroU16::new(5353);
+        let at = BackendAddress::from([10, 0, 0, 1]).or_port(service.target_port);
+        service.backends.insert(at, Backend { name: Some("a".into()), ..Backend::default() });
         let json = serde_json::to_string(&service).expect("it has no map with odd keys");
         assert_eq!(serde_json::from_str::<Service>(&json).expect(&json), service);
     }

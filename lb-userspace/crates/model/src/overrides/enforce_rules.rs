@@ -1,9 +1,10 @@
 //! Makes a merged state obey the rules: the changes by `lbctl` that break one are taken back.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use super::{Conflict, Ending, Merged};
 use crate::{
+    backend_address::BackendAddress,
     desired::{Admin, Desired},
     rules::{self, Violation},
     settings::Limits,
@@ -41,7 +42,7 @@ impl Merged {
             None => self.restore_service(service, configured, message),
             Some(at) if has(configured, service, *at) => {
                 // The service is what was changed, or another one whose VIP this is.
-                let vips = self.desired.services.iter().filter(|(_, s)| s.key.vip == *at);
+                let vips = self.desired.services.iter().filter(|(_, s)| s.key.vip == at.ip);
                 let names: Vec<String> = vips.map(|(name, _)| name.clone()).collect();
                 let before = self.conflicts.len();
                 for name in names {
@@ -68,7 +69,7 @@ impl Merged {
             return;
         }
         let mut count = 0;
-        let mut more: Vec<(bool, String, IpAddr)> = Vec::new();
+        let mut more: Vec<(bool, String, BackendAddress)> = Vec::new();
         for (name, service) in &self.desired.services {
             count += service.backends.len();
             let added = service.backends.iter().filter(|(at, _)| !has(configured, name, **at));
@@ -97,36 +98,36 @@ impl Merged {
         self.misfit(name, None, why);
     }
 
-    fn remove_backend(&mut self, name: &str, at: IpAddr, why: &str) {
+    fn remove_backend(&mut self, name: &str, at: BackendAddress, why: &str) {
         let backends = self.desired.services.get_mut(name).map(|service| &mut service.backends);
         if backends.and_then(|backends: &mut BTreeMap<_, _>| backends.remove(&at)).is_some() {
             self.misfit(name, Some(at), why);
         }
     }
 
-    fn misfit(&mut self, service: &str, backend: Option<IpAddr>, why: &str) {
+    fn misfit(&mut self, service: &str, backend: Option<BackendAddress>, why: &str) {
         let ending = Ending::Misfit(why.to_owned());
         self.conflicts.push(Conflict { service: service.to_owned(), backend, ending });
     }
 }
 
-fn has(configured: &Desired, name: &str, at: IpAddr) -> bool {
+fn has(configured: &Desired, name: &str, at: BackendAddress) -> bool {
     let service = configured.services.get(name);
     service.is_some_and(|service| service.backends.contains_key(&at))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
     use crate::desired::{Backend, Mode, Service};
 
-    const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
-    const C: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3));
+    const A: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+    const B: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+    const C: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3)));
 
-    fn service(vip: u8, backends: &[(IpAddr, Admin)]) -> Service {
+    fn service(vip: u8, backends: &[(BackendAddress, Admin)]) -> Service {
         let mut service = Service::new(IpAddr::from([10, 0, 1, vip]), 80, Mode::Dsr);
         let backend = |admin| Backend { admin, ..Backend::default() };
         service.backends = backends.iter().map(|(at, admin)| (*at, backend(*admin))).collect();
@@ -148,12 +149,12 @@ mod tests {
         let down = Admin::Down;
         let base = merged(&[("web", service(1, &[(A, Admin::Enabled), (B, Admin::Enabled)]))]);
         let drains = service(1, &[(A, draining), (B, down)]);
-        let vip = IpAddr::from([10, 0, 1, 2]);
+        let vip = BackendAddress::from([10, 0, 1, 2]);
         let mut small = drains.clone();
         small.ring_slots = 1_000;
         let mut v6 = drains.clone();
         v6.backends.insert("fd00::1".parse().expect("an address"), Backend::default());
-        let more = |at: IpAddr, admin| {
+        let more = |at: BackendAddress, admin| {
             let mut service = drains.clone();
             service.backends.insert(at, Backend { admin, ..Backend::default() });
             service
@@ -161,7 +162,7 @@ mod tests {
         let kept = merged(&[("web", drains.clone())]);
         let with_vip = merged(&[("web", drains.clone()), ("more", service(2, &[]))]);
         /// The state in force, limits, the remaining state, the named ones.
-        type Case<'a> = (Merged, Limits, &'a Merged, &'a [(&'a str, Option<IpAddr>)]);
+        type Case<'a> = (Merged, Limits, &'a Merged, &'a [(&'a str, Option<BackendAddress>)]);
         let cases: &[Case<'_>] = &[
             (kept.clone(), limits(1, 2), &kept, &[]),
             (merged(&[("web", v6)]), limits(9, 9), &kept, &[("web", "fd00::1".parse().ok())]),
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn an_added_service_gives_way_to_a_configured_backend() {
-        let vip = IpAddr::from([10, 0, 1, 2]);
+        let vip = BackendAddress::from([10, 0, 1, 2]);
         let base = merged(&[("web", service(1, &[(vip, Admin::Enabled)]))]);
         let down = service(1, &[(vip, Admin::Down)]);
         let mut both = merged(&[("web", down.clone()), ("mine", service(2, &[]))]);

@@ -6,12 +6,13 @@
 mod enforce_rules;
 mod merge;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::merge::{Conflict, Ending, Merged, Unsaid, merge};
 use crate::{
+    backend_address::BackendAddress,
     check::Check,
     desired::{Admin, Backend, Desired, Service, Weight},
 };
@@ -37,7 +38,7 @@ pub struct ServiceOverride {
     pub removed: bool,
     /// The changes of each backend that has any.
     #[serde(default)]
-    pub backends: BTreeMap<IpAddr, BackendOverride>,
+    pub backends: BTreeMap<BackendAddress, BackendOverride>,
 }
 
 /// The changes of one backend.
@@ -131,7 +132,7 @@ impl Overrides {
 }
 
 impl BackendOverride {
-    fn apply(&self, address: IpAddr, backends: &mut BTreeMap<IpAddr, Backend>) {
+    fn apply(&self, address: BackendAddress, backends: &mut BTreeMap<BackendAddress, Backend>) {
         match self {
             Self::Added(backend) => {
                 backends.insert(address, backend.clone());
@@ -155,15 +156,17 @@ impl BackendOverride {
 }
 
 fn backends_between(
-    configured: &BTreeMap<IpAddr, Backend>,
-    desired: &BTreeMap<IpAddr, Backend>,
-) -> BTreeMap<IpAddr, BackendOverride> {
+    configured: &BTreeMap<BackendAddress, Backend>,
+    desired: &BTreeMap<BackendAddress, Backend>,
+) -> BTreeMap<BackendAddress, BackendOverride> {
     let gone = configured.keys().filter(|address| !desired.contains_key(*address));
     let gone = gone.map(|address| (*address, BackendOverride::Removed));
     let there = desired.iter().filter_map(|(address, backend)| {
         let change = match configured.get(address) {
-            None => BackendOverride::Added(backend.clone()),
             Some(base) if base == backend => return None,
+            // A name has no override of its own: nothing changes it but another backend in its place.
+            Some(base) if base.name != backend.name => BackendOverride::Added(backend.clone()),
+            None => BackendOverride::Added(backend.clone()),
             Some(base) => BackendOverride::Changed {
                 weight: (base.weight != backend.weight).then_some(backend.weight),
                 admin: (base.admin != backend.admin).then_some(backend.admin),

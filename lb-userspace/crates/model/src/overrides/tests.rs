@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::*;
 use crate::{
@@ -27,11 +27,9 @@ fn any_backend() -> impl Strategy<Value = Backend> {
         1 => Just(Some(Box::new(Check { kind: Kind::Tcp, ..Check::default() }))),
         1 => Just(Some(Box::default())),
     ];
-    (1u16..4, admin, any::<bool>(), check).prop_map(|(w, admin, backup, check)| Backend {
-        weight: weight(w),
-        admin,
-        backup,
-        check,
+    let name = prop_oneof![3 => Just(None), 1 => Just(Some("a".to_owned())), 1 => Just(Some("b".to_owned()))];
+    (name, 1u16..4, admin, any::<bool>(), check).prop_map(|(name, w, admin, backup, check)| {
+        Backend { name, weight: weight(w), admin, backup, check }
     })
 }
 
@@ -46,8 +44,13 @@ pub(super) fn any_desired() -> impl Strategy<Value = Desired> {
             let mut service = Service::new(IpAddr::from([10, 0, 1, vip]), port, Mode::Dsr);
             service.policy.second_choice = second_choice;
             let backends = backends.into_iter();
-            service.backends =
-                backends.map(|(at, backend)| (IpAddr::from([10, 0, 0, at]), backend)).collect();
+            service.backends = backends
+                .map(|(at, backend)| {
+                    // Two backends of a service have no name in common.
+                    let name = backend.name.as_ref().map(|name| format!("{name}{at}"));
+                    ([10, 0, 0, at].into(), Backend { name, ..backend })
+                })
+                .collect();
             service.drain_deadline = drain.map(Duration::from_secs);
             desired.services.insert(name, service);
         }

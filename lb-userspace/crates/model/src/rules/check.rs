@@ -1,10 +1,11 @@
 //! The rules for a check and a policy, for every source: the configuration's reader, the API and the
 //! state file.
 
-use std::{net::IpAddr, ops::RangeInclusive, path::Path, time::Duration};
+use std::{ops::RangeInclusive, path::Path, time::Duration};
 
 use super::Violation;
 use crate::{
+    backend_address::BackendAddress,
     check::{Check, Dns, Exec, Http, Kind, Tls},
     desired::Service,
     units::format_duration,
@@ -171,7 +172,7 @@ pub(crate) fn mended(check: &Check) -> Check {
 #[must_use]
 pub(crate) fn violations_of_policy(name: &str, service: &Service) -> Vec<Violation> {
     let mut found = Vec::new();
-    let mut note = |backend: Option<IpAddr>, field: &'static str, message: String| {
+    let mut note = |backend: Option<BackendAddress>, field: &'static str, message: String| {
         found.push(Violation { service: name.to_owned(), backend, field, message });
     };
     let policy = &service.policy;
@@ -205,7 +206,7 @@ pub(crate) fn foreign_commands(
     service: &Service,
     configured: Option<&Service>,
 ) -> Vec<Violation> {
-    fn all(service: &Service) -> impl Iterator<Item = (Option<IpAddr>, &Check)> {
+    fn all(service: &Service) -> impl Iterator<Item = (Option<BackendAddress>, &Check)> {
         let own = service.backends.iter();
         let own = own.filter_map(|(at, backend)| Some((Some(*at), backend.check.as_deref()?)));
         [(None, &service.policy.check)].into_iter().chain(own)
@@ -228,13 +229,16 @@ pub(crate) fn foreign_commands(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::{
+        backend_address::BackendAddress,
         check::Udp,
         desired::{Backend, Mode},
     };
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const A: BackendAddress = BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)));
 
     fn checked(check: Check) -> Service {
         let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);

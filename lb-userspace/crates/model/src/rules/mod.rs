@@ -5,11 +5,12 @@ pub mod check;
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use crate::{
+    backend_address::{BackendAddress, BackendRef},
     desired::{Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
     settings::Limits,
     units::format_duration,
@@ -35,7 +36,7 @@ pub struct Violation {
     /// The service; empty if it is none in particular.
     pub service: String,
     /// The backend, if it is one in particular.
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// The field, as the configuration names it.
     pub field: &'static str,
     /// The mistake, and its remedy.
@@ -70,9 +71,10 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
         desired.services.iter().map(|(name, service)| (service.key.vip, name.as_str())).collect();
     for (name, service) in &desired.services {
         for address in service.backends.keys() {
-            if let Some(owner) = vips.get(address) {
+            if let Some(owner) = vips.get(&address.ip) {
                 let message = format!(
-                    "{address} is the VIP of service {owner}; give the backend's own address"
+                    "{} is the VIP of service {owner}; give the backend's own address",
+                    address.ip
                 );
                 found.push(name, Some(*address), "address", message);
             }
@@ -147,27 +149,16 @@ pub fn doubts(desired: &Desired) -> Vec<Violation> {
     found.0
 }
 
-/// Reads a VIP.
+/// Reads an address.
 ///
 /// # Errors
 ///
 /// The remedy.
-pub fn vip(text: &str) -> Result<IpAddr, String> {
-    address(text, "write the address alone, and the port by itself")
-}
-
-/// Reads a backend's address.
-///
-/// # Errors
-///
-/// The remedy.
-pub fn backend_address(text: &str) -> Result<IpAddr, String> {
-    address(text, "a backend has its service's port: write the address alone")
-}
-
-fn address(text: &str, without_port: &str) -> Result<IpAddr, String> {
+pub fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| match text.parse::<std::net::SocketAddr>() {
-        Ok(_) => format!("`{text}` has a port in it; {without_port}"),
+        Ok(_) => {
+            format!("`{text}` has a port in it; write the address alone")
+        }
         Err(_) => {
             format!("`{text}` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"")
         }
@@ -180,7 +171,7 @@ impl Found {
     fn push(
         &mut self,
         service: &str,
-        backend: Option<IpAddr>,
+        backend: Option<BackendAddress>,
         field: &'static str,
         message: String,
     ) {
@@ -214,9 +205,33 @@ impl Found {
             self.push(name, None, "udp", message);
         }
         self.0.extend(check::violations_of_policy(name, service));
-        for address in service.backends.keys() {
-            let fits = check_address(*address)
-                .and_then(|()| check_family(service.mode, service.key.vip, *address));
+        self.in_backends(name, service);
+    }
+
+    fn in_backends(&mut self, name: &str, service: &Service) {
+        let mut sockets: BTreeMap<SocketAddr, BackendAddress> = BTreeMap::new();
+        let mut names: BTreeMap<&str, BackendAddress> = BTreeMap::new();
+        for (address, backend) in &service.backends {
+            if let Some(first) = sockets.insert(address.socket(service.key.port), *address) {
+                let message = format!(
+                    "{address} is the backend {first} already; give each once, with its weight"
+                );
+                self.push(name, Some(*address), "address", message);
+            }
+            if let Some(own) = &backend.name {
+                if let Err(message) = check_backend_name(own) {
+                    self.push(name, Some(*address), "name", message);
+                }
+                if let Some(first) = names.insert(own, *address) {
+                    let message = format!(
+                        "name `{own}`: it is that of {first} already; give each backend its own"
+                    );
+                    self.push(name, Some(*address), "name", message);
+                }
+            }
+            let fits = check_address(address.ip)
+                .and_then(|()| check_family(service.mode, service.key.vip, address.ip))
+                .and_then(|()| check_port(service, *address));
             if let Err(message) = fits {
                 self.push(name, Some(*address), "address", message);
             }
@@ -238,6 +253,15 @@ pub fn check_name(name: &str) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// A backend's name: it stands for its address.
+fn check_backend_name(name: &str) -> Result<(), String> {
+    check_name(name)?;
+    match BackendRef::from(name.to_owned()) {
+        BackendRef::Name(_) => Ok(()),
+        BackendRef::Address(_) => Err(format!("name `{name}` is an address; give it a letter")),
+    }
 }
 
 /// An address that a VIP or a backend can have.
@@ -272,6 +296,18 @@ fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> 
         )),
         (Mode::Ipip, false, true) => Err(format!(
             "{backend} is IPv4 and the VIP {vip} IPv6; IPv6 in IPv4 is not supported: give the backend's IPv6 address"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether packets reach the port of a backend: only a translation of addresses changes it.
+fn check_port(service: &Service, backend: BackendAddress) -> Result<(), String> {
+    let (mode, port) = (service.mode, service.key.port);
+    match backend.port_or(port) {
+        other if other != port => Err(format!(
+            "port {other}, and clients connect to {port}: {mode} sends packets on with the port that they have; \
+             give the address without a port, and let the backend listen at {port}"
         )),
         _ => Ok(()),
     }
@@ -347,6 +383,34 @@ mod tests {
             assert_eq!(found.len(), 1, "{vip} {mode} {backend}: {found:?}");
             assert!(found[0].contains("give the backend's"), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_port_that_packets_do_not_reach_a_backend_twice_and_a_name_twice_are_refused() {
+        assert_eq!(
+            messages(&[("web", service("10.0.0.100", Mode::Dsr, &["10.0.0.1:80"]))]),
+            [""; 0]
+        );
+        let twice = service("10.0.0.100", Mode::Dsr, &["10.0.0.1", "10.0.0.1:80"]);
+        assert_eq!(
+            messages(&[("web", twice)]),
+            [
+                "service web: backend 10.0.0.1:80: 10.0.0.1:80 is the backend 10.0.0.1 already; give each once, with its weight"
+            ]
+        );
+        for mode in [Mode::Dsr, Mode::Ipip] {
+            let found = messages(&[("web", service("10.0.0.100", mode, &["10.0.0.1:8080"]))]);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].contains(&format!("{mode} sends packets on")), "{found:?}");
+        }
+        let mut named = service("10.0.0.100", Mode::Dsr, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        for (backend, name) in named.backends.values_mut().zip(["a", "a", "10.0.0.1"]) {
+            backend.name = Some(name.into());
+        }
+        let found = messages(&[("web", named)]);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("name `a`: it is that of 10.0.0.1"), "{found:?}");
+        assert!(found[1].contains("name `10.0.0.1` is an address"), "{found:?}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ mod patch;
 pub mod stream;
 mod view;
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
@@ -23,6 +23,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
+use lb_model::backend_address::BackendAddress;
 use serde::Deserialize;
 
 use crate::{
@@ -47,7 +48,7 @@ pub fn router(samples: Samples, events: Events) -> Router {
 #[derive(Deserialize)]
 struct Of {
     service: String,
-    backend: IpAddr,
+    backend: BackendAddress,
 }
 
 async fn history(State(events): State<Events>, Query(of): Query<Of>) -> Response {

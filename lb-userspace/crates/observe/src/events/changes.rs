@@ -1,9 +1,10 @@
 //! The events of a change of the desired state.
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use lb_api::event::{EventBody, Kind};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Backend, Desired},
     units::rfc3339,
 };
@@ -36,9 +37,9 @@ pub fn between(before: &Desired, after: &Desired, cause: &str) -> Vec<EventBody>
     found
 }
 
-type Backends = BTreeMap<IpAddr, Backend>;
+type Backends = BTreeMap<BackendAddress, Backend>;
 
-fn of_backends(before: &Backends, after: &Backends) -> Vec<(Kind, IpAddr, String)> {
+fn of_backends(before: &Backends, after: &Backends) -> Vec<(Kind, BackendAddress, String)> {
     let mut found = Vec::new();
     for address in before.keys().filter(|address| !after.contains_key(*address)) {
         found.push((Kind::BackendRemoved, *address, "removed".into()));
@@ -60,7 +61,7 @@ fn of_backends(before: &Backends, after: &Backends) -> Vec<(Kind, IpAddr, String
             let message = format!("has weight {} instead of {}", backend.weight, old.weight);
             push(Kind::BackendWeight, message);
         }
-        if old.backup != backend.backup || old.check != backend.check {
+        if old.name != backend.name || old.backup != backend.backup || old.check != backend.check {
             push(Kind::BackendChanged, "changed".into());
         }
     }
@@ -92,13 +93,16 @@ fn state(admin: Admin) -> (Kind, String) {
 #[cfg(test)]
 mod tests {
     use lb_model::desired::{Backend, Mode, Service};
+    use std::net::IpAddr;
 
     use super::*;
 
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12));
+    const A: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
+    const B: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 12)));
 
-    fn web(backends: &[(IpAddr, u16, Admin)]) -> Desired {
+    fn web(backends: &[(BackendAddress, u16, Admin)]) -> Desired {
         let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         for (address, weight, admin) in backends {
             let weight = weight.to_string().parse().expect("not zero");

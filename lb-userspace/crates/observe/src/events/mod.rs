@@ -8,12 +8,12 @@ pub mod changes;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
 use lb_api::event::{Event, EventBody, KEPT, Kind, Page};
+use lb_model::backend_address::BackendAddress;
 use tokio::sync::watch;
 
 /// Events that are given at once.
@@ -106,7 +106,7 @@ impl Events {
 
     /// The last events of a backend, at most `limit`, newest first.
     #[must_use]
-    pub fn of_backend(&self, service: &str, backend: IpAddr, limit: usize) -> Vec<Event> {
+    pub fn of_backend(&self, service: &str, backend: BackendAddress, limit: usize) -> Vec<Event> {
         let history = self.history();
         let its = history.kept.iter().rev().filter(|event| {
             event.body.backend == Some(backend) && event.body.service.as_deref() == Some(service)
@@ -254,7 +254,8 @@ mod tests {
         let event = Event {
             seq: 7,
             at: at(1_500),
-            body: entry("backend A of web is up").of_backend("web", IpAddr::from([10, 0, 0, 11])),
+            body: entry("backend A of web is up")
+                .of_backend("web", BackendAddress::from([10, 0, 0, 11])),
         };
         let json = serde_json::to_string(&event).expect("it is JSON");
         assert_eq!(
@@ -269,7 +270,7 @@ mod tests {
     #[test]
     fn a_backend_s_history_is_its_own_and_begins_with_the_last_event() {
         let events = Events::new(at(1));
-        let [one, other] = [[10, 0, 0, 11], [10, 0, 0, 12]].map(IpAddr::from);
+        let [one, other] = [[10, 0, 0, 11], [10, 0, 0, 12]].map(BackendAddress::from);
         for (message, service, backend) in
             [("a", "web", one), ("b", "web", other), ("c", "mail", one), ("d", "web", one)]
         {

@@ -1,6 +1,6 @@
 //! The figures by the names of HAProxy's own exporter, for alerts and dashboards that are there.
 //!
-//! A service is a frontend and a backend (`proxy`), a backend is a server. Only metrics with the same meaning
+//! A service is a frontend and a backend (`proxy`), a backend is a server, by its name or else its address. Only metrics with the same meaning
 //! are exported: answers bypass the balancer, so it knows nothing of bytes out, sessions that are
 //! open, response times and errors of servers, and it has no queues.
 
@@ -71,12 +71,11 @@ pub(super) fn write(
         .services
         .iter()
         .flat_map(|(proxy, service)| {
-            let row = |(address, backend): (&_, _)| Row {
+            service.backends.iter().map(move |(address, backend)| Row {
                 proxy,
-                server: ToString::to_string(address),
+                server: backend.name.clone().unwrap_or_else(|| address.to_string()),
                 backend,
-            };
-            service.backends.iter().map(row)
+            })
         })
         .collect();
     servers(page, &rows)?;

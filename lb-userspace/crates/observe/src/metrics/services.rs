@@ -70,6 +70,10 @@ pub(super) fn write(page: &mut Page<'_>, status: &Status) -> fmt::Result {
             service.backends.iter().map(row)
         })
         .collect();
+    page.infos(
+        Family::new("lb_backend", "A backend that has a name beside its address"),
+        rows.iter().filter_map(|row| Some(row.labelled("name", row.backend.name.as_deref()?))),
+    )?;
     traffic(page, &rows)?;
     backend_states(page, &rows)?;
     checks(page, &rows)

@@ -3,12 +3,11 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
     time::Instant,
 };
 
 use lb_api::status::{Backend, Count, Service, Status};
-use lb_model::desired::ServiceKey;
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey};
 use serde::{Deserialize, Serialize};
 
 use super::{BackendSeries, Series, ServiceSeries};
@@ -46,7 +45,7 @@ pub struct ServiceRates {
     /// To all of its backends.
     pub total: Rate,
     /// To each of them.
-    pub backends: BTreeMap<IpAddr, Rate>,
+    pub backends: BTreeMap<BackendAddress, Rate>,
 }
 
 /// The last seconds, bounded: [`KEPT`] times 13 bytes for each backend that there is.
@@ -63,7 +62,7 @@ pub(super) struct History {
 struct OfService {
     key: ServiceKey,
     rates: Ring<Rate>,
-    backends: BTreeMap<IpAddr, OfBackend>,
+    backends: BTreeMap<BackendAddress, OfBackend>,
 }
 
 #[derive(Debug)]
@@ -284,13 +283,15 @@ fn series(rates: &Ring<Rate>, seconds: usize) -> Series {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use lb_model::desired::Admin;
 
     use super::{super::tests::status, *};
 
-    const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+    const BACKEND: BackendAddress =
+        BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
     struct Story {
         history: History,

@@ -7,7 +7,6 @@ mod history;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -20,6 +19,7 @@ use axum::{
 };
 use lb_api::{paths, status::Status};
 use lb_model::{
+    backend_address::BackendAddress,
     edit::no_service,
     refusal::{Refusal, RefusalKind},
     units::rfc3339,
@@ -201,7 +201,7 @@ pub struct ServiceSeries {
     pub total: Series,
     /// Its backends.
     #[serde(default)]
-    pub backends: BTreeMap<IpAddr, BackendSeries>,
+    pub backends: BTreeMap<BackendAddress, BackendSeries>,
 }
 
 /// A backend's figures.
@@ -253,7 +253,7 @@ mod tests {
             "ring_slots": 1_009, "slots_in_flux": 0, "idle_timeout_secs": 900, "backends": {},
         }))
         .expect("a service");
-        let backends = [(IpAddr::from([10, 0, 0, 11]), backend)].into();
+        let backends = [(BackendAddress::from([10, 0, 0, 11]), backend)].into();
         let services = [("web".to_owned(), Service { backends, ..service })].into();
         Status { services, ..Status::default() }
     }
@@ -290,7 +290,7 @@ mod tests {
             .expect("2");
         let page = |query: SamplesQuery| samples.page(&query);
         let all = page(SamplesQuery::default()).expect("a page");
-        let backend = &all.services["web"].backends[&IpAddr::from([10, 0, 0, 11])];
+        let backend = &all.services["web"].backends[&BackendAddress::from([10, 0, 0, 11])];
         assert_eq!((backend.states.as_str(), backend.total.packets.len()), ("uu", 2));
         assert_eq!(all.node, all.services["web"].total);
         let totals = SamplesQuery { totals: true, ..SamplesQuery::default() };

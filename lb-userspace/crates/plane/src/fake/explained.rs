@@ -52,17 +52,18 @@ fn balancer(mode: Mode) -> (Fake, Status) {
         idle_timeout_secs: 900,
         standing: Default::default(),
         totals: Default::default(),
+        target_port: None,
         backends: BTreeMap::new(),
     };
     for id in 1..=3_u16 {
         let address: IpAddr = format!("10.0.0.{}", 10 + id).parse().unwrap();
-        let mut backend = entry::blank(mode, address, &Tunnel::default());
+        let mut backend = entry::blank(mode, address.into(), &Tunnel::default());
         backend.l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, id as u8]);
         backend.l2[12..14].copy_from_slice(&[8, 0]);
         backend.flags |= backend_flags::USABLE;
         (backend.ifindex, backend.mtu, backend.service) = (u32::from(id), 1_480, 3);
         fake.put_backend(id, &backend).unwrap();
-        service.backends.insert(address, status::Backend { id, ..Default::default() });
+        service.backends.insert(address.into(), status::Backend { id, ..Default::default() });
     }
     let base = |slot: u16| if slot % 2 == 1 { 2 } else { 0 };
     let owners: Vec<_> = (0..251).map(|slot| Owners { current: 1, base: base(slot) }).collect();

@@ -1,8 +1,14 @@
 //! Numbers, addresses and texts as bytes: what all messages are made of.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU16,
+};
 
-use lb_model::desired::{Protocol, ServiceKey};
+use lb_model::{
+    backend_address::BackendAddress,
+    desired::{Protocol, ServiceKey},
+};
 
 /// Bytes that are no message, and what is wrong with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +22,10 @@ const CUT_OFF: Malformed = Malformed("it is cut off");
 
 /// In the byte before a service: its address is of IPv6.
 const SERVICE_V6: u8 = 1;
+/// In the byte before a backend: its address is of IPv6.
+const BACKEND_V6: u8 = 1;
+/// In the byte before a backend: its port follows its address. A node of a release without ports refuses it.
+const BACKEND_PORT: u8 = 2;
 /// In the byte before a service: its protocol is UDP.
 const SERVICE_UDP: u8 = 2;
 
@@ -117,6 +127,20 @@ impl<'a> Reader<'a> {
         Ok(ServiceKey { vip, port: self.u16()?, protocol })
     }
 
+    /// A backend: the kind of its address, and the port behind it if the kind has one.
+    pub(crate) fn backend(&mut self) -> Read<BackendAddress> {
+        let head = self.u8()?;
+        if head & !(BACKEND_V6 | BACKEND_PORT) != 0 {
+            return Err(Malformed("a backend's address is of an unknown kind"));
+        }
+        let ip = self.address(head & BACKEND_V6 != 0)?;
+        if head & BACKEND_PORT == 0 {
+            return Ok(BackendAddress::new(ip));
+        }
+        let port = NonZeroU16::new(self.u16()?).ok_or(Malformed("a backend has port 0"))?;
+        Ok(BackendAddress { ip, port: Some(port) })
+    }
+
     /// Nothing may be left.
     pub(crate) fn end(self) -> Read<()> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed("more follows than was announced")) }
@@ -142,6 +166,17 @@ pub(crate) trait Writer {
         match address {
             IpAddr::V4(address) => self.put(&address.octets()),
             IpAddr::V6(address) => self.put(&address.octets()),
+        }
+    }
+
+    /// See [`Reader::backend`].
+    fn put_backend(&mut self, backend: &BackendAddress) {
+        let family = if backend.ip.is_ipv6() { BACKEND_V6 } else { 0 };
+        let port = if backend.port.is_some() { BACKEND_PORT } else { 0 };
+        self.put(&[family | port]);
+        self.put_address(backend.ip);
+        if let Some(port) = backend.port {
+            self.put(&port.get().to_be_bytes());
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
-use super::{drain_wait, health, table::Table};
-use lb_api::status::{Backend, Count, Service, Status, Totals, TxErrorStatus, Usage};
-use lb_model::seen::Condition;
+use lb_api::status::{Backend, Count, OneBackend, Service, Status, Totals, TxErrorStatus, Usage};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::Admin,
+    seen::Condition,
     units::{format_bytes, format_count, format_duration},
 };
+
+use super::{drain_wait, health, table::Table};
 
 /// The whole node.
 pub(super) fn overview(status: &Status) -> String {
@@ -187,9 +189,9 @@ pub(super) fn backends(services: &BTreeMap<String, Service>) -> String {
     table.render()
 }
 
-fn backend_cells(address: IpAddr, backend: &Backend, service: &Service) -> [String; 9] {
+fn backend_cells(address: BackendAddress, backend: &Backend, service: &Service) -> [String; 9] {
     [
-        address.to_string(),
+        label(address, backend),
         state(backend),
         backend.weight.to_string(),
         share(backend.slots, service.ring_slots),
@@ -201,10 +203,22 @@ fn backend_cells(address: IpAddr, backend: &Backend, service: &Service) -> [Stri
     ]
 }
 
+/// A backend's address, and the name that it has.
+pub(super) fn label(address: BackendAddress, backend: &Backend) -> String {
+    match &backend.name {
+        None => address.to_string(),
+        Some(name) => format!("{address} ({name})"),
+    }
+}
+
 /// Everything about one backend.
-pub(super) fn backend(service: &str, address: IpAddr, backend: &Backend) -> String {
+pub(super) fn backend(service: &str, shown: &OneBackend) -> String {
+    let OneBackend { address, backend } = shown;
     let mut table = Table::new(&[&format!("backend {address}"), &format!("of {service}")]);
     let mut row = |name: &str, value: String| table.row([format!("  {name}"), value]);
+    if let Some(name) = &backend.name {
+        row("name", name.clone());
+    }
     row("state", state(backend));
     row("weight", backend.weight.to_string());
     for (name, value) in backend.check.iter().flat_map(health::rows) {

@@ -22,6 +22,10 @@ fn backend_with(admin: Admin, unusable: Option<&str>) -> Backend {
     }
 }
 
+fn shown(one: &Backend) -> String {
+    backend("web", &OneBackend { address: [10, 0, 0, 11].into(), backend: one.clone() })
+}
+
 fn node() -> Status {
     let mut drained = backend_with(Admin::Draining { deadline: None }, None);
     (drained.slots, drained.pins) = (0, 0);
@@ -34,10 +38,11 @@ fn node() -> Status {
         idle_timeout_secs: 900,
         standing: Standing { up: 1, enabled: 2, ready: true, ..Standing::default() },
         totals: Totals { sent: Count { packets: 3_000_000, bytes: 9 << 20 }, new_flows: 21 },
+        target_port: None,
         backends: [
-            (IpAddr::from([10, 0, 0, 11]), backend_with(Admin::Enabled, None)),
-            (IpAddr::from([10, 0, 0, 12]), backend_with(Admin::Enabled, Some("no answer"))),
-            (IpAddr::from([10, 0, 0, 13]), drained),
+            ([10, 0, 0, 11].into(), backend_with(Admin::Enabled, None)),
+            ([10, 0, 0, 12].into(), backend_with(Admin::Enabled, Some("no answer"))),
+            ([10, 0, 0, 13].into(), drained),
         ]
         .into(),
     };
@@ -136,7 +141,7 @@ fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
     };
     one.slots = 0;
     assert_eq!(state(&one), "draining (1.24k pins closing)");
-    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    let text = shown(&one);
     for expected in [
         "1240, 1237 of them closing",
         "3 pinned flows and 1.24k closing, older flows possible in 512 slots; last packet 3s ago; \
@@ -148,7 +153,7 @@ fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
     one.drain = Some(Drain { estimated: true, heard_secs, ends_in_secs: Some(880), ..drain });
     one.pins_closing = one.pins;
     assert_eq!(state(&one), "draining (silent for 1m30s, 1.24k pins closing)");
-    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    let text = shown(&one);
     let expected = "no flow left with a packet for 1m30s (estimated: safe to stop unless a client is \
                     silent for longer; proven in 14m40s)";
     assert!(text.contains(expected), "{text}");
@@ -160,7 +165,7 @@ fn a_backup_that_is_told_nothing_says_so() {
     one.drain = Some(Drain { unseen: Some(Unseen::Unsynced), ..Drain::default() });
     (one.slots, one.base_slots, one.pins) = (0, 0, 0);
     assert_eq!(state(&one), "draining (only the Active sees its flows)");
-    let text = backend("web", IpAddr::from([10, 0, 0, 11]), &one);
+    let text = shown(&one);
     assert!(text.contains("unknown: only the Active sees the traffic"), "{text}");
     one.admin = Admin::Enabled;
     assert!(!state(&one).contains("Active"), "it does not drain");

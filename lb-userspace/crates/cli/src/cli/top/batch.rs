@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write as _},
-    net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Result;
-use lb_api::paths;
+use lb_api::{client::Client, paths, status::Status};
+use lb_model::{backend_address::BackendAddress, units::rfc3339};
 use serde::Serialize;
 
 use super::{
@@ -18,9 +18,6 @@ use super::{
     rows::{self, Column, Row},
 };
 use crate::cli::{options::Output, patience::Patient, table::Table};
-use lb_api::client::Client;
-use lb_api::status::Status;
-use lb_model::units::rfc3339;
 
 /// Prints `times` times, or until the output is closed.
 pub(super) async fn run(
@@ -108,13 +105,13 @@ struct PerSecond<'a> {
 struct ServiceLook {
     #[serde(flatten)]
     rate: Option<Rate>,
-    backends: BTreeMap<IpAddr, Option<Rate>>,
+    backends: BTreeMap<BackendAddress, Option<Rate>>,
 }
 
 fn look(app: &App) -> Look<'_> {
     let services = app.status.iter().flat_map(|status| &status.services);
     let services = services.map(|(name, service)| {
-        let of = |at: &IpAddr| app.rates.of(&Of::Backend(name.clone(), *at));
+        let of = |at: &BackendAddress| app.rates.of(&Of::Backend(name.clone(), *at));
         let backends = service.backends.keys().map(|at| (*at, of(at))).collect();
         let rate = app.rates.of(&Of::Service(name.clone()));
         (name.as_str(), ServiceLook { rate, backends })

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use lb_api::status::{Backend, Count, Service, Status};
+use lb_model::backend_address::BackendAddress;
 use serde::Serialize;
 
 /// Looks that are kept of each rate.
@@ -22,7 +22,7 @@ pub(super) enum Of {
     /// A service.
     Service(String),
     /// A backend of a service.
-    Backend(String, IpAddr),
+    Backend(String, BackendAddress),
     /// Dropped packets, of all reasons.
     Drops,
     /// Dropped packets, of one reason.
@@ -200,7 +200,7 @@ mod tests {
         rates.look(&status, start + Duration::from_secs(2));
         let expected = Rate { packets: 500.0, bytes: 50_000.0, new_flows: 50.0 };
         let web = || "web".to_owned();
-        let at = IpAddr::from([10, 0, 0, 11]);
+        let at = BackendAddress::from([10, 0, 0, 11]);
         for of in [Of::Backend(web(), at), Of::Service(web()), Of::Node] {
             assert_eq!(rates.of(&of), Some(expected), "{of:?}");
         }
@@ -216,7 +216,7 @@ mod tests {
         rates.look(&status, start);
         send(&mut status, "web", 11, 100);
         let web = status.services.get_mut("web").expect("it is there");
-        web.backends.remove(&IpAddr::from([10, 0, 0, 12])).expect("it had the most");
+        web.backends.remove(&BackendAddress::from([10, 0, 0, 12])).expect("it had the most");
         rates.look(&status, start + Duration::from_secs(1));
         let packets = |rates: &Rates, of: &Of| rates.of(of).map(|rate| rate.packets);
         for of in [Of::Service("web".into()), Of::Node] {

@@ -2,11 +2,11 @@
 
 use std::{cmp::Ordering, net::IpAddr};
 
-use super::rates::{Of, Rate, Rates};
 use lb_api::status::{Backend, BackendState, Service, Status};
 use lb_inspect::flows::Flow;
-use lb_model::{seen::Condition, units::format_count};
+use lb_model::{backend_address::BackendAddress, seen::Condition, units::format_count};
 
+use super::rates::{Of, Rate, Rates};
 use crate::cli::{flows as flow_text, status as text};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,11 +189,11 @@ pub(super) fn services(status: &Status, rates: &Rates) -> Vec<Row> {
 
 /// A line for each backend of a service.
 pub(super) fn backends(name: &str, service: &Service, rates: &Rates) -> Vec<Row> {
-    let row = |(address, backend): (&IpAddr, &Backend)| {
+    let row = |(address, backend): (&BackendAddress, &Backend)| {
         let of = Of::Backend(name.to_owned(), *address);
         let share = 100.0 * f64::from(backend.slots) / f64::from(service.ring_slots.max(1));
         let mut cells = vec![
-            Cell::address(address.to_string(), *address, 0),
+            Cell::address(text::label(*address, backend), address.ip, address.port_or(0)),
             Cell::word(text::state(backend)).toned(tone(backend)),
             Cell::number(backend.weight.to_string(), backend.weight.into()),
             Cell::number(format!("{share:.1}%"), share),

@@ -2,11 +2,16 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use lb_api::routers::{Counters, RouterStatus};
-use lb_api::status::{Backend, Count, Interface, Service, Standing, Status, Totals, Usage};
-use lb_model::desired::{Admin, Mode, Protocol, ServiceKey};
-use lb_model::router::{Family, RouterKey, State};
-use lb_model::seen::Condition;
+use lb_api::{
+    routers::{Counters, RouterStatus},
+    status::{Backend, Count, Interface, Service, Standing, Status, Totals, Usage},
+};
+use lb_model::{
+    backend_address::BackendAddress,
+    desired::{Admin, Mode, Protocol, ServiceKey},
+    router::{Family, RouterKey, State},
+    seen::Condition,
+};
 
 fn backend(slots: u32, packets: u64) -> Backend {
     Backend {
@@ -35,7 +40,8 @@ fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Servi
         idle_timeout_secs: 900,
         standing: Standing { up: 1, enabled: 1, ready: true, ..Standing::default() },
         totals,
-        backends: backends.into_iter().map(|(last, backend)| (at(last), backend)).collect(),
+        target_port: None,
+        backends: backends.into_iter().map(|(last, backend)| (at(last).into(), backend)).collect(),
     }
 }
 
@@ -93,7 +99,7 @@ pub(super) fn send(status: &mut Status, name: &str, last: u8, packets: u64) {
     let more = Totals { sent, new_flows: packets / 10 };
     let service = status.services.get_mut(name).expect("it is there");
     service.totals.add(more);
-    let backend = service.backends.get_mut(&IpAddr::from([10, 0, 0, last]));
+    let backend = service.backends.get_mut(&BackendAddress::from([10, 0, 0, last]));
     let backend = backend.expect("it is there");
     let mut all = Totals { sent: backend.sent, new_flows: backend.new_flows };
     all.add(more);

@@ -154,7 +154,7 @@ async fn resolve(
     let services = config.desired.services.values();
     let wants: BTreeSet<Want> = services
         .flat_map(|service| {
-            service.backends.keys().map(|&address| Want { address, mode: service.mode })
+            service.backends.keys().map(|&address| Want { address: address.ip, mode: service.mode })
         })
         .collect();
     let (resolver, mut resolutions) = Resolver::start(config.interfaces.clone()).await?;

@@ -1,6 +1,12 @@
 //! Any state that a file can express.
 
-use std::{net::IpAddr, num::NonZeroU8, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    net::IpAddr,
+    num::{NonZeroU8, NonZeroU16},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use lb_model::{
     check::{Check, Dns, Exec, Http, Kind, Start, Tls, Udp, Via},
@@ -83,6 +89,7 @@ fn any_backend() -> impl Strategy<Value = Backend> {
     ]);
     (1u16.., admin, any::<bool>(), option::of(any_check())).prop_map(
         |(weight, admin, backup, check)| Backend {
+            name: None,
             weight: weight.to_string().parse().expect("it is not zero"),
             admin,
             backup,
@@ -97,12 +104,13 @@ fn any_service() -> impl Strategy<Value = Service> {
     let shape =
         (1u16.., option::of(udp), any::<bool>(), select(vec![1_009u32, 65_537]), any::<u32>());
     let silence = 1u64..=43_200;
+    let target = any::<bool>();
     let times = (1u64..=43_200, option::of(1u64..=2_592_000), millis(), millis(), silence);
     let on_down = select(vec![OnDown::Keep, OnDown::Move]);
     let policy = (0u8..=100, any::<u16>(), any::<bool>(), any_check(), on_down);
     let backends = prop::collection::btree_map(1u8..5, any_backend(), 0..4);
-    (shape, times, policy, backends).prop_map(
-        |((port, udp, dsr, ring_slots, syn_budget), times, policy, backends)| {
+    (shape, times, policy, target, backends).prop_map(
+        |((port, udp, dsr, ring_slots, syn_budget), times, policy, target, backends)| {
             let (idle, drain, slow_start, half_life, silence) = times;
             let mode = if dsr { Mode::Dsr } else { Mode::Ipip };
             let mut service = Service::new(IpAddr::from([10, 0, 1, 1]), port, mode);
@@ -116,7 +124,15 @@ fn any_service() -> impl Strategy<Value = Service> {
             (p.panic_threshold, p.min_healthy, p.second_choice) = (policy.0, policy.1, policy.2);
             (p.check, p.slow_start, p.flap_half_life) = (policy.3, slow_start, half_life);
             p.on_down = policy.4;
-            service.backends = backends.into_iter().map(|(last, b)| (at(last), b)).collect();
+            // The port of a backend is the service's in these modes: given in one way, in the other or not.
+            service.target_port = target.then_some(port).and_then(NonZeroU16::new);
+            let own = |last: u8| last.is_multiple_of(2).then_some(port).and_then(NonZeroU16::new);
+            let one = |(last, b): (u8, Backend)| {
+                let name = (last % 3 == 0).then(|| format!("web{last}"));
+                let at = at(last).or_port(own(last)).or_port(service.target_port);
+                (at, Backend { name, ..b })
+            };
+            service.backends = backends.into_iter().map(one).collect();
             service
         },
     )

@@ -3,6 +3,7 @@ mod any;
 use std::{num::NonZeroU8, time::Duration};
 
 use lb_model::{
+    backend_address::BackendAddress,
     check::Kind,
     desired::{Mode, Service},
 };
@@ -19,8 +20,8 @@ fn written(text: &str, edit: impl FnOnce(&mut Writable)) -> String {
     write_back(text, &wanted.desired).unwrap_or_else(|error| panic!("{error:#}\n{text}"))
 }
 
-fn at(last: u8) -> IpAddr {
-    IpAddr::from([10, 0, 0, last])
+fn at(last: u8) -> BackendAddress {
+    BackendAddress::from([10, 0, 0, last])
 }
 
 fn weight(wanted: &mut Writable, backend: u8, weight: &str) {
@@ -84,7 +85,7 @@ fn changes_of_the_example_touch_nothing_else() {
 #[test]
 fn a_service_that_came_and_went_leaves_nothing() {
     let with = written(EXAMPLE, |wanted| {
-        let new = Service::new(at(3), 80, Mode::Dsr);
+        let new = Service::new(at(3).ip, 80, Mode::Dsr);
         wanted.desired.services.insert("new".to_owned(), new);
     });
     assert!(with.ends_with("\n\n[[service]]\nname = \"new\"\nvip = \"10.0.0.3\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n"), "{with}");
@@ -301,7 +302,7 @@ fn services_come_and_go_in_every_form() {
                 let services = &mut wanted.desired.services;
                 services.remove("dns").expect("it is there");
                 services.get_mut("web").expect("it is there").syn_budget = 7;
-                let mut new = Service::new(at(3), 80, Mode::Dsr);
+                let mut new = Service::new(at(3).ip, 80, Mode::Dsr);
                 new.backends.insert(at(13), Backend::default());
                 services.insert("new".to_owned(), new);
             });
@@ -439,7 +440,9 @@ fn what_a_file_can_not_say_is_left() {
 fn what_is_no_valid_configuration_is_refused() {
     let error = write_back(
         EXAMPLE,
-        &Desired { services: [("no name".to_owned(), Service::new(at(1), 80, Mode::Dsr))].into() },
+        &Desired {
+            services: [("no name".to_owned(), Service::new(at(1).ip, 80, Mode::Dsr))].into(),
+        },
     );
     let error = error.expect_err("the name is none").to_string();
     assert!(

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Owners, Slot, SlotSnapshot, stamp};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::ServiceKey,
     flow::{FlowRef, FlowTable, idle_secs, slot_of_flow},
     ring,
@@ -321,7 +322,7 @@ impl History {
         let in_flux = (0..).zip(slots.iter()).filter(|(_, slot)| slot.owners().base != 0);
         let bases = in_flux.map(&mut base).filter(|base| base.backend.is_some());
         let bases: Vec<_> = bases.collect();
-        let no_owner = std::net::IpAddr::from([0; 4]);
+        let no_owner = BackendAddress::from([0; 4]);
         let currents = slots.iter().map(|slot| address(slot.owners().current).unwrap_or(no_owner));
         records.push(Record::Ring {
             service,

@@ -1,13 +1,12 @@
 //! Following: this node's rings are made of those of the peer that their services follow.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::Owners;
-use lb_model::{desired::ServiceKey, flow::FlowTable, ring, time::Now};
+use lb_model::{
+    backend_address::BackendAddress, desired::ServiceKey, flow::FlowTable, ring, time::Now,
+};
 use lb_plane::DataPlane;
 
 use super::{History, PeerOwners, PeerRing, Role};
@@ -155,7 +154,7 @@ pub(in crate::engine) struct Followed {
     ring: PeerRing,
     /// Its owners for new flows, if they differ from this node's.
     table: Option<Vec<u16>>,
-    ids: HashMap<IpAddr, u16>,
+    ids: HashMap<BackendAddress, u16>,
 }
 
 impl Followed {

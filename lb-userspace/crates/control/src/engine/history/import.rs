@@ -1,13 +1,11 @@
 //! Import: the records that this node takes from a peer.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{FlowValue, Service, Slot, stamp};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::ServiceKey,
     flow::{FlowRef, idle_secs, is_embryonic, kept_secs, slot_of_flow},
     time::Now,
@@ -190,8 +188,8 @@ impl<D: DataPlane> Importer<'_, D> {
     fn report_unknown(
         &mut self,
         key: &ServiceKey,
-        backends: impl IntoIterator<Item = IpAddr>,
-        ids: &HashMap<IpAddr, u16>,
+        backends: impl IntoIterator<Item = BackendAddress>,
+        ids: &HashMap<BackendAddress, u16>,
     ) {
         let unknown: BTreeSet<_> =
             backends.into_iter().filter(|backend| !ids.contains_key(backend)).collect();
@@ -205,7 +203,7 @@ impl<D: DataPlane> Importer<'_, D> {
         &mut self,
         key: ServiceKey,
         received: Option<PeerRing>,
-        ids: &HashMap<IpAddr, u16>,
+        ids: &HashMap<BackendAddress, u16>,
     ) {
         if let Some(received) = &received {
             self.report_unknown(&key, received.named(), ids);
@@ -216,7 +214,12 @@ impl<D: DataPlane> Importer<'_, D> {
         self.history.mirrors.entry(key).or_default().next = received;
     }
 
-    fn import_bases(&mut self, key: ServiceKey, bases: &[Base], ids: &HashMap<IpAddr, u16>) {
+    fn import_bases(
+        &mut self,
+        key: ServiceKey,
+        bases: &[Base],
+        ids: &HashMap<BackendAddress, u16>,
+    ) {
         self.report_unknown(&key, bases.iter().filter_map(|base| base.backend), ids);
         let Some(mirror) = self.history.mirrors.get_mut(&key) else { return };
         let Mirror { ring, next, .. } = mirror;
@@ -240,7 +243,7 @@ impl<D: DataPlane> Importer<'_, D> {
         key: ServiceKey,
         service: &Service,
         pins: &[Pin],
-        ids: &HashMap<IpAddr, u16>,
+        ids: &HashMap<BackendAddress, u16>,
     ) -> Result<()> {
         self.report_unknown(&key, pins.iter().map(|pin| pin.backend), ids);
         let slots = match self.maps.applied.rings.contains_key(&service.id) {
@@ -272,7 +275,7 @@ impl<D: DataPlane> Importer<'_, D> {
         service: &Service,
         slots: Option<&[Slot]>,
         pin: &Pin,
-        ids: &HashMap<IpAddr, u16>,
+        ids: &HashMap<BackendAddress, u16>,
     ) -> Result<bool> {
         let Some(&backend) = ids.get(&pin.backend) else {
             let unknown_backends = self.history.unknown_backends.entry(key).or_default();

@@ -1,10 +1,13 @@
 //! A peer's ring, as it was received: the owners of its slots there. A pure value; [`super::import`] writes
 //! this node's maps from it.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::collections::HashMap;
 
 use lb_common::abi::Owners;
-use lb_model::maglev::{self, Member};
+use lb_model::{
+    backend_address::BackendAddress,
+    maglev::{self, Member},
+};
 use lb_sync::record::{Base, digest};
 
 /// A peer's ring: slots, members and base owners.
@@ -13,10 +16,10 @@ pub(crate) struct PeerRing {
     /// Number of slots.
     pub slots: u32,
     /// The backends that share new flows there, in the order of their addresses.
-    pub members: Vec<(IpAddr, u32)>,
+    pub members: Vec<(BackendAddress, u32)>,
     digest: u64,
     /// Every backend that was named: the members, then base owners.
-    names: Vec<IpAddr>,
+    names: Vec<BackendAddress>,
     /// Base owners by slot, as places in `names`, from 1 on; 0 for none. Empty while there is none.
     bases: Vec<u16>,
     in_flux: u32,
@@ -24,7 +27,7 @@ pub(crate) struct PeerRing {
 
 impl PeerRing {
     /// The ring of a record, without base owners. None if no ring can be like that.
-    pub fn new(slots: u32, mut members: Vec<(IpAddr, u32)>, digest: u64) -> Option<Self> {
+    pub fn new(slots: u32, mut members: Vec<(BackendAddress, u32)>, digest: u64) -> Option<Self> {
         members.sort_unstable();
         members.dedup_by_key(|(address, _)| *address);
         let most = usize::from(u16::MAX) / 2;
@@ -61,7 +64,7 @@ impl PeerRing {
     }
 
     /// The place of a name, from 1 on; 0 when there are too many.
-    fn name_of(&mut self, backend: IpAddr) -> u16 {
+    fn name_of(&mut self, backend: BackendAddress) -> u16 {
         let known = self.names.iter().rposition(|name| *name == backend);
         let place = known.unwrap_or_else(|| {
             self.names.push(backend);
@@ -71,7 +74,7 @@ impl PeerRing {
     }
 
     /// The backends that may have flows there: the members, and those that are still base owners.
-    pub(crate) fn named(&self) -> impl Iterator<Item = IpAddr> {
+    pub(crate) fn named(&self) -> impl Iterator<Item = BackendAddress> {
         let mut used = vec![false; self.names.len() + 1];
         self.bases.iter().for_each(|&name| used[usize::from(name)] = true);
         let members = self.members.len();
@@ -94,7 +97,7 @@ impl PeerRing {
     pub(crate) fn is_like(&self, table: &[u16]) -> bool {
         let owner = |slot| match table.get(slot) {
             Some(&member) => self.names[usize::from(member)],
-            None => IpAddr::from([0; 4]),
+            None => BackendAddress::from([0; 4]),
         };
         digest((0..self.slots as usize).map(owner)) == self.digest
     }
@@ -104,9 +107,9 @@ impl PeerRing {
     pub(crate) fn in_ids<'a>(
         &'a self,
         table: Option<&'a [u16]>,
-        ids: &HashMap<IpAddr, u16>,
+        ids: &HashMap<BackendAddress, u16>,
     ) -> PeerOwners<'a> {
-        let id = |name: &IpAddr| ids.get(name).copied().unwrap_or(0);
+        let id = |name: &BackendAddress| ids.get(name).copied().unwrap_or(0);
         PeerOwners { ring: self, table, ids: self.names.iter().map(id).collect() }
     }
 }
@@ -138,8 +141,8 @@ impl PeerOwners<'_> {
 mod tests {
     use super::*;
 
-    fn at(last: u8) -> IpAddr {
-        IpAddr::from([10, 0, 0, last])
+    fn at(last: u8) -> BackendAddress {
+        BackendAddress::from([10, 0, 0, last])
     }
 
     fn ring() -> PeerRing {
@@ -154,7 +157,8 @@ mod tests {
         let ring = ring();
         assert!(ring.is_like(&ring.table(&[7; 16])));
         assert!(!ring.is_like(&ring.table(&[8; 16])));
-        let empty = PeerRing::new(13, vec![], digest((0..13).map(|_| IpAddr::from([0; 4]))));
+        let empty =
+            PeerRing::new(13, vec![], digest((0..13).map(|_| BackendAddress::from([0; 4]))));
         let empty = empty.unwrap();
         assert!(empty.is_like(&empty.table(&[7; 16])));
     }

@@ -65,7 +65,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, FlowKey, Owners, Service, Slot, SlotSnapshot, stamp};
-use lb_model::{desired::ServiceKey, entry, flow::FlowRef, time::Now};
+use lb_model::{
+    backend_address::BackendAddress, desired::ServiceKey, entry, flow::FlowRef, time::Now,
+};
 use lb_plane::DataPlane;
 use lb_sync::{Record, record::Flow};
 use tracing::debug;
@@ -113,7 +115,7 @@ pub(super) struct History {
     /// Services with records that were rejected.
     rejected: BTreeSet<ServiceKey>,
     /// Backends that peers have pinned flows to, and that are not known here.
-    unknown_backends: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    unknown_backends: BTreeMap<ServiceKey, BTreeSet<BackendAddress>>,
     /// Services with an unknown backend that has become known.
     newly_known: BTreeSet<ServiceKey>,
     /// Errors that were returned already and are not returned again.
@@ -169,7 +171,7 @@ impl History {
     }
 
     /// Whether the peer that a service follows may have flows on a backend.
-    pub(super) fn names(&self, service: &ServiceKey, backend: IpAddr) -> bool {
+    pub(super) fn names(&self, service: &ServiceKey, backend: BackendAddress) -> bool {
         self.peer_ring(service).is_some_and(|ring| ring.named().any(|name| name == backend))
     }
 
@@ -184,7 +186,7 @@ impl History {
     }
 
     /// A backend has become known.
-    pub(super) fn backend_added(&mut self, service: ServiceKey, backend: IpAddr) {
+    pub(super) fn backend_added(&mut self, service: ServiceKey, backend: BackendAddress) {
         let unknown_backends = self.unknown_backends.get_mut(&service);
         if unknown_backends.is_some_and(|unknown_backends| unknown_backends.remove(&backend)) {
             self.newly_known.insert(service);

@@ -34,7 +34,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_model::ring;
+use lb_model::{backend_address::BackendAddress, ring};
 use lb_plane::OwnerChange;
 use lb_sync::record::Base;
 
@@ -86,7 +86,7 @@ pub struct Sharers {
 }
 
 /// Backends that get the new flows of a service, by address, with their weights.
-pub type Members = Vec<(IpAddr, u32)>;
+pub type Members = Vec<(BackendAddress, u32)>;
 
 /// The engine's state of services that it shares.
 #[derive(Debug, Default)]
@@ -466,7 +466,7 @@ mod tests {
         let mut spec = Service::new(IpAddr::from([10, 0, 0, 100]), 80, Mode::Dsr);
         spec.ring_slots = 1_009;
         for last in 11..14 {
-            spec.backends.insert(IpAddr::from([10, 0, 0, last]), Backend::default());
+            spec.backends.insert(BackendAddress::from([10, 0, 0, last]), Backend::default());
         }
         let mut service = spec;
         service.idle_timeout = Duration::from_secs(IDLE.into());

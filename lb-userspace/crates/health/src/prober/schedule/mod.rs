@@ -169,7 +169,7 @@ impl Entry {
             service: self.service.clone(),
             target,
             kind: check.kind.clone(),
-            port: check.port.unwrap_or(target.service.port),
+            port: check.port.unwrap_or(target.backend.port_or(target.service.port)),
             route,
             timeout,
         });

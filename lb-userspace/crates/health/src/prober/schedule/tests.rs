@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 
 use lb_model::{
+    backend_address::BackendAddress,
     check::Check,
     desired::{Mode, Protocol, ServiceKey},
     hop::NextHop,
@@ -17,7 +18,10 @@ const fn ms(millis: u64) -> Duration {
 fn target(n: u16) -> BackendKey {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
     let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
-    BackendKey { service, backend: IpAddr::from(Ipv4Addr::from(0x0a01_0000 + u32::from(n))) }
+    BackendKey {
+        service,
+        backend: BackendAddress::from(Ipv4Addr::from(0x0a01_0000 + u32::from(n))),
+    }
 }
 
 fn check() -> Check {
@@ -50,7 +54,13 @@ fn through_vip(mac: u8) -> Option<Route> {
     };
     let BackendKey { service, backend } = target(0);
     let tunnel = Tunnel::default();
-    Some(Route::Vip(ProbePath { vip: service.vip, backend, mode: Mode::Dsr, hop, tunnel }))
+    Some(Route::Vip(ProbePath {
+        vip: service.vip,
+        backend: backend.ip,
+        mode: Mode::Dsr,
+        hop,
+        tunnel,
+    }))
 }
 
 fn silent() -> Outcome {

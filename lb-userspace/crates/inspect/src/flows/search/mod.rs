@@ -8,6 +8,7 @@ use std::{
 use anyhow::Result;
 use lb_common::abi::{FlowKey, FlowValue, Service, flow_flags};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::ServiceKey,
     edit::{no_backend, no_service},
     entry,
@@ -21,7 +22,7 @@ use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 #[derive(Debug, Default)]
 pub struct Names {
     services: BTreeMap<u16, (String, Service)>,
-    backends: BTreeMap<u16, (u16, std::net::IpAddr)>,
+    backends: BTreeMap<u16, (u16, BackendAddress)>,
 }
 
 impl Names {
@@ -37,7 +38,7 @@ impl Names {
         });
         let backends = source.backends()?.into_iter();
         let backends =
-            backends.map(|(id, backend)| (id, (backend.service, entry::ip_of(backend.address))));
+            backends.map(|(id, backend)| (id, (backend.service, entry::backend_of(&backend))));
         Ok(Self { services: services.collect(), backends: backends.collect() })
     }
 
@@ -121,11 +122,11 @@ impl<'a> Search<'a> {
             let of_service = |of: u16| service.is_none_or(|service| service == of);
             let all = || names.backends.iter().filter(|&(_, &(of, _))| of_service(of));
             let ids: BTreeSet<u16> =
-                all().filter(|(_, (_, known))| *known == address).map(|(id, _)| *id).collect();
+                all().filter(|(_, (_, known))| address.covers(*known)).map(|(id, _)| *id).collect();
             if ids.is_empty() {
-                let known = all().map(|(_, (_, address))| *address);
+                let known = all().map(|(_, (_, address))| (*address, None));
                 return Err(match &query.service {
-                    Some(name) => no_backend(name, address, known),
+                    Some(name) => no_backend(name, &address.into(), known),
                     None => {
                         let error = format!("no service has a backend {address}");
                         Refusal::new(RefusalKind::NotFound, error)

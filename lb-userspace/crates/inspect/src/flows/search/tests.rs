@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::abi::{self, ConnectionKey};
-use lb_model::{desired::Protocol, flow::FlowTable};
+use lb_model::{backend_address::BackendAddress, desired::Protocol, flow::FlowTable};
 use zerocopy::FromZeros as _;
 
 use super::*;
@@ -137,7 +137,7 @@ fn each_kind_of_flow_is_found_with_its_names() {
 #[test]
 fn filters_hold_together() {
     let (web, dns) = (Some("web".to_owned()), Some("dns".to_owned()));
-    let eleven = Some(IpAddr::from([10, 0, 0, 11]));
+    let eleven = Some(BackendAddress::from([10, 0, 0, 11]));
     let of_net = Some("198.51.100.0/24".parse().expect("a prefix"));
     let base = Query::default();
     let cases: [(Query, &[&str]); 7] = [
@@ -268,7 +268,7 @@ fn what_there_is_not_is_refused_with_what_is_near() {
     let error = |service: Option<&str>, backend: Option<[u8; 4]>| {
         let query = Query {
             service: service.map(str::to_owned),
-            backend: backend.map(IpAddr::from),
+            backend: backend.map(BackendAddress::from),
             ..Query::default()
         };
         let refusal = found(&tables(), &query).expect_err("there is no such thing");

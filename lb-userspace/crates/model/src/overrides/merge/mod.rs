@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    backend_address::BackendAddress,
     check::Check,
     desired::{Admin, Backend, Desired, Service},
     keys,
@@ -32,7 +33,7 @@ pub struct Merged {
 }
 
 /// The keys of backends that a configuration does not specify: service, backend and key.
-pub type Unsaid = BTreeSet<(String, IpAddr, &'static str)>;
+pub type Unsaid = BTreeSet<(String, BackendAddress, &'static str)>;
 
 /// A change by `lbctl` that the configuration has overruled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ pub struct Conflict {
     pub service: String,
     /// The backend, if it is of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<IpAddr>,
+    pub backend: Option<BackendAddress>,
     /// How it ended.
     pub ending: Ending,
 }
@@ -134,7 +135,7 @@ struct Merge<'u> {
 }
 
 /// The service, and the backend if it is about one.
-type At<'a> = (&'a str, Option<IpAddr>);
+type At<'a> = (&'a str, Option<BackendAddress>);
 
 impl Merge<'_> {
     fn note(&mut self, (service, backend): At<'_>, ending: Ending) {
@@ -219,6 +220,8 @@ impl Merge<'_> {
             idle_timeout: pick!("idle_timeout", idle_timeout, time),
             syn_budget: pick!("syn_budget", syn_budget, ToString::to_string),
             drain_deadline: drain,
+            target_port: pick!("target_port", target_port, |port| port
+                .map_or_else(|| "none".into(), |port| port.to_string())),
             drain_silence: pick!("drain_silence", drain_silence, time),
             policy: Policy {
                 check: pick!("check", policy.check, |check| show_check(Some(check))),
@@ -238,7 +241,8 @@ impl Merge<'_> {
         let none = BTreeMap::new();
         let old = before.map_or(&none, |before| &before.backends);
         let (new, now) = (&after.backends, &runtime.backends);
-        let addresses: BTreeSet<&IpAddr> = old.keys().chain(new.keys()).chain(now.keys()).collect();
+        let addresses: BTreeSet<&BackendAddress> =
+            old.keys().chain(new.keys()).chain(now.keys()).collect();
         for address in addresses {
             let triple = (old.get(address), new.get(address), now.get(address));
             if let Some(backend) = self.backend((name, Some(*address)), triple, retire) {
@@ -295,6 +299,7 @@ impl Merge<'_> {
                     }};
                 }
                 Some(Backend {
+                    name: pick!("name", name, |name| name.clone().unwrap_or_else(|| "none".into())),
                     weight: pick!("weight", weight, ToString::to_string),
                     admin: pick!("state", admin, keys::state),
                     backup: pick!("backup", backup, ToString::to_string),
@@ -352,10 +357,10 @@ impl Merge<'_> {
         let vips: BTreeSet<IpAddr> = desired.services.values().map(|s| s.key.vip).collect();
         for (name, service) in &mut desired.services {
             let base = configured.services.get(name).map(|service| &service.backends);
-            let configured = |at: &IpAddr| base.is_some_and(|base| base.contains_key(at));
-            let vips = service.backends.keys().filter(|at| vips.contains(at));
-            let mut bad: BTreeMap<IpAddr, String> =
-                vips.map(|at| (*at, format!("{at} is a VIP"))).collect();
+            let configured = |at: &BackendAddress| base.is_some_and(|base| base.contains_key(at));
+            let vips = service.backends.keys().filter(|at| vips.contains(&at.ip));
+            let mut bad: BTreeMap<BackendAddress, String> =
+                vips.map(|at| (*at, format!("{} is a VIP", at.ip))).collect();
             let violations = rules::violations_of(name, service).into_iter();
             bad.extend(violations.filter_map(|found| Some((found.backend?, found.message))));
             for (at, why) in bad {

@@ -11,14 +11,14 @@ use super::{
 };
 use crate::{check::Kind, desired::Mode};
 
-const A: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-const B: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2));
+const A: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+const B: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
 const ENABLED: Admin = Admin::Enabled;
 const DRAINING: Admin = Admin::Draining { deadline: None };
 const REMOVING: Admin = Admin::Removing { deadline: None };
 
 /// A service: name, last byte of its VIP, backends.
-type Services<'a> = &'a [(&'a str, u8, &'a [(IpAddr, u16, Admin)])];
+type Services<'a> = &'a [(&'a str, u8, &'a [(BackendAddress, u16, Admin)])];
 
 fn given(services: Services<'_>) -> Desired {
     let services = services.iter().map(|(name, vip, backends)| {
@@ -49,7 +49,7 @@ fn conflicts(
 #[test]
 fn what_was_said_last_wins() {
     let web = |backends| given(&[("web", 1, backends)]);
-    type Backends<'a> = &'a [(IpAddr, u16, Admin)];
+    type Backends<'a> = &'a [(BackendAddress, u16, Admin)];
     let cases: &[(Backends<'_>, Backends<'_>, Backends<'_>, Backends<'_>, &[&str])] = &[
         // (configuration before, after), (in force before, after), conflicts
         // Untouched keys keep what lbctl set.
@@ -245,7 +245,7 @@ fn what_does_not_go_with_the_configuration_leaves() {
     // A backend whose address has become a VIP.
     let vip = IpAddr::from([10, 0, 1, 2]);
     let before = given(&[("web", 1, &[])]);
-    let runtime = given(&[("web", 1, &[(vip, 1, ENABLED)])]);
+    let runtime = given(&[("web", 1, &[(vip.into(), 1, ENABLED)])]);
     let after = given(&[("more", 2, &[]), ("web", 1, &[])]);
     assert_eq!(
         conflicts(&before, &after, &runtime, &after),
@@ -256,10 +256,10 @@ fn what_does_not_go_with_the_configuration_leaves() {
 }
 
 /// The keys of a state as a flat table, as naive as can be: (service, backend, key) -> value.
-fn flat(given: &Desired) -> BTreeMap<(String, Option<IpAddr>, String), String> {
+fn flat(given: &Desired) -> BTreeMap<(String, Option<BackendAddress>, String), String> {
     let mut table = BTreeMap::new();
     for (name, service) in &given.services {
-        let mut put = |at: Option<IpAddr>, key: &str, value: String| {
+        let mut put = |at: Option<BackendAddress>, key: &str, value: String| {
             table.insert((name.clone(), at, key.to_owned()), value);
         };
         let keys = keys::service(service);
@@ -271,6 +271,7 @@ fn flat(given: &Desired) -> BTreeMap<(String, Option<IpAddr>, String), String> {
         put(None, "drain_deadline", format!("{:?}", service.drain_deadline));
         put(None, "address", service.key.to_string());
         for (at, backend) in &service.backends {
+            put(Some(*at), "name", format!("{:?}", backend.name));
             put(Some(*at), "weight", format!("{:?}", backend.weight));
             put(Some(*at), "state", format!("{:?}", backend.admin));
             put(Some(*at), "backup", format!("{:?}", backend.backup));
@@ -317,11 +318,11 @@ proptest! {
     ) {
         let merged = merge(&before, &after, &runtime, UNIX_EPOCH, &Unsaid::new());
         let [b, a, r, m] = [&before, &after, &runtime, &merged.desired].map(flat);
-        let there = |given: &Desired, name: &str, at: Option<IpAddr>| {
+        let there = |given: &Desired, name: &str, at: Option<BackendAddress>| {
             let service = given.services.get(name);
             service.is_some_and(|s| at.is_none_or(|at| s.backends.contains_key(&at)))
         };
-        let known = |given: &Desired, name: &str, at: Option<IpAddr>| match at {
+        let known = |given: &Desired, name: &str, at: Option<BackendAddress>| match at {
             None => given.services.get(name).map(|service| format!("{service:?}")),
             Some(at) => given.services.get(name).and_then(|s| s.backends.get(&at)).map(|b| format!("{b:?}")),
         };

@@ -1,7 +1,7 @@
 // The alerts, from all of the view: a pure function of the node.
 
 import { keep, make, reshape, setText, set, shape } from './dom.js';
-import { several } from './format.js';
+import { labelled, several } from './format.js';
 
 /** As many are shown at once. */
 const SHOWN = 8;
@@ -45,9 +45,10 @@ function addService(add, name, service) {
   if (service.on_backups) add('warning', `${name} is served by its backups: no other backend is up`);
   const bad = Object.entries(service.backends).filter(([, backend]) => isTrouble(backend));
   if (bad.length === 0 || service.up === 0 || service.panic) return;
-  const [address, { state, why }] = bad[0];
+  const [address, backend] = bad[0];
+  const { state, why } = backend;
   add('warning', bad.length === 1
-    ? `${name}: ${address} is ${state}${why ? ` (${why})` : ''}`
+    ? `${name}: ${labelled(address, backend)} is ${state}${why ? ` (${why})` : ''}`
     : `${name}: ${bad.length} of ${several(backends.length, 'backend')} are in trouble`);
 }
 

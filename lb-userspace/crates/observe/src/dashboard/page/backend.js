@@ -2,7 +2,7 @@
 
 import { curve, strip, unwatch, watch } from './charts.js';
 import { keep, make, reshape, setText, set, shape } from './dom.js';
-import { bytes, clock, count, duration, micros, percent, short } from './format.js';
+import { bytes, clock, count, duration, labelled, micros, percent, short } from './format.js';
 import * as series from './series.js';
 
 /** The columns: name, class, and what it is for who wonders. */
@@ -24,7 +24,8 @@ let rows = 0;
 /** The row of a backend, and the one below it. */
 export function create(service, address) {
   const id = `b${(rows += 1)}`;
-  const button = make('button', { type: 'button', class: 'open', 'aria-expanded': 'false', 'aria-controls': id }, make('span', { text: address }));
+  const label = make('span', { text: address });
+  const button = make('button', { type: 'button', class: 'open', 'aria-expanded': 'false', 'aria-controls': id }, label);
   const picture = shape('up');
   const word = make('b');
   const why = make('small');
@@ -55,7 +56,7 @@ export function create(service, address) {
   const more = make('td', { colspan: String(COLUMNS.length), role: 'cell' });
   const below = make('tr', { role: 'row', class: 'more', id, hidden: true }, more);
   const root = make('tbody', { role: 'rowgroup' }, row, below);
-  const part = { root, row, button, picture, word, why, state, health, cells, rates, ring, traffic, more, below, service, address };
+  const part = { root, row, button, label, picture, word, why, state, health, cells, rates, ring, traffic, more, below, service, address };
   button.addEventListener('click', () => toggle(part));
   watch(root, () => draw(part));
   part.leave = () => unwatch(root);
@@ -76,6 +77,7 @@ function showBar(its, part, all) {
 /** Brings the row up to date. */
 export function update(part, backend, service, now) {
   part.latest = backend;
+  setText(part.label, labelled(part.address, backend));
   set(part.row, 'class', `is-${backend.state}`);
   set(part.state, 'class', `badge ${backend.state}`);
   reshape(part.picture, backend.state);

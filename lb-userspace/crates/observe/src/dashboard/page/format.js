@@ -79,6 +79,11 @@ export function words(name) {
   return name.replaceAll('_', ' ');
 }
 
+/** A backend's address, and its name if it has one. */
+export function labelled(address, backend) {
+  return backend.name ? `${address} (${backend.name})` : address;
+}
+
 /** `10.0.0.100:80`, `[fd00::100]:80`. */
 export function endpoint(address, port) {
   return address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`;

@@ -5,7 +5,7 @@ import { isTrouble } from './alerts.js';
 import { kept } from './backend.js';
 import { curve } from './charts.js';
 import { keep, make, reshape, setText, set, shape } from './dom.js';
-import { bytes, clock, count, duration, micros, percent, several, short, words } from './format.js';
+import { bytes, clock, count, duration, labelled, micros, percent, several, short, words } from './format.js';
 import * as series from './series.js';
 
 const find = (query) => document.querySelector(query);
@@ -102,14 +102,14 @@ function drains(node) {
     }
   }
   find('#drains').hidden = all.length === 0;
-  keep(find('.drains'), all, ({ service, address }) => JSON.stringify([service, address]), ({ service, address }) => {
+  keep(find('.drains'), all, ({ service, address }) => JSON.stringify([service, address]), ({ service, address, backend }) => {
     const picture = shape('draining');
     const word = make('b');
     const left = make('span', { class: 'left' });
     const rail = make('i');
     const gauge = make('span', { class: 'rail', 'aria-hidden': 'true' }, rail);
     const rate = make('span', { class: 'muted' });
-    const root = make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { class: 'whom' }, make('b', { text: service }), ` ${address}`), gauge, left, rate);
+    const root = make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { class: 'whom' }, make('b', { text: service }), ` ${labelled(address, backend)}`), gauge, left, rate);
     return { root, picture, word, left, rail, rate };
   }, (part, { backend, slots }) => {
     const { state } = backend;

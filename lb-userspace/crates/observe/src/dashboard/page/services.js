@@ -57,7 +57,7 @@ function matches(name, service, words, onlyTrouble) {
   const rest = words.filter((word) => !own.includes(word));
   const some = backends.filter(([address, backend]) => {
     if (onlyTrouble && !isTrouble(backend)) return false;
-    const its = `${address} ${backend.state} ${backend.why ?? ''} ${backend.backup ? 'backup' : ''}`.toLowerCase();
+    const its = `${address} ${backend.name ?? ''} ${backend.state} ${backend.why ?? ''} ${backend.backup ? 'backup' : ''}`.toLowerCase();
     return rest.every((word) => its.includes(word));
   });
   const itself = rest.length === 0 && !onlyTrouble;

@@ -1,7 +1,4 @@
-use std::{
-    net::IpAddr,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use axum::body::BodyDataStream;
 use futures_util::StreamExt as _;
@@ -9,6 +6,7 @@ use lb_api::{
     event::{EventBody, Kind},
     status::Status,
 };
+use lb_model::backend_address::BackendAddress;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -107,7 +105,7 @@ async fn who_is_slow_gets_the_whole_again_and_nothing_piles_up() {
 async fn events_come_as_they_happen_with_their_level() {
     let (streams, _daemon) = streams();
     let entry = |message: &str| {
-        let backend = IpAddr::from([10, 0, 0, 11]);
+        let backend = BackendAddress::from([10, 0, 0, 11]);
         EventBody::new(Kind::BackendDown, message, "why").of_backend("<b>web</b>", backend)
     };
     streams.events.record(entry("before"));

@@ -12,7 +12,7 @@ use lb_api::{
     routers::RouterStatus,
     status::{Backend, Count, Interface, Peer, PeerRouter, Service, Usage},
 };
-use lb_model::{desired::Admin, router::State};
+use lb_model::{backend_address::BackendAddress, desired::Admin, router::State};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -117,11 +117,13 @@ struct OfService<'a> {
     #[serde(flatten)]
     standing: lb_api::status::Standing,
     rate: Three,
-    backends: BTreeMap<IpAddr, OfBackend<'a>>,
+    backends: BTreeMap<BackendAddress, OfBackend<'a>>,
 }
 
 #[derive(Serialize)]
 struct OfBackend<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     /// The name of its state.
     state: &'static str,
     /// The reason, if there is one.
@@ -278,7 +280,7 @@ fn on_peer(router: &PeerRouter) -> OnPeer<'_> {
 }
 
 fn service<'a>(service: &'a Service, rates: Option<&ServiceRates>) -> OfService<'a> {
-    let of = |at: &IpAddr| rates.and_then(|rates| rates.backends.get(at)).copied();
+    let of = |at: &BackendAddress| rates.and_then(|rates| rates.backends.get(at)).copied();
     let backends = service.backends.iter();
     OfService {
         vip: service.key.vip,
@@ -306,6 +308,7 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
         Admin::Enabled | Admin::Disabled | Admin::Down => None,
     };
     OfBackend {
+        name: backend.name.as_deref(),
         state: backend.state().name(),
         why: backend.why(),
         weight: backend.weight,

@@ -1,13 +1,14 @@
 use std::time::Duration;
 
 use lb_api::status::{Drain, Node, Status};
-use lb_model::{desired::Admin, seen::Condition};
+use lb_model::{backend_address::BackendAddress, desired::Admin, seen::Condition};
 use serde_json::json;
 
 use super::*;
 use crate::samples::Rates;
 
-const BACKEND: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11));
+const BACKEND: BackendAddress =
+    BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
 fn sample(number: u64) -> Sample {
     let service: Service = serde_json::from_value(json!({

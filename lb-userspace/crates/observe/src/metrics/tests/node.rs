@@ -18,6 +18,7 @@ use lb_common::{
     verdict::{Drop, Pass},
 };
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Admin, Mode, Protocol, ServiceKey, UdpPolicy},
     router::{Family, RouterKey, State},
     seen::Condition,
@@ -51,7 +52,7 @@ fn check() -> CheckStatus {
     }
 }
 
-fn backends() -> BTreeMap<IpAddr, Backend> {
+fn backends() -> BTreeMap<BackendAddress, Backend> {
     let deadline = None;
     let up = || Backend {
         weight: 2,
@@ -73,9 +74,14 @@ fn backends() -> BTreeMap<IpAddr, Backend> {
         Backend { admin: Admin::Removing { deadline }, ..up() },
         Backend { admin: Admin::Disabled, ..up() },
         Backend { admin: Admin::Down, unusable: Some("taken down".into()), ..up() },
-        Backend { slow_start_permille: Some(500), suspect: true, ..up() },
+        Backend {
+            name: Some("web21".into()),
+            slow_start_permille: Some(500),
+            suspect: true,
+            ..up()
+        },
     ];
-    (11..).map(|n| IpAddr::from([10, 0, 0, n])).zip(all).collect()
+    (11..).map(|n| BackendAddress::from([10, 0, 0, n])).zip(all).collect()
 }
 
 fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
@@ -89,6 +95,7 @@ fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
         idle_timeout_secs: 900,
         standing: Standing { up: 5, enabled: 7, ready: true, ..Standing::default() },
         totals: Totals { sent: Count { packets: 20_000, bytes: 900_000 }, new_flows: 700 },
+        target_port: None,
         backends: backends(),
     };
     if udp_policy.is_some() {

@@ -21,7 +21,7 @@ fn service() -> ServiceKey {
     ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 100).into(), port: 443, protocol: Protocol::Tcp }
 }
 
-fn backend(number: u32) -> std::net::IpAddr {
+fn backend(number: u32) -> lb_model::backend_address::BackendAddress {
     Ipv4Addr::from(0x0a00_0200 + number).into()
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
     time::{Duration, Instant, SystemTime},
 };
@@ -35,7 +35,7 @@ impl Links {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Model {
     ring: Option<Record>,
-    bases: BTreeMap<u32, Option<IpAddr>>,
+    bases: BTreeMap<u32, Option<lb_model::backend_address::BackendAddress>>,
     pins: BTreeMap<Flow, Pin>,
 }
 

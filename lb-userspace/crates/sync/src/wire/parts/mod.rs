@@ -1,9 +1,9 @@
 //! Records of history as packets: as many as fit, a large record in several parts.
 //!
 //! ```text
-//! +-----------+--------------------------+------------------------------------+
-//! | addresses | each: family, address    | parts, until the end               |
-//! +-----------+--------------------------+------------------------------------+
+//! +-----------+---------------------------+-----------------------------------+
+//! | addresses | each: kind, address, port | parts, until the end               |
+//! +-----------+---------------------------+-----------------------------------+
 //! ```
 //!
 //! The backends of a packet stand once at its front, and parts name them by a byte: their
@@ -13,11 +13,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
     time::Duration,
 };
 
-use lb_model::desired::ServiceKey;
+use lb_model::{backend_address::BackendAddress, desired::ServiceKey};
 
 use super::bytes::{Malformed, Read, Reader, Writer};
 use crate::record::{Base, Flow, Pin, Record};
@@ -55,7 +54,7 @@ pub enum Part {
     /// A ring that has more members than are in this packet, and how many in all.
     Begun(Record, u32),
     /// More members of the ring that was begun.
-    Members(Vec<(IpAddr, u32)>),
+    Members(Vec<(BackendAddress, u32)>),
 }
 
 /// The content of a packet, as bytes.
@@ -74,7 +73,7 @@ pub struct Packer {
     /// Items of the first record that were packed; none: it was not begun.
     begun: Option<usize>,
     limit: usize,
-    places: HashMap<IpAddr, u8>,
+    places: HashMap<BackendAddress, u8>,
     /// Pins of the first record up to this one are in the order in which they are packed; none: they
     /// are packed as they come.
     sorted: Option<usize>,
@@ -164,7 +163,7 @@ enum Taken {
 /// A packet that is being filled.
 struct Packet<'a> {
     limit: usize,
-    places: &'a mut HashMap<IpAddr, u8>,
+    places: &'a mut HashMap<BackendAddress, u8>,
     /// Their number, to be filled in, and the addresses.
     addresses: Vec<u8>,
     body: Vec<u8>,
@@ -261,11 +260,13 @@ impl Packet<'_> {
     }
 
     /// Packs the item with the place of its backend, if there is room for both.
-    fn push_item(&mut self, backend: Option<IpAddr>) -> bool {
+    fn push_item(&mut self, backend: Option<BackendAddress>) -> bool {
         let known = backend.map_or(Some(0), |backend| self.places.get(&backend).copied());
         let address = match backend {
-            Some(IpAddr::V4(_)) if known.is_none() => 5,
-            Some(IpAddr::V6(_)) if known.is_none() => 17,
+            Some(backend) if known.is_none() => {
+                1 + if backend.ip.is_ipv6() { 16 } else { 4 }
+                    + if backend.port.is_some() { 2 } else { 0 }
+            }
             _ => 0,
         };
         let used = self.addresses.len() + self.body.len();
@@ -280,8 +281,7 @@ impl Packet<'_> {
                 }
                 let place = self.places.len() as u8 + 1;
                 self.places.insert(backend, place);
-                self.addresses.put(&[u8::from(backend.is_ipv6())]);
-                self.addresses.put_address(backend);
+                self.addresses.put_backend(&backend);
                 place
             }
             (None, None) => 0,
@@ -319,8 +319,7 @@ pub fn unpack(bytes: &[u8]) -> Read<Vec<Part>> {
     let count = reader.u8()?;
     let mut addresses = Vec::with_capacity(usize::from(count));
     for _ in 0..count {
-        let v6 = reader.bool()?;
-        addresses.push(reader.address(v6)?);
+        addresses.push(reader.backend()?);
     }
     let mut parts = Vec::new();
     while !reader.0.is_empty() {
@@ -329,7 +328,7 @@ pub fn unpack(bytes: &[u8]) -> Read<Vec<Part>> {
     Ok(parts)
 }
 
-fn part(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Part> {
+fn part(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<Part> {
     let kind = reader.u8()?;
     if kind == MORE_MEMBERS {
         return items(reader, 2, |reader| member(reader, addresses)).map(Part::Members);
@@ -390,23 +389,23 @@ fn items<'a, T>(
 }
 
 /// The address at a place; none: place 0.
-fn at_place(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Option<IpAddr>> {
+fn at_place(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<Option<BackendAddress>> {
     match usize::from(reader.u8()?).checked_sub(1) {
         None => Ok(None),
         Some(at) => addresses.get(at).copied().map(Some).ok_or(Malformed("an address is missing")),
     }
 }
 
-fn backend(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<IpAddr> {
+fn backend(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<BackendAddress> {
     at_place(reader, addresses)?.ok_or(Malformed("a backend is missing"))
 }
 
-fn member(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<(IpAddr, u32)> {
+fn member(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<(BackendAddress, u32)> {
     let weight = reader.varint32()?;
     Ok((backend(reader, addresses)?, weight))
 }
 
-fn base(reader: &mut Reader<'_>, addresses: &[IpAddr], slot: &mut u32) -> Read<Base> {
+fn base(reader: &mut Reader<'_>, addresses: &[BackendAddress], slot: &mut u32) -> Read<Base> {
     let step = reader.varint()?;
     let step = (step >> 1).cast_signed() ^ -(step & 1).cast_signed();
     *slot = i64::from(*slot)
@@ -426,7 +425,7 @@ fn flow(reader: &mut Reader<'_>, head: u8) -> Read<Flow> {
     }
 }
 
-fn pin(reader: &mut Reader<'_>, addresses: &[IpAddr]) -> Read<Pin> {
+fn pin(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<Pin> {
     let head = reader.u8()?;
     let (narrow, wide) = (u16::from((head & FLAGS) >> FLAGS_SHIFT), head & WIDE_FLAGS != 0);
     if head & !(FLOW_KIND | FLOW_V6 | FLAGS | WIDE_FLAGS) != 0 || (wide && narrow != 0) {

@@ -1,4 +1,7 @@
-use proptest::{collection::vec, prelude::*};
+use std::{net::IpAddr, num::NonZeroU16};
+
+use lb_model::backend_address::BackendAddress;
+use proptest::{collection::vec, option, prelude::*};
 
 use super::*;
 use crate::wire::{PARTS, tests::service_key};
@@ -11,8 +14,13 @@ fn flow() -> impl Strategy<Value = Flow> {
     ]
 }
 
+fn backend() -> impl Strategy<Value = BackendAddress> {
+    (any::<IpAddr>(), any::<u16>())
+        .prop_map(|(ip, port)| BackendAddress { ip, port: NonZeroU16::new(port) })
+}
+
 fn pin() -> impl Strategy<Value = Pin> {
-    (flow(), any::<IpAddr>(), prop_oneof![0_u16..4, any::<u16>()], any::<u32>()).prop_map(
+    (flow(), backend(), prop_oneof![0_u16..4, any::<u16>()], any::<u32>()).prop_map(
         |(flow, backend, flags, idle)| Pin {
             flow,
             backend,
@@ -23,14 +31,17 @@ fn pin() -> impl Strategy<Value = Pin> {
 }
 
 fn base() -> impl Strategy<Value = Base> {
-    (any::<u32>(), any::<Option<IpAddr>>()).prop_map(|(slot, backend)| Base { slot, backend })
+    (any::<u32>(), option::of(backend())).prop_map(|(slot, backend)| Base { slot, backend })
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    let ring =
-        (service_key(), any::<u32>(), vec(any::<(IpAddr, u32)>(), 0..400), any::<u64>()).prop_map(
-            |(service, slots, members, digest)| Record::Ring { service, slots, members, digest },
-        );
+    let ring = (service_key(), any::<u32>(), vec((backend(), any::<u32>()), 0..400), any::<u64>())
+        .prop_map(|(service, slots, members, digest)| Record::Ring {
+            service,
+            slots,
+            members,
+            digest,
+        });
     prop_oneof![
         ring,
         (service_key(), vec(base(), 0..300))

@@ -1,13 +1,11 @@
 //! The view of `lbctl top` and how keys change it: a function of the events.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use lb_api::status::{Service, Status};
 use lb_inspect::flows::Found;
+use lb_model::backend_address::BackendAddress;
 
 use super::{
     rates::Rates,
@@ -53,7 +51,7 @@ pub(super) enum Place {
     /// The backends of a service.
     Backends(String),
     /// The flows of a service on a backend.
-    Flows(String, IpAddr),
+    Flows(String, BackendAddress),
 }
 
 impl Place {

@@ -1,8 +1,10 @@
 //! The effects of keys and answers, and the frames.
 
+use std::net::IpAddr;
 use std::{fs, path::Path};
 
 use lb_inspect::flows::{Flow, Kind};
+use lb_model::backend_address::BackendAddress;
 use ratatui::{Terminal, backend::TestBackend, style::Color};
 
 use super::{
@@ -114,7 +116,7 @@ fn flow(last: u8, idle_secs: u32) -> Flow {
         client: Some(IpAddr::from([198, 51, 100, last])),
         port: Some(4_242),
         connection: None,
-        backend: Some(IpAddr::from([10, 0, 0, 12])),
+        backend: Some(IpAddr::from([10, 0, 0, 12]).into()),
         backend_id: 2,
         slot: Some(u32::from(last)),
         established: true,
@@ -124,7 +126,7 @@ fn flow(last: u8, idle_secs: u32) -> Flow {
 }
 
 fn flows_of_12() -> Place {
-    Place::Flows("web".into(), IpAddr::from([10, 0, 0, 12]))
+    Place::Flows("web".into(), IpAddr::from([10, 0, 0, 12]).into())
 }
 
 #[test]
@@ -214,7 +216,7 @@ fn addresses_are_sorted_as_numbers() {
     let mut story = Story::new();
     let mut status = later();
     let web = status.services.get_mut("web").expect("it is there");
-    web.backends.insert(IpAddr::from([10, 0, 0, 9]), lb_api::status::Backend::default());
+    web.backends.insert(IpAddr::from([10, 0, 0, 9]).into(), lb_api::status::Backend::default());
     story.receives(Event::Status(Box::new(status)));
     story.presses(KeyCode::Enter);
     story.presses(KeyCode::Char('1'));
@@ -261,7 +263,7 @@ fn the_cursor_stays_on_its_row_and_near_it_when_that_goes() {
     }
     let mut status = later();
     let web = status.services.get_mut("web").expect("it is there");
-    web.backends.remove(&IpAddr::from([10, 0, 0, 14]));
+    web.backends.remove(&BackendAddress::from([10, 0, 0, 14]));
     story.receives(Event::Status(Box::new(status)));
     assert_eq!(story.under_cursor().as_deref(), Some("10.0.0.11"), "it stays where it was");
 }
