@@ -33,6 +33,27 @@ use lb_plane::{Maps as _, fake::Fake};
 use self::fixture::*;
 
 #[test]
+fn two_backends_of_one_address_are_told_apart_by_their_ports_through_drain_and_restart() {
+    let (one, other) = ("10.0.0.11:6432", "10.0.0.11:6433");
+    let mut engine = running(one_service(&[(one, 1), (other, 1)]));
+    let ids = [id(&engine, one), id(&engine, other)];
+    assert_ne!(ids[0], ids[1]);
+    let owned =
+        |engine: &Engine<Fake>, id| owners(engine).iter().filter(|o| o.current == id).count();
+    assert_eq!(owned(&engine, ids[0]) + owned(&engine, ids[1]), SLOTS as usize);
+    edit(&mut engine, one, Admin::Draining { deadline: None });
+    engine.reconcile(at(101)).unwrap();
+    assert_eq!([owned(&engine, ids[0]), owned(&engine, ids[1])], [0, SLOTS as usize]);
+    // A start reads both back from the maps.
+    let (desired, before) = (engine.desired().clone(), engine.data_plane().dump());
+    let mut engine = Engine::adopt(engine.into_data_plane(), &settings()).unwrap();
+    set(&mut engine, desired);
+    engine.reconcile(at(102)).unwrap();
+    assert_eq!([id(&engine, one), id(&engine, other)], ids);
+    assert_eq!(engine.data_plane().dump(), before);
+}
+
+#[test]
 fn maps_of_three_services_are_as_in_the_golden_file() {
     let engine = running(three_services());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/three_services.txt");

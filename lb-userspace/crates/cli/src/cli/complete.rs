@@ -3,14 +3,18 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use clap_complete::CompletionCandidate;
-use lb_api::{client::Client, paths, status::Status};
+use lb_api::{
+    client::Client,
+    paths,
+    status::{Backend, Status},
+};
 use lb_model::{backend_address::BackendAddress, defaults};
 
 /// A completion takes no longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The services by name, with the addresses of their backends.
-type Services = BTreeMap<String, Vec<BackendAddress>>;
+/// The services by name, with the addresses and names of their backends.
+type Services = BTreeMap<String, Vec<String>>;
 
 /// The names of services.
 pub(super) fn services() -> Vec<CompletionCandidate> {
@@ -23,14 +27,14 @@ pub(super) fn backends() -> Vec<CompletionCandidate> {
 }
 
 fn backends_of(services: &Services) -> Vec<CompletionCandidate> {
-    let mut served: BTreeMap<BackendAddress, Vec<&str>> = BTreeMap::new();
+    let mut served: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, backends) in services {
-        for address in backends {
-            served.entry(*address).or_default().push(name);
+        for backend in backends {
+            served.entry(backend).or_default().push(name);
         }
     }
-    let candidate = |(address, services): (BackendAddress, Vec<&str>)| {
-        CompletionCandidate::new(address.to_string()).help(Some(services.join(", ").into()))
+    let candidate = |(backend, services): (&str, Vec<&str>)| {
+        CompletionCandidate::new(backend).help(Some(services.join(", ").into()))
     };
     served.into_iter().map(candidate).collect()
 }
@@ -46,8 +50,15 @@ fn known() -> Option<Services> {
         let answer = client.get(paths::STATUS);
         let status: Status =
             runtime.block_on(async { tokio::time::timeout(PATIENCE, answer).await.ok()?.ok() })?;
+        let backends = |(address, backend): (BackendAddress, Backend)| {
+            [Some(address.to_string()), backend.name].into_iter().flatten()
+        };
         let services = status.services.into_iter();
-        Some(services.map(|(name, one)| (name, one.backends.into_keys().collect())).collect())
+        Some(
+            services
+                .map(|(name, one)| (name, one.backends.into_iter().flat_map(backends).collect()))
+                .collect(),
+        )
     });
     request.join().ok()?
 }
@@ -58,8 +69,7 @@ mod tests {
 
     #[test]
     fn a_backend_of_two_services_is_offered_once() {
-        let address = BackendAddress::from([10, 0, 0, 1]);
-        let services = ["dns", "web"].map(|name| (name.to_owned(), vec![address]));
+        let services = ["dns", "web"].map(|name| (name.to_owned(), vec!["10.0.0.1".to_owned()]));
         let backends = backends_of(&services.into());
         assert_eq!(backends.len(), 1);
         assert_eq!(backends[0].get_value(), "10.0.0.1");
