@@ -19,6 +19,7 @@ mod lab_failover;
 mod lifecycle;
 mod local;
 mod mtu;
+mod names;
 mod netlink;
 mod netns;
 mod probe;
