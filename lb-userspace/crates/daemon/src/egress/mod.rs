@@ -40,6 +40,7 @@ use lb_api::{
 use lb_datapath::{LiveProgram, Served, TxError, TxErrors};
 use lb_health::vip::{Error, Network, ProbePath};
 use lb_model::{
+    backend_address::BackendAddress,
     desired::{Desired, Protocol, ServiceKey},
     hop::{Neighbourhood, Resolution, Want},
     settings::Tunnel,
@@ -89,6 +90,8 @@ pub struct Exit {
 pub struct Subject {
     /// Its service.
     pub service: ServiceKey,
+    /// Its identity there.
+    pub backend: BackendAddress,
     /// The path of probes to it.
     pub path: ProbePath,
 }
@@ -115,7 +118,7 @@ pub fn plan(desired: &Desired, known: &Neighbourhood, tunnel: Tunnel) -> Plan {
                 Exit { ifindex: hop.ifindex, interface: hop.interface.clone(), mac: hop.mac };
             let (vip, mode, hop) = (service.key.vip, service.mode, hop.clone());
             let path = ProbePath { vip, backend: backend.ip, mode, hop, tunnel };
-            plan.entry(exit).or_default().push(Subject { service: service.key, path });
+            plan.entry(exit).or_default().push(Subject { service: service.key, backend, path });
         }
     }
     plan
@@ -412,12 +415,11 @@ impl RoundProber<'_> {
 
     /// The result for an exit by a backend's answers; else the reason why there is none.
     async fn subject(&self, subject: &Subject, ingress: u32) -> Result<ProbeResult, String> {
-        let Subject { service, path } = subject;
-        let backend = path.backend;
+        let Subject { service, backend, path } = subject;
         let source = self.source(path).await.map_err(|error| error.to_string())?;
         let first = self.network.draw() as u16;
         let ports =
-            self.program.ports(self.served, (service, backend.into()), (source, first), 2 * TRIES);
+            self.program.ports(self.served, (service, *backend), (source, first), 2 * TRIES);
         let mut ports = ports.map_err(|error| format!("{error:#}"))?.into_iter();
         let mut probe = async |live: bool| -> Result<bool, String> {
             let Some(port) = ports.next() else {
