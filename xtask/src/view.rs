@@ -57,7 +57,7 @@ impl View<'_> {
                     address.to_string(),
                     backend.weight,
                     share(service, backend),
-                    grouped(self.rate(name, address.ip.into(), backend)),
+                    grouped(self.rate(name, *address, backend)),
                     grouped(backend.sent.packets),
                     grouped(backend.new_flows),
                     backend.state().name(),
@@ -102,7 +102,7 @@ impl View<'_> {
                 format!(
                     "{} {} packets/s {} packets {} flows",
                     self.name(address.ip),
-                    self.rate(name, address.ip.into(), backend),
+                    self.rate(name, *address, backend),
                     backend.sent.packets,
                     backend.new_flows
                 )
