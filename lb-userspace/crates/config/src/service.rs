@@ -82,8 +82,8 @@ const STAND_IN_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const STAND_IN_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 /// The port of a service that has none yet: one that its backends fit.
-fn stand_in_port(backends: &BTreeMap<BackendAddress, Backend>) -> u16 {
-    backends.keys().find_map(|at| at.port).map_or(1, NonZeroU16::get)
+fn stand_in_port(target: Option<NonZeroU16>, backends: &BTreeMap<BackendAddress, Backend>) -> u16 {
+    target.or_else(|| backends.keys().find_map(|at| at.port)).map_or(1, NonZeroU16::get)
 }
 
 fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
@@ -160,7 +160,8 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
         IpAddr::V4(_) => STAND_IN_V4,
         IpAddr::V6(_) => STAND_IN_V6,
     });
-    let (vip, port) = (vip.unwrap_or(family), port.unwrap_or_else(|| stand_in_port(&backends)));
+    let (vip, port) =
+        (vip.unwrap_or(family), port.unwrap_or_else(|| stand_in_port(target_port, &backends)));
     let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(Mode::Ipip));
     let mut service = Service::new(vip, port, mode);
     service.key.protocol = protocol;

@@ -179,7 +179,10 @@ impl BackendRef {
         let mut found = match self {
             Self::Name(name) => all(&|_, its| its == Some(name)),
             Self::Address(address) => {
-                let mut found = all(&|at, _| at.socket(service) == address.socket(service));
+                let mut found = all(&|at, _| at == *address);
+                if found.is_empty() {
+                    found = all(&|at, _| at.socket(service) == address.socket(service));
+                }
                 if found.is_empty() && address.port.is_none() {
                     found = all(&|at, _| at.ip == address.ip);
                 }
@@ -236,6 +239,10 @@ mod tests {
         assert_eq!(find("10.0.0.2"), Ok(at("10.0.0.2:6432")));
         assert_eq!(find("10.0.0.3:5432"), Ok(at("10.0.0.3")));
         assert_eq!(find("10.0.0.1"), Err(vec![at("10.0.0.1:6432"), at("10.0.0.1:6433")]));
+        let twice = [(at("10.0.0.3"), None), (at("10.0.0.3:5432"), None)];
+        for exact in ["10.0.0.3", "10.0.0.3:5432"] {
+            assert_eq!(BackendRef::from(exact.to_owned()).find(5432, twice), Ok(at(exact)));
+        }
         for none in ["c", "10.0.0.4", "10.0.0.2:6433", "10.0.0.3:6432"] {
             assert_eq!(find(none), Err(vec![]), "{none}");
         }

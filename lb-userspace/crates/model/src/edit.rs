@@ -134,6 +134,12 @@ impl Edit {
                         return Err(Refusal::new(RefusalKind::Conflict, error).hint(hint));
                     }
                 };
+                // The name of one that leaves is free for its successor.
+                for one in service.backends.values_mut() {
+                    if matches!(one.admin, Admin::Removing { .. }) && one.name == backend.name {
+                        one.name = None;
+                    }
+                }
                 service.backends.insert(address, backend.clone());
                 let how = if back { "is back" } else { "added" };
                 Ok(format!("backend {address} of {name} {how} with weight {}", backend.weight))
@@ -290,7 +296,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::desired::Mode;
+    use crate::{desired::Mode, rules};
 
     const A: BackendAddress =
         BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
@@ -324,6 +330,25 @@ mod tests {
         fn admin(&self) -> Admin {
             self.desired.services["web"].backends[&A].admin
         }
+    }
+
+    #[test]
+    fn the_name_of_a_backend_that_leaves_is_its_successor_s() {
+        let mut bench = Bench::new();
+        let add = |address: &str| Edit::AddBackend {
+            service: "web".into(),
+            address: address.parse().expect("an address"),
+            backend: Backend { name: Some("web1".into()), ..Backend::default() },
+        };
+        bench.apply(&add("10.0.0.12")).expect("it is possible");
+        let backend = BackendRef::from("web1".to_owned());
+        bench
+            .apply(&Edit::RemoveBackend { service: "web".into(), backend, force: false })
+            .expect("it is possible");
+        bench.apply(&add("10.0.0.13")).expect("it is possible");
+        let web = &bench.desired.services["web"];
+        assert_eq!(web.find(&"web1".to_owned().into()), Ok([10, 0, 0, 13].into()));
+        assert_eq!(rules::violations_of("web", web), []);
     }
 
     #[test]

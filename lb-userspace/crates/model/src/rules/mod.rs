@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     backend_address::{BackendAddress, BackendRef},
-    desired::{Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
+    desired::{Admin, Desired, Mode, Protocol, Service, ServiceKey, UdpPolicy},
     settings::Limits,
     units::format_duration,
 };
@@ -204,6 +204,12 @@ impl Found {
             let message = "`udp` is for services with protocol = \"udp\"; remove it".into();
             self.push(name, None, "udp", message);
         }
+        let remedy = "leave it out, and let the backends listen";
+        let target = service.target_port;
+        let target = target.map(|port| check_port(service, port.get(), "target_port", remedy));
+        if let Some(Err(message)) = target {
+            self.push(name, None, "target_port", message);
+        }
         self.0.extend(check::violations_of_policy(name, service));
         self.in_backends(name, service);
     }
@@ -212,7 +218,10 @@ impl Found {
         let mut sockets: BTreeMap<SocketAddr, BackendAddress> = BTreeMap::new();
         let mut names: BTreeMap<&str, BackendAddress> = BTreeMap::new();
         for (address, backend) in &service.backends {
-            if let Some(first) = sockets.insert(address.socket(service.key.port), *address) {
+            // One that leaves may be where its successor is: a port that it is now given makes it another backend.
+            if !matches!(backend.admin, Admin::Removing { .. })
+                && let Some(first) = sockets.insert(address.socket(service.key.port), *address)
+            {
                 let message = format!(
                     "{address} is the backend {first} already; give each once, with its weight"
                 );
@@ -231,7 +240,16 @@ impl Found {
             }
             let fits = check_address(address.ip)
                 .and_then(|()| check_family(service.mode, service.key.vip, address.ip))
-                .and_then(|()| check_port(service, *address));
+                .and_then(|()| match address.port {
+                    // That of the service is refused there.
+                    Some(port) if Some(port) != service.target_port => check_port(
+                        service,
+                        port.get(),
+                        "port",
+                        "give the address without a port, and let the backend listen",
+                    ),
+                    _ => Ok(()),
+                });
             if let Err(message) = fits {
                 self.push(name, Some(*address), "address", message);
             }
@@ -301,16 +319,16 @@ fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> 
     }
 }
 
-/// Whether packets reach the port of a backend: only a translation of addresses changes it.
-fn check_port(service: &Service, backend: BackendAddress) -> Result<(), String> {
+/// Whether packets reach a port of backends, which the key `key` gives: only a translation of addresses changes it.
+fn check_port(service: &Service, target: u16, key: &str, remedy: &str) -> Result<(), String> {
     let (mode, port) = (service.mode, service.key.port);
-    match backend.port_or(port) {
-        other if other != port => Err(format!(
-            "port {other}, and clients connect to {port}: {mode} sends packets on with the port that they have; \
-             give the address without a port, and let the backend listen at {port}"
-        )),
-        _ => Ok(()),
+    if target == port {
+        return Ok(());
     }
+    Err(format!(
+        "{key} {target}, and clients connect to {port}: {mode} sends packets on with the port that they have; \
+         {remedy} at {port}"
+    ))
 }
 
 /// Whether a ring of as many slots works for as many backends.
@@ -402,6 +420,16 @@ mod tests {
             let found = messages(&[("web", service("10.0.0.100", mode, &["10.0.0.1:8080"]))]);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].contains(&format!("{mode} sends packets on")), "{found:?}");
+        }
+        for backends in [&[][..], &["10.0.0.1:8080", "10.0.0.2:8080"]] {
+            let mut target = service("10.0.0.100", Mode::Dsr, backends);
+            target.target_port = std::num::NonZeroU16::new(8080);
+            assert_eq!(
+                messages(&[("web", target)]),
+                [
+                    "service web: target_port 8080, and clients connect to 80: dsr sends packets on with the port that they have; leave it out, and let the backends listen at 80"
+                ]
+            );
         }
         let mut named = service("10.0.0.100", Mode::Dsr, &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
         for (backend, name) in named.backends.values_mut().zip(["a", "a", "10.0.0.1"]) {

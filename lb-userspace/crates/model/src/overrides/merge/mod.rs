@@ -118,6 +118,7 @@ pub fn merge(
         desired.services.extend(merged.map(|service| (name, service)));
     }
     merge.mend(&mut desired, after);
+    merge.name(&mut desired, after);
     merge.evict(&mut desired, after);
     for (name, service) in &mut desired.services {
         if let Some(deadline) = service.drain_deadline.take_if(|it| !DRAIN_DEADLINE.contains(it)) {
@@ -345,6 +346,32 @@ impl Merge<'_> {
         }
     }
 
+    /// Takes names that the configuration gives to others from the backends that had them.
+    fn name(&mut self, desired: &mut Desired, configured: &Desired) {
+        for (name, service) in &mut desired.services {
+            let Some(base) = configured.services.get(name) else { continue };
+            let own = |at: &BackendAddress| base.backends.get(at).and_then(|one| one.name.clone());
+            // One that gets its own name back may take it from another.
+            loop {
+                let theirs = service.backends.iter().filter(|(at, one)| one.name == own(at));
+                let theirs: BTreeSet<_> = theirs.filter_map(|(_, one)| one.name.clone()).collect();
+                let taken = service.backends.iter_mut().find(|(at, one)| {
+                    one.name != own(at) && one.name.as_ref().is_some_and(|it| theirs.contains(it))
+                });
+                let Some((at, backend)) = taken else { break };
+                let old = std::mem::replace(&mut backend.name, own(at));
+                // One that leaves needs no name.
+                if !matches!(backend.admin, Admin::Removing { .. }) {
+                    let show =
+                        |name: &Option<String>| name.clone().unwrap_or_else(|| "none".into());
+                    let (configured, runtime) = (show(&backend.name), show(&old));
+                    let ending = Ending::Replaced { key: "name".into(), configured, runtime };
+                    self.note((name, Some(*at)), ending);
+                }
+            }
+        }
+    }
+
     /// Takes out what was in force and can't be beside what the configuration has.
     fn evict(&mut self, desired: &mut Desired, configured: &Desired) {
         while let Some((name, why)) = taken(desired, configured) {
@@ -361,8 +388,21 @@ impl Merge<'_> {
             let vips = service.backends.keys().filter(|at| vips.contains(&at.ip));
             let mut bad: BTreeMap<BackendAddress, String> =
                 vips.map(|at| (*at, format!("{} is a VIP", at.ip))).collect();
+            let sockets = service.backends.keys().filter(|at| configured(at));
+            let sockets: BTreeMap<_, _> =
+                sockets.map(|at| (at.socket(service.key.port), *at)).collect();
+            bad.extend(service.backends.iter().filter_map(|(at, backend)| {
+                let other =
+                    sockets.get(&at.socket(service.key.port)).filter(|other| *other != at)?;
+                let leaves = matches!(backend.admin, Admin::Removing { .. });
+                (!leaves).then(|| (*at, format!("it is the backend {other}")))
+            }));
             let violations = rules::violations_of(name, service).into_iter();
-            bad.extend(violations.filter_map(|found| Some((found.backend?, found.message))));
+            for found in violations {
+                if let Some(at) = found.backend {
+                    bad.entry(at).or_insert(found.message);
+                }
+            }
             for (at, why) in bad {
                 if !configured(&at) {
                     service.backends.remove(&at);

@@ -255,6 +255,62 @@ fn what_does_not_go_with_the_configuration_leaves() {
     );
 }
 
+fn named(mut desired: Desired, names: &[(BackendAddress, &str)]) -> Desired {
+    let web = desired.services.get_mut("web").expect("it is there");
+    for (at, name) in names {
+        web.backends.get_mut(at).expect("it is there").name = Some((*name).to_owned());
+    }
+    desired
+}
+
+#[test]
+fn a_name_that_moves_to_another_address_leaves_the_one_that_drains() {
+    for (old, new) in [(A, B), (B, A)] {
+        let before = named(given(&[("web", 1, &[(old, 1, ENABLED)])]), &[(old, "web1")]);
+        let after = named(given(&[("web", 1, &[(new, 1, ENABLED)])]), &[(new, "web1")]);
+        let both = given(&[("web", 1, &[(old, 1, REMOVING), (new, 1, ENABLED)])]);
+        assert_eq!(conflicts(&before, &after, &before, &named(both, &[(new, "web1")])), [""; 0]);
+    }
+}
+
+#[test]
+fn a_name_of_the_configuration_leaves_the_backend_that_lbctl_gave_it() {
+    let before = given(&[("web", 1, &[])]);
+    let after = named(given(&[("web", 1, &[(B, 1, ENABLED)])]), &[(B, "web1")]);
+    let runtime = named(given(&[("web", 1, &[(A, 3, ENABLED)])]), &[(A, "web1")]);
+    let both = given(&[("web", 1, &[(A, 3, ENABLED), (B, 1, ENABLED)])]);
+    assert_eq!(
+        conflicts(&before, &after, &runtime, &named(both, &[(B, "web1")])),
+        ["web 10.0.0.1: name none of the configuration replaces web1, set by lbctl"]
+    );
+}
+
+#[test]
+fn a_backend_that_gets_a_port_or_loses_it_drains_beside_its_successor() {
+    let ported = A.or_port(std::num::NonZeroU16::new(80));
+    for (old, new) in [(A, ported), (ported, A)] {
+        let before = given(&[("web", 1, &[(old, 1, ENABLED), (B, 1, ENABLED)])]);
+        let after = given(&[("web", 1, &[(new, 1, ENABLED), (B, 1, ENABLED)])]);
+        let runtime = given(&[("web", 1, &[(old, 1, ENABLED), (B, 1, DRAINING)])]);
+        let both = given(&[("web", 1, &[(old, 1, REMOVING), (new, 1, ENABLED), (B, 1, DRAINING)])]);
+        assert_eq!(conflicts(&before, &after, &runtime, &both), [""; 0]);
+        let mut merged = merge(&before, &after, &runtime, UNIX_EPOCH, &Unsaid::new());
+        merged.enforce_rules(&after, &crate::settings::Limits::default()).expect("it is possible");
+        assert_eq!((merged.desired, merged.conflicts.len()), (both, 0));
+        // One that lbctl has added gives way.
+        let none = given(&[("web", 1, &[(B, 1, ENABLED)])]);
+        let runtime = given(&[("web", 1, &[(old, 1, ENABLED), (B, 1, DRAINING)])]);
+        let expected = given(&[("web", 1, &[(new, 1, ENABLED), (B, 1, DRAINING)])]);
+        let found = conflicts(&none, &after, &runtime, &expected);
+        assert_eq!(
+            found,
+            [format!(
+                "web {old}: what lbctl changed of it does not go with the configuration: it is the backend {new}"
+            )]
+        );
+    }
+}
+
 /// The keys of a state as a flat table, as naive as can be: (service, backend, key) -> value.
 fn flat(given: &Desired) -> BTreeMap<(String, Option<BackendAddress>, String), String> {
     let mut table = BTreeMap::new();
