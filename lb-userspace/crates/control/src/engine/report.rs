@@ -10,6 +10,7 @@ use lb_inspect::{
     explain::{self, Answers, Around, Questions},
 };
 use lb_model::{
+    backend_address::BackendRef,
     desired::{self, Admin, Mode, Protocol},
     hop::{Resolution, Want},
     seen::{self, Condition, Seen},
@@ -53,7 +54,11 @@ impl<D: DataPlane> Engine<D> {
         let backend = spec.backend.map(|address| {
             let services = status.services.iter();
             let selected = services.filter(|(name, _)| spec.service.iter().all(|one| one == *name));
-            let ids = selected.filter_map(|(_, service)| service.backends.get(&address));
+            let wanted = BackendRef::from(address);
+            let ids = selected.filter_map(|(_, service)| {
+                let known = service.backends.keys().map(|at| (*at, None));
+                service.backends.get(&wanted.find(service.key.port, known).ok()?)
+            });
             let ids: Vec<u16> = ids.map(|backend| backend.id).filter(|id| *id != 0).collect();
             match ids.as_slice() {
                 [id] => Ok(*id),

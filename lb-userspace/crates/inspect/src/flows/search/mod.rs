@@ -121,8 +121,15 @@ impl<'a> Search<'a> {
         if let Some(address) = query.backend {
             let of_service = |of: u16| service.is_none_or(|service| service == of);
             let all = || names.backends.iter().filter(|&(_, &(of, _))| of_service(of));
+            // A service's backend at just this address, else those that have it with a port.
+            let exact: BTreeSet<u16> =
+                all().filter(|(_, (_, known))| *known == address).map(|(_, (of, _))| *of).collect();
+            let is_meant = |of: u16, known: BackendAddress| match exact.contains(&of) {
+                true => known == address,
+                false => address.covers(known),
+            };
             let ids: BTreeSet<u16> =
-                all().filter(|(_, (_, known))| address.covers(*known)).map(|(id, _)| *id).collect();
+                all().filter(|(_, (of, known))| is_meant(*of, *known)).map(|(id, _)| *id).collect();
             if ids.is_empty() {
                 let known = all().map(|(_, (_, address))| (*address, None));
                 return Err(match &query.service {

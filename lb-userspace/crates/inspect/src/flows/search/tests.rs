@@ -264,6 +264,27 @@ fn flows_are_counted_by_backend_without_one_being_told() {
 }
 
 #[test]
+fn an_address_without_a_port_is_its_backend_or_those_with_ports() {
+    let mut tables = tables();
+    let mut search = |port: u16, wanted: &str| {
+        let other = tables.backends.get_mut(&2).expect("it is there");
+        (other.address, other.port) = (address("10.0.0.11"), port.into());
+        let backend = Some(wanted.parse().expect("an address"));
+        let query = Query { service: Some("web".into()), backend, ..Query::default() };
+        let found = found(&tables, &query).expect("it is there");
+        found.backends.iter().map(|count| count.backend.expect("it is there").to_string()).collect()
+    };
+    let found: Vec<String> = search(8080, "10.0.0.11");
+    assert_eq!(found, ["10.0.0.11"]);
+    let found: Vec<String> = search(8080, "10.0.0.11:8080");
+    assert_eq!(found, ["10.0.0.11:8080"]);
+    tables.backends.get_mut(&1).expect("it is there").port = 8081.into();
+    let query = Query { backend: Some([10, 0, 0, 11].into()), ..Query::default() };
+    let found = super::tests::found(&tables, &query).expect("it is there");
+    assert_eq!(found.backends.len(), 3, "{found:?}");
+}
+
+#[test]
 fn what_there_is_not_is_refused_with_what_is_near() {
     let error = |service: Option<&str>, backend: Option<[u8; 4]>| {
         let query = Query {
