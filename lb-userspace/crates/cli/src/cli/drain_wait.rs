@@ -10,7 +10,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 use lb_api::{
     client::{self, Client},
-    status::Backend,
+    paths,
+    status::{Backend, OneBackend},
 };
 use lb_model::{
     desired::Admin,
@@ -54,9 +55,10 @@ pub(super) async fn wait(
     let mut progress = Progress::new(Pulse::EachChange);
     let mut removing = false;
     let mut warned = Vec::new();
+    let mut path = target.path();
     loop {
         let BackendSelector { service, backend: name } = target;
-        let backend: Backend = match patient.get(&target.path()).await {
+        let OneBackend { address, backend } = match patient.get(&path).await {
             // One that is removed while it drains leaves with its last flow.
             Err(client::Error::Refused(_)) if removing => {
                 progress.end();
@@ -65,6 +67,8 @@ pub(super) async fn wait(
             }
             answer => answer?,
         };
+        // Its name may become another's while it drains.
+        path = paths::backend(service, &address.into());
         removing = matches!(backend.admin, Admin::Removing { .. });
         let passed = match backend.admin {
             Admin::Draining { deadline } | Admin::Removing { deadline } => {

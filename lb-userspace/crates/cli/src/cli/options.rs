@@ -1,14 +1,21 @@
 //! Options and values that several commands take.
 
-use std::ops::RangeInclusive;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCandidates;
-use lb_api::{client::Client, paths, requests::Terms, status::Status};
+use lb_api::{
+    client::Client,
+    paths,
+    requests::Terms,
+    status::{Service, Status},
+};
 use lb_model::{
     backend_address::{BackendAddress, BackendRef},
-    units::unknown_word,
+    edit::{no_backend, no_service},
+    refusal::Refusal,
+    units::{nearest, unknown_word},
 };
 
 use super::complete;
@@ -84,22 +91,52 @@ pub(super) async fn address_of(
         Some(BackendRef::Address(address)) => return Ok(Some(*address)),
         Some(BackendRef::Name(name)) => name,
     };
-    let services = client.get::<Status>(paths::STATUS).await?.services;
+    address_among(&client.get::<Status>(paths::STATUS).await?.services, service, name).map(Some)
+}
+
+/// The address of the backend with this name in a service, or in any.
+fn address_among(
+    services: &BTreeMap<String, Service>,
+    service: Option<&str>,
+    name: &str,
+) -> Result<BackendAddress> {
+    if let Some(one) = service.filter(|one| !services.contains_key(*one)) {
+        bail!(text_of(no_service(one, services.keys().map(String::as_str))));
+    }
     let services = services.iter().filter(|(known, _)| service.is_none_or(|one| one == *known));
-    let named = services.flat_map(|(service, it)| {
-        let its = it.backends.iter().filter(|(_, backend)| backend.name.as_ref() == Some(name));
-        its.map(move |(address, _)| (service, *address))
-    });
-    let named: Vec<_> = named.collect();
+    let backends: Vec<_> = services
+        .flat_map(|(service, it)| it.backends.iter().map(move |(at, one)| (service, *at, one)))
+        .collect();
+    let named: Vec<_> =
+        backends.iter().filter(|(_, _, one)| one.name.as_deref() == Some(name)).collect();
     match named.as_slice() {
-        [] => bail!("no backend {name}; 'lbctl backend list' shows all"),
-        [(_, address), others @ ..] if others.iter().all(|(_, other)| other == address) => {
-            Ok(Some(*address))
+        [] => {
+            let known = backends.iter().map(|(_, at, one)| (*at, one.name.as_deref()));
+            if let Some(service) = service {
+                bail!(text_of(no_backend(service, &BackendRef::Name(name.to_owned()), known)));
+            }
+            match nearest(name, known.filter_map(|(_, name)| name)) {
+                Some(near) => bail!("no backend {name}; did you mean {near}?"),
+                None => bail!("no backend {name}; 'lbctl backend list' shows all"),
+            }
+        }
+        [(_, address, _), others @ ..] if others.iter().all(|(_, other, _)| other == address) => {
+            Ok(*address)
         }
         several => {
-            let services: Vec<_> = several.iter().map(|(service, _)| service.as_str()).collect();
-            bail!("{name} is a backend of {}; say which by --service", services.join(" and of "))
+            let several: Vec<_> =
+                several.iter().map(|(service, at, _)| format!("{at} of {service}")).collect();
+            let several = several.join(" and ");
+            bail!("{name} is backend {several}; name the service too, or give the address")
         }
+    }
+}
+
+/// A refusal with its remedy.
+fn text_of(Refusal { error, hint, .. }: Refusal) -> String {
+    match hint {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error,
     }
 }
 
@@ -129,4 +166,56 @@ pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Stri
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         unknown_word(text, &known)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_api::status::Backend;
+    use serde_json::json;
+
+    use super::*;
+
+    fn service(backends: &[(&str, Option<&str>)]) -> Service {
+        let mut service: Service = serde_json::from_value(json!({
+            "key": {"vip": "10.0.0.100", "port": 80, "protocol": "tcp"}, "mode": "dsr",
+            "ring_slots": 1_009, "slots_in_flux": 0, "idle_timeout_secs": 900, "backends": {},
+        }))
+        .expect("a service");
+        for (at, name) in backends {
+            let backend = Backend { name: name.map(str::to_owned), ..Backend::default() };
+            service.backends.insert(at.parse().expect(at), backend);
+        }
+        service
+    }
+
+    #[test]
+    fn a_name_is_an_address_in_a_service_or_in_all_that_have_it() {
+        let services = BTreeMap::from([
+            (
+                "db".to_owned(),
+                service(&[("10.0.0.1:5432", Some("one")), ("10.0.0.2", Some("two"))]),
+            ),
+            ("web".to_owned(), service(&[("10.0.0.1", Some("one")), ("10.0.0.2", Some("two"))])),
+        ]);
+        let found = |service: Option<&str>, name: &str| {
+            let found = address_among(&services, service, name);
+            found.map_or_else(|error| error.to_string(), |at| at.to_string())
+        };
+        for (service, name, expected) in [
+            (Some("db"), "one", "10.0.0.1:5432"),
+            (Some("web"), "one", "10.0.0.1"),
+            (None, "two", "10.0.0.2"),
+            (
+                None,
+                "one",
+                "one is backend 10.0.0.1:5432 of db and 10.0.0.1 of web; name the service too, or give the address",
+            ),
+            (None, "tow", "no backend tow; did you mean two?"),
+            (None, "others", "no backend others; 'lbctl backend list' shows all"),
+            (Some("web"), "tow", "service web has no backend tow; did you mean two?"),
+            (Some("wbe"), "two", "no service wbe; did you mean web?"),
+        ] {
+            assert_eq!(found(service, name), expected);
+        }
+    }
 }
