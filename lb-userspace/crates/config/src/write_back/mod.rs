@@ -37,7 +37,7 @@ impl Writable {
         let mut left = Vec::new();
         for (name, service) in &mut desired.services {
             let old = configured.services.get(name).map(|service| &service.backends);
-            let policy = &service.policy;
+            let (policy, target_port) = (&service.policy, service.target_port);
             service.backends.retain(|at, backend| {
                 let mut note = |what: &str| left.push(format!("backend {at} of {name}: {what}"));
                 let state = keys::state(&backend.admin);
@@ -55,6 +55,10 @@ impl Writable {
                         note(&format!("state {state}; the file does not have it"));
                         return false;
                     }
+                }
+                if at.port.is_none() && target_port.is_some() {
+                    note("that it has no port; the file's target_port gives it one");
+                    return false;
                 }
                 let fits = |check: &Check| is_expressible(check, &policy.check);
                 if !backend.check.as_deref().is_none_or(fits) {
@@ -156,6 +160,14 @@ fn write_service(table: &mut Place<'_>, old: &Service, new: &Service) {
     let defaults = keys::backend(&Backend::default());
     for mut table in table.tables("backend") {
         let Some(at) = address_of(table.keys(), old.target_port) else { continue };
+        if address_of(table.keys(), new.target_port) != Some(at) {
+            // It had the service's port, which goes.
+            if let Some(old) = table.keys().get_mut("address").and_then(Item::as_value_mut) {
+                let decor = old.decor().clone();
+                *old = toml(&at.to_string().into());
+                *old.decor_mut() = decor;
+            }
+        }
         let (Some(was), Some(now)) = (old.backends.get(&at), new.backends.get(&at)) else {
             continue;
         };

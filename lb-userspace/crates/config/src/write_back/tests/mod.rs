@@ -94,6 +94,31 @@ fn a_service_that_came_and_went_leaves_nothing() {
 }
 
 #[test]
+fn a_target_port_comes_and_goes_and_no_backend_changes() {
+    const HEAD: &str = "interface = \"eth0\"\n[[service]]\nname = \"web\"\nvip = \"10.0.0.100\"\nport = 80\nprotocol = \"tcp\"\nmode = \"dsr\"\n";
+    let ported = || at(11).or_port(std::num::NonZeroU16::new(80));
+    let with = "target_port = 80\n\n[[service.backend]]\naddress = \"10.0.0.11\" # the first\n";
+    let text = |rest: &str| format!("{HEAD}{rest}");
+    let gone = written(&text(with), |wanted| {
+        let web = wanted.desired.services.get_mut("web").expect("it is there");
+        assert_eq!(web.backends.keys().copied().collect::<Vec<_>>(), [ported()]);
+        web.target_port = None;
+    });
+    assert_eq!(gone, text("\n[[service.backend]]\naddress = \"10.0.0.11:80\" # the first\n"));
+    // What has no port can't have none where the service gives it one.
+    let without = text("\n[[service.backend]]\naddress = \"10.0.0.11\"\n");
+    let mut wanted = Config::parse(&without).expect("it is valid").desired;
+    wanted.services.get_mut("web").expect("it is there").target_port = 80.try_into().ok();
+    let Writable { desired, left } = Writable::of(&wanted, &wanted);
+    assert_eq!(
+        left,
+        ["backend 10.0.0.11 of web: that it has no port; the file's target_port gives it one"]
+    );
+    assert!(desired.services["web"].backends.is_empty());
+    write_back(&without, &desired).expect("it can be written");
+}
+
+#[test]
 fn what_goes_takes_its_own_comments_along() {
     let new = written(EXAMPLE, |wanted| {
         take(wanted, 12);
