@@ -1,6 +1,9 @@
 //! The changes that an operator makes at runtime, as edits of what is desired.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +115,20 @@ impl Edit {
                     );
                     return Err(refusal.hint(format!("see it with 'lbctl service show {name}'")));
                 }
-                desired.services.insert(name.clone(), (**service).clone());
+                let mut service = (**service).clone();
+                let mut backends = BTreeMap::new();
+                for (at, backend) in std::mem::take(&mut service.backends) {
+                    let ported = at.or_port(service.target_port);
+                    if backends.insert(ported, backend).is_some() {
+                        let error = format!(
+                            "backend {ported} is there twice, since target_port gives it its port"
+                        );
+                        let refusal = Refusal::new(RefusalKind::Invalid, error);
+                        return Err(refusal.hint("give each once, with its weight"));
+                    }
+                }
+                service.backends = backends;
+                desired.services.insert(name.clone(), service.clone());
                 Ok(format!("service {name} added: {} by {}", service.key, service.mode))
             }
             Self::RemoveService { name } => {
@@ -330,6 +346,28 @@ mod tests {
         fn admin(&self) -> Admin {
             self.desired.services["web"].backends[&A].admin
         }
+    }
+
+    #[test]
+    fn backends_of_an_added_service_get_its_target_port() {
+        let mut service = Service::new(IpAddr::from([10, 0, 0, 101]), 80, Mode::Dsr);
+        service.target_port = 80.try_into().ok();
+        service.backends.insert(A, Backend::default());
+        let mut bench = Bench::new();
+        let add = |name: &str, service: &Service| Edit::AddService {
+            name: name.into(),
+            service: Box::new(service.clone()),
+        };
+        bench.apply(&add("one", &service)).expect("it is possible");
+        let ported = A.or_port(service.target_port);
+        let one: Vec<_> = bench.desired.services["one"].backends.keys().copied().collect();
+        assert_eq!(one, [ported]);
+        service.backends.insert(ported, Backend::default());
+        let refusal = bench.apply(&add("two", &service)).expect_err("it is there twice");
+        assert_eq!(
+            refusal.error,
+            "backend 10.0.0.11:80 is there twice, since target_port gives it its port"
+        );
     }
 
     #[test]

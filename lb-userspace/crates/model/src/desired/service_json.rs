@@ -65,8 +65,7 @@ impl From<Service> for ServiceJson {
 
 impl From<ServiceJson> for Service {
     fn from(json: ServiceJson) -> Self {
-        let ServiceJson { vip, port, protocol, mode, udp, target_port, .. } = json;
-        let with_port = |(at, backend): (BackendAddress, _)| (at.or_port(target_port), backend);
+        let ServiceJson { vip, port, protocol, mode, udp, .. } = json;
         Self {
             key: ServiceKey { vip, port, protocol },
             mode,
@@ -78,7 +77,7 @@ impl From<ServiceJson> for Service {
             drain_silence: Duration::from_secs(json.drain_silence_secs),
             policy: json.policy,
             target_port: json.target_port,
-            backends: json.backends.into_iter().map(with_port).collect(),
+            backends: json.backends,
         }
     }
 }
@@ -95,8 +94,10 @@ mod tests {
         service.drain_deadline = Some(Duration::from_secs(60));
         service.drain_silence = Duration::from_secs(45);
         service.target_port = NonZeroU16::new(5353);
-        let at = BackendAddress::from([10, 0, 0, 1]).or_port(service.target_port);
+        // One that came before target_port has no port, also behind a restart.
+        let at = BackendAddress::from([10, 0, 0, 1]);
         service.backends.insert(at, Backend { name: Some("a".into()), ..Backend::default() });
+        service.backends.insert(at.or_port(service.target_port), Backend::default());
         let json = serde_json::to_string(&service).expect("it has no map with odd keys");
         assert_eq!(serde_json::from_str::<Service>(&json).expect(&json), service);
     }
