@@ -102,16 +102,18 @@ function drains(node) {
     }
   }
   find('#drains').hidden = all.length === 0;
-  keep(find('.drains'), all, ({ service, address }) => JSON.stringify([service, address]), ({ service, address, backend }) => {
+  keep(find('.drains'), all, ({ service, address }) => JSON.stringify([service, address]), ({ service }) => {
+    const whom = make('span');
     const picture = shape('draining');
     const word = make('b');
     const left = make('span', { class: 'left' });
     const rail = make('i');
     const gauge = make('span', { class: 'rail', 'aria-hidden': 'true' }, rail);
     const rate = make('span', { class: 'muted' });
-    const root = make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { class: 'whom' }, make('b', { text: service }), ` ${labelled(address, backend)}`), gauge, left, rate);
-    return { root, picture, word, left, rail, rate };
-  }, (part, { backend, slots }) => {
+    const root = make('li', {}, make('span', { class: 'badge' }, picture, word), make('span', { class: 'whom' }, make('b', { text: service }), ' ', whom), gauge, left, rate);
+    return { root, whom, picture, word, left, rail, rate };
+  }, (part, { address, backend, slots }) => {
+    setText(part.whom, labelled(address, backend));
     const { state } = backend;
     set(part.word.parentElement, 'class', `badge ${state}`);
     reshape(part.picture, state);
