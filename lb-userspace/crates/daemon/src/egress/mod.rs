@@ -472,3 +472,37 @@ impl RoundProber<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lb_model::{
+        desired::{Backend, Mode, Service},
+        hop::NextHop,
+    };
+
+    use super::*;
+
+    #[test]
+    fn backends_of_one_address_are_probed_each_by_its_own_port() {
+        let mut service = Service::new([10, 0, 0, 100].into(), 80, Mode::Dsr);
+        let backends: BTreeSet<BackendAddress> =
+            ["10.0.0.11", "10.0.0.11:80"].map(|at| at.parse().expect(at)).into();
+        service.backends = backends.iter().map(|at| (*at, Backend::default())).collect();
+        let desired = Desired { services: [("web".into(), service)].into() };
+        let hop = NextHop {
+            ifindex: 2,
+            interface: "eth0".into(),
+            mac: [2; 6],
+            l2: vec![0; 14],
+            mtu: 1500,
+        };
+        let want = Want { address: [10, 0, 0, 11].into(), mode: Mode::Dsr };
+        let hops = [(want, Resolution::Resolved(hop))].into();
+        let known = Neighbourhood { hops, ..Neighbourhood::default() };
+        let plan = plan(&desired, &known, Tunnel::default());
+        let subjects: BTreeSet<_> = plan.values().flatten().map(|one| one.backend).collect();
+        assert_eq!(subjects, backends);
+    }
+}
