@@ -15,19 +15,20 @@ use kit::datapath::{
     hex,
     hook::Hook,
     kernel::{self, Kernel},
-    model::{Action, BackendCount},
+    model::{Action, BackendCount, Routes},
     steady_nanos,
 };
+use kit::tun::{Layer, Tun};
 use lb_common::{
     abi::{VipKey, backend_flags, mapped},
     decap::{Source, Unlisted},
-    forward::decide,
     icmp_error::rate_of_source,
     packet::{
         Packet as _, ethernet, icmp,
         ipv6::{self, Ipv6},
         number,
     },
+    returns::decide,
     rewrite,
     verdict::{ReplyKind, Verdict},
 };
@@ -224,6 +225,76 @@ fn classifier_and_core_agree_on_frames_that_leave_in_segments() -> Result<()> {
     }
     ensure!(replied > 20, "only {replied} frames were answered");
     ensure!(packets > forwarded + 500, "{forwarded} frames left in {packets} packets");
+    Ok(())
+}
+
+/// Index of the tap by which clients are reached.
+const TAP: u32 = 7;
+
+/// Moves the calling thread to a network namespace with routes to the clients of [`generate`], by a tap.
+fn routes() -> Result<(Tun, Routes)> {
+    // SAFETY: no precondition; only this thread moves.
+    let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    ensure!(moved == 0, "make a network namespace: {}", std::io::Error::last_os_error());
+    let tap = Tun::new("tap0", Layer::Ethernet, Some(TAP))?;
+    let mac = [2, 0, 0, 0, 0, 0x77];
+    let mut lines = String::from(
+        "link set lo up\nlink set tap0 address 02:00:00:00:00:77\n\
+         route add 198.51.100.0/24 dev tap0\nroute add 2001:db8:c100::/48 dev tap0\n",
+    );
+    for last in 0..=u8::MAX {
+        if let Some([.., a, b]) = Routes::neighbour(last) {
+            for address in [format!("198.51.100.{last}"), format!("2001:db8:c100::{last:x}")] {
+                let mac = format!("02:00:00:00:{a:02x}:{b:02x}");
+                lines += &format!("neigh replace {address} lladdr {mac} dev tap0 nud permanent\n");
+            }
+        }
+    }
+    kit::command::run_with_input(kit::command::command("ip").args(["-batch", "-"]), &lines)?;
+    for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{path}"), "1")?;
+    }
+    Ok((tap, Routes { mac }))
+}
+
+#[test]
+fn program_and_core_agree_on_answers_that_have_a_route() -> Result<()> {
+    agree_on_answers(Hook::Xdp)
+}
+
+#[test]
+fn classifier_and_core_agree_on_answers_that_have_a_route() -> Result<()> {
+    agree_on_answers(Hook::Tc)
+}
+
+fn agree_on_answers(hook: Hook) -> Result<()> {
+    kernel::stay_on_one_cpu()?;
+    let (_tap, routes) = routes()?;
+    let mut by_action: HashMap<u32, u64> = HashMap::new();
+    for seed in 0..6 {
+        let mut random = Random(0x77_0000 + seed);
+        let mut twins = Twins::load_at(hook, objects::BALANCER, PINS, u32::MAX)?;
+        let state = generate::state(&mut random, (steady_nanos(MARGIN) / 1_000_000_000) as u32);
+        twins.install(&state)?;
+        twins.kernel.put_return_egress(TAP)?;
+        twins.model.routes = Some(routes);
+        for number in 0..2_000 {
+            let frame = generate::frame_of_backend(&mut random);
+            if !hook.takes(&frame) {
+                continue;
+            }
+            twins.model.tables.nanos.set(steady_nanos(MARGIN));
+            let before: u64 = twins.model.returns.values().map(|count| count[0]).sum();
+            let action =
+                twins.run(&frame).with_context(|| format!("seed {seed}, frame {number}"))?;
+            let after: u64 = twins.model.returns.values().map(|count| count[0]).sum();
+            *by_action.entry(action as u32).or_default() += after - before;
+        }
+        twins.compare_tables()?;
+    }
+    let count = |action: Action| by_action.get(&(action as u32)).copied().unwrap_or_default();
+    ensure!(count(Action::Redirect) > 100, "{by_action:?}");
+    ensure!(hook == Hook::Tc || count(Action::Pass) > 50, "{by_action:?}");
     Ok(())
 }
 

@@ -416,7 +416,10 @@ pub fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
         reserved0: [0; 14],
         address: if is_v6 { address_v6 } else { mapped(address_v4) },
         source,
-        reserved1: [0; 32],
+        vip: [0; 16],
+        vip_port: 0.into(),
+        proto: 0,
+        reserved1: [0; 13],
     }
 }
 

@@ -11,6 +11,8 @@ pub const MAX_SNAP: usize = 2_048;
 pub const ANY: u32 = u32::MAX;
 /// In place of the index of a reason: the packet is forwarded.
 pub const FORWARDED: u32 = 63;
+/// In place of the index of a reason: the packet is the answer of a backend in mode `nat`, and goes to the client.
+pub const RETURNED: u32 = 62;
 /// In place of a service's id: none was found.
 pub const NO_SERVICE: u16 = u16::MAX;
 /// In place of a slot: none was looked up.
@@ -28,6 +30,8 @@ pub mod flags {
     pub const FLOW_FOUND: u16 = 8;
     /// No pin could be made: its table is full.
     pub const PIN_REFUSED: u16 = 16;
+    /// The frame was saved as it came: only in the record of the frame as it leaves.
+    pub const SAVED: u16 = 32;
 }
 
 /// What is to be captured: the only element of `CAPTURE_PLAN`.
@@ -36,7 +40,7 @@ pub mod flags {
 pub struct Plan {
     /// Until when, in nanoseconds of CLOCK_MONOTONIC.
     pub until: u64,
-    /// A bit for each reason by its index, and one for [`FORWARDED`].
+    /// A bit for each reason by its index, and one each for [`FORWARDED`] and [`RETURNED`].
     pub verdicts: u64,
     /// The client's address, as far as `mask` has ones; IPv4 as an IPv4-mapped IPv6 address.
     pub client: [u64; 2],
@@ -84,7 +88,7 @@ pub struct Head {
     pub current: u16,
     /// The slot's base owner.
     pub base: u16,
-    /// Index of the reason, or [`FORWARDED`].
+    /// Index of the reason, [`FORWARDED`] or [`RETURNED`].
     pub reason: u16,
     /// The action returned to XDP, or that of tc as XDP's; known only after.
     pub action: u16,

@@ -30,7 +30,8 @@ use crate::{
     verdict::{Drop, Forward, Pass, Reply, ReplyKind, Verdict, events},
 };
 
-/// Decides what happens to a frame. It changes no byte of it.
+/// Decides what happens to a frame. It changes no byte of it. Answers of backends in mode `nat` pass here: they are for
+/// [`crate::returns`].
 #[inline(always)]
 pub fn decide<'t, P, T>(pkt: &P, tables: &'t T) -> Verdict<T::Backend<'t>>
 where

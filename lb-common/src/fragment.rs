@@ -19,14 +19,20 @@ fn later_fragment<T: Tables>(tables: &T, key: &FragmentKey) -> u64 {
         return Found::Pass(Pass::Fragment).to_word();
     }
     match tables.fragment(key) {
-        Some(first) if tables.now().wrapping_sub(first.seen) <= FRAGMENT_TIMEOUT => {
-            if first.backend == 0 {
+        Some(first) if is_fresh(tables, first) => {
+            if first.backend == 0 || first.is_return != 0 {
                 return Found::Pass(Pass::Fragment).to_word();
             }
             Found::Choice(Choice::of(first.backend), first.entropy).to_word()
         }
         _ => Found::Drop(Drop::FragmentWithoutFirst).to_word(),
     }
+}
+
+/// Whether the rest of a packet is still awaited.
+#[inline(always)]
+pub(crate) fn is_fresh<T: Tables>(tables: &T, first: Fragment) -> bool {
+    tables.now().wrapping_sub(first.seen) <= FRAGMENT_TIMEOUT
 }
 
 /// What happens to a fragment but the first of an IPv4 packet at `l3`. Returns a [`Found`] as a word.
@@ -64,7 +70,7 @@ fn remember<T: Tables>(tables: &T, key: &FragmentKey, decision: u64) {
     if tables.is_vip(&VipKey { address: key.destination }) {
         let value = Fragment {
             backend: decision as u16,
-            reserved: 0,
+            is_return: 0,
             seen: tables.now(),
             entropy: (decision >> 16) as u32,
         };
@@ -93,7 +99,7 @@ where
 }
 
 #[inline(always)]
-fn fragment_key_v4<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey> {
+pub(crate) fn fragment_key_v4<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey> {
     let ip = pkt.load::<Ipv4>(l3)?;
     Some(FragmentKey {
         source: mapped(ip.source),
@@ -105,7 +111,11 @@ fn fragment_key_v4<P: Packet + ?Sized>(pkt: &P, l3: usize) -> Option<FragmentKey
 }
 
 #[inline(always)]
-fn fragment_key_v6<P: Packet + ?Sized>(pkt: &P, l3: usize, id: [u8; 4]) -> Option<FragmentKey> {
+pub(crate) fn fragment_key_v6<P: Packet + ?Sized>(
+    pkt: &P,
+    l3: usize,
+    id: [u8; 4],
+) -> Option<FragmentKey> {
     let &Ipv6 { source, destination, .. } = pkt.load(l3)?;
     Some(FragmentKey { source, destination, id, proto: 0, reserved: [0; 3] })
 }

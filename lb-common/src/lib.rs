@@ -21,12 +21,14 @@ pub mod hash;
 pub mod icmp_error;
 #[cfg(feature = "model")]
 pub mod model;
+pub mod nat;
 pub mod packet;
 mod pinning;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
 mod pod;
 pub mod quoted;
+pub mod returns;
 pub mod rewrite;
 pub mod second_choice;
 pub mod service_index;

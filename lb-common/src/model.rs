@@ -16,8 +16,8 @@ use std::{
 use crate::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        TokenBucket, Unanswered, VipKey,
+        FragmentKey, Handshake, OwnMac, Owners, PeerKey, ReverseKey, Service, ServiceKeyV4,
+        ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
     },
     second_choice::search,
     shared::{SharedU32, SharedU64},
@@ -60,6 +60,8 @@ pub struct ModelTables {
     pub own_macs: Vec<[u8; 6]>,
     /// The MAC addresses of other balancers, by service, and the backend on this node.
     pub peer_macs: HashMap<PeerKey, u16>,
+    /// The backends in mode `nat`, by the source of their answers.
+    pub reverse_nat: HashMap<ReverseKey, u16>,
     /// How many pins each service may make.
     pub budgets: HashMap<u16, Rc<TokenBucket>>,
     /// How many ICMP errors may be sent.
@@ -158,6 +160,14 @@ impl Tables for ModelTables {
 
     fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
         self.peer_macs.get(key).copied()
+    }
+
+    fn has_nat(&self) -> bool {
+        !self.reverse_nat.is_empty()
+    }
+
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        self.reverse_nat.get(key).copied()
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {

@@ -25,6 +25,7 @@ pod!(
     abi::VipKey,
     abi::OwnMac,
     abi::PeerKey,
+    abi::ReverseKey,
     service_index::Entry,
     tx_errors::Key,
 );

@@ -5,7 +5,7 @@ use core::ops::Deref;
 use crate::{
     abi::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
+        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
     },
     shared::{SharedU32, SharedU64},
 };
@@ -54,6 +54,10 @@ pub trait Tables {
     fn own_mac(&self, index: u32) -> Option<OwnMac>;
     /// The backend on this node of a packet that another balancer has forwarded to it.
     fn delivered_to(&self, key: &PeerKey) -> Option<u16>;
+    /// Whether there is any backend in mode `nat`.
+    fn has_nat(&self) -> bool;
+    /// The backend whose answers have this source.
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16>;
     /// This CPU's budget of pins for a service.
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>>;
     /// This CPU's budget of ICMP errors, but for those of [`Self::too_big_budget`].

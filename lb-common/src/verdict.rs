@@ -6,7 +6,7 @@
 
 use core::ops::Deref;
 
-use crate::abi::{Backend, BackendCounter, Unanswered};
+use crate::abi::{Backend, BackendCounter, ReturnCounter, Unanswered};
 
 /// What happens to a packet. `B` is how the tables hand out a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,27 @@ pub enum Verdict<B> {
     Forward(Forward<B>),
     /// It can't be sent on, and its sender gets an ICMP error.
     Reply(Reply),
+    /// It is the answer of a backend in mode `nat`, and goes to the client. Only [`crate::returns`] decides it.
+    Return(Return<B>),
+}
+
+/// The answer of a backend in mode `nat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return<B> {
+    /// The backend's id.
+    pub id: u16,
+    /// The backend.
+    pub backend: B,
+    /// Offset of the IP header in the frame, in bytes.
+    pub l3: usize,
+    /// Whether the packet is IPv6.
+    pub v6: bool,
+    /// Bytes of the IP packet.
+    pub len: u16,
+    /// Packets that leave for it, as [`Forward::packets`].
+    pub packets: u32,
+    /// Bytes of their IP packets.
+    pub bytes: u32,
 }
 
 /// Where a packet goes, and what is to be counted for it.
@@ -74,6 +95,10 @@ impl<B: Deref<Target = Backend>> Verdict<B> {
                     entropy,
                     events,
                 })
+            }
+            Self::Return(Return { id, backend, l3, v6, len, packets, bytes }) => {
+                let backend = *backend;
+                Verdict::Return(Return { id, backend, l3, v6, len, packets, bytes })
             }
         }
     }
@@ -156,6 +181,15 @@ impl BackendCounter {
         if events & events::SECOND_CHOICE != 0 {
             self.second_choices.bump(LESS);
         }
+    }
+}
+
+impl ReturnCounter {
+    /// Counts an answer.
+    #[inline(always)]
+    pub fn count<B>(&self, answer: &Return<B>) {
+        self.packets.bump(u64::from(answer.packets));
+        self.bytes.bump(u64::from(answer.bytes));
     }
 }
 
@@ -244,6 +278,8 @@ reasons! {
         ExtensionHeaders = "extension_headers",
         /// A fragment of a packet that is for the node itself.
         Fragment = "fragment",
+        /// The answer of a backend in mode `nat` for which the kernel has no route, or whose time to live has run out.
+        ReturnUntranslated = "return_untranslated",
     }
 }
 

@@ -22,17 +22,23 @@ mod tc_capture;
 mod watch;
 
 use aya_ebpf::{
+    bindings::xdp_md,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
     forward::decide,
-    verdict::{Drop, ReplyKind, Verdict, events},
+    returns,
+    verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 
 use lb_ebpf::{frame::Frame, pull};
 
-use crate::{exit::finish, maps::Maps, watch::Watched};
+use crate::{
+    exit::{finish, finish_answer},
+    maps::Maps,
+    watch::Watched,
+};
 
 /// Takes every frame of the interface.
 #[xdp(frags)]
@@ -61,20 +67,48 @@ pub fn capture_raw(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn walk(ctx: XdpContext) -> u32 {
     pull::headers(&ctx);
+    let action = match any(ctx.ctx) {
+        action if exit::may_be_answer(action) => answer(ctx.ctx, action),
+        action => action,
+    };
+    save::after(&ctx, action);
+    action
+}
+
+/// Out of line, as [`answer`] is, since the kernel's limit of the stack is for each way of calls.
+#[inline(never)]
+fn any(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     save::begin();
-    let mut saved = 0;
-    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        saved = save::before(&ctx, what, egress);
+        save::before(&ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
-    if saved != 0 {
-        save::after(&ctx, action);
-    }
-    action
+    finish!(
+        ctx,
+        frame,
+        bytes,
+        verdict,
+        |to| to.events & events::BARE_ACK != 0,
+        |reason| returns::is_possible(&Watched, reason),
+        seen
+    )
+}
+
+/// Finishes a frame that may be the answer of a backend in mode `nat`.
+#[inline(never)]
+fn answer(ctx: *mut xdp_md, action: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        save::before(&ctx, what, egress);
+    };
+    finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 
 #[panic_handler]

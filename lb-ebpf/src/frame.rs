@@ -2,14 +2,17 @@
 //!
 //! The same for XDP, where it is the driver's, and for tc, where it is a socket buffer.
 
-use core::hint::assert_unchecked;
+use core::{ffi::c_void, hint::assert_unchecked};
 
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::packet::Packet;
+use lb_common::{
+    nat::{Covering, Writable},
+    packet::Packet,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::skb::{RawSkb, Skb};
@@ -18,6 +21,9 @@ use crate::skb::{RawSkb, Skb};
 pub trait Context: Copy {
     /// [`Packet::is_raw_ip`].
     const RAW_IP: bool = false;
+
+    /// The pointer that the kernel passed in.
+    fn as_ptr(self) -> *mut c_void;
 
     /// Bytes of the frame, in whatever number of buffers.
     fn total(self) -> u64;
@@ -32,6 +38,11 @@ pub struct XdpBuff(*mut xdp_md);
 
 impl Context for XdpBuff {
     #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.0.cast()
+    }
+
+    #[inline(always)]
     fn total(self) -> u64 {
         // SAFETY: the pointer is the one that the kernel passed in.
         unsafe { bpf_xdp_get_buff_len(self.0) }
@@ -45,6 +56,11 @@ impl Context for XdpBuff {
 
 impl Context for Skb {
     #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        Self::as_ptr(self)
+    }
+
+    #[inline(always)]
     fn total(self) -> u64 {
         Self::total(self).into()
     }
@@ -57,6 +73,11 @@ impl Context for Skb {
 
 impl Context for RawSkb {
     const RAW_IP: bool = true;
+
+    #[inline(always)]
+    fn as_ptr(self) -> *mut c_void {
+        self.0.as_ptr()
+    }
 
     #[inline(always)]
     fn total(self) -> u64 {
@@ -154,6 +175,58 @@ impl Frame {
         let delta = len as i32 - self.ctx.total() as i32;
         // SAFETY: the context is the one that the kernel passed in.
         delta <= 0 && unsafe { bpf_xdp_adjust_tail(self.ctx.0, delta) == 0 }
+    }
+}
+
+impl<C> Frame<C> {
+    /// [`Writable::edit`].
+    #[inline(always)]
+    fn at<T: FromBytes + IntoBytes + KnownLayout + Unaligned>(
+        &mut self,
+        off: usize,
+    ) -> Option<&mut T> {
+        if !self.reaches(off, size_of::<T>()) {
+            return None;
+        }
+        // SAFETY: no frame is at address 0. LLVM would test it, to distinguish it from `None`.
+        unsafe { assert_unchecked(self.start != 0) };
+        // SAFETY: the range was just checked; any bytes at any address are a valid T. The program owns the frame, and
+        // the reference borrows this view of it.
+        Some(unsafe { &mut *((self.start + off) as *mut T) })
+    }
+}
+
+impl Writable for Frame {
+    #[inline(always)]
+    fn edit<T>(&mut self, off: usize) -> Option<&mut T>
+    where
+        T: FromBytes + IntoBytes + KnownLayout + Unaligned,
+    {
+        self.at(off)
+    }
+}
+
+impl Writable for SkbFrame {
+    #[inline(always)]
+    fn edit<T>(&mut self, off: usize) -> Option<&mut T>
+    where
+        T: FromBytes + IntoBytes + KnownLayout + Unaligned,
+    {
+        self.at(off)
+    }
+
+    /// By the kernel, which knows whether the checksum is computed yet.
+    #[inline(always)]
+    fn update_checksum(&mut self, at: usize, pseudo: u32, covered: u32, of: Covering) -> bool {
+        self.ctx.update_checksum(at, pseudo, covered, of)
+    }
+}
+
+impl<C: Context> Frame<C> {
+    /// The pointer that the kernel passed in, for its functions.
+    #[inline(always)]
+    pub fn context(&self) -> *mut c_void {
+        self.ctx.as_ptr()
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the programs share.
 #![no_std]
 
+pub mod fib;
 pub mod frame;
 pub mod pull;
 pub mod skb;

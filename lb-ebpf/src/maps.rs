@@ -24,8 +24,8 @@ use lb_common::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
         DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
         Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PeerKey,
-        PinLease, PinLogHead, PinNote, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
-        Unanswered, VerdictCounter, VipKey,
+        PinLease, PinLogHead, PinNote, ReturnCounter, ReverseKey, Service, ServiceKeyV4,
+        ServiceKeyV6, Slot, TokenBucket, Unanswered, VerdictCounter, VipKey,
     },
     hash::GOLDEN,
     icmp_error,
@@ -33,7 +33,7 @@ use lb_common::{
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::{SharedU32, SharedU64},
     tables::Tables,
-    verdict::{Forward, REASONS},
+    verdict::{Forward, REASONS, Return},
 };
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
@@ -123,6 +123,23 @@ static OWN_MACS: Array<OwnMac, { abi::OWN_MACS as usize }, MMAPABLE> = Array::ne
 #[btf_map]
 static PEER_MACS: HashMap<PeerKey, u32, { abi::PEER_MACS as usize }> = HashMap::new();
 
+/// The backends in mode `nat`, by the source of their answers. The daemon sizes it.
+#[btf_map]
+static REVERSE_NAT: HashMap<ReverseKey, u32, { DEFAULT_BACKENDS as usize }> = HashMap::new();
+
+/// How many backends `REVERSE_NAT` has.
+#[btf_map]
+static NAT_BACKENDS: Array<u32, 1> = Array::new();
+
+/// The interfaces that answers may be redirected to by XDP, by their indexes; 0 ends the list.
+#[btf_map]
+static RETURN_EGRESS: Array<u32, { abi::RETURN_EGRESS as usize }> = Array::new();
+
+/// Answers of each backend in mode `nat`, for each CPU. The daemon sizes it.
+#[btf_map]
+static RETURN_COUNTERS: Array<ReturnCounter, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> =
+    Array::new();
+
 /// Packets and bytes by verdict, [`REASONS`] for each CPU. The daemon sizes it.
 #[btf_map]
 static VERDICTS: Array<VerdictCounter, { REASONS as usize }, MMAPABLE> = Array::new();
@@ -183,6 +200,30 @@ impl Maps {
         if let Some(counter) = backend_counter(forward.id) {
             counter.count(forward, is_bare_ack, || self.now_nanos());
         }
+    }
+
+    /// Counts the answer of a backend in mode `nat`.
+    #[inline(always)]
+    pub fn count_return(&self, answer: &Return<&Backend>) {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let at = cpu * BACKENDS_PER_CPU.load() + u32::from(answer.id);
+        if let Some(counter) = RETURN_COUNTERS.get(at) {
+            counter.count(answer);
+        }
+    }
+
+    /// Whether answers may be redirected to an interface by XDP.
+    #[inline(always)]
+    pub fn is_return_egress(&self, ifindex: u32) -> bool {
+        for index in 0..abi::RETURN_EGRESS {
+            match RETURN_EGRESS.get(index) {
+                Some(egress) if *egress == ifindex => return true,
+                Some(egress) if *egress != 0 => {}
+                _ => return false,
+            }
+        }
+        false
     }
 
     /// Takes that back.
@@ -407,6 +448,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
         get!(PEER_MACS, key).map(|id| *id as u16)
+    }
+
+    #[inline(always)]
+    fn has_nat(&self) -> bool {
+        NAT_BACKENDS.get(0).is_some_and(|count| *count != 0)
+    }
+
+    #[inline(always)]
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        get!(REVERSE_NAT, key).map(|id| *id as u16)
     }
 
     #[inline(always)]

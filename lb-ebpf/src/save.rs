@@ -168,8 +168,8 @@ impl Frames for RawSkb {
     }
 }
 
-/// Saves a frame as it came, if it matches the filter; whether it did. `what` is the index of the reason,
-/// the backend's id and the events, from its low bits on.
+/// Saves a frame as it came, if it matches the filter. `what` is the index of the reason, the backend's id and the
+/// events, from its low bits on.
 #[inline(never)]
 pub fn before<F: Frames>(ctx: F, what: u64, egress: u32) -> u64 {
     let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
@@ -214,17 +214,26 @@ pub fn before<F: Frames>(ctx: F, what: u64, egress: u32) -> u64 {
         return 0;
     }
     counter.saved.bump(1);
-    1
+    head.flags |= flags::SAVED;
+    0
 }
 
-/// Saves the same frame as it leaves.
+/// Saves the same frame as it leaves, if [`before`] has saved it. That is noted in the head and not by a value that it
+/// returns, which would take stack of the whole decision.
 #[inline(never)]
 pub fn after<F: Frames>(ctx: F, action: u32) -> u64 {
     let Some(plan) = CAPTURE_PLAN.get(0) else { return 0 };
+    let mut saved = false;
     with_head(|head| {
-        head.flags |= flags::AFTER;
-        head.action = action as u16;
+        saved = head.flags & flags::SAVED != 0;
+        if saved {
+            head.flags |= flags::AFTER;
+            head.action = action as u16;
+        }
     });
+    if !saved {
+        return 0;
+    }
     save(ctx, plan.snap)
 }
 

@@ -2,9 +2,14 @@
 
 use core::hint::cold_path;
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::bpf_redirect,
+    programs::XdpContext,
+};
 use lb_common::{
     abi::{Backend, backend_flags},
+    nat,
     packet::{
         Packet,
         ethernet::{self, Ethernet, Tag},
@@ -13,14 +18,15 @@ use lb_common::{
         ipv6::{self, Ipv6},
         number,
     },
-    rewrite,
-    verdict::{Forward, Reply, ReplyKind},
+    returns, rewrite,
+    tables::Tables as _,
+    verdict::{Forward, Reply, ReplyKind, Return},
 };
 use zerocopy::little_endian::U64;
 
-use lb_ebpf::frame::Frame;
+use lb_ebpf::{fib, frame::Frame};
 
-use crate::hop;
+use crate::{hop, maps::Maps};
 
 /// The node's own stack sees the frame.
 pub const PASS: u32 = xdp_action::XDP_PASS;
@@ -60,6 +66,13 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
     hop::take(frame, to.l3, to.v6)?;
     let backend = to.backend;
     if backend.flags & backend_flags::TUNNEL == 0 {
+        if nat::is_nat(backend) {
+            cold_path();
+            let what = u64::from(to.v6) << 8 | to.l3 as u64;
+            if translate(ctx.ctx, backend, what) == 0 {
+                return None;
+            }
+        }
         let delta = to.l3 as i32 - L2 as i32;
         if delta == 0 {
             return store_link::<L2>(frame, &backend.l2);
@@ -89,6 +102,87 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
     let frame = Frame::new(ctx);
     let outer = rewrite::outer_v6(backend, class, to.len, next, to.entropy);
     if frame.store(L2, outer) { store_link::<L2>(&frame, &backend.l2) } else { None }
+}
+
+/// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
+/// it is IPv6.
+#[inline(never)]
+fn translate(ctx: *mut xdp_md, backend: &Backend, what: u64) -> u64 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    let l3 = what as usize & L3_MASK;
+    nat::to_backend(&mut frame, l3, what >> 8 != 0, backend).is_some().into()
+}
+
+/// What [`to_client`] returns for an answer that is as it came, for the node's own stack to deal with; no action has this
+/// number.
+pub const UNTOUCHED: u64 = u32::MAX as u64;
+/// The same for one of which the first buffer does not hold what is translated: it can't be sent.
+pub const SPOILT: u64 = UNTOUCHED - 1;
+
+/// Translates the answer of a backend, of which [`returns::find`](lb_common::returns::find) has returned `word`, counts it, and
+/// sends it by the kernel's route; an action of XDP. Where the kernel has to find the next hop's MAC address first, or the egress
+/// interface takes no redirect, the node's own stack sends it, translated.
+///
+/// In steps out of line, as all that they keep on the stack would not fit beside that of the caller.
+#[inline(always)]
+pub fn to_client(ctx: &XdpContext, word: u64) -> u64 {
+    let route = address_to_client(ctx.ctx, word);
+    if route == UNTOUCHED {
+        return UNTOUCHED;
+    }
+    if translate_to_client(ctx.ctx, word, u64::from(route != BY_STACK)) == 0 {
+        return SPOILT;
+    }
+    if route == BY_STACK {
+        return PASS.into();
+    }
+    if route == u64::from(ingress(ctx)) {
+        return xdp_action::XDP_TX.into();
+    }
+    // SAFETY: the helper checks the index itself.
+    unsafe { bpf_redirect(route as u32, 0) as u64 }
+}
+
+/// What [`address_to_client`] returns where the node's own stack sends the frame; no interface has this index.
+const BY_STACK: u64 = 0;
+
+/// Looks up the route of an answer, and gives the frame the MAC addresses that it leaves with. Returns the index of the interface
+/// that it leaves by, [`BY_STACK`] or [`UNTOUCHED`].
+#[inline(never)]
+fn address_to_client(ctx: *mut xdp_md, word: u64) -> u64 {
+    let context = XdpContext::new(ctx);
+    let frame = Frame::new(&context);
+    let Some(backend) = Maps.backend(word as u16).filter(|backend| nat::is_nat(backend)) else {
+        return UNTOUCHED;
+    };
+    let (l3, v6, len) = returns::place(word);
+    let ingress = ingress(&context);
+    let Some(route) = fib::route(&frame, (l3, v6, len), ingress, &backend.vip) else {
+        return UNTOUCHED;
+    };
+    if !route.has_neighbour
+        || l3 != ethernet::LEN
+        || !(route.ifindex == ingress || Maps.is_return_egress(route.ifindex))
+    {
+        return BY_STACK;
+    }
+    if !frame.store(0, route.dmac) || !frame.store(6, route.smac) {
+        return UNTOUCHED;
+    }
+    route.ifindex.into()
+}
+
+/// Translates and counts an answer, and takes a hop off unless `is_hop` is 0; 0 if the first buffer does not hold what changes.
+#[inline(never)]
+fn translate_to_client(ctx: *mut xdp_md, word: u64, is_hop: u64) -> u64 {
+    let mut frame = Frame::new(&XdpContext::new(ctx));
+    let Some(backend) = Maps.backend(word as u16) else { return 0 };
+    let to = Return::from_word(&frame, backend, word);
+    if nat::to_client(&mut frame, to.l3, to.v6, backend).is_none() {
+        return 0;
+    }
+    Maps.count_return(&to);
+    (is_hop == 0 || hop::take(&frame, to.l3, to.v6).is_some()).into()
 }
 
 /// Writes a link-layer header of `L2` bytes, by words that overlap: LLVM makes a loop over bytes of

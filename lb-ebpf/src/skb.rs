@@ -1,15 +1,20 @@
 //! The socket buffer that a tc program is called for: its fields, and the kernel's functions that change it.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::{
-        bpf_csum_update, bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_head,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop,
-        bpf_skb_vlan_push,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
-use lb_common::{packet::ethernet, rewrite::fold};
+use lb_common::{nat::Covering, packet::ethernet, rewrite::fold};
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16, and stable kernels before it).
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// A socket buffer. Code that changes one must make a new [`SkbFrame`](crate::frame::SkbFrame) of it.
 #[derive(Clone, Copy)]
@@ -135,6 +140,50 @@ impl Skb {
         // The kernel's sum is of words in the order of memory. It refuses where there is none.
         // SAFETY: the pointer is the one that the kernel passed in.
         unsafe { bpf_csum_update(self.0, difference.swap_bytes().into()) };
+    }
+
+    /// Updates a checksum at `at` by [differences](lb_common::nat::difference), of the addresses in the pseudo-header and of
+    /// what it covers itself; of UDP, 0 means that there is none. False if the frame does not hold it.
+    ///
+    /// In a local sender's packet the checksum may not be computed yet, and covers the pseudo-header alone
+    /// (`CHECKSUM_PARTIAL`).
+    #[inline(always)]
+    pub fn update_checksum(self, at: usize, pseudo: u32, covered: u32, of: Covering) -> bool {
+        let flags = if of.is_udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        // The kernel's sums are of words in the order of memory.
+        let word = |difference| u64::from(fold(difference).swap_bytes());
+        let update = |difference, flags| {
+            // SAFETY: the pointer is the one that the kernel passed in.
+            unsafe { bpf_l4_csum_replace(self.0, at as u32, 0, difference, flags) == 0 }
+        };
+        let for_addresses = flags | u64::from(BPF_F_PSEUDO_HDR);
+        if pseudo != 0 && of.v6 && !update(word(pseudo), for_addresses | BPF_F_IPV6) {
+            // Kernels without the flag take the change off the sum of the packet (`CHECKSUM_COMPLETE`) as if an IPv4 header's
+            // own checksum had changed with the addresses.
+            if !update(word(pseudo), for_addresses) {
+                return false;
+            }
+            self.update_sum(pseudo, 0);
+        }
+        if pseudo != 0 && !of.v6 && !update(word(pseudo), for_addresses) {
+            return false;
+        }
+        update(word(covered), flags)
+    }
+
+    /// Has the kernel send the frame by another interface, with the MAC address of the next hop, which it resolves; what the
+    /// program has to return (Linux 5.10).
+    #[inline(always)]
+    pub fn redirect_to_neighbour(self, ifindex: u32) -> u32 {
+        // SAFETY: the helper checks the index itself; without parameters it looks up the route of the packet.
+        unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as u32 }
+    }
+
+    /// The pointer that the kernel passed in.
+    #[must_use]
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut core::ffi::c_void {
+        self.0.cast()
     }
 
     /// Has the kernel send the frame by another interface, or back by this one; what the program has to return.

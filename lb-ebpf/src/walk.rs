@@ -4,12 +4,17 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     fast_path,
     forward::decide,
-    verdict::{Drop, ReplyKind, Verdict, events},
+    returns,
+    verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 
 use lb_ebpf::{frame::Frame, pull};
 
-use crate::{exit::finish, maps::Maps, send};
+use crate::{
+    exit::{self, finish, finish_answer},
+    maps::Maps,
+    send,
+};
 
 /// What [`fast_path()`] returns for other packets; no action has this number.
 const NOT_FOR_FAST_PATH: u64 = u64::MAX;
@@ -20,7 +25,10 @@ pub fn walk(ctx: &XdpContext) -> u32 {
     match fast_path(ctx.ctx) {
         NOT_FOR_FAST_PATH => {
             pull::headers(ctx);
-            slow_path(ctx.ctx)
+            match slow_path(ctx.ctx) {
+                action if exit::may_be_answer(action) => answer(ctx.ctx, action),
+                action => action,
+            }
         }
         action => action as u32,
     }
@@ -34,9 +42,14 @@ fn fast_path(ctx: *mut xdp_md) -> u64 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     match fast_path::try_decide(&frame, &Maps) {
-        Some(verdict) => {
-            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_bare_ack(&frame)))
-        }
+        Some(verdict) => u64::from(finish!(
+            ctx,
+            frame,
+            bytes,
+            verdict,
+            |to| fast_path::is_bare_ack(&frame),
+            |reason| false
+        )),
         None => NOT_FOR_FAST_PATH,
     }
 }
@@ -48,5 +61,16 @@ fn slow_path(ctx: *mut xdp_md) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     let verdict = decide(&frame, &Maps);
-    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, |reason| {
+        returns::is_possible(&Maps, reason)
+    })
+}
+
+/// Finishes a frame that may be the answer of a backend in mode `nat`.
+#[inline(never)]
+fn answer(ctx: *mut xdp_md, action: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let frame = Frame::new(&ctx);
+    let bytes = frame.bytes();
+    finish_answer!(ctx, frame, bytes, action, &Maps)
 }

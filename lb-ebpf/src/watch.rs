@@ -5,7 +5,7 @@ use core::ops::Deref;
 use lb_common::{
     abi::{
         Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
+        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
     },
     capture::{NO_SLOT, flags},
     shared::{SharedU32, SharedU64},
@@ -151,6 +151,16 @@ impl Tables for Watched {
     #[inline(always)]
     fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
         Maps.delivered_to(key)
+    }
+
+    #[inline(always)]
+    fn has_nat(&self) -> bool {
+        Maps.has_nat()
+    }
+
+    #[inline(always)]
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        Maps.reverse_nat(key)
     }
 
     #[inline(always)]

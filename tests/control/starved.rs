@@ -1,7 +1,7 @@
 //! New flows in place of a backend that refuses, beside a flood that leaves no room for their pins.
 
 use lb_common::{
-    forward::decide,
+    returns::decide,
     verdict::{Drop, Verdict},
 };
 use lb_control::engine::Role;

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use crate::{lab::Lab, namespace::Namespace};
+use crate::{
+    lab::{Lab, Web},
+    namespace::Namespace,
+};
 
 /// How long a socket waits before it looks whether to stop.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,9 +40,18 @@ impl Echo {
     /// If the port is taken.
     pub fn start(lab: &Lab, vip: impl Into<IpAddr>, port: u16) -> Result<Self> {
         let address = SocketAddr::new(vip.into(), port);
+        Self::start_at(lab, |_| address)
+    }
+
+    /// The same at an address of each host.
+    ///
+    /// # Errors
+    ///
+    /// If the port is taken.
+    pub fn start_at(lab: &Lab, address: impl Fn(&Web) -> SocketAddr) -> Result<Self> {
         let mut echo = Self { stop: Arc::default(), threads: Vec::new() };
         for web in &lab.webs {
-            let socket = bind(&web.host.namespace, address)?;
+            let socket = bind(&web.host.namespace, address(web))?;
             let (stop, name) = (Arc::clone(&echo.stop), web.host.name.clone());
             echo.threads.push(thread::spawn(move || serve(&socket, &name, &stop)));
         }

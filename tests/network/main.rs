@@ -20,6 +20,7 @@ mod lifecycle;
 mod local;
 mod mtu;
 mod names;
+mod nat;
 mod netlink;
 mod netns;
 mod probe;

@@ -17,10 +17,10 @@ use kit::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// MTU of the router's link to the client. No less: IPv6 has no smaller (RFC 8200, 5).
-const NARROW: usize = 1300;
+pub(crate) const NARROW: usize = 1300;
 
 /// The MTU that a host has learned for the way to an address.
-fn learned(host: &Host, from: Option<&str>, to: &str) -> Result<Option<u64>> {
+pub(crate) fn learned(host: &Host, from: Option<&str>, to: &str) -> Result<Option<u64>> {
     let mut ip = host.namespace.command("ip");
     ip.args(["-j", "route", "get", to]).args(from.iter().flat_map(|from| ["from", from]));
     let shown: serde_json::Value =
@@ -30,7 +30,7 @@ fn learned(host: &Host, from: Option<&str>, to: &str) -> Result<Option<u64>> {
 
 /// Makes the router's way to the client narrow: the router answers a packet that is too big with an
 /// error to the VIP, which the balancer gets.
-fn narrow(lab: &Lab) -> Result<()> {
+pub(crate) fn narrow(lab: &Lab) -> Result<()> {
     let router = lab.router.as_ref().context("a lab with a router")?;
     router.namespace.ip(&format!(
         "route replace 10.1.0.0/24 dev eth1 proto kernel scope link src 10.1.0.1 mtu lock {NARROW}\n\

@@ -5,7 +5,8 @@
 //! made of [`crate::shared`] integers: there is no lock between them, and no field needs more than one store.
 //!
 //! A change of any layout here raises [`ABI_VERSION`], which is a part of the path under which the
-//! maps are pinned.
+//! maps are pinned. No change are a map more and a field that was zero, if zero means what it did: a release that
+//! does not know them refuses the configuration that makes them other than empty.
 //!
 //! # Maps
 //!
@@ -29,6 +30,10 @@
 //! | `SYN_MARKS` | marks of the latest SYNs, of all CPUs | 65,536 |
 //! | `PIN_LOG`, `PIN_LOG_HEADS` | notes of pins that are new or changed | 4,096 for each CPU |
 //! | `PIN_LEASE` | the time until which pins may be made | 1 |
+//! | `REVERSE_NAT` | address, port, protocol of a backend in mode `nat`: its id | 4,096 |
+//! | `NAT_BACKENDS` | how many of them there are | 1 |
+//! | `RETURN_EGRESS` | interfaces that answers may be redirected to | 16 |
+//! | `RETURN_COUNTERS` | counters of the answers of a backend | for each CPU |
 //! | `VERDICTS` | packets and bytes by verdict | for each CPU |
 //! | `BACKEND_COUNTERS` | counters of a backend, and its unanswered SYNs | for each CPU |
 
@@ -78,6 +83,8 @@ pub const LOOPBACK: u32 = 1;
 pub const OWN_MACS: u32 = 16;
 /// Entries of `PEER_MACS`.
 pub const PEER_MACS: u32 = 4_096;
+/// Entries of `RETURN_EGRESS`.
+pub const RETURN_EGRESS: u32 = 16;
 /// Entries of `SYN_MARKS`; a power of two.
 pub const SYN_MARKS: u32 = 65_536;
 
@@ -201,6 +208,9 @@ pub mod backend_flags {
     /// Its checks fail while its host answers: it keeps its flows and would refuse a new one. No
     /// current owner has this.
     pub const SOFT_DOWN: u8 = 16;
+    /// A packet's destination becomes the backend's address and port, and the source of the backend's answers, which
+    /// come back through this node, becomes VIP and port ([`crate::nat`]).
+    pub const NAT: u8 = 32;
 }
 
 /// Value of `BACKENDS`, indexed by backend id. What every packet needs is in the first cache line,
@@ -238,8 +248,15 @@ pub struct Backend {
     pub address: [u8; 16],
     /// IPv6 tunnels: the outer source, its varying bits zero.
     pub source: [u8; 16],
+    /// Mode `nat`: the VIP, the source that answers get; IPv4 as an IPv4-mapped IPv6 address. Zero in other modes, as
+    /// the next two.
+    pub vip: [u8; 16],
+    /// Mode `nat`: the port that clients connect to.
+    pub vip_port: U16,
+    /// Mode `nat`: [`proto::TCP`] or [`proto::UDP`].
+    pub proto: u8,
     /// Zero.
-    pub reserved1: [u8; 32],
+    pub reserved1: [u8; 13],
 }
 
 impl Backend {
@@ -356,8 +373,8 @@ pub struct FragmentKey {
 pub struct Fragment {
     /// Backend id; 0 if the packet is for the node itself.
     pub backend: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// 1 if the packet is an answer of the backend; 0 if it goes to the backend.
+    pub is_return: u16,
     /// Second at which the first fragment came.
     pub seen: u32,
     /// The bits of the flow's hash that vary the outer source.
@@ -374,6 +391,33 @@ pub struct ConnectionKey {
     pub service: u16,
     /// Zero.
     pub reserved: u16,
+}
+
+/// Key of `REVERSE_NAT`, whose value is the id of the backend: the source of its answers.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct ReverseKey {
+    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub address: [u8; 16],
+    /// The port that it listens at.
+    pub port: U16,
+    /// [`proto::TCP`] or [`proto::UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
 }
 
 /// Key of `VIPS`: an address of any service; IPv4 as an IPv4-mapped IPv6 address. The value is one
@@ -471,6 +515,19 @@ impl Unanswered {
     }
 }
 
+/// Answers of one backend in mode `nat`, on one CPU: the element of `RETURN_COUNTERS`, which has as many elements as
+/// `BACKENDS` for each CPU in turn. One cache line.
+#[derive(Debug, Default, FromBytes, IntoBytes, KnownLayout)]
+#[repr(C, align(8))]
+pub struct ReturnCounter {
+    /// Packets.
+    pub packets: SharedU64,
+    /// Bytes, by the length in the IP header.
+    pub bytes: SharedU64,
+    /// Zero.
+    pub reserved: [u64; 6],
+}
+
 /// A token bucket of one CPU: how many pins it may still make for one service, as the element of
 /// `SYN_BUDGETS`, which has as many elements as there can be services for each CPU in turn; or how
 /// many ICMP errors it may still send, as the element of `ICMP_BUDGETS`, which has one for each CPU, and of
@@ -557,7 +614,8 @@ const _: () = {
     assert!(size_of::<ConnectionKey>() == 12);
     assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
     assert!(size_of::<TokenBucket>() == 16 && size_of::<OwnMac>() == 8);
-    assert!(size_of::<PeerKey>() == 8);
+    assert!(size_of::<PeerKey>() == 8 && size_of::<ReverseKey>() == 20);
+    assert!(size_of::<ReturnCounter>() == 64);
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);
 };

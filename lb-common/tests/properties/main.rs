@@ -11,6 +11,7 @@ mod hash;
 mod icmp;
 mod icmp_error;
 mod model;
+mod nat;
 mod parse;
 mod quic;
 mod rewrite;

@@ -12,10 +12,10 @@ use lb_common::{
         backend_flags, mapped, service_flags, udp_policy,
     },
     fast_path,
-    forward::decide,
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
     model::ModelTables,
     packet::number,
+    returns::decide,
     verdict::{Forward, Verdict, events},
 };
 
@@ -222,6 +222,9 @@ fn backend(id: u16) -> Backend {
         reserved0: [0; 14],
         address: mapped([192, 0, 2, id as u8]),
         source: [0; 16],
-        reserved1: [0; 32],
+        vip: [0; 16],
+        vip_port: 0.into(),
+        proto: 0,
+        reserved1: [0; 13],
     }
 }

@@ -44,7 +44,10 @@ pub fn tunnel(
         reserved0: [0; 14],
         address: to,
         source: base,
-        reserved1: [0; 32],
+        vip: [0; 16],
+        vip_port: 0.into(),
+        proto: 0,
+        reserved1: [0; 13],
     }
 }
 

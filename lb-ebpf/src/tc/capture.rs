@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::xdp_action, programs::TcContext};
 use lb_common::{
     forward::decide,
+    returns,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_ebpf::{
@@ -11,7 +12,7 @@ use lb_ebpf::{
 };
 
 use crate::{
-    exit::finish,
+    exit::{self, finish, finish_answer},
     maps::Maps,
     save,
     tc::{pull, raw_ip, send, tags},
@@ -23,7 +24,12 @@ use crate::{
 pub fn walk(ctx: &TcContext) -> u32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    any(skb)
+    let action = match any(skb) {
+        action if exit::may_be_answer(action) => answer(skb, action),
+        action => action,
+    };
+    save::after(skb, xdp_action_of(action));
+    action
 }
 
 /// Out of line, since the kernel's limit of the stack is for each way of calls.
@@ -33,21 +39,37 @@ fn any(skb: Skb) -> u32 {
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
     save::begin();
-    let mut saved = 0;
-    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        saved = save::before(skb, what, egress);
+        save::before(skb, what, egress);
     };
     let verdict = if tags::is_too_deep(skb, &frame) {
         Verdict::Pass(Pass::VlanDepth)
     } else {
         decide(&frame, &Watched)
     };
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
-    if saved != 0 {
-        save::after(skb, xdp_action_of(action));
-    }
-    action
+    finish!(
+        ctx,
+        frame,
+        bytes,
+        verdict,
+        |to| to.events & events::BARE_ACK != 0,
+        |reason| returns::is_possible(&Watched, reason),
+        seen
+    )
+}
+
+/// Finishes a frame that may be the answer of a backend in mode `nat`.
+#[inline(never)]
+fn answer(skb: Skb, action: u32) -> u32 {
+    let ctx = skb.context();
+    let frame = SkbFrame::of_skb(skb);
+    let bytes = skb.total() as usize;
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        save::before(skb, what, egress);
+    };
+    finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 
 /// The same for a frame that begins with its IP header.
@@ -55,7 +77,12 @@ fn any(skb: Skb) -> u32 {
 pub fn walk_raw(ctx: &TcContext) -> u32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    any_raw(skb)
+    let action = match any_raw(skb) {
+        action if exit::may_be_answer(action) => answer_raw(skb, action),
+        action => action,
+    };
+    after_raw(skb, action);
+    action
 }
 
 #[inline(never)]
@@ -66,17 +93,35 @@ fn any_raw(skb: Skb) -> u32 {
     let frame = RawFrame::of_raw(ctx);
     let bytes = skb.total() as usize;
     save::begin();
-    let mut saved = 0;
-    let mut seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
         let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        saved = save::before(ctx, what, egress);
+        save::before(ctx, what, egress);
     };
     let verdict = decide(&frame, &Watched);
-    let action = finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, seen);
-    if saved != 0 {
-        after_raw(skb, action);
-    }
-    action
+    finish!(
+        ctx,
+        frame,
+        bytes,
+        verdict,
+        |to| to.events & events::BARE_ACK != 0,
+        |reason| returns::is_possible(&Watched, reason),
+        seen
+    )
+}
+
+/// As [`answer`].
+#[inline(never)]
+fn answer_raw(skb: Skb, action: u32) -> u32 {
+    use raw_ip as send;
+
+    let ctx = RawSkb(skb);
+    let frame = RawFrame::of_raw(ctx);
+    let bytes = skb.total() as usize;
+    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        save::before(ctx, what, egress);
+    };
+    finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 
 /// Saves it as it is then: if it leaves, it has got an Ethernet header.

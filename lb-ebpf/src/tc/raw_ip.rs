@@ -18,7 +18,7 @@ use lb_ebpf::{
 
 use super::send;
 
-pub use super::send::{DROP, PASS};
+pub use super::send::{DROP, PASS, SPOILT, UNTOUCHED};
 
 /// The index of the interface that a frame came by.
 #[inline(always)]
@@ -38,6 +38,12 @@ pub fn forward(skb: &RawSkb, _frame: &RawFrame, to: &Forward<&Backend>) -> Optio
     }
     let to = Forward { l3: ethernet::LEN, ..*to };
     send::forward(&skb.0.context(), &SkbFrame::of_skb(skb.0), &to)
+}
+
+/// An answer of a backend passes as it came: mode `nat` is for interfaces with a link layer.
+#[inline(always)]
+pub fn to_client(_skb: &RawSkb, _word: u64) -> u64 {
+    UNTOUCHED
 }
 
 /// As [`send::reply`].

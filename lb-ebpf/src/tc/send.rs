@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{Backend, backend_flags},
+    nat,
     packet::{
         Packet as _, ethernet,
         ipv4::{self, Ipv4},
@@ -18,15 +19,17 @@ use lb_common::{
         number,
     },
     rewrite,
-    verdict::Forward,
+    tables::Tables as _,
+    verdict::{Forward, Return},
 };
-use lb_ebpf::{frame::SkbFrame, skb::Skb};
+use lb_ebpf::{fib, frame::SkbFrame, skb::Skb};
 use zerocopy::little_endian::U64;
 
 use super::tags::{self, Tags};
-use crate::hop;
+use crate::{hop, maps::Maps};
 
 pub use super::reply::reply;
+pub use crate::send::{SPOILT, UNTOUCHED};
 
 /// The next program or filter sees the frame, then the stack: `TCX_NEXT`, and `TC_ACT_UNSPEC` of `clsact`. 0 would end
 /// the chain.
@@ -42,13 +45,21 @@ pub fn ingress(ctx: &TcContext) -> u32 {
 
 /// Sends a frame to its backend, or passes it to the one on this node; `None` if the frame has no room for the headers.
 #[inline(always)]
-pub fn forward(ctx: &TcContext, frame: &SkbFrame, to: &Forward<&Backend>) -> Option<u32> {
+pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Option<u32> {
     let skb = Skb::new(ctx);
     let backend = to.backend;
     if backend.is_local() {
         cold_path();
         return Some(PASS);
     }
+    if nat::is_nat(backend) {
+        cold_path();
+        let what = u64::from(to.v6) << 8 | to.l3 as u64;
+        if translate(skb, backend, what) == 0 {
+            return None;
+        }
+    }
+    let frame = &SkbFrame::of_skb(skb);
     hop::take(frame, to.l3, to.v6)?;
     if to.v6 {
         // The hop limit is the lower half of a word. The sum of an IPv4 header stays what it was.
@@ -75,6 +86,54 @@ pub fn forward(ctx: &TcContext, frame: &SkbFrame, to: &Forward<&Backend>) -> Opt
         }
     }
     Some(skb.redirect(backend.ifindex))
+}
+
+/// What the offset of the network layer, 14 to 22, fits in: a bound that the verifier can see.
+const L3_MASK: usize = 0x1f;
+
+/// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
+/// it is IPv6.
+#[inline(never)]
+fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
+    let mut frame = SkbFrame::of_skb(skb);
+    let l3 = what as usize & L3_MASK;
+    nat::to_backend(&mut frame, l3, what >> 8 != 0, backend).is_some().into()
+}
+
+/// As that of XDP (`send.rs`); the kernel resolves the next hop.
+#[inline(always)]
+pub fn to_client(ctx: &TcContext, word: u64) -> u64 {
+    to_client_by_route(Skb::new(ctx), word)
+}
+
+#[inline(never)]
+fn to_client_by_route(skb: Skb, word: u64) -> u64 {
+    let mut frame = SkbFrame::of_skb(skb);
+    let Some(backend) = Maps.backend(word as u16).filter(|backend| nat::is_nat(backend)) else {
+        return UNTOUCHED;
+    };
+    let to = Return::from_word(&frame, backend, word);
+    let (l3, v6) = (to.l3, to.v6);
+    // Of a GSO frame the packets' sizes count, which the kernel looks at when it cuts it.
+    let len = if skb.gso_size() == 0 { to.len } else { 0 };
+    let at = (l3, v6, len);
+    let Some(route) = fib::route(&frame, at, skb.ifindex(), &backend.vip) else {
+        return UNTOUCHED;
+    };
+    Maps.count_return(&to);
+    if nat::to_client(&mut frame, l3, v6, backend).is_none() {
+        return SPOILT;
+    }
+    if hop::take(&SkbFrame::of_skb(skb), l3, v6).is_none() {
+        return SPOILT;
+    }
+    if v6 {
+        skb.update_sum(0, 1);
+    }
+    if tags::any(skb, l3) && !tags::strip(skb) {
+        return SPOILT;
+    }
+    skb.redirect_to_neighbour(route.ifindex).into()
 }
 
 /// The longest packet that fits an outer IPv4 header.

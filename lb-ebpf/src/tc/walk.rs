@@ -4,6 +4,7 @@ use aya_ebpf::programs::TcContext;
 use lb_common::{
     fast_path,
     forward::decide,
+    returns,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_ebpf::{
@@ -12,7 +13,7 @@ use lb_ebpf::{
 };
 
 use crate::{
-    exit::finish,
+    exit::{self, finish, finish_answer},
     maps::Maps,
     tc::{pull, raw_ip, send, tags},
 };
@@ -27,7 +28,10 @@ pub fn walk(ctx: &TcContext) -> i32 {
     let action = match fast_path(skb) {
         NOT_FOR_FAST_PATH => {
             pull(skb);
-            slow_path(skb)
+            match slow_path(skb) {
+                action if exit::may_be_answer(action) => answer(skb, action),
+                action => action,
+            }
         }
         action => action as u32,
     };
@@ -41,9 +45,14 @@ fn fast_path(skb: Skb) -> u64 {
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
     match fast_path::try_decide(&frame, &Maps) {
-        Some(verdict) => {
-            u64::from(finish!(ctx, frame, bytes, verdict, |to| fast_path::is_bare_ack(&frame)))
-        }
+        Some(verdict) => u64::from(finish!(
+            ctx,
+            frame,
+            bytes,
+            verdict,
+            |to| fast_path::is_bare_ack(&frame),
+            |reason| false
+        )),
         None => NOT_FOR_FAST_PATH,
     }
 }
@@ -60,7 +69,9 @@ fn slow_path(skb: Skb) -> u32 {
         return send::PASS;
     }
     let verdict = decide(&frame, &Maps);
-    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
+    finish!(ctx, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, |reason| {
+        returns::is_possible(&Maps, reason)
+    })
 }
 
 /// The same for a frame that begins with its IP header.
@@ -68,7 +79,11 @@ fn slow_path(skb: Skb) -> u32 {
 pub fn walk_raw(ctx: &TcContext) -> i32 {
     let skb = Skb::new(ctx);
     pull(skb);
-    slow_path_raw(skb) as i32
+    let action = match slow_path_raw(skb) {
+        action if exit::may_be_answer(action) => answer_raw(skb, action),
+        action => action,
+    };
+    action as i32
 }
 
 #[inline(never)]
@@ -79,5 +94,27 @@ fn slow_path_raw(skb: Skb) -> u32 {
     let frame = RawFrame::of_raw(skb);
     let bytes = skb.0.total() as usize;
     let verdict = decide(&frame, &Maps);
-    finish!(skb, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0)
+    finish!(skb, frame, bytes, verdict, |to| to.events & events::BARE_ACK != 0, |reason| {
+        returns::is_possible(&Maps, reason)
+    })
+}
+
+/// Finishes a frame that may be the answer of a backend in mode `nat`.
+#[inline(never)]
+fn answer(skb: Skb, action: u32) -> u32 {
+    let ctx = skb.context();
+    let frame = SkbFrame::of_skb(skb);
+    let bytes = skb.total() as usize;
+    finish_answer!(ctx, frame, bytes, action, &Maps)
+}
+
+/// The same for a frame that begins with its IP header.
+#[inline(never)]
+fn answer_raw(skb: Skb, action: u32) -> u32 {
+    use raw_ip as send;
+
+    let skb = RawSkb(skb);
+    let frame = RawFrame::of_raw(skb);
+    let bytes = skb.0.total() as usize;
+    finish_answer!(skb, frame, bytes, action, &Maps)
 }

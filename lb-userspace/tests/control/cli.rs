@@ -91,7 +91,7 @@ fn every_mistake_of_a_configuration_is_printed() {
     let place = Place::new(&WEB.replace("weight = 3", "weight = 0").replace("dsr", "drs"));
     let file = place.file().display().to_string();
     let expected = format!(
-        "{file}:11:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\")\n\
+        "{file}:11:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\", \"nat\")\n\
          {file}:13:73: service[0].backend[1].weight: weight 0; use 'drain' to take a backend out of service\n\
          {file}: 2 errors\n"
     );

@@ -169,7 +169,7 @@ async fn a_backend_is_found_by_address_by_address_and_port_and_by_name() {
         (
             "10.0.0.14:8080",
             None,
-            "service web: backend 10.0.0.14:8080: port 8080, and clients connect to 80: dsr sends packets on with the port that they have; give the address without a port, and let the backend listen at 80",
+            "service web: backend 10.0.0.14:8080: port 8080, and clients connect to 80: dsr sends packets on with the port that they have; give the address without a port, and let the backend listen at 80, or use mode nat",
         ),
     ] {
         let spec = desired::Backend { name: name.map(str::to_owned), ..Default::default() };

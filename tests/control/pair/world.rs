@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{abi::backend_flags, forward::decide, tables::Tables, verdict::Verdict};
+use lb_common::{abi::backend_flags, returns::decide, tables::Tables, verdict::Verdict};
 use lb_control::engine::{Engine, Role};
 use lb_model::{
     backend_address::BackendAddress,

@@ -4,8 +4,8 @@
 use lb_common::{
     abi::{
         Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Owners, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags, flow_flags, mapped,
-        service_flags, stamp, udp_policy,
+        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags,
+        flow_flags, mapped, service_flags, stamp, udp_policy,
     },
     hash::FlowKeys,
     packet::{
@@ -16,6 +16,7 @@ use lb_common::{
     },
     rewrite,
 };
+use lb_model::entry;
 use zerocopy::{IntoBytes, network_endian::U16};
 
 /// SplitMix64 (Steele et al., 2014): the same numbers for the same seed, everywhere.
@@ -104,6 +105,8 @@ pub struct State {
     pub own_macs: Vec<OwnMac>,
     /// The MAC addresses of other balancers, by service, and the backend on this node.
     pub peer_macs: Vec<(PeerKey, u16)>,
+    /// The backends in mode `nat`, by the source of their answers.
+    pub reverse_nat: Vec<(ReverseKey, u16)>,
     /// The unanswered SYNs of backends.
     pub unanswered: Vec<(u16, Unanswered)>,
 }
@@ -125,6 +128,29 @@ const BAD_V6: [[u8; 16]; 4] = [
     [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     VIP_V6,
 ];
+
+/// The IPv4 address of a backend.
+fn backend_v4(id: u16) -> [u8; 4] {
+    [192, 0, 2, id as u8]
+}
+
+/// The IPv6 address of a backend.
+fn backend_v6(id: u16) -> [u8; 16] {
+    let mut address = VIP_V6;
+    address[14] = 1;
+    address[15] = id as u8;
+    address
+}
+
+/// The port at which a backend in mode `nat` listens.
+fn backend_port(id: u16) -> [u8; 2] {
+    (8_000 + id).to_be_bytes()
+}
+
+/// The protocol of a backend in mode `nat`.
+const fn backend_proto(id: u16) -> u8 {
+    if id.is_multiple_of(3) { number::UDP } else { number::TCP }
+}
 
 fn client_v4(n: usize) -> [u8; 4] {
     [198, 51, 100, n as u8]
@@ -173,15 +199,24 @@ fn backend(random: &mut Random, id: u16) -> Backend {
     if random.one_in(2) {
         flags |= backend_flags::SOFT_DOWN;
     }
-    let v4 = [192, 0, 2, id as u8];
-    let mut v6 = VIP_V6;
-    v6[14] = 1;
-    v6[15] = id as u8;
+    let (v4, v6) = (backend_v4(id), backend_v6(id));
     let is_v6 = flags & backend_flags::V6 != 0;
     let mut source = [0; 16];
     source[0] = 1;
     let source_v4 = [172, 16, 0, 0];
-    let is_local = random.one_in(6);
+    // A half of those without a tunnel gets translated packets.
+    let is_nat = id != 0 && id % 4 < 2 && random.one_in(2);
+    if is_nat {
+        flags |= backend_flags::NAT;
+    }
+    // Some listen at the port that clients connect to.
+    let own_port = U16::from_bytes(backend_port(id));
+    let (port, vip_port) = match random.one_in(3) {
+        true => (U16::ZERO, own_port),
+        false => (own_port, U16::new(random.of(&PORTS).0)),
+    };
+    let vip = if is_v6 { VIP_V6 } else { mapped(VIP_V4) };
+    let is_local = !is_nat && random.one_in(6);
     let l2_len = if is_local { 0 } else { random.of(&[14, 14, 14, 18, 22]) };
     Backend {
         l2: link_header(random, l2_len),
@@ -195,11 +230,14 @@ fn backend(random: &mut Random, id: u16) -> Backend {
             & if is_v6 { u32::MAX } else { 0xffff },
         address_v4: v4,
         source_v4,
-        port: 0.into(),
+        port: if is_nat { port } else { U16::ZERO },
         reserved0: [0; 14],
         address: if is_v6 { v6 } else { mapped(v4) },
         source,
-        reserved1: [0; 32],
+        vip: if is_nat { vip } else { [0; 16] },
+        vip_port: if is_nat { vip_port } else { U16::ZERO },
+        proto: if is_nat { backend_proto(id) } else { 0 },
+        reserved1: [0; 13],
     }
 }
 
@@ -218,8 +256,13 @@ pub fn state(random: &mut Random, now: u32) -> State {
         vips: vec![VipKey { address: mapped(VIP_V4) }, VipKey { address: VIP_V6 }],
         own_macs: [OWN, OWN_TOO].map(|mac| OwnMac { mac, reserved: [0; 2] }).to_vec(),
         peer_macs: Vec::new(),
+        reverse_nat: Vec::new(),
         unanswered: Vec::new(),
     };
+    for (id, one) in (0..BACKENDS).zip(&state.backends) {
+        let key = entry::reverse_key(one).filter(|_| !random.one_in(8));
+        state.reverse_nat.extend(key.map(|key| (key, id)));
+    }
     if random.one_in(12) {
         state.own_macs.clear();
     }
@@ -275,7 +318,20 @@ pub fn state(random: &mut Random, now: u32) -> State {
         let key = fragment_key(n, n % 2 == 0);
         let seen = now.wrapping_sub(random.of(&[0, 5, 29, 100]));
         let backend = random.below(usize::from(BACKENDS)) as u16;
-        state.fragments.push((key, Fragment { backend, reserved: 0, seen, entropy: 77 }));
+        state.fragments.push((key, Fragment { backend, is_return: 0, seen, entropy: 77 }));
+    }
+    for n in 0..8 {
+        let id = 1 + random.below(usize::from(BACKENDS) - 1) as u16;
+        let (source, destination) = match id % 4 {
+            1 | 3 => (backend_v6(id), client_v6(n)),
+            _ => (mapped(backend_v4(id)), mapped(client_v4(n))),
+        };
+        let proto = if id % 2 == 1 { 0 } else { backend_proto(id) };
+        let packet = [0, n as u8, 0, 0];
+        let key = FragmentKey { source, destination, id: packet, proto, reserved: [0; 3] };
+        let seen = now.wrapping_sub(random.of(&[0, 5, 29, 100]));
+        let is_return = random.of(&[1, 1, 1, 0]);
+        state.fragments.push((key, Fragment { backend: id, is_return, seen, entropy: 0 }));
     }
     state
 }
@@ -335,8 +391,23 @@ fn fragment_key(n: usize, v6: bool) -> FragmentKey {
 
 /// A random frame: most are well-formed and for a service, the rest is neither.
 pub fn frame(random: &mut Random) -> Vec<u8> {
+    frame_with(random, 6)
+}
+
+/// The same; each is from a backend.
+pub fn frame_of_backend(random: &mut Random) -> Vec<u8> {
+    frame_with(random, 1)
+}
+
+/// A random frame; one in `from_backend` is from a backend.
+fn frame_with(random: &mut Random, from_backend: usize) -> Vec<u8> {
     let v6 = random.one_in(2);
-    let packet = if v6 { packet_v6(random) } else { packet_v4(random) };
+    let packet = match (v6, random.one_in(from_backend)) {
+        (true, true) => return_v6(random),
+        (true, false) => packet_v6(random),
+        (false, true) => return_v4(random),
+        (false, false) => packet_v4(random),
+    };
     let destination =
         random.of(&[OWN, OWN, OWN, OWN, OWN, OWN_TOO, [0xff; 6], [2, 0, 0, 0, 0, 77]]);
     let ethertype = if random.one_in(60) {
@@ -470,6 +541,30 @@ fn packet_v4(random: &mut Random) -> Vec<u8> {
     out
 }
 
+/// A packet of a backend to a client: an answer, if it is one in mode `nat`, or an ICMP error about a packet to it.
+fn return_v4(random: &mut Random) -> Vec<u8> {
+    let n = random.below(CLIENTS);
+    let id = 1 + random.below(usize::from(BACKENDS) - 1) as u16;
+    let (port, proto) = (backend_port(id), backend_proto(id));
+    let client = if random.one_in(12) { NODE_V4 } else { client_v4(n) };
+    if random.one_in(4) {
+        let segment = transport(random, proto, client_port(n), port);
+        let quoted = header_v4(random, proto, segment.len(), client, backend_v4(id));
+        let mut message = vec![random.of(&[3, 3, 11, 12, 8]), 0, 0, 0, 0, 0, 5, 0];
+        message.extend(quoted.as_bytes());
+        message.extend(&segment[..segment.len().min(8 + random.below(20))]);
+        let from = random.of(&[backend_v4(id), client_v4(201)]);
+        let ip = header_v4(random, number::ICMP, message.len(), from, client);
+        return [ip.as_bytes(), &message].concat();
+    }
+    let segment = transport(random, proto, port, client_port(n));
+    let mut ip = header_v4(random, proto, segment.len(), backend_v4(id), client);
+    if random.one_in(4) {
+        ip.fragment = U16::new(random.of(&[0x2000, 0x2000, 0x00b9, 0x00b9]));
+    }
+    [ip.as_bytes(), &segment].concat()
+}
+
 /// An ICMP message to the VIP: most quote a packet that the VIP sent to the client.
 fn icmp_v4(random: &mut Random, n: usize, vip: [u8; 4], port: u16, proto: u8) -> Vec<u8> {
     let quoted_from = if random.one_in(12) { NODE_V4 } else { vip };
@@ -542,6 +637,32 @@ fn packet_v6(random: &mut Random) -> Vec<u8> {
     if random.one_in(50) {
         ip.payload_len = U16::new(random.of(&[0, 0xffff, 0xfff0]));
     }
+    [ip.as_bytes(), &payload].concat()
+}
+
+/// The same for IPv6.
+fn return_v6(random: &mut Random) -> Vec<u8> {
+    let n = random.below(CLIENTS);
+    let id = 1 + random.below(usize::from(BACKENDS) - 1) as u16;
+    let (port, proto) = (backend_port(id), backend_proto(id));
+    let client = if random.one_in(12) { client_v6(250) } else { client_v6(n) };
+    if random.one_in(4) {
+        let segment = transport(random, proto, client_port(n), port);
+        let (next, mut payload) = extensions(random, proto);
+        payload.extend(segment);
+        let quoted = header_v6(random, next, payload.len(), client, backend_v6(id));
+        let mut message = vec![random.of(&[1, 2, 3, 4, 128]), 0, 0, 0, 0, 0, 5, 0];
+        message.extend(quoted.as_bytes());
+        message.extend(&payload[..payload.len().min(8 + random.below(120))]);
+        message.truncate(1280 - ipv6::LEN);
+        let from = random.of(&[backend_v6(id), client_v6(252)]);
+        let ip = header_v6(random, number::ICMPV6, message.len(), from, client);
+        return [ip.as_bytes(), &message].concat();
+    }
+    let segment = transport(random, proto, port, client_port(n));
+    let (next, mut payload) = extensions(random, proto);
+    payload.extend(segment);
+    let ip = header_v6(random, next, payload.len(), backend_v6(id), client);
     [ip.as_bytes(), &payload].concat()
 }
 

@@ -147,6 +147,10 @@ impl Twins {
             kernel.put_vip(vip)?;
             tables.vips.insert(vip);
         }
+        for &(key, id) in &state.reverse_nat {
+            kernel.put_reverse_nat(key, id)?;
+            tables.reverse_nat.insert(key, id);
+        }
         for &(id, unanswered) in &state.unanswered {
             kernel.put_unanswered(id, unanswered.0)?;
         }
@@ -213,6 +217,8 @@ impl Twins {
             model.verdicts
         );
         ensure!(counts == model.counts, "counts: {counts:?}, the core {:?}", model.counts);
+        let returns = kernel.returns()?;
+        ensure!(returns == model.returns, "answers: {returns:?}, the core {:?}", model.returns);
         Ok(())
     }
 
@@ -236,6 +242,7 @@ impl Twins {
         }
         model.verdicts = kernel.verdicts()?;
         model.set_counts(kernel.counts()?);
+        model.returns = kernel.returns()?;
         Ok(())
     }
 

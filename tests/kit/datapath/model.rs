@@ -5,11 +5,12 @@ use std::{cell::Cell, collections::HashMap};
 
 use lb_common::{
     abi::{Backend, backend_flags},
-    forward::decide,
     model::ModelTables,
-    packet::{Packet, ipv4, ipv6, number},
+    nat,
+    packet::{Packet, ethernet, ipv4, ipv6, number},
+    returns::decide,
     rewrite,
-    verdict::{Drop, Forward, Reply, ReplyKind, Verdict, events},
+    verdict::{Drop, Forward, Pass, Reply, ReplyKind, Return, Verdict, events},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -49,6 +50,28 @@ pub struct Model {
     pub hook: Hook,
     /// [`Packet::segment`] of the next frame.
     pub segment: u32,
+    /// The kernel's routes to clients, if there are any.
+    pub routes: Option<Routes>,
+    /// Answers of each backend in mode `nat`: packets, bytes.
+    pub returns: HashMap<u16, [u64; 2]>,
+}
+
+/// The kernel's routes to clients: all lead to one interface, other than that of ingress, to which XDP may redirect.
+#[derive(Clone, Copy, Debug)]
+pub struct Routes {
+    /// The interface's MAC address.
+    pub mac: [u8; 6],
+}
+
+impl Routes {
+    /// MTU of the interface.
+    pub const MTU: u16 = 1_500;
+
+    /// The MAC address of a client whose address ends in this byte, if the kernel knows it.
+    #[must_use]
+    pub fn neighbour(last: u8) -> Option<[u8; 6]> {
+        last.is_multiple_of(2).then_some([2, 0, 0, 0, 1, last])
+    }
 }
 
 /// A frame that is to leave in segments with so many bytes of payload.
@@ -84,6 +107,8 @@ impl Model {
             silences_ended: 0,
             hook: Hook::Xdp,
             segment: 0,
+            routes: None,
+            returns: HashMap::new(),
         }
     }
 
@@ -133,6 +158,15 @@ impl Model {
                 }
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
+            Verdict::Return(to) => match self.to_client(frame, &to) {
+                Some((action, bytes)) => {
+                    let count = self.returns.entry(to.id).or_default();
+                    count[0] += u64::from(to.packets);
+                    count[1] += u64::from(to.bytes);
+                    return (action, bytes);
+                }
+                None => (Pass::ReturnUntranslated.index(), Action::Pass),
+            },
             Verdict::Reply(to) => match reply(frame, &to, self.first_buffer, self.hook) {
                 Some(frame) => {
                     out = self.hook.shown(frame, to.l3, true);
@@ -152,17 +186,66 @@ impl Model {
     }
 }
 
-/// The frame that leaves for a backend.
-fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
-    let mut inner = frame[to.l3..].to_vec();
-    let (class, next) = if to.v6 {
-        let ip = ipv6::Ipv6::mut_from_prefix(&mut inner).expect("decided on it").0;
-        ip.hop_limit -= 1;
-        (ip.class(), number::IPV6)
+impl Model {
+    /// What becomes of an answer in mode `nat`; `None` if the kernel gets it as it came.
+    fn to_client(&self, frame: &[u8], to: &Return<Backend>) -> Option<(Action, Vec<u8>)> {
+        let routes = self.routes.filter(|_| self.hook != Hook::RawIp)?;
+        let client = match to.v6 {
+            true => frame[to.l3 + 24..][..16].to_vec(),
+            false => frame[to.l3 + 16..][..4].to_vec(),
+        };
+        let is_gso = self.hook == Hook::Tc && self.segment > 0;
+        if !has_route(&client) || (to.len > Routes::MTU && !is_gso) {
+            return None;
+        }
+        let mut out = frame.to_vec();
+        nat::to_client(&mut out[..], to.l3, to.v6, &to.backend).expect("decided on it");
+        let neighbour = Routes::neighbour(client[client.len() - 1]);
+        let mac = match (self.hook, neighbour) {
+            (Hook::Tc, _) => None,
+            (_, Some(mac)) if to.l3 == ethernet::LEN => Some(mac),
+            _ => return Some((Action::Pass, out)),
+        };
+        let inner = lower_ttl(out[to.l3..].to_vec(), to.v6);
+        // The kernel writes the addresses of a frame that it has to find the neighbour of, behind the program.
+        let mut addresses = out[..12].to_vec();
+        if let Some(mac) = mac {
+            addresses = [mac, routes.mac].concat();
+        }
+        let kind = out[to.l3 - 2..to.l3].to_vec();
+        Some((Action::Redirect, [addresses, kind, inner].concat()))
+    }
+}
+
+/// Whether the kernel has a route to an address: a client's.
+fn has_route(address: &[u8]) -> bool {
+    matches!(address, [198, 51, 100, _] | [0x20, 1, 0xd, 0xb8, 0xc1, ..])
+}
+
+/// A packet one hop later.
+fn lower_ttl(mut packet: Vec<u8>, v6: bool) -> Vec<u8> {
+    if v6 {
+        ipv6::Ipv6::mut_from_prefix(&mut packet).expect("decided on it").0.hop_limit -= 1;
     } else {
-        let ip = ipv4::Ipv4::mut_from_prefix(&mut inner).expect("decided on it").0;
+        let ip = ipv4::Ipv4::mut_from_prefix(&mut packet).expect("decided on it").0;
         ip.ttl -= 1;
         ip.check.set(rewrite::check_after_ttl(ip.check.get()));
+    }
+    packet
+}
+
+/// The frame that leaves for a backend.
+fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if nat::is_nat(&to.backend) {
+        nat::to_backend(&mut frame[..], to.l3, to.v6, &to.backend).expect("decided on it");
+    }
+    let inner = lower_ttl(frame[to.l3..].to_vec(), to.v6);
+    let (class, next) = if to.v6 {
+        let ip = ipv6::Ipv6::ref_from_prefix(&inner).expect("decided on it").0;
+        (ip.class(), number::IPV6)
+    } else {
+        let ip = ipv4::Ipv4::ref_from_prefix(&inner).expect("decided on it").0;
         (ip.tos, number::IPV4)
     };
     let mut out = to.backend.l2[..usize::from(to.backend.l2_len)].to_vec();

@@ -315,7 +315,12 @@ impl Lab {
         const ALL: &[&str] = &["tx", "on", "tso", "on", "gso", "on", "gro", "on"];
         for host in self.hosts() {
             host.namespace.ethtool(INTERFACE, ALL)?;
-            self.switch.ethtool(&host.name, ALL)?;
+            match &self.router {
+                Some(router) if host.name == self.client.name => {
+                    router.namespace.ethtool("eth1", ALL)?;
+                }
+                _ => self.switch.ethtool(&host.name, ALL)?,
+            }
         }
         Ok(())
     }

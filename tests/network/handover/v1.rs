@@ -212,7 +212,7 @@ fn fill(object: &mut Ebpf, limits: &Limits) {
             proto: proto::TCP,
             reserved: [0; 3],
         };
-        let value = Fragment { backend: 3, reserved: 0, seen: now, entropy: 5 };
+        let value = Fragment { backend: 3, is_return: 0, seen: now, entropy: 5 };
         table(object, "FRAGMENTS").insert(key, value, 0).unwrap();
     }
     // The program's counters so far, on each CPU.

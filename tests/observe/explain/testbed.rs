@@ -168,6 +168,7 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
                 (1, 8, 64) => hash::<8, 64>(Map::HashMap(map()?))?,
                 (1, 20, 64) => hash::<20, 64>(Map::HashMap(map()?))?,
                 (1, 16, 4) => hash::<16, 4>(Map::HashMap(map()?))?,
+                (1, 20, 4) => hash::<20, 4>(Map::HashMap(map()?))?,
                 (1, 20, 8) => hash::<20, 8>(Map::HashMap(map()?))?,
                 (9, 20, 8) => hash::<20, 8>(Map::LruHashMap(map()?))?,
                 (9, 20, 16) => hash::<20, 16>(Map::LruHashMap(map()?))?,

@@ -118,8 +118,8 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
         .required("protocol", "protocol = \"tcp\"")
         .and_then(|f| f.word(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]));
     let mode = table
-        .required("mode", "mode = \"dsr\" or mode = \"ipip\"")
-        .and_then(|f| f.word(&[("dsr", Mode::Dsr), ("ipip", Mode::Ipip)]));
+        .required("mode", "mode = \"dsr\", mode = \"ipip\" or mode = \"nat\"")
+        .and_then(|f| f.word(&[("dsr", Mode::Dsr), ("ipip", Mode::Ipip), ("nat", Mode::Nat)]));
     let udp = table.optional("udp");
     if let (Some(field), Some(Protocol::Tcp)) = (&udp, protocol) {
         field.refuse("`udp` is for services with protocol = \"udp\"; remove it");

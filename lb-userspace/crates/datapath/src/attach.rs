@@ -38,6 +38,11 @@ impl ProgramLink {
         &self.interface
     }
 
+    /// The interface's index.
+    pub(super) const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
     /// How the interface runs the program. A link keeps its mode.
     pub(super) const fn mode(&self) -> Mode {
         self.mode

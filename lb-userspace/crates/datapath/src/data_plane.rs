@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, Slot, TokenBucket,
-        VerdictCounter, VipKey,
+        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, ReturnCounter, Slot,
+        TokenBucket, VerdictCounter, VipKey,
     },
     verdict::REASONS,
 };
@@ -64,6 +64,11 @@ fn add(total: &mut BackendTotals, counter: &BackendCounter) {
     total.unpinned += counter.unpinned.load();
     total.syn_retransmissions += counter.syn_retransmissions.load();
     total.second_choices += counter.second_choices.load();
+}
+
+fn add_returned(total: &mut BackendTotals, counter: &ReturnCounter) {
+    total.returned.packets += counter.packets.load();
+    total.returned.bytes += counter.bytes.load();
 }
 
 /// The kernel's errors of full maps, in words.
@@ -129,7 +134,9 @@ impl Maps for Xdp {
 
     fn put_backend(&mut self, id: u16, value: &abi::Backend) -> Result<()> {
         ensure!(id != 0, "id 0 is never a backend");
-        Ok(self.maps.backends.put(&id.into(), value)?)
+        self.reverse_nat.leave(&self.maps, id, value)?;
+        self.maps.backends.put(&id.into(), value)?;
+        self.reverse_nat.enter(&self.maps, id, value)
     }
 
     fn rings(&self) -> Result<BTreeSet<u16>> {
@@ -324,6 +331,14 @@ impl Counters for Xdp {
                 add(total, counter);
             }
         }
+        if let Some(map) = &self.maps.return_counters {
+            let counters = Mapped::<ReturnCounter>::new(map)?;
+            for stretch in self.stretches(size) {
+                for (total, counter) in totals.iter_mut().zip(&counters[stretch]) {
+                    add_returned(total, counter);
+                }
+            }
+        }
         Ok(totals)
     }
 
@@ -338,6 +353,15 @@ impl Counters for Xdp {
             let counters = &counters[stretch];
             for (total, id) in totals.iter_mut().zip(ids) {
                 counters.get(usize::from(*id)).into_iter().for_each(|c| add(total, c));
+            }
+        }
+        if let Some(map) = &self.maps.return_counters {
+            let counters = Mapped::<ReturnCounter>::new(map)?;
+            for stretch in self.stretches(self.limits.backends + 1) {
+                let counters = &counters[stretch];
+                for (total, id) in totals.iter_mut().zip(ids) {
+                    counters.get(usize::from(*id)).into_iter().for_each(|c| add_returned(total, c));
+                }
             }
         }
         Ok(totals)
@@ -360,6 +384,15 @@ impl Counters for Xdp {
             let all = [packets, bytes, new_flows, unpinned, syn_retransmissions];
             for count in all.into_iter().chain([unanswered, second_choices]) {
                 count.store(0);
+            }
+        }
+        if let Some(map) = &self.maps.return_counters {
+            let counters = Mapped::<ReturnCounter>::new(map)?;
+            for stretch in self.stretches(self.limits.backends + 1) {
+                let ReturnCounter { packets, bytes, reserved: _ } =
+                    &counters[stretch][usize::from(id)];
+                packets.store(0);
+                bytes.store(0);
             }
         }
         Ok(())
@@ -416,7 +449,7 @@ impl Interfaces for Xdp {
         let mut programs = Variants::new(&mut self.object, BALANCE, &folder);
         *link = attach::reattach(&mut programs, interface, &self.settings)?;
         self.unload_unused();
-        Ok(())
+        self.set_return_egress()
     }
 
     fn set_hooks(&mut self, hooks: &Hooks) -> Result<()> {
@@ -430,7 +463,7 @@ impl Interfaces for Xdp {
             self.settings.hooks = settings.hooks;
         });
         self.unload_unused();
-        attached
+        attached.and_then(|()| self.set_return_egress())
     }
 }
 

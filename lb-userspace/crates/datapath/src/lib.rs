@@ -34,6 +34,7 @@ pub mod probe;
 mod program_log;
 mod program_pins;
 mod pull;
+mod reverse_nat;
 mod rings;
 mod service_index;
 mod struct_offsets;

@@ -24,6 +24,7 @@ use super::{
     pinned,
     program_log::ProgramLog,
     program_pins, pull,
+    reverse_nat::ReverseNat,
     service_index::ServiceIndex,
     variants::{self, Mode, Variants},
     xdp::Xdp,
@@ -215,6 +216,7 @@ impl Start {
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &maps::services(&maps)?)
             .context("make the services' index")?;
+        let reverse_nat = ReverseNat::open(&maps).context("make REVERSE_NAT")?;
         let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
         let links = attach::attach(&mut programs, settings, &mut || done(Step::Swapped))?;
@@ -232,9 +234,10 @@ impl Start {
         layouts::unpin_retired(&CURRENT.path(pin_dir))?;
         info!(folder = %CURRENT.path(pin_dir).display(), "data plane is there");
         let settings = settings.clone();
-        Ok(Xdp {
+        let plane = Xdp {
             maps,
             index,
+            reverse_nat,
             pin_log,
             log: Some(log),
             limits,
@@ -244,7 +247,9 @@ impl Start {
             links,
             capture: None,
             _lock: lock.try_clone().context("keep the lock")?,
-        })
+        };
+        plane.set_return_egress()?;
+        Ok(plane)
     }
 }
 

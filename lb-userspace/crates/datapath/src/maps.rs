@@ -7,7 +7,7 @@ use aya::maps::MapData;
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
     },
     service_index::Entry,
 };
@@ -68,6 +68,14 @@ pub(crate) struct OpenMaps {
     pub own_macs: Table<u32, OwnMac>,
     /// `PEER_MACS`, which sets that were made before it have not.
     pub peer_macs: Option<Table<PeerKey, u32>>,
+    /// `REVERSE_NAT`, which sets that were made before it have not, as the next three.
+    pub reverse_nat: Option<Table<ReverseKey, u32>>,
+    /// `NAT_BACKENDS`.
+    pub nat_backends: Option<Table<u32, u32>>,
+    /// `RETURN_EGRESS`.
+    pub return_egress: Option<Table<u32, u32>>,
+    /// `RETURN_COUNTERS`, to be mapped.
+    pub return_counters: Option<MapData>,
     /// `VERDICTS`, to be mapped.
     pub verdicts: MapData,
     /// `BACKEND_COUNTERS`, to be mapped.
@@ -102,6 +110,22 @@ impl OpenMaps {
             own_macs: Table::new(map("OWN_MACS")?)?,
             peer_macs: match folder.join("PEER_MACS").exists() {
                 true => Some(Table::new(map("PEER_MACS")?)?),
+                false => None,
+            },
+            reverse_nat: match folder.join("REVERSE_NAT").exists() {
+                true => Some(Table::new(map("REVERSE_NAT")?)?),
+                false => None,
+            },
+            nat_backends: match folder.join("NAT_BACKENDS").exists() {
+                true => Some(Table::new(map("NAT_BACKENDS")?)?),
+                false => None,
+            },
+            return_egress: match folder.join("RETURN_EGRESS").exists() {
+                true => Some(Table::new(map("RETURN_EGRESS")?)?),
+                false => None,
+            },
+            return_counters: match folder.join("RETURN_COUNTERS").exists() {
+                true => Some(map("RETURN_COUNTERS")?),
                 false => None,
             },
             verdicts: map("VERDICTS")?,

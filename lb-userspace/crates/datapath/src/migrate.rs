@@ -199,6 +199,10 @@ impl Source {
         let (old, new) = (&from.backend_counters, &to.backend_counters);
         counters::move_all::<8>(old, new, stretches, cpus, Some(unanswered))
             .context("move BACKEND_COUNTERS")?;
+        if let (Some(old), Some(new)) = (&from.return_counters, &to.return_counters) {
+            counters::move_all::<8>(old, new, stretches, cpus, None)
+                .context("move RETURN_COUNTERS")?;
+        }
         info!(flows, "caught up on what the old program did meanwhile");
         Ok(())
     }
@@ -377,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_later_mark_of_a_fragmented_packet_stays() {
-        let mark = |backend, seen| Fragment { backend, reserved: 0, seen, entropy: 0 };
+        let mark = |backend, seen| Fragment { backend, is_return: 0, seen, entropy: 0 };
         assert_eq!(newer_fragment(mark(1, 5), mark(2, 5)), None);
         assert_eq!(newer_fragment(mark(1, 4), mark(2, 5)), None);
         assert_eq!(newer_fragment(mark(1, 6), mark(2, 5)), Some(mark(1, 6)));

@@ -33,6 +33,7 @@ use super::{
     maps::{self, OpenMaps},
     mmap::Mapped,
     pin_log::PinLog,
+    reverse_nat::ReverseNat,
     service_index::{ServiceIndex, key_v4, key_v6},
     sys::{self, Table},
     variants::{self, BALANCE},
@@ -173,6 +174,7 @@ impl Copy {
         for (id, backend) in &specimen.backends {
             maps.backends.put(&(*id).into(), backend)?;
         }
+        ReverseNat::open(&maps)?;
         let mut rings = BTreeMap::new();
         for (service, words) in &specimen.rings {
             let map: MapData = maps::new_ring(words.len() as u32)?;

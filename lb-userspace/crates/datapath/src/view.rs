@@ -4,7 +4,7 @@ use std::io;
 
 use lb_common::abi::{
     Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, PeerKey,
-    Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
+    ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
 };
 use lb_inspect::explain::View;
 use lb_model::flow::FlowRef;
@@ -75,6 +75,16 @@ impl View for Xdp {
     fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>> {
         let Some(peers) = &self.maps.peer_macs else { return Ok(None) };
         Ok(peers.get(key)?.map(|id| id as u16))
+    }
+
+    fn has_nat(&self) -> io::Result<bool> {
+        let Some(count) = &self.maps.nat_backends else { return Ok(false) };
+        Ok(count.get(&0)?.is_some_and(|count| count > 0))
+    }
+
+    fn reverse_nat(&self, key: &ReverseKey) -> io::Result<Option<u16>> {
+        let Some(reverse) = &self.maps.reverse_nat else { return Ok(None) };
+        Ok(reverse.get(key)?.map(|id| id as u16))
     }
 
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {

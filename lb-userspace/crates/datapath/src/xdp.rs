@@ -15,8 +15,9 @@ use super::{
     pinned,
     program_log::ProgramLog,
     program_pins,
+    reverse_nat::{self, ReverseNat},
     service_index::ServiceIndex,
-    variants::{self, BALANCE},
+    variants::{self, BALANCE, Mode},
 };
 
 /// The data plane in the kernel. When it is dropped everything stays: the program goes on with
@@ -25,6 +26,7 @@ use super::{
 pub struct Xdp {
     pub(super) maps: OpenMaps,
     pub(super) index: ServiceIndex,
+    pub(super) reverse_nat: ReverseNat,
     pub(super) pin_log: PinLog,
     pub(super) log: Option<ProgramLog>,
     pub(super) limits: Limits,
@@ -40,6 +42,12 @@ pub struct Xdp {
 }
 
 impl Xdp {
+    /// Lets XDP redirect answers to the interfaces that have the program in XDP, which take redirected frames.
+    pub(super) fn set_return_egress(&self) -> Result<()> {
+        let native = self.links.iter().filter(|link| link.mode() == Mode::Native);
+        reverse_nat::set_egress(&self.maps, native.map(ProgramLink::ifindex))
+    }
+
     /// The ids of the programs that may be on the interfaces.
     pub(super) fn programs(&self) -> Vec<u32> {
         let captures = self.capture.iter().flatten();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_model::{
     check::Via,
-    desired::Desired,
+    desired::{Desired, Mode},
     hop::{Neighbourhood, Resolution, Want},
     seen::{BackendKey, Condition, View},
     settings::Tunnel,
@@ -38,6 +38,8 @@ pub fn assignments(
             };
             let route = hop.map(|hop| match check.via {
                 Via::Backend => Route::Backend,
+                // What a client's packet is after its translation: one for the backend's own address and port.
+                Via::Vip if service.mode == Mode::Nat => Route::Backend,
                 Via::Vip if hop.is_local() => Route::Here(service.key.vip),
                 Via::Vip => Route::Vip(ProbePath {
                     vip: service.key.vip,

@@ -6,12 +6,18 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Backend, backend_flags},
+    abi::{self, Backend, ReverseKey, backend_flags},
+    nat,
     rewrite::ipv4_template_sum,
 };
 use zerocopy::FromZeros as _;
 
-use crate::{backend_address::BackendAddress, desired::Mode, hop::NextHop, settings::Tunnel};
+use crate::{
+    backend_address::BackendAddress,
+    desired::{Mode, Service, ServiceKey},
+    hop::NextHop,
+    settings::Tunnel,
+};
 
 /// Bytes that an outer IPv4 header adds (RFC 2003).
 const OUTER_V4: u16 = 20;
@@ -54,7 +60,7 @@ pub fn blank(mode: Mode, to: BackendAddress, tunnel: &Tunnel) -> Backend {
     } else {
         entry.flags |= backend_flags::V6;
     }
-    if mode == Mode::Dsr {
+    if mode != Mode::Ipip {
         return entry;
     }
     entry.flags |= backend_flags::TUNNEL;
@@ -74,6 +80,27 @@ pub fn blank(mode: Mode, to: BackendAddress, tunnel: &Tunnel) -> Backend {
         }
     }
     entry
+}
+
+/// `blank` for a backend of `service`, which takes translated packets in mode `nat`.
+#[must_use]
+pub fn of_service(service: &Service, to: BackendAddress, tunnel: &Tunnel) -> Backend {
+    let mut entry = blank(service.mode, to, tunnel);
+    if service.mode == Mode::Nat {
+        let ServiceKey { vip, port, protocol } = service.key;
+        entry.flags |= backend_flags::NAT;
+        entry.vip = address(vip);
+        entry.vip_port = port.into();
+        entry.proto = protocol.number();
+    }
+    entry
+}
+
+/// The source of the answers of a backend in mode `nat`; none in other modes.
+#[must_use]
+pub fn reverse_key(entry: &Backend) -> Option<ReverseKey> {
+    let (address, port, proto) = (entry.address, nat::port_of(entry), entry.proto);
+    nat::is_nat(entry).then_some(ReverseKey { address, port, proto, reserved: 0 })
 }
 
 /// The bits behind a prefix, among the low 32.

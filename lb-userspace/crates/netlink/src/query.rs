@@ -5,6 +5,8 @@ use std::{
     net::IpAddr,
 };
 
+use lb_model::desired::Mode;
+
 use anyhow::{Context as _, Result};
 use netlink_packet_route::address::AddressScope;
 
@@ -12,7 +14,7 @@ use super::{
     client::Client,
     interfaces::Interfaces,
     link::{Link, LinkKind, LinkLayer},
-    resolve::dsr_without_ethernet,
+    resolve::without_ethernet,
     tables::Route,
 };
 
@@ -79,7 +81,7 @@ pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Stri
             && let Some(link) = links.get(&oif)
             && link.layer == LinkLayer::RawIp
         {
-            refused.insert(address, dsr_without_ethernet(&link.name));
+            refused.insert(address, without_ethernet(Mode::Dsr, &link.name));
         }
     }
     Ok(refused)

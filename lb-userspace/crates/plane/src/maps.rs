@@ -176,4 +176,6 @@ pub struct BackendTotals {
     pub syn_retransmissions: u64,
     /// SYNs that came to it as their slot's second choice.
     pub second_choices: u64,
+    /// Mode `nat`: its answers, which this node has translated.
+    pub returned: Count,
 }

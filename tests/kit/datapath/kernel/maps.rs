@@ -10,7 +10,7 @@ use aya::{
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
-        PeerKey, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
     },
     service_index::{Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
@@ -119,6 +119,45 @@ impl Kernel {
     /// The kernel refuses it.
     pub fn put_peer_mac(&mut self, key: PeerKey, id: u16) -> Result<()> {
         Ok(self.hash("PEER_MACS")?.insert(key, u32::from(id), 0)?)
+    }
+
+    /// Makes a backend in mode `nat` known by the source of its answers.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn put_reverse_nat(&mut self, key: ReverseKey, id: u16) -> Result<()> {
+        self.hash("REVERSE_NAT")?.insert(key, u32::from(id), 0)?;
+        Ok(self.array("NAT_BACKENDS")?.set(0, 1_u32, 0)?)
+    }
+
+    /// Lets XDP redirect answers to an interface.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn put_return_egress(&mut self, ifindex: u32) -> Result<()> {
+        Ok(self.array("RETURN_EGRESS")?.set(0, ifindex, 0)?)
+    }
+
+    /// Answers by backend, of all CPUs: packets and bytes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn returns(&mut self) -> Result<HashMap<u16, [u64; 2]>> {
+        let (cpus, backends) = (self.cpus, self.backends);
+        let counters = self.array::<[u64; 8]>("RETURN_COUNTERS")?;
+        let mut sums = HashMap::new();
+        for index in 0..backends * cpus {
+            let [packets, bytes, ..] = counters.get(&index, 0)?;
+            if packets > 0 {
+                let sum: &mut [u64; 2] = sums.entry(u16::try_from(index % backends)?).or_default();
+                sum[0] += packets;
+                sum[1] += bytes;
+            }
+        }
+        Ok(sums)
     }
 
     /// Publishes the ring of a service, as the words of its slots.

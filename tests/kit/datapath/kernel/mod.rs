@@ -162,6 +162,8 @@ impl Kernel {
             .map_max_entries("FRAGMENTS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
+            .map_max_entries("RETURN_COUNTERS", backends * cpus)
+            .map_max_entries("REVERSE_NAT", backends)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .map_max_entries("ICMP_BUDGETS", cpus)
             .map_max_entries("TOO_BIG_BUDGETS", cpus * abi::TOO_BIG_BUDGETS)
@@ -274,6 +276,8 @@ impl Kernel {
             ("FRAGMENTS", size_of::<FragmentKey>(), size_of::<Fragment>()),
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
+            ("REVERSE_NAT", size_of::<abi::ReverseKey>(), 4),
+            ("RETURN_COUNTERS", 4, size_of::<abi::ReturnCounter>()),
             ("SYN_BUDGETS", 4, size_of::<abi::TokenBucket>()),
             ("ICMP_BUDGETS", 4, size_of::<abi::TokenBucket>()),
             ("TOO_BIG_BUDGETS", 4, size_of::<abi::TokenBucket>()),

@@ -393,6 +393,9 @@ pub struct Backend {
     /// SYNs that came to it as their slot's second choice.
     #[serde(default)]
     pub second_choices: u64,
+    /// Mode `nat`: packets and bytes of its answers, which this node has translated; none in other modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned: Option<Count>,
 }
 
 /// A backend with its address, which a name may have stood for.

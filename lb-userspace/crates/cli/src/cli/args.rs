@@ -143,8 +143,8 @@ pub(super) struct ServiceAdd {
     /// The protocol.
     #[arg(long, default_value = "tcp", value_name = "tcp|udp", value_parser = word::<Protocol>)]
     protocol: Protocol,
-    /// dsr (the backends are on the link) or ipip (they may be behind routers).
-    #[arg(long, default_value = "dsr", value_name = "dsr|ipip", value_parser = word::<Mode>)]
+    /// dsr (the backends are on the link), ipip (they may be behind routers) or nat (their answers come back through this node).
+    #[arg(long, default_value = "dsr", value_name = "dsr|ipip|nat", value_parser = word::<Mode>)]
     mode: Mode,
     /// For UDP: how datagrams of one client are kept together.
     #[arg(long, value_name = "oneshot|tracked|quic", value_parser = word::<UdpPolicy>)]
@@ -374,8 +374,8 @@ mod tests {
             ("decap attach --dev eth0 --vip 10.0.0.1:80", "write the address alone"),
             ("explain tcp web1 10.0.0.1", "`web1` is no address; write one as 10.0.0.100:80"),
             (
-                "service add web --vip 10.0.0.1 --port 1 --mode nat",
-                "`nat` is unknown; write one of \"dsr\", \"ipip\"",
+                "service add web --vip 10.0.0.1 --port 1 --mode masq",
+                "`masq` is unknown; write one of \"dsr\", \"ipip\", \"nat\"",
             ),
             ("servcie list", "'service'"),
         ] {

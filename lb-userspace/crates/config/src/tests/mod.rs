@@ -247,7 +247,7 @@ mode = "dsr"
         "12:7: service[0].vip: `10.0.0.300` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"",
         "13:8: service[0].port: 70000 is out of range; a number from 1 to 65535 is expected",
         "14:12: service[0].protocol: `tpc` is unknown; did you mean \"tcp\"? (\"tcp\", \"udp\")",
-        "15:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\")",
+        "15:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\", \"nat\")",
         "16:16: service[0].idle_timeout: an integer instead of a string; write idle_timeout = \"15m\"",
         "17:7: service[0].udp: `quick` is unknown; did you mean \"quic\"? (\"oneshot\", \"tracked\", \"quic\")",
         "19:1: service[0].backend[0]: `address` is missing; add address = \"10.0.0.11\"",

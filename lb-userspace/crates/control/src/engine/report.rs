@@ -186,6 +186,7 @@ impl<D: DataPlane> Engine<D> {
                 unpinned_packets: totals.unpinned,
                 syn_retransmissions: totals.syn_retransmissions,
                 second_choices: totals.second_choices,
+                returned: (service.mode == Mode::Nat).then_some(totals.returned),
             };
             (address, status)
         });

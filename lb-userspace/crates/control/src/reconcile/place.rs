@@ -75,7 +75,7 @@ pub(super) fn place(
             (Reach::Waiting, Some(old))
                 if ring.is_some_and(|ring| keeps_flows(ring, id)) && has_way(old, service.mode) =>
             {
-                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                let blank = entry::of_service(service, address, inputs.tunnel);
                 Reach::Presumed(entry::on_way_of(blank, old))
             }
             (reach, _) => reach,
@@ -155,7 +155,7 @@ impl ServicePlacement<'_> {
                 (value, backend.admin != Admin::Down && !dead)
             }
             Reach::Waiting | Reach::Lost => {
-                let blank = entry::blank(service.mode, address, inputs.tunnel);
+                let blank = entry::of_service(service, address, inputs.tunnel);
                 let old = applied.backends.get(&id);
                 (old.map_or(blank, |old| entry::on_way_of(blank, old)), false)
             }
@@ -208,7 +208,7 @@ fn reach(
     service: &Service,
     address: BackendAddress,
 ) -> Reach {
-    let blank = entry::blank(service.mode, address, inputs.tunnel);
+    let blank = entry::of_service(service, address, inputs.tunnel);
     let want = Want { address: address.ip, mode: service.mode };
     match inputs.neighbourhood.and_then(|known| known.hops.get(&want)) {
         Some(Resolution::Resolved(hop)) => Reach::Up(entry::by_hop(blank, hop)),
@@ -225,8 +225,12 @@ fn reach(
 
 /// Whether an entry has the destination of packets of this mode.
 fn has_way(entry: &abi::Backend, mode: Mode) -> bool {
-    let tunnel = entry.flags & backend_flags::TUNNEL != 0;
-    entry.ifindex != 0 && tunnel == (mode == Mode::Ipip)
+    let of_mode = match mode {
+        Mode::Dsr => 0,
+        Mode::Ipip => backend_flags::TUNNEL,
+        Mode::Nat => backend_flags::NAT,
+    };
+    entry.ifindex != 0 && entry.flags & (backend_flags::TUNNEL | backend_flags::NAT) == of_mode
 }
 
 pub(super) const fn is_usable(backend: &abi::Backend) -> bool {

@@ -14,8 +14,8 @@ use aya::maps::MapInfo;
 use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
-        FragmentKey, OwnMac, PeerKey, PinLease, PinLogHead, PinNote, Service, ServiceKeyV4,
-        ServiceKeyV6, TokenBucket, VerdictCounter, VipKey,
+        FragmentKey, OwnMac, PeerKey, PinLease, PinLogHead, PinNote, ReturnCounter, ReverseKey,
+        Service, ServiceKeyV4, ServiceKeyV6, TokenBucket, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -63,7 +63,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) ->
 }
 
 /// The maps of this version.
-pub(crate) const SHAPES: [Shape; 21] = [
+pub(crate) const SHAPES: [Shape; 25] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
@@ -86,6 +86,13 @@ pub(crate) const SHAPES: [Shape; 21] = [
     shape::<u32, PinLogHead>("PIN_LOG_HEADS", ARRAY, |_, cpus| cpus).spare(),
     shape::<u32, PinLease>("PIN_LEASE", ARRAY, |_, _| 1).spare(),
     shape::<PeerKey, u32>("PEER_MACS", HASH, |_, _| abi::PEER_MACS).spare(),
+    shape::<ReverseKey, u32>("REVERSE_NAT", HASH, |limits, _| limits.backends).spare(),
+    shape::<u32, u32>("NAT_BACKENDS", ARRAY, |_, _| 1).spare(),
+    shape::<u32, u32>("RETURN_EGRESS", ARRAY, |_, _| abi::RETURN_EGRESS).spare(),
+    shape::<u32, ReturnCounter>("RETURN_COUNTERS", ARRAY, |limits, cpus| {
+        (limits.backends + 1) * cpus
+    })
+    .spare(),
     shape::<u32, u64>("HANDSHAKES", ARRAY, |_, _| abi::HANDSHAKES).spare(),
 ];
 

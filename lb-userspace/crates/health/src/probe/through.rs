@@ -97,7 +97,7 @@ fn worded(
     timeout: Duration,
 ) -> ProbeError {
     let hint = match mode {
-        Mode::Dsr => "is the VIP on its loopback?",
+        Mode::Dsr | Mode::Nat => "is the VIP on its loopback?",
         Mode::Ipip => "is the tunnel up, and the VIP on its loopback?",
     };
     match (met, own) {
@@ -115,7 +115,7 @@ fn worded(
         // A host without the tunnel's protocol answers by ICMP.
         (Met::Refusal, Own::Answers) => {
             let hint = match mode {
-                Mode::Dsr => "does it listen on the VIP?",
+                Mode::Dsr | Mode::Nat => "does it listen on the VIP?",
                 Mode::Ipip => "is the tunnel up, and does it listen on the VIP?",
             };
             ProbeError::Refused(

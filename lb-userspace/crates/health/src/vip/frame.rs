@@ -68,7 +68,7 @@ impl Framing {
     pub(super) fn of(path: &ProbePath) -> Result<Self, Error> {
         let (vip, backend) = (path.vip, path.backend);
         let fits = match path.mode {
-            Mode::Dsr => vip.is_ipv4() == backend.is_ipv4(),
+            Mode::Dsr | Mode::Nat => vip.is_ipv4() == backend.is_ipv4(),
             Mode::Ipip => vip.is_ipv4() || backend.is_ipv6(),
         };
         if !fits {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     abi::LOOPBACK,
-    capture::{FORWARDED, Head, NO_SERVICE, NO_SLOT, flags},
+    capture::{FORWARDED, Head, NO_SERVICE, NO_SLOT, RETURNED, flags},
     verdict::{Drop, Pass, events},
 };
 use lb_model::backend_address::BackendAddress;
@@ -53,6 +53,9 @@ impl PacketAnnotator {
     fn verdict(&self, head: &Head) -> String {
         let after = head.flags & flags::AFTER != 0;
         let reason = u32::from(head.reason);
+        if reason == RETURNED {
+            return "verdict returned to the client".into();
+        }
         if reason == FORWARDED {
             return match (after, head.action) {
                 (true, 1) => format!("verdict dropped, {}", Drop::NoHeadroom.name()),

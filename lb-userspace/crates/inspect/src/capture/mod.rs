@@ -18,7 +18,7 @@ pub mod session;
 use std::{net::IpAddr, time::Duration};
 
 use lb_common::{
-    capture::{FORWARDED, MAX_SNAP},
+    capture::{FORWARDED, MAX_SNAP, RETURNED},
     verdict::{Drop, Pass},
 };
 use lb_model::{backend_address::BackendAddress, units::nearest};
@@ -110,6 +110,7 @@ impl Spec {
         let dropped = Drop::ALL.iter().map(|why| (why.name(), bit(why.index())));
         let mut words: Vec<(&str, u64)> = passed.clone().chain(dropped.clone()).collect();
         words.push(("forwarded", bit(FORWARDED)));
+        words.push(("returned", bit(RETURNED)));
         words.push(("passed", passed.map(|(_, bit)| bit).sum()));
         words.push(("dropped", dropped.map(|(_, bit)| bit).sum()));
         let mut bits = 0;

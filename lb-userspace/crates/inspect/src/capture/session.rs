@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_common::capture::{FORWARDED, Head, flags};
+use lb_common::capture::{FORWARDED, Head, RETURNED, flags};
 
 use super::{
     Counts, Spec,
@@ -83,7 +83,8 @@ impl Writer {
             self.written += 1;
         }
         // A frame that stays unchanged and goes nowhere is in the file once.
-        let unchanged = u32::from(head.reason) != FORWARDED && head.egress == 0;
+        let changed = [FORWARDED, RETURNED].contains(&head.reason.into());
+        let unchanged = !changed && head.egress == 0;
         if after && unchanged {
             return;
         }

@@ -1,6 +1,6 @@
 //! The notes of a decision, as text.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, net::SocketAddr};
 
 use lb_api::status::{self, Status};
 use lb_common::{
@@ -9,6 +9,7 @@ use lb_common::{
         stamp, stamp_age, udp_policy,
     },
     hash::{flow_hash_v4, flow_hash_v6, slot_of},
+    nat,
     packet::{number, tcp},
     rewrite, steer,
     verdict::{Pass, ReplyKind, Verdict, events},
@@ -90,6 +91,15 @@ impl<'a> Narrator<'a> {
                 };
                 steps.add("answer", text);
             }
+            Verdict::Return(to) => {
+                explained.backend = Some(entry::backend_of(&to.backend));
+                explained.backend_id = to.id;
+                let (vip, port) = (entry::ip_of(to.backend.vip), to.backend.vip_port.get());
+                let vip = SocketAddr::new(vip, port);
+                let backend = self.backend(to.id);
+                steps.add("return", format!("an answer of {backend}: its source becomes {vip}"));
+                steps.add("egress", "by the kernel's route to the client".into());
+            }
             Verdict::Forward(to) => {
                 explained.backend = Some(entry::backend_of(&to.backend));
                 explained.backend_id = to.id;
@@ -102,7 +112,7 @@ impl<'a> Narrator<'a> {
         if left.no_room {
             steps.add("headers", "the frame is too short for them".into());
         } else if left.action != "XDP_PASS"
-            && matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_))
+            && matches!(verdict, Verdict::Forward(_) | Verdict::Reply(_) | Verdict::Return(_))
         {
             for line in packet::headers(&left.bytes) {
                 steps.add("leaves", line);
@@ -118,6 +128,10 @@ impl<'a> Narrator<'a> {
             }
             None => {
                 explained.outcome = Outcome::Forwarded;
+                if let Verdict::Return(to) = verdict {
+                    explained.outcome = Outcome::Returned;
+                    explained.counted = format!("backend {}: answers", self.backend(to.id));
+                }
                 if let Verdict::Forward(to) = verdict {
                     let names = counters_of(to.events).join(", ");
                     explained.counted = format!("backend {}: {names}", self.backend(to.id));
@@ -224,6 +238,14 @@ impl<'a> Narrator<'a> {
                         false => "there is no room for another".into(),
                     };
                     steps.add(flow_word(flow), text);
+                }
+                Note::Reverse(key, found) => {
+                    let at = SocketAddr::new(entry::ip_of(key.address), key.port.get());
+                    let text = match found {
+                        Some(id) => format!("{at} is backend {}", self.backend(*id)),
+                        None => format!("{at} is no backend in mode nat"),
+                    };
+                    steps.add("source", text);
                 }
                 Note::SynMark => {
                     let again = matches!(
@@ -414,8 +436,15 @@ impl<'a> Narrator<'a> {
             return;
         }
         let tunnel = backend.flags & backend_flags::TUNNEL != 0;
-        let mode = if tunnel { Mode::Ipip } else { Mode::Dsr };
-        let how = if tunnel { "a header is put before it" } else { "the MAC addresses change" };
+        let (mode, how) = match (tunnel, nat::is_nat(backend)) {
+            (true, _) => (Mode::Ipip, "a header is put before it".to_owned()),
+            (false, false) => (Mode::Dsr, "the MAC addresses change".to_owned()),
+            (false, true) => {
+                let at =
+                    SocketAddr::new(entry::ip_of(backend.address), nat::port_of(backend).get());
+                (Mode::Nat, format!("its destination becomes {at}"))
+            }
+        };
         steps.add("mode", format!("{mode}: {how}, the TTL is lowered by one"));
         let hop: Option<[u8; 6]> = backend.l2.get(..6).and_then(|mac| mac.try_into().ok());
         let hop = hop.map(packet::mac).unwrap_or_default();

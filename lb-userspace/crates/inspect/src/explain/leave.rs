@@ -2,9 +2,10 @@
 
 use lb_common::abi::{Backend, backend_flags};
 use lb_common::{
+    nat,
     packet::{ipv4::Ipv4, ipv6::Ipv6, number},
     rewrite,
-    verdict::{Forward, Reply, Verdict},
+    verdict::{Forward, Reply, Return, Verdict},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -36,6 +37,10 @@ pub(crate) fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
             }
             None => Left { no_room: true, ..as_it_came("XDP_DROP") },
         },
+        Verdict::Return(to) => match to_client(&snap.bytes, to) {
+            Some(bytes) => Left { action: BY_ROUTE, bytes, no_room: false },
+            None => Left { no_room: true, ..as_it_came("XDP_DROP") },
+        },
         Verdict::Reply(to) => match reply(&snap.bytes, to) {
             Some(bytes) => Left { action: "XDP_TX", bytes, no_room: false },
             None => Left { no_room: true, ..as_it_came("XDP_DROP") },
@@ -43,10 +48,25 @@ pub(crate) fn leave(snap: &Snap, verdict: &Plain, ingress: u32) -> Left {
     }
 }
 
+/// The action of an answer in mode `nat`: XDP_TX, XDP_REDIRECT, or XDP_PASS where the next hop's MAC address is not known or
+/// the egress interface takes no redirect.
+pub(crate) const BY_ROUTE: &str = "by the kernel's route";
+
+/// The frame that leaves for a client; its MAC addresses, and whether it loses a hop here, follow from the route.
+fn to_client(frame: &[u8], to: &Return<Backend>) -> Option<Vec<u8>> {
+    let mut out = frame.to_vec();
+    nat::to_client(&mut out[..], to.l3, to.v6, &to.backend)?;
+    Some(out)
+}
+
 /// The frame that leaves for a backend.
 fn forward(frame: &[u8], to: &Forward<Backend>) -> Option<Vec<u8>> {
     let backend = &to.backend;
-    let mut inner = frame.get(to.l3..)?.to_vec();
+    let mut whole = frame.to_vec();
+    if nat::is_nat(backend) {
+        nat::to_backend(&mut whole[..], to.l3, to.v6, backend)?;
+    }
+    let mut inner = whole.get(to.l3..)?.to_vec();
     let (class, next) = if to.v6 {
         let ip = Ipv6::mut_from_prefix(&mut inner).ok()?.0;
         ip.hop_limit -= 1;

@@ -1,6 +1,6 @@
 //! The balancer's decision for a packet, and its reasons.
 //!
-//! The core itself decides: [`lb_common::forward::decide`] runs over an [`overlay`] of the maps,
+//! The core itself decides: [`lb_common::returns::decide`] runs over an [`overlay`] of the maps,
 //! which reads through to them, keeps every write to itself, and notes each lookup. The notes,
 //! as text, are the explanation ([`mod@format`]), so it can't differ from the program's decision.
 
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use lb_api::status::Status;
 use lb_common::{
-    forward::decide,
+    returns::decide,
     verdict::{Drop, Pass, ReplyKind, Verdict, events},
 };
 use lb_model::backend_address::BackendAddress;
@@ -129,6 +129,8 @@ pub enum Outcome {
     Dropped,
     /// No node gets it, and its sender gets an ICMP error.
     Answered,
+    /// It is the answer of a backend in mode `nat`, and the client gets it.
+    Returned,
 }
 
 impl Outcome {
@@ -140,6 +142,7 @@ impl Outcome {
             Self::Passed => "passed",
             Self::Dropped => "dropped",
             Self::Answered => "answered",
+            Self::Returned => "returned",
         }
     }
 }
@@ -227,6 +230,14 @@ impl Ran {
             }
         };
         let leaves = hex(&self.bytes);
+        // The action of an answer follows from the kernel's routes, and so do its MAC addresses: those of this program's run
+        // say nothing of the interface that the packet comes by.
+        if explained.outcome == Outcome::Returned {
+            let agrees = self.action != "XDP_DROP";
+            let differences = if agrees { Vec::new() } else { vec!["the program drops it".into()] };
+            let (action, nanos) = (self.action.into(), self.nanos);
+            return Verified { agrees, asked: true, action, leaves, differences, nanos };
+        }
         compare("action", self.action, &explained.action);
         compare("frame", &leaves, &explained.leaves);
         let reason = |reason: Option<&String>| reason.map_or("none", String::as_str).to_owned();
@@ -406,7 +417,7 @@ fn reason_of(verdict: &Plain, no_room: bool) -> Option<(Outcome, &'static str)> 
                 ReplyKind::TtlExceeded => Drop::TtlExceededReplied.name(),
             },
         )),
-        Verdict::Forward(_) => None,
+        Verdict::Forward(_) | Verdict::Return(_) => None,
     }
 }
 

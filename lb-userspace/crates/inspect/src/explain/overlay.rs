@@ -14,8 +14,8 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{
         Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
-        Handshake, OwnMac, Owners, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
-        Unanswered, VipKey,
+        Handshake, OwnMac, Owners, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        TokenBucket, Unanswered, VipKey,
     },
     second_choice::search,
     shared::{SharedU32, SharedU64},
@@ -71,6 +71,8 @@ pub(crate) enum Note {
     Vip(bool),
     /// Whether this MAC address is another balancer's, and to which backend on this node its packets are delivered.
     Peer([u8; 6], Option<u16>),
+    /// Whether this source is that of a backend in mode `nat`, and of which.
+    Reverse(ReverseKey, Option<u16>),
     /// The place of a SYN's mark is looked at.
     SynMark,
     /// Whether a backend answers.
@@ -459,6 +461,16 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
     fn delivered_to(&self, key: &PeerKey) -> Option<u16> {
         let found = self.read(self.view.delivered_to(key));
         self.note(Note::Peer(key.mac, found));
+        found
+    }
+
+    fn has_nat(&self) -> bool {
+        self.read(self.view.has_nat())
+    }
+
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        let found = self.read(self.view.reverse_nat(key));
+        self.note(Note::Reverse(*key, found));
         found
     }
 

@@ -38,6 +38,9 @@ pub(super) fn pass_text(reason: Pass) -> String {
         Pass::Malformed => "a header contradicts itself",
         Pass::ExtensionHeaders => "IPv6 extension headers that can't be followed",
         Pass::Fragment => "a fragment of a packet for the node itself",
+        Pass::ReturnUntranslated => {
+            "a backend's answer that the kernel is to deal with: it has no hop left, no route, or is for the node itself"
+        }
     };
     text.into()
 }

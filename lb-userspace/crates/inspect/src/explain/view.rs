@@ -3,8 +3,8 @@
 use std::io;
 
 use lb_common::abi::{
-    Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PeerKey, Service, ServiceKeyV4,
-    ServiceKeyV6, Slot, VipKey,
+    Backend, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PeerKey, ReverseKey, Service,
+    ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
 };
 use lb_model::flow::FlowRef;
 
@@ -37,6 +37,10 @@ pub trait View {
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>>;
     /// The backend on this node of packets that another balancer forwards to it.
     fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>>;
+    /// Whether there is any backend in mode `nat`.
+    fn has_nat(&self) -> io::Result<bool>;
+    /// The backend in mode `nat` whose answers have this source.
+    fn reverse_nat(&self, key: &ReverseKey) -> io::Result<Option<u16>>;
     /// A CPU's budget of pins for a service: tokens, and when they were refilled.
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>>;
     /// ICMP errors that a CPU may send in a second, as an explanation takes it: without end, or none

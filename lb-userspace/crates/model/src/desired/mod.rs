@@ -89,6 +89,8 @@ pub enum Mode {
     Dsr,
     /// IP in IP: IPIP (RFC 2003), IP6IP6 and IPv4 in IPv6 (RFC 2473).
     Ipip,
+    /// Destination NAT: packets get the backend's address and port, and its answers come back through the node.
+    Nat,
 }
 
 impl fmt::Display for Mode {
@@ -96,6 +98,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Dsr => "dsr",
             Self::Ipip => "ipip",
+            Self::Nat => "nat",
         })
     }
 }

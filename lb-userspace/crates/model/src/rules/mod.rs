@@ -80,6 +80,7 @@ pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
             }
         }
     }
+    found.in_nat(desired);
     let backends: usize = desired.services.values().map(|service| service.backends.len()).sum();
     for (what, count, limit) in [
         ("services", desired.services.len(), limits.services),
@@ -214,6 +215,26 @@ impl Found {
         self.in_backends(name, service);
     }
 
+    /// Two services in mode `nat` can't share a backend's port: by the source of an answer its VIP would not be known.
+    fn in_nat(&mut self, desired: &Desired) {
+        let mut sources: BTreeMap<(Protocol, SocketAddr), &str> = BTreeMap::new();
+        for (name, service) in desired.services.iter().filter(|(_, s)| s.mode == Mode::Nat) {
+            let ServiceKey { port, protocol, .. } = service.key;
+            for address in service.backends.keys() {
+                let socket = address.socket(port);
+                if let Some(first) = sources.insert((protocol, socket), name)
+                    && first != name
+                {
+                    let message = format!(
+                        "{protocol} {socket} is a backend of service {first}, too: by nat its answers could be of \
+                         either; let it listen at another port for one of them"
+                    );
+                    self.push(name, Some(*address), "address", message);
+                }
+            }
+        }
+    }
+
     fn in_backends(&mut self, name: &str, service: &Service) {
         let mut sockets: BTreeMap<SocketAddr, BackendAddress> = BTreeMap::new();
         let mut names: BTreeMap<&str, BackendAddress> = BTreeMap::new();
@@ -312,6 +333,10 @@ fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> 
         (Mode::Dsr, false, true) => Err(format!(
             "{backend} is IPv4 and the VIP {vip} IPv6; dsr sends packets on unchanged: give the backend's IPv6 address"
         )),
+        (Mode::Nat, true, false) | (Mode::Nat, false, true) => Err(format!(
+            "{backend} is of another address family than the VIP {vip}; nat translates addresses within a family: \
+             give the backend's other address"
+        )),
         (Mode::Ipip, false, true) => Err(format!(
             "{backend} is IPv4 and the VIP {vip} IPv6; IPv6 in IPv4 is not supported: give the backend's IPv6 address"
         )),
@@ -322,12 +347,12 @@ fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> 
 /// Whether packets reach a port of backends, which the key `key` gives: only a translation of addresses changes it.
 fn check_port(service: &Service, target: u16, key: &str, remedy: &str) -> Result<(), String> {
     let (mode, port) = (service.mode, service.key.port);
-    if target == port {
+    if target == port || mode == Mode::Nat {
         return Ok(());
     }
     Err(format!(
         "{key} {target}, and clients connect to {port}: {mode} sends packets on with the port that they have; \
-         {remedy} at {port}"
+         {remedy} at {port}, or use mode nat"
     ))
 }
 
@@ -427,7 +452,7 @@ mod tests {
             assert_eq!(
                 messages(&[("web", target)]),
                 [
-                    "service web: target_port 8080, and clients connect to 80: dsr sends packets on with the port that they have; leave it out, and let the backends listen at 80"
+                    "service web: target_port 8080, and clients connect to 80: dsr sends packets on with the port that they have; leave it out, and let the backends listen at 80, or use mode nat"
                 ]
             );
         }

@@ -87,6 +87,11 @@ struct ResolvedRoute<'a> {
 
 fn try_resolve(want: &Want, tables: &Tables) -> Result<NextHop, Obstacle> {
     if tables.routes.get(&want.address) == Some(&Route::Own) {
+        if want.mode == Mode::Nat {
+            let why =
+                "is this node's own address, whose answers nat does not translate; use mode dsr";
+            return Err(Obstacle::Fatal(why.into()));
+        }
         return Ok(NextHop::local());
     }
     let route = route_to(want, tables)?;
@@ -141,7 +146,9 @@ fn route_to<'a>(want: &Want, tables: &'a Tables) -> Result<ResolvedRoute<'a>, Ob
     match (link.layer, mode) {
         (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
         (LinkLayer::RawIp, Mode::Ipip) => {}
-        (LinkLayer::RawIp, Mode::Dsr) => return fatal(dsr_without_ethernet(name)),
+        (LinkLayer::RawIp, Mode::Dsr | Mode::Nat) => {
+            return fatal(without_ethernet(mode, name));
+        }
         (LinkLayer::Ethernet | LinkLayer::Other, _) => {
             return fatal(format!("leaves by {name}, which is no Ethernet interface"));
         }
@@ -176,10 +183,10 @@ fn mac_of(route: &ResolvedRoute<'_>, tables: &Tables) -> Result<[u8; 6], Obstacl
     }
 }
 
-/// Why no backend of a service in mode `dsr` is reached by an interface without Ethernet header.
-pub(crate) fn dsr_without_ethernet(interface: &str) -> String {
+/// Why no backend of a service in mode `dsr` or `nat` is reached by an interface without Ethernet header.
+pub(crate) fn without_ethernet(mode: Mode, interface: &str) -> String {
     format!(
-        "leaves by {interface}, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip"
+        "leaves by {interface}, which has no Ethernet header: {mode} needs the backend's MAC address; use mode ipip"
     )
 }
 

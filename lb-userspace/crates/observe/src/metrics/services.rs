@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_api::status::{Backend, BackendState, Service, Status};
+use lb_api::status::{Backend, BackendState, Count, Service, Status};
 use lb_model::{
     desired::{Admin, UdpPolicy},
     seen::Condition,
@@ -190,6 +190,20 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.counters(
         Family::bytes("lb_backend", "Bytes of IP sent to a backend"),
         all(|backend| backend.sent.bytes),
+    )?;
+    let returned = |value: fn(Count) -> u64| {
+        rows.iter().filter_map(move |row| Some((row.labels(), value(row.backend.returned?))))
+    };
+    page.counters(
+        Family::new(
+            "lb_backend_returned_packets",
+            "Answers of a backend in mode nat that this node has translated",
+        ),
+        returned(|count| count.packets),
+    )?;
+    page.counters(
+        Family::bytes("lb_backend_returned", "Bytes of IP of answers of a backend in mode nat"),
+        returned(|count| count.bytes),
     )?;
     page.counters(
         Family::new("lb_backend_new_flows", "Packets that opened a flow to a backend"),

@@ -1,4 +1,4 @@
-//! The program's part: [`lb_common::forward::decide`] runs over a [`Fake`], at a time that the test
+//! The program's part: [`lb_common::returns::decide`] runs over a [`Fake`], at a time that the test
 //! sets.
 
 use std::{
@@ -12,11 +12,13 @@ use std::{
 };
 
 use lb_common::{
+    abi::ReverseKey,
     abi::{
         self, Backend, ConnectionKey, Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake,
         OwnMac, PIN_NOTES, PeerKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
         Unanswered, VipKey,
     },
+    nat,
     second_choice::search,
     shared::{SharedU32, SharedU64},
     steer::in_flux,
@@ -183,6 +185,15 @@ impl Tables for Fake {
         self.peer_macs.get(key).copied()
     }
 
+    fn has_nat(&self) -> bool {
+        self.backends.values().any(nat::is_nat)
+    }
+
+    fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        let mut all = self.backends.iter();
+        all.find(|(_, backend)| entry::reverse_key(backend) == Some(*key)).map(|(id, _)| *id)
+    }
+
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
         Some(self.program.budgets.borrow_mut().entry(service).or_default().clone())
     }
@@ -267,6 +278,14 @@ impl View for Fake {
 
     fn delivered_to(&self, key: &PeerKey) -> io::Result<Option<u16>> {
         Ok(Tables::delivered_to(self, key))
+    }
+
+    fn has_nat(&self) -> io::Result<bool> {
+        Ok(Tables::has_nat(self))
+    }
+
+    fn reverse_nat(&self, key: &ReverseKey) -> io::Result<Option<u16>> {
+        Ok(Tables::reverse_nat(self, key))
     }
 
     fn syn_budget(&self, _cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {

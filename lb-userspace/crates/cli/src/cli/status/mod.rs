@@ -247,6 +247,9 @@ pub(super) fn backend(service: &str, shown: &OneBackend) -> String {
     row("flows left", flows_left);
     row("packets", backend.sent.packets.to_string());
     row("bytes", format!("{} ({})", backend.sent.bytes, format_bytes(backend.sent.bytes)));
+    if let Some(Count { packets, bytes }) = backend.returned {
+        row("answers", format!("{packets} packets, {}", format_bytes(bytes)));
+    }
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());
     row("SYN retransmissions", backend.syn_retransmissions.to_string());

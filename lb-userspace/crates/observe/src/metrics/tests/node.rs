@@ -99,7 +99,11 @@ fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
         backends: backends(),
     };
     if udp_policy.is_some() {
-        service.backends.values_mut().for_each(|backend| backend.check = None);
+        service.mode = Mode::Nat;
+        for backend in service.backends.values_mut() {
+            backend.check = None;
+            backend.returned = Some(Count { packets: 900, bytes: 120_000 });
+        }
     }
     service
 }

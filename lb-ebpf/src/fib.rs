@@ -1,0 +1,99 @@
+//! The kernel's route for a packet (`bpf_fib_lookup`, Linux 4.18).
+
+use aya_ebpf::helpers;
+use core::mem::MaybeUninit;
+
+use lb_common::packet::{Packet, ipv4::Ipv4, ipv6::Ipv6};
+
+use crate::frame::{Context, Frame};
+
+/// `AF_INET`.
+const INET: u8 = 2;
+/// `AF_INET6`.
+const INET6: u8 = 10;
+
+/// `BPF_FIB_LKUP_RET_SUCCESS`.
+const SUCCESS: i64 = 0;
+/// `BPF_FIB_LKUP_RET_NO_NEIGH`.
+const NO_NEIGH: i64 = 7;
+
+/// `struct bpf_fib_lookup` of linux/bpf.h.
+#[repr(C)]
+struct Lookup {
+    family: u8,
+    protocol: u8,
+    ports: [u16; 2],
+    tot_len: u16,
+    ifindex: u32,
+    flow_info: u32,
+    source: [u8; 16],
+    destination: [u8; 16],
+    vlan: u32,
+    smac: [u8; 6],
+    dmac: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Lookup>() == 64);
+
+/// Where a packet leaves.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Source MAC address; only with `has_neighbour`.
+    pub smac: [u8; 6],
+    /// Destination MAC address, likewise.
+    pub dmac: [u8; 6],
+    /// Whether the next hop's MAC address is known.
+    pub has_neighbour: bool,
+}
+
+/// The route of the packet at `l3`, of `len` bytes (0: its MTU is not looked at), once its source is `source` (IPv4 as an
+/// IPv4-mapped IPv6 address); `None` if it has none, is for the node itself or longer than the route takes, or the node does not
+/// route (`net.ipv4.ip_forward`).
+#[inline(always)]
+pub fn route<C: Context>(
+    frame: &Frame<C>,
+    (l3, v6, len): (usize, bool, u16),
+    ingress: u32,
+    source: &[u8; 16],
+) -> Option<Route> {
+    let mut lookup = MaybeUninit::<Lookup>::zeroed();
+    // SAFETY: all zero is a value of it.
+    let lookup = unsafe { lookup.assume_init_mut() };
+    lookup.tot_len = len;
+    lookup.ifindex = ingress;
+    if v6 {
+        let ip = frame.load::<Ipv6>(l3)?;
+        lookup.family = INET6;
+        lookup.flow_info = u32::from_ne_bytes(ip.version_class_label) & u32::from_be(0x0fff_ffff);
+        lookup.source = *source;
+        lookup.destination = ip.destination;
+    } else {
+        let ip = frame.load::<Ipv4>(l3)?;
+        lookup.family = INET;
+        lookup.flow_info = u32::from(ip.tos);
+        let [.., a, b, c, d] = *source;
+        lookup.source[0] = a;
+        lookup.source[1] = b;
+        lookup.source[2] = c;
+        lookup.source[3] = d;
+        let [a, b, c, d] = ip.destination;
+        lookup.destination[0] = a;
+        lookup.destination[1] = b;
+        lookup.destination[2] = c;
+        lookup.destination[3] = d;
+    }
+    let at = core::ptr::from_mut(lookup).cast();
+    // SAFETY: the context is the one that the kernel passed in, and the structure has the kernel's size.
+    let found = unsafe { helpers::generated::bpf_fib_lookup(frame.context(), at, 64, 0) };
+    if found != SUCCESS && found != NO_NEIGH {
+        return None;
+    }
+    Some(Route {
+        ifindex: lookup.ifindex,
+        smac: lookup.smac,
+        dmac: lookup.dmac,
+        has_neighbour: found == SUCCESS,
+    })
+}

@@ -1,0 +1,214 @@
+//! Mode `nat`: backends without the VIP, at another port, whose route to clients leads through the balancer.
+
+use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    balancer::{Balancer, Service},
+    can_run,
+    http::Connection,
+    lab::{Lab, Options, VIPS_V4, VIPS_V6},
+    nginx,
+    status::{ServiceExt as _, StatusExt as _},
+    udp::{Echo, Probe},
+    ways::Way,
+};
+use lb_model::backend_address::BackendAddress;
+
+use crate::mtu::{NARROW, learned, narrow};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The port that backends listen at; clients connect to 80.
+const PORT: u16 = nginx::PORTS[1];
+/// The port of the UDP service, and that of its backends.
+const UDP: [u16; 2] = [5300, 5353];
+
+/// The settings of a node that forwards answers: those of the guide.
+const NODE: &[(&str, &str)] = &[
+    ("ipv4/ip_forward", "1"),
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv4/conf/all/accept_local", "1"),
+    ("ipv4/conf/all/send_redirects", "0"),
+];
+
+/// The ways whose VIPs and addresses are of either family.
+const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
+
+/// The web hosts as any other host of the network: without a VIP, and with a route to clients by these gateways.
+fn backends_behind(lab: &Lab, v4: &str, v6: &str) -> Result<()> {
+    for web in &lab.webs {
+        let vips = VIPS_V4.map(|vip| format!("addr del {vip}/32 dev lo\n")).concat()
+            + &VIPS_V6.map(|vip| format!("addr del {vip}/128 dev lo\n")).concat();
+        let lines =
+            format!("{vips}route replace 10.1.0.0/24 via {v4}\nroute replace fd00:1::/64 via {v6}");
+        web.host.namespace.ip(&lines)?;
+        web.host.namespace.sysctl(&[
+            ("ipv4/conf/all/accept_redirects", "0"),
+            ("ipv6/conf/all/accept_redirects", "0"),
+            ("ipv6/conf/eth0/accept_redirects", "0"),
+        ])?;
+    }
+    Ok(())
+}
+
+/// The HTTP service of a family; `way` gives VIP and addresses.
+fn service(lab: &Lab, way: Way) -> Service {
+    let mut service = way.service(lab);
+    service.mode = "nat";
+    service.with(&format!("target_port = {PORT}"))
+}
+
+/// A lab whose client is behind a router, with its services in mode `nat`.
+fn translated(attach: &'static str) -> Result<(Lab, Balancer)> {
+    let lab = Lab::new(&Options { router: true, attach, ..Options::default() })?;
+    lab.balancer.namespace.sysctl(NODE)?;
+    backends_behind(&lab, "10.0.0.5", "fd00::5")?;
+    let mut services: Vec<_> = FAMILIES.map(|way| service(&lab, way)).into();
+    for way in FAMILIES {
+        let mut echo = service(&lab, way);
+        echo.name = format!("echo-{}", way.name());
+        echo.protocol = "udp";
+        echo.port = UDP[0];
+        echo.settings = format!("target_port = {}\ncheck = {{ type = \"none\" }}\n", UDP[1]);
+        services.push(echo);
+    }
+    let balancer = Balancer::start(&lab, &services)?;
+    Ok((lab, balancer))
+}
+
+/// The hosts that answer requests of new connections.
+fn serving(lab: &Lab, way: Way, requests: usize) -> Result<BTreeSet<String>> {
+    let one = |n| {
+        let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+        open.get("/")?.backend().with_context(|| format!("request {n} by {}", way.name()))
+    };
+    (0..requests).map(one).collect()
+}
+
+fn names(lab: &Lab) -> BTreeSet<String> {
+    lab.webs.iter().map(|web| web.host.name.clone()).collect()
+}
+
+/// New connections reach all hosts, large answers arrive whole, and both directions are counted.
+fn all_serve(lab: &Lab, balancer: &Balancer, way: Way) -> Result<()> {
+    ensure!(serving(lab, way, 60)? == names(lab), "every host serves");
+    let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+    ensure!(open.get("/big")?.ok()?.body == nginx::big(), "what was sent arrives");
+    let status = balancer.status()?;
+    for web in &lab.webs {
+        let at = BackendAddress::from(way.backend(web)).or_port(PORT.try_into().ok());
+        let backend = status.service(way.name())?.backend(at)?;
+        let returned = backend.returned.context("answers are counted")?;
+        ensure!(backend.sent.packets > 0 && returned.packets > 0, "{backend:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn backends_without_the_vip_serve_at_another_port_and_clients_see_only_the_vip() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for attach in ["xdp", "tc"] {
+        let (lab, balancer) = translated(attach)?;
+        if attach == "tc" {
+            lab.with_offloads()?;
+        }
+        for way in FAMILIES {
+            all_serve(&lab, &balancer, way).with_context(|| format!("{attach}, {}", way.name()))?;
+        }
+        ensure!(balancer.status()?.dropped("no_backend") == 0);
+    }
+    Ok(())
+}
+
+/// Every packet of some UDP flows is answered, each flow's by one host.
+fn echoes(lab: &Lab, way: Way, bytes: usize) -> Result<()> {
+    let _echo = Echo::start_at(lab, |web| SocketAddr::new(way.backend(web), UDP[1]))?;
+    let target = SocketAddr::new(way.vip(), UDP[0]);
+    let pause = Duration::from_millis(2);
+    let probe = Probe::start_of_size(&lab.client.namespace, target, 20, pause, bytes)?;
+    thread::sleep(Duration::from_secs(1));
+    let tally = probe.finish()?;
+    ensure!(tally.sent > 100 && tally.lost.is_empty() && tally.moved.is_empty(), "{tally:?}");
+    Ok(())
+}
+
+#[test]
+fn udp_packets_and_their_fragments_are_translated_both_ways() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for attach in ["xdp", "tc"] {
+        let (lab, _balancer) = translated(attach)?;
+        for way in FAMILIES {
+            for bytes in [0, 1_900] {
+                let at = || format!("{attach}, {}, {bytes} bytes", way.name());
+                echoes(&lab, way, bytes).with_context(at)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_learns_the_path_mtu_from_an_icmp_error_to_the_vip() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for attach in ["xdp", "tc"] {
+        let (lab, _balancer) = translated(attach)?;
+        narrow(&lab)?;
+        for way in FAMILIES {
+            let client = lab.client.address(way.vip()).to_string();
+            let mut waiting = names(&lab);
+            for _ in 0..200 {
+                let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+                let host = open.get("/")?.backend()?;
+                if waiting.remove(&host) {
+                    ensure!(open.get("/big")?.ok()?.body == nginx::big(), "what was sent arrives");
+                    let mtu = learned(&lab.web(&host)?.host, None, &client)?;
+                    ensure!(mtu == Some(NARROW as u64), "{attach}, {}: {mtu:?}", way.name());
+                }
+            }
+            ensure!(waiting.is_empty(), "{waiting:?} never answered");
+        }
+    }
+    Ok(())
+}
+
+/// An open connection goes on through a drain and a restart of `lbd`, and new ones go to the other hosts.
+fn connection_outlives(lab: &Lab, balancer: &mut Balancer, way: Way) -> Result<()> {
+    let web = &lab.webs[0];
+    let mut open = loop {
+        let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+        if open.get("/")?.backend()? == web.host.name {
+            break open;
+        }
+    };
+    let address = way.backend(web).to_string();
+    balancer.lbctl(&["backend", "drain", way.name(), &address])?;
+    let others = serving(lab, way, 60)?;
+    ensure!(others.len() == 2 && !others.contains(&web.host.name), "{others:?}");
+    ensure!(open.get("/")?.backend()? == web.host.name, "an open connection stays");
+    balancer.stop()?;
+    ensure!(open.get("/")?.backend()? == web.host.name, "it stays without lbd");
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    ensure!(open.get("/big")?.ok()?.body == nginx::big(), "it stays over a start");
+    balancer.lbctl(&["backend", "enable", way.name(), &address])?;
+    ensure!(serving(lab, way, 60)? == names(lab), "all serve again");
+    Ok(())
+}
+
+#[test]
+fn a_translated_connection_outlives_a_drain_and_a_restart_of_lbd() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, mut balancer) = translated("xdp")?;
+    for way in FAMILIES {
+        connection_outlives(&lab, &mut balancer, way).with_context(|| way.name())?;
+    }
+    Ok(())
+}
