@@ -9,6 +9,7 @@ mod bypass;
 mod first_buffer;
 mod kernel;
 mod links;
+mod nat;
 mod node;
 pub mod probes;
 mod process;
@@ -118,6 +119,8 @@ pub(crate) fn examine(snapshot: &NodeSnapshot) -> Report {
         node::gateway,
         node::next_hops,
         node::exits,
+        nat::forwarding,
+        nat::answers,
         node::tunnel_mtu,
         node::firewall,
         bypass::bypassed,

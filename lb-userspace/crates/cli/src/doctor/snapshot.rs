@@ -9,7 +9,10 @@ use std::{
 use lb_api::status::EgressStatus;
 use lb_config::{Config, unit::Unit};
 use lb_datapath::{kernel::Feature, probe::Found};
-use lb_model::hop::{Resolution, Want};
+use lb_model::{
+    backend_address::BackendAddress,
+    hop::{Resolution, Want},
+};
 use lb_netlink::{LinkLayer, striding::EmptyFirstBuffers};
 
 /// A hardware address.
@@ -40,6 +43,8 @@ pub(crate) struct NodeSnapshot {
     pub hops: BTreeMap<Want, Resolution>,
     /// The egress status of the running `lbd`.
     pub egress: Vec<EgressStatus>,
+    /// The backends in mode `nat` of the running `lbd`.
+    pub translated: Vec<TranslatedBackend>,
     /// Other hosts that answer for a VIP on the balancer's links; none if no request could be sent.
     pub claims: Option<BTreeMap<IpAddr, BTreeSet<Mac>>>,
     /// Whether something keeps the clock right; none if the kernel does not report it.
@@ -48,6 +53,19 @@ pub(crate) struct NodeSnapshot {
     pub daemon: Option<Process>,
     /// The socket's file.
     pub socket: SocketFile,
+}
+
+/// The traffic of a backend in mode `nat`, in packets.
+#[derive(Clone, Debug)]
+pub(crate) struct TranslatedBackend {
+    /// The service's name.
+    pub service: String,
+    /// The backend.
+    pub backend: BackendAddress,
+    /// What this node has sent to it.
+    pub sent: u64,
+    /// Its answers that came back through this node.
+    pub returned: u64,
 }
 
 /// A mistake of the configuration, or of a file that it names.

@@ -14,11 +14,7 @@ use std::{
     time::Duration,
 };
 
-use lb_api::{
-    client::Client,
-    paths,
-    status::{EgressStatus, Status},
-};
+use lb_api::{client::Client, paths, status::Status};
 use lb_config::{About, Config, Error as ConfigError, Problem, host, unit::Unit};
 use lb_datapath::{decap, kernel, probe, pulls_data};
 use lb_model::hop::{Resolution, Want};
@@ -26,7 +22,7 @@ use lb_netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buf
 
 use super::{
     backend::{self, BackendRequest},
-    snapshot::{Kernel, Mistake, NodeSnapshot, SocketFile},
+    snapshot::{Kernel, Mistake, NodeSnapshot, SocketFile, TranslatedBackend},
 };
 
 /// How long neighbours and other holders of a VIP may take to answer: they do so within
@@ -71,9 +67,9 @@ pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Resu
     let socket = socket.or(configured).unwrap_or(Path::new(lb_model::defaults::SOCKET));
     let socket = socket.to_owned();
     let (daemon, refused) = system::daemon(&socket);
-    let egress = match &daemon {
-        Some(_) => exits(&socket).await,
-        None => Vec::new(),
+    let status = match &daemon {
+        Some(_) => status(&socket).await,
+        None => None,
     };
     let group = config.as_ref().map_or(lb_model::defaults::GROUP, |config| &config.group);
     let socket = SocketFile {
@@ -107,7 +103,8 @@ pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Resu
         config,
         firewall: firewall::read(),
         hops,
-        egress,
+        translated: status.iter().flat_map(translated).collect(),
+        egress: status.map(|status| status.egress).unwrap_or_default(),
         claims,
         clock_synchronised: system::clock_synchronised(),
         daemon,
@@ -115,11 +112,24 @@ pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Resu
     })
 }
 
-/// The egress status of the running `lbd`; empty if it does not answer.
-async fn exits(socket: &Path) -> Vec<EgressStatus> {
+/// The status of the running `lbd`; none if it does not answer.
+async fn status(socket: &Path) -> Option<Status> {
     let client = Client::new(socket);
-    let status = tokio::time::timeout(PATIENCE, client.get::<Status>(paths::STATUS)).await;
-    status.ok().and_then(Result::ok).map(|status| status.egress).unwrap_or_default()
+    tokio::time::timeout(PATIENCE, client.get::<Status>(paths::STATUS)).await.ok()?.ok()
+}
+
+/// The backends in mode `nat`.
+fn translated(status: &Status) -> impl Iterator<Item = TranslatedBackend> {
+    status.services.iter().flat_map(|(name, service)| {
+        service.backends.iter().filter_map(|(address, backend)| {
+            Some(TranslatedBackend {
+                service: name.clone(),
+                backend: *address,
+                sent: backend.sent.packets,
+                returned: backend.returned?.packets,
+            })
+        })
+    })
 }
 
 fn read_config(file: &Path) -> Result<Config, Vec<Mistake>> {

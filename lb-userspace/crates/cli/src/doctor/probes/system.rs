@@ -27,7 +27,8 @@ pub(super) fn sysctls<'a>(interfaces: impl Iterator<Item = &'a String>) -> Sysct
     let names = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(str::to_owned);
     let interfaces = interfaces.map(String::as_str).chain(["all"]);
     let of_interface = interfaces.flat_map(|interface| {
-        ["rp_filter", "arp_ignore", "arp_announce"].map(|setting| conf(interface, setting))
+        ["rp_filter", "accept_local", "arp_ignore", "arp_announce"]
+            .map(|setting| conf(interface, setting))
     });
     let value = |name: String| Some((name.clone(), number(&format!("/proc/sys/{name}"))?));
     Sysctls(names.into_iter().chain(of_interface).filter_map(value).collect())

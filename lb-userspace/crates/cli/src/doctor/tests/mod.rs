@@ -22,7 +22,7 @@ use lb_netlink::LinkLayer;
 use super::{
     snapshot::{
         Chain, Channels, Firewall, InterfaceSnapshot, Kernel, Mistake, NodeSnapshot, Process,
-        Rules, SocketFile, Sysctls, conf,
+        Rules, SocketFile, Sysctls, TranslatedBackend, conf,
     },
     *,
 };
@@ -111,6 +111,7 @@ pub(super) fn healthy() -> NodeSnapshot {
         firewall: Firewall::Known(Rules::default()),
         hops: [(want(11, Mode::Dsr), hop(BACKEND_MAC, 1500))].into(),
         egress: vec![exit("forwards")],
+        translated: Vec::new(),
         claims: Some(BTreeMap::new()),
         clock_synchronised: Some(true),
         daemon: Some(Process {

@@ -295,6 +295,43 @@ fn an_address_that_is_no_vip_may_be_a_gateway() {
 }
 
 #[test]
+fn a_node_with_mode_nat_forwards_and_takes_packets_from_its_vip() {
+    let forwarding = |mode: &str, settings: &[(&str, i64)]| {
+        let mut snapshot = healthy();
+        snapshot.config = Ok(config(&CONFIG.replace("dsr", mode)));
+        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), *value));
+        snapshot.sysctls.0.extend(settings);
+        nat::forwarding(&snapshot)
+    };
+    assert!(forwarding("dsr", &[]).is_empty(), "no other mode needs it");
+    let found = forwarding("nat", &[]);
+    let fixes: Vec<_> =
+        found.iter().map(|finding| finding.fix.clone().unwrap_or_default()).collect();
+    assert_eq!(
+        fixes,
+        ["sysctl -w net.ipv4.ip_forward=1", "sysctl -w net.ipv4.conf.eth0.accept_local=1"]
+    );
+    let all = [("net/ipv4/ip_forward", 1), ("net/ipv4/conf/all/accept_local", 1)];
+    let found = forwarding("nat", &all);
+    assert!(found.len() == 1 && found[0].grade == Grade::Ok, "{found:?}");
+}
+
+#[test]
+fn a_backend_whose_answers_do_not_come_back_is_named() {
+    let answers = |sent, returned| {
+        changed(nat::answers, |snapshot| {
+            let backend = "10.0.0.11:8080".parse().expect("an address");
+            let service = "web".to_owned();
+            snapshot.translated = vec![TranslatedBackend { service, backend, sent, returned }];
+        })
+    };
+    let lost = answers(5_000, 0);
+    assert_finding(&lost, Grade::Error, &["10.0.0.11:8080", "through this node", "ssh 10.0.0.11"]);
+    assert_finding(&answers(5_000, 4_000), Grade::Ok, &[]);
+    assert_finding(&answers(10, 0), Grade::Ok, &[]);
+}
+
+#[test]
 fn backends_that_are_not_reached_are_told() {
     let reached = |resolution| {
         changed(node::next_hops, |snapshot| {
