@@ -14,6 +14,7 @@ use kit::{
     downloads::{Downloads, Plan},
     http::Connection,
     lab::{Host, INTERFACE, Lab, Options, VIPS_V4},
+    status::StatusExt as _,
     wait,
     ways::Way,
     xdp,

@@ -17,7 +17,9 @@ use kit::{
     http::Connection,
     lab::{INTERFACE, Lab, Options},
     namespace::Namespace,
-    nginx, wait,
+    nginx,
+    status::StatusExt as _,
+    wait,
     ways::Way,
 };
 

@@ -14,6 +14,7 @@ use kit::{
     command::run,
     lab::{Host, INTERFACE, Lab, Options},
     namespace::Namespace,
+    status::{ServiceExt as _, StatusExt as _},
     uploads::{self, PORT},
     ways::Way,
 };

@@ -38,6 +38,18 @@ pub fn run() -> Result<()> {
     // With lb-fuzz, which is no default member: by itself it would have others' crates compiled anew.
     let host = ["clippy", "--quiet", "--workspace", "--exclude", "lb-ebpf", "--all-targets"];
     call(&[&host[..], &["--", "-D", "warnings"]].concat())?;
+    // Not one of all targets, as it never runs on a host (`test = false`).
+    call(&[
+        "clippy",
+        "--quiet",
+        "--package",
+        "lb-tests",
+        "--test",
+        "guest",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
     println!("check: clippy on the BPF target");
     // Cargo offers -Z build-std on a stable toolchain only with this variable; the BPF target has
     // no `core` of its own.
