@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::{Balancer, Service},
     can_run,
+    ha_pair::{HaPair, Plan},
     http::Connection,
     lab::{Lab, Options, VIPS_V4, VIPS_V6},
     nginx,
@@ -211,4 +212,54 @@ fn a_translated_connection_outlives_a_drain_and_a_restart_of_lbd() -> Result<()>
         connection_outlives(&lab, &mut balancer, way).with_context(|| way.name())?;
     }
     Ok(())
+}
+
+/// A pair whose virtual routers have the VIPs, which are the backends' gateways, too.
+fn translated_by_a_pair() -> Result<HaPair> {
+    let lab = Lab::new(&Options { router: true, pair: true, ..Options::default() })?;
+    let plan = Plan::new(&FAMILIES, Duration::from_millis(100));
+    for node in lab.pair()? {
+        node.namespace.sysctl(NODE)?;
+    }
+    backends_behind(&lab, &VIPS_V4[0].to_string(), &VIPS_V6[0].to_string())?;
+    let services = FAMILIES.map(|way| service(&lab, way));
+    let node = |n: usize| Balancer::on(&lab, lab.pair()?[n], &services, &plan.tables(&lab, n)?);
+    let nodes = [node(0)?, node(1)?];
+    let mut ha_pair = HaPair { nodes, lab, plan };
+    ha_pair.launch()?;
+    Ok(ha_pair)
+}
+
+#[test]
+fn translated_connections_outlive_the_loss_of_the_active_node_and_its_return() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let ha_pair = translated_by_a_pair()?;
+    let lab = &ha_pair.lab;
+    let mut all = Vec::new();
+    for way in FAMILIES {
+        for _ in 0..12 {
+            let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
+            let host = open.get("/")?.backend()?;
+            all.push((way, open, host));
+        }
+    }
+    let mut stay = |when: &str| -> Result<()> {
+        for (way, open, host) in &mut all {
+            let at = || format!("{}, {when}", way.name());
+            ensure!(open.get("/")?.backend().with_context(at)? == *host, "{} moved", at());
+        }
+        Ok(())
+    };
+    stay("before")?;
+    lab.cut(&ha_pair.host(0).name)?;
+    ha_pair.wait_holds(1)?;
+    stay("on the other node")?;
+    for way in FAMILIES {
+        ensure!(serving(lab, way, 40)? == names(lab), "new connections reach all");
+    }
+    lab.mend(&ha_pair.host(0).name)?;
+    ha_pair.wait_active(0)?;
+    stay("back")
 }
