@@ -239,7 +239,7 @@ fn routes() -> Result<(Tun, Routes)> {
     let tap = Tun::new("tap0", Layer::Ethernet, Some(TAP))?;
     let mac = [2, 0, 0, 0, 0, 0x77];
     let mut lines = String::from(
-        "link set lo up\nlink set tap0 address 02:00:00:00:00:77\n\
+        "link set lo up\nlink set tap0 address 02:00:00:00:00:77 mtu 1400\n\
          route add 198.51.100.0/24 dev tap0\nroute add 2001:db8:c100::/48 dev tap0\n",
     );
     for last in 0..=u8::MAX {
@@ -294,7 +294,8 @@ fn agree_on_answers(hook: Hook) -> Result<()> {
     }
     let count = |action: Action| by_action.get(&(action as u32)).copied().unwrap_or_default();
     ensure!(count(Action::Redirect) > 100, "{by_action:?}");
-    ensure!(hook == Hook::Tc || count(Action::Pass) > 50, "{by_action:?}");
+    let passed = if hook == Hook::Tc { 5 } else { 50 };
+    ensure!(count(Action::Pass) > passed, "{by_action:?}");
     Ok(())
 }
 

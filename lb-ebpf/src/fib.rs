@@ -3,7 +3,11 @@
 use aya_ebpf::helpers;
 use core::mem::MaybeUninit;
 
-use lb_common::packet::{Packet, ipv4::Ipv4, ipv6::Ipv6};
+use lb_common::packet::{
+    Packet,
+    ipv4::{self, Ipv4},
+    ipv6::Ipv6,
+};
 
 use crate::frame::{Context, Frame};
 
@@ -14,8 +18,12 @@ const INET6: u8 = 10;
 
 /// `BPF_FIB_LKUP_RET_SUCCESS`.
 const SUCCESS: i64 = 0;
+/// `BPF_FIB_LKUP_RET_UNSUPP_LWT`: the route has an encapsulation.
+const ENCAPSULATED: i64 = 6;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`.
 const NO_NEIGH: i64 = 7;
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`.
+const FRAG_NEEDED: i64 = 8;
 
 /// `struct bpf_fib_lookup` of linux/bpf.h.
 #[repr(C)]
@@ -46,11 +54,13 @@ pub struct Route {
     pub dmac: [u8; 6],
     /// Whether the next hop's MAC address is known.
     pub has_neighbour: bool,
+    /// Whether only the node's own stack can send it: it has to be fragmented, or encapsulated.
+    pub by_stack: bool,
 }
 
 /// The route of the packet at `l3`, of `len` bytes (0: its MTU is not looked at), once its source is `source` (IPv4 as an
-/// IPv4-mapped IPv6 address); `None` if it has none, is for the node itself or longer than the route takes, or the node does not
-/// route (`net.ipv4.ip_forward`).
+/// IPv4-mapped IPv6 address); `None` if it has none, is for the node itself, is longer than the route takes and may not be
+/// fragmented, or the node does not route (`net.ipv4.ip_forward`).
 #[inline(always)]
 pub fn route<C: Context>(
     frame: &Frame<C>,
@@ -63,6 +73,7 @@ pub fn route<C: Context>(
     let lookup = unsafe { lookup.assume_init_mut() };
     lookup.tot_len = len;
     lookup.ifindex = ingress;
+    let mut may_be_fragmented = false;
     if v6 {
         let ip = frame.load::<Ipv6>(l3)?;
         lookup.family = INET6;
@@ -71,6 +82,7 @@ pub fn route<C: Context>(
         lookup.destination = ip.destination;
     } else {
         let ip = frame.load::<Ipv4>(l3)?;
+        may_be_fragmented = ip.fragment.get() & ipv4::DONT_FRAGMENT == 0;
         lookup.family = INET;
         lookup.flow_info = u32::from(ip.tos);
         let [.., a, b, c, d] = *source;
@@ -87,7 +99,8 @@ pub fn route<C: Context>(
     let at = core::ptr::from_mut(lookup).cast();
     // SAFETY: the context is the one that the kernel passed in, and the structure has the kernel's size.
     let found = unsafe { helpers::generated::bpf_fib_lookup(frame.context(), at, 64, 0) };
-    if found != SUCCESS && found != NO_NEIGH {
+    let by_stack = found == ENCAPSULATED || (found == FRAG_NEEDED && may_be_fragmented);
+    if found != SUCCESS && found != NO_NEIGH && !by_stack {
         return None;
     }
     Some(Route {
@@ -95,5 +108,6 @@ pub fn route<C: Context>(
         smac: lookup.smac,
         dmac: lookup.dmac,
         has_neighbour: found == SUCCESS,
+        by_stack,
     })
 }

@@ -115,9 +115,9 @@ fn translate(ctx: *mut xdp_md, backend: &Backend, what: u64) -> u64 {
 
 /// What [`to_client`] returns for an answer that is as it came, for the node's own stack to deal with; no action has this
 /// number.
-pub const UNTOUCHED: u64 = u32::MAX as u64;
+pub const UNTOUCHED: u64 = 1 << 32;
 /// The same for one of which the first buffer does not hold what is translated: it can't be sent.
-pub const SPOILT: u64 = UNTOUCHED - 1;
+pub const SPOILT: u64 = 1 << 33;
 
 /// Translates the answer of a backend, of which [`returns::find`](lb_common::returns::find) has returned `word`, counts it, and
 /// sends it by the kernel's route; an action of XDP. Where the kernel has to find the next hop's MAC address first, or the egress

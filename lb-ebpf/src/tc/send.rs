@@ -124,6 +124,9 @@ fn to_client_by_route(skb: Skb, word: u64) -> u64 {
     if nat::to_client(&mut frame, l3, v6, backend).is_none() {
         return SPOILT;
     }
+    if route.by_stack {
+        return PASS.into();
+    }
     if hop::take(&SkbFrame::of_skb(skb), l3, v6).is_none() {
         return SPOILT;
     }

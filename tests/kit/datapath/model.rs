@@ -65,7 +65,7 @@ pub struct Routes {
 
 impl Routes {
     /// MTU of the interface.
-    pub const MTU: u16 = 1_500;
+    pub const MTU: u16 = 1_400;
 
     /// The MAC address of a client whose address ends in this byte, if the kernel knows it.
     #[must_use]
@@ -195,11 +195,16 @@ impl Model {
             false => frame[to.l3 + 16..][..4].to_vec(),
         };
         let is_gso = self.hook == Hook::Tc && self.segment > 0;
-        if !has_route(&client) || (to.len > Routes::MTU && !is_gso) {
+        let is_long = to.len > Routes::MTU && !is_gso;
+        let dont_fragment = to.v6 || frame[to.l3 + 6] & 0x40 != 0;
+        if !has_route(&client) || (is_long && dont_fragment) {
             return None;
         }
         let mut out = frame.to_vec();
         nat::to_client(&mut out[..], to.l3, to.v6, &to.backend).expect("decided on it");
+        if is_long {
+            return Some((Action::Pass, out));
+        }
         let neighbour = Routes::neighbour(client[client.len() - 1]);
         let mac = match (self.hook, neighbour) {
             (Hook::Tc, _) => None,
