@@ -82,10 +82,7 @@ fn any(ctx: *mut xdp_md) -> u32 {
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
     save::begin();
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(&ctx, what, egress);
-    };
+    let seen = save::seen(&ctx);
     let verdict = decide(&frame, &Watched);
     finish!(
         ctx,
@@ -104,10 +101,7 @@ fn answer(ctx: *mut xdp_md, action: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
     let frame = Frame::new(&ctx);
     let bytes = frame.bytes();
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(&ctx, what, egress);
-    };
+    let seen = save::seen(&ctx);
     finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 

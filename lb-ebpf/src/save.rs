@@ -168,6 +168,16 @@ impl Frames for RawSkb {
     }
 }
 
+/// What `finish!` calls of the exit before anything is done to a frame: [`before`] of the reason's index, the backend, the
+/// events and the interface that the frame leaves by.
+#[inline(always)]
+pub fn seen<F: Frames>(ctx: F) -> impl Fn(u32, u16, u32, u32) {
+    move |reason, backend, events, egress| {
+        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
+        before(ctx, what, egress);
+    }
+}
+
 /// Saves a frame as it came, if it matches the filter. `what` is the index of the reason, the backend's id and the
 /// events, from its low bits on.
 #[inline(never)]

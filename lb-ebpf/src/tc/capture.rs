@@ -39,10 +39,7 @@ fn any(skb: Skb) -> u32 {
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
     save::begin();
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(skb, what, egress);
-    };
+    let seen = save::seen(skb);
     let verdict = if tags::is_too_deep(skb, &frame) {
         Verdict::Pass(Pass::VlanDepth)
     } else {
@@ -65,10 +62,7 @@ fn answer(skb: Skb, action: u32) -> u32 {
     let ctx = skb.context();
     let frame = SkbFrame::of_skb(skb);
     let bytes = skb.total() as usize;
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(skb, what, egress);
-    };
+    let seen = save::seen(skb);
     finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 
@@ -93,10 +87,7 @@ fn any_raw(skb: Skb) -> u32 {
     let frame = RawFrame::of_raw(ctx);
     let bytes = skb.total() as usize;
     save::begin();
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(ctx, what, egress);
-    };
+    let seen = save::seen(ctx);
     let verdict = decide(&frame, &Watched);
     finish!(
         ctx,
@@ -117,10 +108,7 @@ fn answer_raw(skb: Skb, action: u32) -> u32 {
     let ctx = RawSkb(skb);
     let frame = RawFrame::of_raw(ctx);
     let bytes = skb.total() as usize;
-    let seen = |reason: u32, backend: u16, events: u32, egress: u32| {
-        let what = u64::from(reason) | u64::from(backend) << 16 | u64::from(events) << 32;
-        save::before(ctx, what, egress);
-    };
+    let seen = save::seen(ctx);
     finish_answer!(ctx, frame, bytes, action, &Watched, seen)
 }
 

@@ -93,6 +93,10 @@ impl OpenMaps {
             MapData::from_pin(folder.join(name))
                 .map_err(|error| io::Error::other(format!("open map {name}: {error}")))
         };
+        let spare = |name: &str| match folder.join(name).exists() {
+            true => map(name).map(Some),
+            false => Ok(None),
+        };
         Ok(Self {
             services_v4: Table::new(map("SERVICES_V4")?)?,
             services_v6: Table::new(map("SERVICES_V6")?)?,
@@ -101,40 +105,19 @@ impl OpenMaps {
             pins: Table::new(map("PINS")?)?,
             tracked: Table::new(map("TRACKED")?)?,
             connections: Table::new(map("CONNECTIONS")?)?,
-            handshakes: match folder.join("HANDSHAKES").exists() {
-                true => Some(Table::new(map("HANDSHAKES")?)?),
-                false => None,
-            },
+            handshakes: spare("HANDSHAKES")?.map(Table::new).transpose()?,
             fragments: Table::new(map("FRAGMENTS")?)?,
             vips: Table::new(map("VIPS")?)?,
             own_macs: Table::new(map("OWN_MACS")?)?,
-            peer_macs: match folder.join("PEER_MACS").exists() {
-                true => Some(Table::new(map("PEER_MACS")?)?),
-                false => None,
-            },
-            reverse_nat: match folder.join("REVERSE_NAT").exists() {
-                true => Some(Table::new(map("REVERSE_NAT")?)?),
-                false => None,
-            },
-            nat_backends: match folder.join("NAT_BACKENDS").exists() {
-                true => Some(Table::new(map("NAT_BACKENDS")?)?),
-                false => None,
-            },
-            return_egress: match folder.join("RETURN_EGRESS").exists() {
-                true => Some(Table::new(map("RETURN_EGRESS")?)?),
-                false => None,
-            },
-            return_counters: match folder.join("RETURN_COUNTERS").exists() {
-                true => Some(map("RETURN_COUNTERS")?),
-                false => None,
-            },
+            peer_macs: spare("PEER_MACS")?.map(Table::new).transpose()?,
+            reverse_nat: spare("REVERSE_NAT")?.map(Table::new).transpose()?,
+            nat_backends: spare("NAT_BACKENDS")?.map(Table::new).transpose()?,
+            return_egress: spare("RETURN_EGRESS")?.map(Table::new).transpose()?,
+            return_counters: spare("RETURN_COUNTERS")?,
             verdicts: map("VERDICTS")?,
             backend_counters: map("BACKEND_COUNTERS")?,
             syn_budgets: map("SYN_BUDGETS")?,
-            syn_marks: match folder.join("SYN_MARKS").exists() {
-                true => Some(Table::new(map("SYN_MARKS")?)?),
-                false => None,
-            },
+            syn_marks: spare("SYN_MARKS")?.map(Table::new).transpose()?,
         })
     }
 }

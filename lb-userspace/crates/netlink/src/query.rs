@@ -5,9 +5,8 @@ use std::{
     net::IpAddr,
 };
 
-use lb_model::desired::Mode;
-
 use anyhow::{Context as _, Result};
+use lb_model::desired::Mode;
 use netlink_packet_route::address::AddressScope;
 
 use super::{

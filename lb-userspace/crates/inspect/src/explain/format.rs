@@ -1,6 +1,6 @@
 //! The notes of a decision, as text.
 
-use std::{net::IpAddr, net::SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use lb_api::status::{self, Status};
 use lb_common::{
