@@ -100,8 +100,10 @@ fn configurations_in_the_documents_are_valid() {
 type Setting = (String, String, Option<String>);
 
 /// Keys whose value in the example is no default.
-const SHOWN: [&str; 20] = [
+const SHOWN: [&str; 22] = [
     "seed",
+    "target_port",
+    "name",
     "drain_deadline",
     "family",
     "host",

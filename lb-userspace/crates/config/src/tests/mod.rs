@@ -86,11 +86,20 @@ fn every_default_in_the_example_is_the_default() {
         .map(|line| match line.trim_start().strip_prefix("# ") {
             // `seed` and `seed_file` exclude each other; the others have no default.
             Some(key)
-                if ["seed", "seed_file", "drain_deadline", "host", "body", "port"]
-                    .into_iter()
-                    .chain(["peers", "source", "min_ttl", "password", "notify", "second_path"])
-                    .chain(["hmac_key_file", "hmac_key_id"])
-                    .any(|name| key.split_once(' ').is_some_and(|(first, _)| first == name)) =>
+                if [
+                    "seed",
+                    "seed_file",
+                    "drain_deadline",
+                    "host",
+                    "body",
+                    "port",
+                    "target_port",
+                    "name",
+                ]
+                .into_iter()
+                .chain(["peers", "source", "min_ttl", "password", "notify", "second_path"])
+                .chain(["hmac_key_file", "hmac_key_id"])
+                .any(|name| key.split_once(' ').is_some_and(|(first, _)| first == name)) =>
             {
                 "\n".into()
             }
