@@ -129,6 +129,22 @@ pub fn plan(v6: bool, shape: Shape, port: u16, flows: u32) -> Plan {
     }
 }
 
+/// Answers over TCP and IPv4 from this address and port, to the clients of `flows` flows.
+pub fn answers(source: [u8; 4], port: u16, flows: u32) -> Plan {
+    let mut plan = plan(false, Shape::Tcp, 0, flows);
+    let mut ip = Ipv4 {
+        total_len: U16::new((ipv4::LEN + size_of::<Tcp>()) as u16),
+        proto: number::TCP,
+        ..rewrite::ipv4_template(source, [0; 4])
+    };
+    ip.check = U16::new(!rewrite::fold(rewrite::sum(ip.as_bytes())));
+    let transport = 14 + ipv4::LEN;
+    plan.headers[14..transport].copy_from_slice(ip.as_bytes());
+    plan.headers[transport..][..2].copy_from_slice(&port.to_be_bytes());
+    (plan.address, plan.port) = (14 + 16, transport as u32 + 2);
+    plan
+}
+
 fn transport(shape: Shape, port: u16) -> (Vec<u8>, u8) {
     let destination = U16::new(port);
     if matches!(shape, Shape::Tcp | Shape::Syn) {

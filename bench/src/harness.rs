@@ -16,12 +16,12 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, Service, ServiceKeyV4,
+        Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, ReverseKey, Service, ServiceKeyV4,
         ServiceKeyV6, TOO_BIG_BUDGETS, backend_flags, mapped, service_flags, stamp,
     },
     capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
-    rewrite,
+    nat, rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
@@ -150,7 +150,16 @@ impl Harness {
         let mut backends: Array<_, Backend> =
             self.balancer.map_mut("BACKENDS").context("no map BACKENDS")?.try_into()?;
         for n in 0..BACKENDS {
-            backends.set(u32::from(first + n), backend(setup.backend, n as u8, self.ifindex), 0)?;
+            let mut backend = backend(setup.backend, n as u8, self.ifindex);
+            if nat::is_nat(&backend) {
+                backend.port = target_port(setup.port).into();
+                (backend.vip, backend.vip_port) = (mapped(VIP_V4), setup.port.into());
+                backend.proto = setup.proto;
+            }
+            backends.set(u32::from(first + n), backend, 0)?;
+        }
+        if setup.backend & backend_flags::NAT != 0 {
+            self.reverse(setup, first)?;
         }
         let now = monotonic_secs();
         let pinned = if let Flux::Pinned(_) = setup.flux { stamp(now) } else { 0 };
@@ -193,6 +202,22 @@ impl Harness {
         let free = words.iter_mut().find(|word| **word == 0).context("the bucket is full")?;
         *free = place.word(id);
         Ok(index.set(place.bucket, words, 0)?)
+    }
+
+    /// Makes the backends of a service in mode `nat` known by the sources of their answers.
+    fn reverse(&mut self, setup: &Setup, first: u16) -> Result<()> {
+        let map = self.balancer.map_mut("REVERSE_NAT").context("no map REVERSE_NAT")?;
+        let mut reverse: HashMap<_, ReverseKey, u32> = map.try_into()?;
+        let (port, proto) = (target_port(setup.port).into(), setup.proto);
+        for n in 0..BACKENDS {
+            let address = mapped(address_v4(n as u8));
+            let key = ReverseKey { address, port, proto, reserved: 0 };
+            reverse.insert(key, u32::from(first + n), 0)?;
+        }
+        let map = self.balancer.map_mut("NAT_BACKENDS").context("no map NAT_BACKENDS")?;
+        let mut count: Array<_, u32> = map.try_into()?;
+        let more = count.get(&0, 0)? + u32::from(BACKENDS);
+        Ok(count.set(0, more, 0)?)
     }
 
     fn pin(&mut self, setup: &Setup, id: u16, first: u16, flows: u32, now: u32) -> Result<()> {
@@ -315,8 +340,17 @@ impl Harness {
 
     /// Packets that went to any backend so far.
     pub fn forwarded(&mut self) -> Result<u64> {
+        self.counted("BACKEND_COUNTERS")
+    }
+
+    /// Answers of any backend that went to clients so far.
+    pub fn returned(&mut self) -> Result<u64> {
+        self.counted("RETURN_COUNTERS")
+    }
+
+    fn counted(&mut self, map: &str) -> Result<u64> {
         let used = 1 + u32::from(self.services) * u32::from(BACKENDS);
-        let map = self.balancer.map_mut("BACKEND_COUNTERS").context("no map BACKEND_COUNTERS")?;
+        let map = self.balancer.map_mut(map).with_context(|| format!("no map {map}"))?;
         let counters: Array<_, [u64; 8]> = map.try_into()?;
         let mut sum = 0;
         for cpu in 0..self.cpus {
@@ -368,6 +402,7 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("PINS", PINS)
         .map_max_entries("VERDICTS", REASONS * cpus)
         .map_max_entries("BACKEND_COUNTERS", MAX_BACKENDS * cpus)
+        .map_max_entries("RETURN_COUNTERS", MAX_BACKENDS * cpus)
         .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
         .map_max_entries("ICMP_BUDGETS", cpus)
         .map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS)
@@ -388,6 +423,16 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
     Ok(loader.load(object)?)
 }
 
+/// The port of the backends of a service in mode `nat` at this one.
+pub const fn target_port(port: u16) -> u16 {
+    port + 8_000
+}
+
+/// The address of a backend by its number.
+pub const fn address_v4(n: u8) -> [u8; 4] {
+    [10, 0, 0, n]
+}
+
 /// A backend with these flags that can be sent to; its MAC address ends in its number.
 pub fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
     let is_v6 = flags & backend_flags::V6 != 0;
@@ -395,7 +440,7 @@ pub fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
     l2[..6].copy_from_slice(&[2, 0, 0, 0, 1, n]);
     l2[6..12].copy_from_slice(&OWN);
     l2[12..14].copy_from_slice(if is_v6 { &[0x86, 0xdd] } else { &[8, 0] });
-    let address_v4 = [10, 0, 0, n];
+    let address_v4 = address_v4(n);
     let source_v4 = [172, 16, 0, 0];
     let mut source = [0; 16];
     source[0] = 1;

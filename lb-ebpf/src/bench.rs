@@ -132,7 +132,7 @@ pub fn generate(ctx: XdpContext) -> u32 {
         plan.last.store(now);
     }
     let frame = Frame::new(&ctx);
-    if write(&frame, plan).is_none() || complete(&frame).is_none() {
+    if write(&frame, plan).is_none() || complete(&frame, plan).is_none() {
         return xdp_action::XDP_ABORTED;
     }
     // SAFETY: the helper checks the index itself.
@@ -142,9 +142,10 @@ pub fn generate(ctx: XdpContext) -> u32 {
 /// Adds the client's address to the header's checksum, which was made without it: a kernel that takes
 /// the packet looks.
 #[inline(always)]
-fn complete(frame: &Frame) -> Option<()> {
+fn complete(frame: &Frame, plan: &Plan) -> Option<()> {
+    let client = frame.load::<[u8; 4]>((plan.address.load() & 0x3f) as usize)?;
+    let [a, b, c, d] = client.map(u32::from);
     let ip = frame.load::<Ipv4>(14)?;
-    let [a, b, c, d] = ip.source.map(u32::from);
     let sum = u32::from(!ip.check.get()) + (a << 8 | b) + (c << 8 | d);
     let check = U16::new(!rewrite::fold(sum));
     frame.store(14 + core::mem::offset_of!(Ipv4, check), check).then_some(())

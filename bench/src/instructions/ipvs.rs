@@ -47,12 +47,10 @@ pub fn set_up() -> Result<()> {
     let vip = VIP_V4.map(|byte| byte.to_string()).join(".");
     let lines = format!(
         "link add {OUT} type dummy\nlink set {OUT} up\naddr add 192.168.0.1/16 dev {OUT}\n\
-         addr add {vip}/32 dev lo\naddr add 172.16.0.1/24 dev {NODE}\n\
-         route add default via 172.16.0.2 dev {NODE}\n"
+         addr add {vip}/32 dev lo\nroute add 20.0.0.0/8 dev {OUT}\n"
     );
     ip(&lines)?;
     for (name, value) in [
-        ("ipv4/ip_forward", "1"),
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         (&format!("ipv4/conf/{NODE}/rp_filter"), "0"),
@@ -75,6 +73,22 @@ pub fn set_up() -> Result<()> {
         }
     }
     run_with_input(command("ipvsadm").arg("-R"), &lines).map(drop)
+}
+
+/// The address of the backend that the connection of this client to the port has; its packets must have come.
+pub fn backend_of((client, client_port): ([u8; 4], [u8; 2]), port: u16) -> Result<[u8; 4]> {
+    let table = "/proc/net/ip_vs_conn";
+    let text = fs::read_to_string(table).context(table)?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+    let (client, client_port) = (hex(&client), hex(&client_port));
+    let (vip, port) = (hex(&VIP_V4), hex(&port.to_be_bytes()));
+    // Protocol, client, port, VIP, port, backend, port, state, time left.
+    let mut connections = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let connection = connections
+        .find(|of| of.len() > 6 && of[1..5] == [&client, &client_port, &vip, &port])
+        .context("IPVS has no connection of the flow")?;
+    let backend = u32::from_str_radix(connection[5], 16).context("the backend's address")?;
+    Ok(backend.to_be_bytes())
 }
 
 /// Packets that have left so far.

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     frames::{self, Plan, Shape},
-    harness::{Flux, Harness, Setup},
+    harness::{Flux, Harness, Setup, address_v4, target_port},
 };
 
 /// Options of the command.
@@ -53,6 +53,8 @@ const WARM: u32 = 4_096;
 const STEADY: [u16; 2] = [80, 81];
 const IN_FLUX: [u16; 2] = [90, 91];
 const TC: [u16; 2] = [84, 85];
+/// In mode `nat`: with XDP, and at tc.
+const NAT: [u16; 2] = [86, 87];
 
 /// Measures and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -84,8 +86,9 @@ fn measure_all() -> Result<Report> {
             harness.add(&Setup { v6, port, proto, udp_policy, backend, flux, syn_budget })?;
         }
     }
+    harness.add(&nat(NAT[0]))?;
     let plans = plans();
-    let mut progress = Progress::new(plans.len() + 3 + 5 * KINDS.len());
+    let mut progress = Progress::new(plans.len() + 3 + 2 + 6 * KINDS.len() + 3);
     let mut begun = false;
     let mut step = |name: &str| {
         if begun {
@@ -130,6 +133,17 @@ fn measure_all() -> Result<Report> {
         anyhow::ensure!(forwarded == plan.runs, "{name}: {forwarded} of {}", plan.runs);
         note(&name, Kind::Lb, &measured);
     }
+    for (_, flows, flow_words) in &KINDS[..2] {
+        let name = format!("nat, answers, {flow_words}");
+        step(&name);
+        let mut plan = answers(address_v4(0), target_port(NAT[0]), *flows);
+        let warm = warm(&plan);
+        let returned = harness.returned()?;
+        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
+        let returned = harness.returned()? - returned;
+        anyhow::ensure!(returned == plan.runs, "{name}: {returned} of {}", plan.runs);
+        note(&name, Kind::Lb, &measured);
+    }
     drop(link);
     drop(sink);
 
@@ -142,8 +156,9 @@ fn measure_all() -> Result<Report> {
         let (v6, proto, flux) = (false, proto::TCP, Flux::Steady);
         harness.add(&Setup { v6, port, proto, udp_policy: 0, backend, flux, syn_budget: 0 })?;
     }
+    harness.add(&nat(NAT[1]))?;
     let tc = harness.attach_tc(NODE)?;
-    for (port, mode) in TC.into_iter().zip(["dsr", "ipip"]) {
+    for (port, mode) in TC.into_iter().chain([NAT[1]]).zip(["dsr", "ipip", "nat"]) {
         for (shape, flows, flow_words) in KINDS {
             let name = format!("{mode} at tc, {flow_words}");
             step(&name);
@@ -152,6 +167,10 @@ fn measure_all() -> Result<Report> {
             note(&name, Kind::Tc, &measure(&mut harness, &name, &mut plan, warm, sent)?);
         }
     }
+    let name = "nat at tc, answers, one flow";
+    step(name);
+    let mut from_backend = answers(address_v4(0), target_port(NAT[1]), 1);
+    note(name, Kind::Tc, &measure(&mut harness, name, &mut from_backend, WARM, sent)?);
     drop(tc);
     for (method, what) in [
         (Method::Dr, "IPVS DR"),
@@ -166,6 +185,12 @@ fn measure_all() -> Result<Report> {
             note(&name, Kind::Ipvs, &measure(&mut harness, &name, &mut plan, warm, sent)?);
         }
     }
+    let name = "IPVS masquerading, answers, one flow";
+    step(name);
+    let port = Method::Nat.port();
+    let backend = ipvs::backend_of(frames::client(CLIENTS, 0), port)?;
+    let mut from_backend = answers(backend, port, 1);
+    note(name, Kind::Ipvs, &measure(&mut harness, name, &mut from_backend, WARM, sent)?);
     let kernel =
         fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;
     Ok(Report {
@@ -185,11 +210,13 @@ const KINDS: [(Shape, u32, &str); 3] = [
 /// The balancer's cases.
 fn plans() -> Vec<(String, Plan)> {
     let mut plans = Vec::new();
-    for (ports, state) in [(STEADY, ""), (IN_FLUX, ", in flux")] {
-        for (port, mode) in ports.into_iter().zip(["dsr", "ipip"]) {
-            for (shape, flows, flow_words) in KINDS {
-                plans.push((format!("{mode}{state}, {flow_words}"), plan(shape, port, flows)));
-            }
+    let of_states =
+        [(STEADY, ""), (IN_FLUX, ", in flux")].into_iter().flat_map(|(ports, state)| {
+            ports.into_iter().zip(["dsr", "ipip"]).map(move |(port, mode)| (port, mode, state))
+        });
+    for (port, mode, state) in of_states.chain([(NAT[0], "nat", "")]) {
+        for (shape, flows, flow_words) in KINDS {
+            plans.push((format!("{mode}{state}, {flow_words}"), plan(shape, port, flows)));
         }
     }
     plans
@@ -197,6 +224,16 @@ fn plans() -> Vec<(String, Plan)> {
 
 fn plan(shape: Shape, port: u16, flows: u32) -> Plan {
     Plan { base: CLIENTS, ..frames::plan(false, shape, port, flows) }
+}
+
+fn answers(source: [u8; 4], port: u16, flows: u32) -> Plan {
+    Plan { base: CLIENTS, ..frames::answers(source, port, flows) }
+}
+
+/// A service in mode `nat`.
+fn nat(port: u16) -> Setup {
+    let (v6, proto, udp_policy, flux, syn_budget) = (false, proto::TCP, 0, Flux::Steady, 0);
+    Setup { v6, port, proto, udp_policy, backend: backend_flags::NAT, flux, syn_budget }
 }
 
 /// So many that each flow was there once, where that makes a difference.

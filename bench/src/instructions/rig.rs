@@ -38,7 +38,7 @@ pub struct Measured {
     pub spread: f64,
 }
 
-/// Makes the wire.
+/// Makes the wire, and the route to clients by it.
 ///
 /// # Errors
 ///
@@ -52,8 +52,13 @@ pub fn wire() -> Result<()> {
     let own = OWN.map(|byte| format!("{byte:02x}")).join(":");
     let lines = format!(
         "link add {WIRE} type veth peer name {NODE}\nlink set {NODE} address {own}\n\
-         link set {WIRE} up\nlink set {NODE} up\n"
+         link set {WIRE} up\nlink set {NODE} up\n\
+         addr add 172.16.0.1/24 dev {NODE}\n\
+         neigh add 172.16.0.2 lladdr 02:00:00:00:00:09 nud permanent dev {NODE}\n\
+         route add default via 172.16.0.2 dev {NODE}\n"
     );
+    let forwards = "/proc/sys/net/ipv4/ip_forward";
+    std::fs::write(forwards, "1").context(forwards)?;
     // An interpreted program costs ten times as much.
     let jit = "/proc/sys/net/core/bpf_jit_enable";
     std::fs::write(jit, "1").context(jit)?;
