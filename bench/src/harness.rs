@@ -16,12 +16,13 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, ReverseKey, Service, ServiceKeyV4,
-        ServiceKeyV6, TOO_BIG_BUDGETS, backend_flags, mapped, service_flags, stamp,
+        Backend, FlowKey, FlowValue, OwnMac, Owners, PIN_NOTES, RETURN_EGRESS_TC, ReverseKey,
+        Service, ServiceKeyV4, ServiceKeyV6, TOO_BIG_BUDGETS, backend_flags, mapped, service_flags,
+        stamp,
     },
     capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
-    nat, rewrite,
+    nat, return_route, rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
@@ -296,9 +297,12 @@ impl Harness {
         Ok(program.take_link(id)?)
     }
 
-    /// Puts the backends of services that are added from here on behind another interface.
-    pub const fn send_by(&mut self, ifindex: u32) {
+    /// Puts the backends of services that are added from here on behind another interface, by which tc may also send their
+    /// answers.
+    pub fn send_by(&mut self, ifindex: u32) -> Result<()> {
         self.ifindex = ifindex;
+        let map = self.balancer.map_mut("RETURN_EGRESS").context("no map RETURN_EGRESS")?;
+        Ok(Array::<_, u32>::try_from(map)?.set(0, ifindex | RETURN_EGRESS_TC, 0)?)
     }
 
     /// Sends so many frames of the plan to its interface; nanoseconds of one, with all that becomes of
@@ -406,6 +410,7 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
         .map_max_entries("ICMP_BUDGETS", cpus)
         .map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS)
+        .map_max_entries("RETURN_ROUTES", cpus * return_route::SLOTS)
         .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
         .map_max_entries("PIN_LOG_HEADS", cpus)
         .map_max_entries("CAPTURE_COUNTERS", cpus)

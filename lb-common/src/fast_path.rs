@@ -112,10 +112,6 @@ where
         reserved: 0,
     };
     let Some(service) = tables.service_v4(&key) else {
-        // Maybe it is an answer of a backend in mode `nat`.
-        if tables.has_nat() {
-            return None;
-        }
         return Some(Verdict::Pass(Pass::NotAService));
     };
     if deliver::is_possible(&service) {

@@ -28,6 +28,7 @@ mod pinning;
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; zerocopy has proved what it asks for")]
 mod pod;
 pub mod quoted;
+pub mod return_route;
 pub mod returns;
 pub mod rewrite;
 pub mod second_choice;

@@ -3,10 +3,13 @@
 use aya_ebpf::helpers;
 use core::mem::MaybeUninit;
 
-use lb_common::packet::{
-    Packet,
-    ipv4::{self, Ipv4},
-    ipv6::Ipv6,
+use lb_common::{
+    packet::{
+        Packet,
+        ipv4::{self, Ipv4},
+        ipv6::Ipv6,
+    },
+    return_route::{Link, Wanted},
 };
 
 use crate::frame::{Context, Frame};
@@ -37,8 +40,9 @@ struct Lookup {
     source: [u8; 16],
     destination: [u8; 16],
     vlan: u32,
-    smac: [u8; 6],
-    dmac: [u8; 6],
+    /// Source and destination MAC address, in words: LLVM reads bytes by words that are not aligned, which the verifier refuses
+    /// on the stack.
+    macs: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Lookup>() == 64);
@@ -46,16 +50,44 @@ const _: () = assert!(size_of::<Lookup>() == 64);
 /// Where a packet leaves.
 #[derive(Clone, Copy)]
 pub struct Route {
-    /// Index of the interface.
-    pub ifindex: u32,
-    /// Source MAC address; only with `has_neighbour`.
-    pub smac: [u8; 6],
-    /// Destination MAC address, likewise.
-    pub dmac: [u8; 6],
+    /// Index of the interface, and only with `has_neighbour` the MAC addresses.
+    pub link: Link,
     /// Whether the next hop's MAC address is known.
     pub has_neighbour: bool,
     /// Whether only the node's own stack can send it: it has to be fragmented, or encapsulated.
     pub by_stack: bool,
+}
+
+/// What the route of the packet at `l3`, of `len` bytes, depends on, once its source is `source`; see [`route`].
+#[inline(always)]
+pub fn wanted<C: Context>(
+    frame: &Frame<C>,
+    (l3, v6, len): (usize, bool, u16),
+    ingress: u32,
+    source: &[u8; 16],
+) -> Option<Wanted> {
+    let (destination, class) = if v6 {
+        let ip = frame.load::<Ipv6>(l3)?;
+        (words(&ip.destination), ip.class())
+    } else {
+        let ip = frame.load::<Ipv4>(l3)?;
+        ([0, u64::from(u32::from_ne_bytes(ip.destination)) << 32 | MAPPED], ip.tos)
+    };
+    Some(Wanted { destination, source: words(source), ingress, len, class })
+}
+
+/// What stands before the IPv4 address in the second word of an IPv4-mapped IPv6 address.
+const MAPPED: u64 = u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+
+/// An address as two words.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u64; 2] {
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&address[at..at + 8]);
+        u64::from_ne_bytes(word)
+    };
+    [word(0), word(8)]
 }
 
 /// The route of the packet at `l3`, of `len` bytes (0: its MTU is not looked at), once its source is `source` (IPv4 as an
@@ -103,11 +135,11 @@ pub fn route<C: Context>(
     if found != SUCCESS && found != NO_NEIGH && !by_stack {
         return None;
     }
-    Some(Route {
-        ifindex: lookup.ifindex,
-        smac: lookup.smac,
-        dmac: lookup.dmac,
-        has_neighbour: found == SUCCESS,
-        by_stack,
-    })
+    let [a, b, c] = lookup.macs;
+    let link = Link {
+        egress: lookup.ifindex,
+        begin: u64::from(b >> 16) | u64::from(c) << 16 | u64::from(a) << 48,
+        end: a >> 16 | b << 16,
+    };
+    Some(Route { link, has_neighbour: found == SUCCESS, by_stack })
 }

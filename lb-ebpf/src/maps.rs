@@ -29,6 +29,7 @@ use lb_common::{
     },
     hash::GOLDEN,
     icmp_error,
+    return_route::{self, ReturnRoute, Wanted},
     second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
     shared::{SharedU32, SharedU64},
@@ -131,7 +132,7 @@ static REVERSE_NAT: HashMap<ReverseKey, u32, { DEFAULT_BACKENDS as usize }> = Ha
 #[btf_map]
 static NAT_BACKENDS: Array<u32, 1> = Array::new();
 
-/// The interfaces that answers may be redirected to by XDP, by their indexes; 0 ends the list.
+/// The interfaces that answers may be redirected to, by their indexes, and flags; 0 ends the list.
 #[btf_map]
 static RETURN_EGRESS: Array<u32, { abi::RETURN_EGRESS as usize }> = Array::new();
 
@@ -139,6 +140,10 @@ static RETURN_EGRESS: Array<u32, { abi::RETURN_EGRESS as usize }> = Array::new()
 #[btf_map]
 static RETURN_COUNTERS: Array<ReturnCounter, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> =
     Array::new();
+
+/// Routes of answers that were found lately, [`return_route::SLOTS`] for each CPU. As `TOO_BIG_BUDGETS`.
+#[btf_map]
+static RETURN_ROUTES: Array<ReturnRoute, { return_route::SLOTS as usize }> = Array::new();
 
 /// Packets and bytes by verdict, [`REASONS`] for each CPU. The daemon sizes it.
 #[btf_map]
@@ -213,12 +218,20 @@ impl Maps {
         }
     }
 
-    /// Whether answers may be redirected to an interface by XDP.
+    /// The slot of this CPU that the route of an answer has.
     #[inline(always)]
-    pub fn is_return_egress(&self, ifindex: u32) -> bool {
+    pub fn return_route(&self, wanted: &Wanted) -> Option<&'static ReturnRoute> {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        RETURN_ROUTES.get(cpu * return_route::SLOTS + wanted.slot())
+    }
+
+    /// Whether answers may be redirected to an interface; `flags` are those of its entry that are no hindrance.
+    #[inline(always)]
+    pub fn is_return_egress(&self, ifindex: u32, flags: u32) -> bool {
         for index in 0..abi::RETURN_EGRESS {
             match RETURN_EGRESS.get(index) {
-                Some(egress) if *egress == ifindex => return true,
+                Some(egress) if *egress & !flags == ifindex => return true,
                 Some(egress) if *egress != 0 => {}
                 _ => return false,
             }

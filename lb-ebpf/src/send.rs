@@ -22,7 +22,7 @@ use lb_common::{
     tables::Tables as _,
     verdict::{Forward, Reply, ReplyKind, Return},
 };
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U32, U64};
 
 use lb_ebpf::{fib, frame::Frame};
 
@@ -155,21 +155,34 @@ fn address_to_client(ctx: *mut xdp_md, word: u64) -> u64 {
     let Some(backend) = Maps.backend(word as u16).filter(|backend| nat::is_nat(backend)) else {
         return UNTOUCHED;
     };
-    let (l3, v6, len) = returns::place(word);
+    let at = returns::place(word);
     let ingress = ingress(&context);
-    let Some(route) = fib::route(&frame, (l3, v6, len), ingress, &backend.vip) else {
-        return UNTOUCHED;
+    if at.0 != ethernet::LEN {
+        // A frame with VLAN tags.
+        return fib::route(&frame, at, ingress, &backend.vip).map_or(UNTOUCHED, |_| BY_STACK);
+    }
+    let Some(wanted) = fib::wanted(&frame, at, ingress, &backend.vip) else { return UNTOUCHED };
+    let Some(kept) = Maps.return_route(&wanted) else { return UNTOUCHED };
+    let now = Maps.now_nanos();
+    let link = match kept.find(&wanted, now) {
+        Some(link) => link,
+        None => {
+            let Some(route) = fib::route(&frame, at, ingress, &backend.vip) else {
+                return UNTOUCHED;
+            };
+            if !route.has_neighbour
+                || !(route.link.egress == ingress || Maps.is_return_egress(route.link.egress, 0))
+            {
+                return BY_STACK;
+            }
+            kept.keep(&wanted, &route.link, now);
+            route.link
+        }
     };
-    if !route.has_neighbour
-        || l3 != ethernet::LEN
-        || !(route.ifindex == ingress || Maps.is_return_egress(route.ifindex))
-    {
-        return BY_STACK;
-    }
-    if !frame.store(0, route.dmac) || !frame.store(6, route.smac) {
+    if !frame.store(8, U32::new(link.end)) || !frame.store(0, U64::new(link.begin)) {
         return UNTOUCHED;
     }
-    route.ifindex.into()
+    link.egress.into()
 }
 
 /// Translates and counts an answer, and takes a hop off unless `is_hop` is 0; 0 if the first buffer does not hold what changes.

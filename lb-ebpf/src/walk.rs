@@ -1,5 +1,7 @@
 //! One frame from its beginning to its end.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     fast_path,
@@ -22,16 +24,19 @@ const NOT_FOR_FAST_PATH: u64 = u64::MAX;
 /// Decides what happens to a frame, and does it; an action of XDP.
 #[inline(always)]
 pub fn walk(ctx: &XdpContext) -> u32 {
-    match fast_path(ctx.ctx) {
+    let action = fast_path(ctx.ctx);
+    if action < exit::MAYBE_ANSWER.into() {
+        return action as u32;
+    }
+    cold_path();
+    let action = match action {
         NOT_FOR_FAST_PATH => {
             pull::headers(ctx);
-            match slow_path(ctx.ctx) {
-                action if exit::may_be_answer(action) => answer(ctx.ctx, action),
-                action => action,
-            }
+            slow_path(ctx.ctx)
         }
         action => action as u32,
-    }
+    };
+    if exit::may_be_answer(action) { answer(ctx.ctx, action) } else { action }
 }
 
 /// Tries the fast path. Out of line, as the slow path is: so the registers of either hold nothing of the
@@ -48,7 +53,7 @@ fn fast_path(ctx: *mut xdp_md) -> u64 {
             bytes,
             verdict,
             |to| fast_path::is_bare_ack(&frame),
-            |reason| false
+            |reason| returns::is_possible(&Maps, reason)
         )),
         None => NOT_FOR_FAST_PATH,
     }

@@ -151,7 +151,7 @@ fn measure_all() -> Result<Report> {
     let _link = harness.attach("pass", node)?;
     ipvs::set_up()?;
     let sent = |_: &mut Harness| ipvs::sent();
-    harness.send_by(index(OUT)?);
+    harness.send_by(index(OUT)?)?;
     for (port, backend) in TC.into_iter().zip([0, backend_flags::TUNNEL]) {
         let (v6, proto, flux) = (false, proto::TCP, Flux::Steady);
         harness.add(&Setup { v6, port, proto, udp_policy: 0, backend, flux, syn_budget: 0 })?;

@@ -32,8 +32,9 @@
 //! | `PIN_LEASE` | the time until which pins may be made | 1 |
 //! | `REVERSE_NAT` | address, port, protocol of a backend in mode `nat`: its id | 4,096 |
 //! | `NAT_BACKENDS` | how many of them there are | 1 |
-//! | `RETURN_EGRESS` | interfaces that answers may be redirected to | 16 |
+//! | `RETURN_EGRESS` | interfaces that answers may be redirected to, and whether by tc alone | 16 |
 //! | `RETURN_COUNTERS` | counters of the answers of a backend | for each CPU |
+//! | `RETURN_ROUTES` | routes of answers that were found lately; not pinned | 512 for each CPU |
 //! | `VERDICTS` | packets and bytes by verdict | for each CPU |
 //! | `BACKEND_COUNTERS` | counters of a backend, and its unanswered SYNs | for each CPU |
 
@@ -85,6 +86,9 @@ pub const OWN_MACS: u32 = 16;
 pub const PEER_MACS: u32 = 4_096;
 /// Entries of `RETURN_EGRESS`.
 pub const RETURN_EGRESS: u32 = 16;
+
+/// Of an element of `RETURN_EGRESS`: the interface, with an Ethernet header, takes no frames of XDP, but those of tc.
+pub const RETURN_EGRESS_TC: u32 = 1 << 31;
 /// Entries of `SYN_MARKS`; a power of two.
 pub const SYN_MARKS: u32 = 65_536;
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    abi::{Backend, backend_flags},
+    abi::{Backend, RETURN_EGRESS_TC, backend_flags},
     nat,
     packet::{
         Packet as _, ethernet,
@@ -18,12 +18,13 @@ use lb_common::{
         ipv6::{self, Ipv6},
         number,
     },
+    return_route::Link,
     rewrite,
     tables::Tables as _,
     verdict::{Forward, Return},
 };
 use lb_ebpf::{fib, frame::SkbFrame, skb::Skb};
-use zerocopy::little_endian::U64;
+use zerocopy::little_endian::{U32, U64};
 
 use super::tags::{self, Tags};
 use crate::{hop, maps::Maps};
@@ -100,7 +101,7 @@ fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
     nat::to_backend(&mut frame, l3, what >> 8 != 0, backend).is_some().into()
 }
 
-/// As that of XDP (`send.rs`); the kernel resolves the next hop.
+/// As that of XDP (`send.rs`); the kernel resolves next hops whose MAC address is not known.
 #[inline(always)]
 pub fn to_client(ctx: &TcContext, word: u64) -> u64 {
     to_client_by_route(Skb::new(ctx), word)
@@ -117,14 +118,36 @@ fn to_client_by_route(skb: Skb, word: u64) -> u64 {
     // Of a GSO frame the packets' sizes count, which the kernel looks at when it cuts it.
     let len = if skb.gso_size() == 0 { to.len } else { 0 };
     let at = (l3, v6, len);
-    let Some(route) = fib::route(&frame, at, skb.ifindex(), &backend.vip) else {
-        return UNTOUCHED;
+    let ingress = skb.ifindex();
+    let Some(wanted) = fib::wanted(&frame, at, ingress, &backend.vip) else { return UNTOUCHED };
+    let Some(kept) = Maps.return_route(&wanted) else { return UNTOUCHED };
+    let now = Maps.now_nanos();
+    let way = match kept.find(&wanted, now) {
+        Some(link) => Way::Link(link),
+        None => {
+            let Some(route) = fib::route(&frame, at, ingress, &backend.vip) else {
+                return UNTOUCHED;
+            };
+            let egress = route.link.egress;
+            if route.by_stack {
+                Way::Stack
+            } else {
+                if route.has_neighbour
+                    && (egress == ingress || Maps.is_return_egress(egress, RETURN_EGRESS_TC))
+                {
+                    kept.keep(&wanted, &route.link, now);
+                }
+                // Also where the MAC address is known: so the kernel notices that the neighbour is in use, and asks for the
+                // address again when it is old.
+                Way::Neighbour(egress)
+            }
+        }
     };
     Maps.count_return(&to);
     if nat::to_client(&mut frame, l3, v6, backend).is_none() {
         return SPOILT;
     }
-    if route.by_stack {
+    if matches!(way, Way::Stack) {
         return PASS.into();
     }
     if hop::take(&SkbFrame::of_skb(skb), l3, v6).is_none() {
@@ -136,7 +159,28 @@ fn to_client_by_route(skb: Skb, word: u64) -> u64 {
     if tags::any(skb, l3) && !tags::strip(skb) {
         return SPOILT;
     }
-    skb.redirect_to_neighbour(route.ifindex).into()
+    let action = match way {
+        Way::Link(link) => {
+            let frame = SkbFrame::of_skb(skb);
+            if !frame.store(8, U32::new(link.end)) || !frame.store(0, U64::new(link.begin)) {
+                return SPOILT;
+            }
+            skb.redirect(link.egress)
+        }
+        Way::Neighbour(egress) => skb.redirect_to_neighbour(egress),
+        Way::Stack => PASS,
+    };
+    action.into()
+}
+
+/// How an answer leaves.
+enum Way {
+    /// By an interface with an Ethernet header, with these MAC addresses.
+    Link(Link),
+    /// By this interface; the kernel resolves the next hop.
+    Neighbour(u32),
+    /// As the node's own stack sends it.
+    Stack,
 }
 
 /// The longest packet that fits an outer IPv4 header.

@@ -28,14 +28,12 @@ pub fn walk(ctx: &TcContext) -> i32 {
     let action = match fast_path(skb) {
         NOT_FOR_FAST_PATH => {
             pull(skb);
-            match slow_path(skb) {
-                action if exit::may_be_answer(action) => answer(skb, action),
-                action => action,
-            }
+            slow_path(skb)
         }
         action => action as u32,
     };
-    action as i32
+    let is_answer = exit::may_be_answer(action);
+    (if is_answer { answer(skb, action) } else { action }) as i32
 }
 
 /// Tries the fast path; see `walk.rs`.
@@ -51,7 +49,7 @@ fn fast_path(skb: Skb) -> u64 {
             bytes,
             verdict,
             |to| fast_path::is_bare_ack(&frame),
-            |reason| false
+            |reason| returns::is_possible(&Maps, reason)
         )),
         None => NOT_FOR_FAST_PATH,
     }

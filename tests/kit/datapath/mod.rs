@@ -54,6 +54,8 @@ pub struct Twins {
     pub kernel: Kernel,
     /// The core.
     pub model: Model,
+    /// Answers at tc to clients of known MAC addresses: that the kernel has written, and that the program has.
+    pub resolved: [u64; 2],
 }
 
 impl Twins {
@@ -84,7 +86,7 @@ impl Twins {
         let backends = u32::from(BACKENDS);
         let kernel = Kernel::load_at(hook, object, backends, pins, FLOWS, icmp_rate)?;
         let model = Model { hook, ..Model::new(pins as usize, icmp_rate) };
-        Ok(Self { kernel, model })
+        Ok(Self { kernel, model, resolved: [0; 2] })
     }
 
     /// Puts a state into both, whose tables are empty.
@@ -93,7 +95,7 @@ impl Twins {
     ///
     /// The kernel refuses it.
     pub fn install(&mut self, state: &State) -> Result<()> {
-        let Self { kernel, model } = self;
+        let Self { kernel, model, .. } = self;
         let tables = &mut model.tables;
         for &(key, value) in &state.services_v4 {
             kernel.put_service_v4(key, value).context("put a service")?;
@@ -172,9 +174,16 @@ impl Twins {
     ///
     /// They do not, or the kernel refuses the frame.
     pub fn run(&mut self, frame: &[u8]) -> Result<Action> {
-        let Self { kernel, model } = self;
+        let Self { kernel, model, resolved } = self;
         let (action, out) = kernel.run_segmented(frame, model.segment)?;
-        let (expected, expected_out) = model.run(frame, model.hook.ingress());
+        let (expected, mut expected_out) = model.run(frame, model.hook.ingress());
+        if model.is_resolved && expected_out[..12] != frame[..12] {
+            let by_kernel = out.get(..12) == frame.get(..12);
+            resolved[usize::from(!by_kernel)] += 1;
+            if by_kernel {
+                expected_out[..12].copy_from_slice(&frame[..12]);
+            }
+        }
         ensure!(
             action == model.hook.code(expected),
             "the program returns {action}, the core {expected:?}\n{}",
@@ -196,7 +205,7 @@ impl Twins {
     ///
     /// They have not written the same.
     pub fn compare_tables(&mut self) -> Result<()> {
-        let Self { kernel, model } = self;
+        let Self { kernel, model, .. } = self;
         let tables = &model.tables;
         ensure!(kernel.pins()? == plain(&tables.pins.borrow()), "pins differ");
         ensure!(kernel.tracked()? == plain(&tables.tracked.borrow()), "tracked flows differ");
@@ -228,7 +237,7 @@ impl Twins {
     ///
     /// The kernel refuses it.
     pub fn adopt(&mut self) -> Result<()> {
-        let Self { kernel, model } = self;
+        let Self { kernel, model, .. } = self;
         let tables = &mut model.tables;
         *tables.pins.get_mut() = shared(kernel.pins()?);
         *tables.tracked.get_mut() = shared(kernel.tracked()?);
@@ -266,7 +275,7 @@ impl Twins {
     ///
     /// The kernel refuses it.
     pub fn reset(&mut self, state: &State) -> Result<()> {
-        let Self { kernel, model } = self;
+        let Self { kernel, model, .. } = self;
         let tables = &mut model.tables;
         let pins = tables.pins.get_mut();
         undo(pins, &state.pins, |key, value| match value {

@@ -54,20 +54,24 @@ pub struct Model {
     pub routes: Option<Routes>,
     /// Answers of each backend in mode `nat`: packets, bytes.
     pub returns: HashMap<u16, [u64; 2]>,
+    /// Whether the last frame was an answer of which the kernel may have written the MAC addresses, behind the program.
+    pub is_resolved: bool,
 }
 
-/// The kernel's routes to clients: all lead to one interface, other than that of ingress, to which XDP may redirect.
+/// The kernel's routes to clients: all lead to one interface, other than that of ingress, to which answers may be redirected.
 #[derive(Clone, Copy, Debug)]
 pub struct Routes {
     /// The interface's MAC address.
     pub mac: [u8; 6],
+    /// Whether the kernel knows any client's MAC address.
+    pub neighbours: bool,
 }
 
 impl Routes {
     /// MTU of the interface.
     pub const MTU: u16 = 1_400;
 
-    /// The MAC address of a client whose address ends in this byte, if the kernel knows it.
+    /// The MAC address of a client whose address ends in this byte, if the kernel knows it while there are any.
     #[must_use]
     pub fn neighbour(last: u8) -> Option<[u8; 6]> {
         last.is_multiple_of(2).then_some([2, 0, 0, 0, 1, last])
@@ -108,6 +112,7 @@ impl Model {
             hook: Hook::Xdp,
             segment: 0,
             routes: None,
+            is_resolved: false,
             returns: HashMap::new(),
         }
     }
@@ -124,6 +129,7 @@ impl Model {
     /// Runs a frame that came in on interface `ingress`; returns the program's expected action and the
     /// frame that it must leave.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> (Action, Vec<u8>) {
+        self.is_resolved = false;
         let mut out = frame.to_vec();
         let (reason, action) = match decide(&Segmented(frame, self.segment), &self.tables).owned() {
             Verdict::Pass(reason) => (reason.index(), Action::Pass),
@@ -158,7 +164,7 @@ impl Model {
                 }
                 return (if same { Action::Tx } else { Action::Redirect }, out);
             }
-            Verdict::Return(to) => match self.to_client(frame, &to) {
+            Verdict::Return(to) => match self.answer(frame, &to) {
                 Some((action, bytes)) => {
                     let count = self.returns.entry(to.id).or_default();
                     count[0] += u64::from(to.packets);
@@ -188,7 +194,7 @@ impl Model {
 
 impl Model {
     /// What becomes of an answer in mode `nat`; `None` if the kernel gets it as it came.
-    fn to_client(&self, frame: &[u8], to: &Return<Backend>) -> Option<(Action, Vec<u8>)> {
+    fn answer(&mut self, frame: &[u8], to: &Return<Backend>) -> Option<(Action, Vec<u8>)> {
         let routes = self.routes.filter(|_| self.hook != Hook::RawIp)?;
         let client = match to.v6 {
             true => frame[to.l3 + 24..][..16].to_vec(),
@@ -206,11 +212,13 @@ impl Model {
             return Some((Action::Pass, out));
         }
         let neighbour = Routes::neighbour(client[client.len() - 1]);
+        let neighbour = neighbour.filter(|_| routes.neighbours);
         let mac = match (self.hook, neighbour) {
-            (Hook::Tc, _) => None,
+            (Hook::Tc, mac) => mac,
             (_, Some(mac)) if to.l3 == ethernet::LEN => Some(mac),
             _ => return Some((Action::Pass, out)),
         };
+        self.is_resolved = self.hook == Hook::Tc;
         let inner = lower_ttl(out[to.l3..].to_vec(), to.v6);
         // The kernel writes the addresses of a frame that it has to find the neighbour of, behind the program.
         let mut addresses = out[..12].to_vec();

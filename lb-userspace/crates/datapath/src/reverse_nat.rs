@@ -86,7 +86,7 @@ impl ReverseNat {
     }
 }
 
-/// Lets XDP redirect answers to these interfaces; further ones get theirs by the node's own stack.
+/// Lets answers be redirected to these interfaces, as elements of the map; further ones get theirs by the node's own stack.
 ///
 /// # Errors
 ///

@@ -4,6 +4,7 @@ use std::fs::File;
 
 use anyhow::Result;
 use aya::Ebpf;
+use lb_common::abi::RETURN_EGRESS_TC;
 use lb_model::settings::{Limits, Settings};
 use tracing::warn;
 
@@ -42,10 +43,16 @@ pub struct Xdp {
 }
 
 impl Xdp {
-    /// Lets XDP redirect answers to the interfaces that have the program in XDP, which take redirected frames.
+    /// Lets answers be redirected to the interfaces that have the program, by XDP to those that have it in the driver, which
+    /// take frames of XDP.
     pub(super) fn set_return_egress(&self) -> Result<()> {
-        let native = self.links.iter().filter(|link| link.mode() == Mode::Native);
-        reverse_nat::set_egress(&self.maps, native.map(ProgramLink::ifindex))
+        let elements = self.links.iter().filter_map(|link| match link.mode() {
+            Mode::Native => Some(link.ifindex()),
+            Mode::Generic | Mode::Tc => Some(link.ifindex() | RETURN_EGRESS_TC),
+            // A frame with an Ethernet header is none for it.
+            Mode::TcRaw => None,
+        });
+        reverse_nat::set_egress(&self.maps, elements)
     }
 
     /// The ids of the programs that may be on the interfaces.

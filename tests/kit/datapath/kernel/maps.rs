@@ -131,13 +131,13 @@ impl Kernel {
         Ok(self.array("NAT_BACKENDS")?.set(0, 1_u32, 0)?)
     }
 
-    /// Lets XDP redirect answers to an interface.
+    /// Lets answers be redirected to an interface, by an element of the map.
     ///
     /// # Errors
     ///
     /// The kernel refuses it.
-    pub fn put_return_egress(&mut self, ifindex: u32) -> Result<()> {
-        Ok(self.array("RETURN_EGRESS")?.set(0, ifindex, 0)?)
+    pub fn put_return_egress(&mut self, element: u32) -> Result<()> {
+        Ok(self.array("RETURN_EGRESS")?.set(0, element, 0)?)
     }
 
     /// Answers by backend, of all CPUs: packets and bytes.

@@ -20,6 +20,7 @@ use lb_common::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, PIN_NOTES,
         Service, ServiceKeyV4, ServiceKeyV6,
     },
+    return_route,
     service_index::{self, Entry},
     verdict::REASONS,
 };
@@ -167,6 +168,7 @@ impl Kernel {
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .map_max_entries("ICMP_BUDGETS", cpus)
             .map_max_entries("TOO_BIG_BUDGETS", cpus * abi::TOO_BIG_BUDGETS)
+            .map_max_entries("RETURN_ROUTES", cpus * return_route::SLOTS)
             .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
             .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
@@ -281,6 +283,7 @@ impl Kernel {
             ("SYN_BUDGETS", 4, size_of::<abi::TokenBucket>()),
             ("ICMP_BUDGETS", 4, size_of::<abi::TokenBucket>()),
             ("TOO_BIG_BUDGETS", 4, size_of::<abi::TokenBucket>()),
+            ("RETURN_ROUTES", 4, size_of::<return_route::ReturnRoute>()),
             ("PIN_LOG", 4, size_of::<abi::PinNote>()),
             ("PIN_LOG_HEADS", 4, size_of::<abi::PinLogHead>()),
             ("PIN_LEASE", 4, size_of::<abi::PinLease>()),
