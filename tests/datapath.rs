@@ -30,7 +30,7 @@ use lb_common::{
     },
     return_route,
     returns::decide,
-    rewrite,
+    rewrite, unfinished,
     verdict::{ReplyKind, Verdict},
 };
 use lb_datapath::objects;
@@ -448,6 +448,13 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
             let frame = generate::frame(&mut random);
             // Headers that go on beyond the first buffer pass as truncated.
             if frame.len() <= ethernet::LEN || headers_end(&frame) > 200 {
+                continue;
+            }
+            // A checksum is computed only of a packet that is in the first buffer, also by what has been pulled.
+            let is_unfinished = ethernet::parse(&frame[..]).is_ok_and(|link| {
+                unfinished::find(&frame[..], link.l3, link.ethertype == ethernet::IPV6) != 0
+            });
+            if is_unfinished {
                 continue;
             }
             // The kernel's test run takes no less than an Ethernet header.

@@ -38,4 +38,5 @@ pub mod steer;
 pub mod tables;
 pub mod token_bucket;
 pub mod tx_errors;
+pub mod unfinished;
 pub mod verdict;

@@ -24,7 +24,7 @@ use lb_common::{
 };
 use zerocopy::little_endian::{U32, U64};
 
-use lb_ebpf::{fib, frame::Frame};
+use lb_ebpf::{checksum, fib, frame::Frame};
 
 use crate::{hop, maps::Maps};
 
@@ -69,6 +69,7 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
         if nat::is_nat(backend) {
             cold_path();
             let what = u64::from(to.v6) << 8 | to.l3 as u64;
+            checksum::complete(ctx.ctx, what);
             if translate(ctx.ctx, backend, what) == 0 {
                 return None;
             }
@@ -130,6 +131,8 @@ pub fn to_client(ctx: &XdpContext, word: u64) -> u64 {
     if route == UNTOUCHED {
         return UNTOUCHED;
     }
+    let (l3, v6, _) = returns::place(word);
+    checksum::complete(ctx.ctx, u64::from(v6) << 8 | l3 as u64);
     if translate_to_client(ctx.ctx, word, u64::from(route != BY_STACK)) == 0 {
         return SPOILT;
     }

@@ -123,6 +123,22 @@ fn backends_without_the_vip_serve_at_another_port_and_clients_see_only_the_vip()
     Ok(())
 }
 
+#[test]
+fn hosts_that_leave_checksums_to_their_nics_are_served_through_veth() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let (lab, balancer) = translated("xdp")?;
+    lab.without_checksums()?;
+    for way in FAMILIES {
+        all_serve(&lab, &balancer, way).with_context(|| way.name().to_owned())?;
+        for bytes in [0, 101, 1_023] {
+            echoes(&lab, way, bytes).with_context(|| format!("{}, {bytes} bytes", way.name()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Every packet of some UDP flows is answered, each flow's by one host.
 fn echoes(lab: &Lab, way: Way, bytes: usize) -> Result<()> {
     let _echo = Echo::start_at(lab, |web| SocketAddr::new(way.backend(web), UDP[1]))?;

@@ -14,7 +14,7 @@ use lb_common::{
         ipv6::{self, Ipv6},
         number,
     },
-    rewrite,
+    rewrite, unfinished,
 };
 use lb_model::entry;
 use zerocopy::{IntoBytes, network_endian::U16};
@@ -423,7 +423,14 @@ fn frame_with(random: &mut Random, from_backend: usize) -> Vec<u8> {
         frame.extend(random.bytes::<2>());
     }
     frame.extend(ethertype.to_be_bytes());
+    let l3 = frame.len();
     frame.extend(packet);
+    if random.one_in(4)
+        && let Some((place, sum)) = unfinished::pseudo_header(&frame[..], l3, v6)
+        && let Some(check) = frame.get_mut(place.check..place.check + 2)
+    {
+        check.copy_from_slice(&sum.to_be_bytes());
+    }
     damage(random, &mut frame);
     // The kernel's test run takes no frame shorter than an Ethernet header.
     if frame.len() < 60 && random.one_in(2) {

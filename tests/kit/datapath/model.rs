@@ -10,6 +10,7 @@ use lb_common::{
     packet::{Packet, ethernet, ipv4, ipv6, number},
     returns::decide,
     rewrite,
+    unfinished::{self, Place},
     verdict::{Drop, Forward, Pass, Reply, ReplyKind, Return, Verdict, events},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -139,7 +140,7 @@ impl Model {
                 let is_local = to.backend.is_local();
                 let same = to.backend.ifindex == ingress;
                 if !is_local {
-                    out = self.hook.shown(forward(frame, &to), l2, same);
+                    out = self.hook.shown(forward(frame, &to, self.computes()), l2, same);
                 }
                 let count = self.counts.entry(to.id).or_default();
                 count[0] += u64::from(to.packets);
@@ -193,6 +194,11 @@ impl Model {
 }
 
 impl Model {
+    /// Within how many bytes of a frame the program computes a checksum.
+    fn computes(&self) -> usize {
+        if self.hook == Hook::Xdp { self.first_buffer } else { 0 }
+    }
+
     /// What becomes of an answer in mode `nat`; `None` if the kernel gets it as it came.
     fn answer(&mut self, frame: &[u8], to: &Return<Backend>) -> Option<(Action, Vec<u8>)> {
         let routes = self.routes.filter(|_| self.hook != Hook::RawIp)?;
@@ -207,6 +213,7 @@ impl Model {
             return None;
         }
         let mut out = frame.to_vec();
+        complete(&mut out, to.l3, to.v6, self.computes());
         nat::to_client(&mut out[..], to.l3, to.v6, &to.backend).expect("decided on it");
         if is_long {
             return Some((Action::Pass, out));
@@ -230,6 +237,22 @@ impl Model {
     }
 }
 
+/// Computes a checksum that is not computed yet, as XDP does before it translates a packet that is in the first `bytes`.
+fn complete(frame: &mut [u8], l3: usize, v6: bool, bytes: usize) {
+    let word = unfinished::find(&*frame, l3, v6);
+    let place = Place::from_word(word);
+    if word == 0 || place.end > bytes.min(frame.len()) {
+        return;
+    }
+    let mut text = frame[place.begin..place.end].to_vec();
+    text.resize(text.len().next_multiple_of(2), 0);
+    let computed = match !rewrite::fold(rewrite::sum(&text)) {
+        0 if place.check - place.begin == 6 => 0xffff,
+        computed => computed,
+    };
+    frame[place.check..][..2].copy_from_slice(&computed.to_be_bytes());
+}
+
 /// Whether the kernel has a route to an address: a client's.
 fn has_route(address: &[u8]) -> bool {
     matches!(address, [198, 51, 100, _] | [0x20, 1, 0xd, 0xb8, 0xc1, ..])
@@ -248,9 +271,10 @@ fn lower_ttl(mut packet: Vec<u8>, v6: bool) -> Vec<u8> {
 }
 
 /// The frame that leaves for a backend.
-fn forward(frame: &[u8], to: &Forward<Backend>) -> Vec<u8> {
+fn forward(frame: &[u8], to: &Forward<Backend>, computes: usize) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if nat::is_nat(&to.backend) {
+        complete(&mut frame, to.l3, to.v6, computes);
         nat::to_backend(&mut frame[..], to.l3, to.v6, &to.backend).expect("decided on it");
     }
     let inner = lower_ttl(frame[to.l3..].to_vec(), to.v6);

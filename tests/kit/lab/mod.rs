@@ -13,8 +13,8 @@
 //! a pair have none until they take them. A folder under [`ROOT`] holds the lab's files and the record
 //! by which [`sweep`] finds its leftovers.
 //!
-//! On veth, XDP_TX needs NAPI on the other end, which an XDP program there enables. Checksums must be complete, so
-//! the lab turns transmit offloads off.
+//! On veth, XDP_TX needs NAPI on the other end, which an XDP program there enables. Modes `dsr` and `ipip` need complete
+//! checksums there, so the lab turns transmit offloads off.
 
 mod record;
 
@@ -312,14 +312,27 @@ impl Lab {
     /// If the kernel refuses.
     pub fn with_offloads(&self) -> Result<()> {
         self.without_xdp()?;
-        const ALL: &[&str] = &["tx", "on", "tso", "on", "gso", "on", "gro", "on"];
+        self.on_all_links(&["tx", "on", "tso", "on", "gso", "on", "gro", "on"])
+    }
+
+    /// Has every link leave checksums to the next one, so that packets of hosts arrive without.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn without_checksums(&self) -> Result<()> {
+        self.on_all_links(&["tx", "on", "tso", "off", "gso", "off"])
+    }
+
+    /// Switches offloads on both ends of every link.
+    fn on_all_links(&self, offloads: &[&str]) -> Result<()> {
         for host in self.hosts() {
-            host.namespace.ethtool(INTERFACE, ALL)?;
+            host.namespace.ethtool(INTERFACE, offloads)?;
             match &self.router {
                 Some(router) if host.name == self.client.name => {
-                    router.namespace.ethtool("eth1", ALL)?;
+                    router.namespace.ethtool("eth1", offloads)?;
                 }
-                _ => self.switch.ethtool(&host.name, ALL)?,
+                _ => self.switch.ethtool(&host.name, offloads)?,
             }
         }
         Ok(())
