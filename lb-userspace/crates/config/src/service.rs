@@ -162,7 +162,10 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     });
     let (vip, port) =
         (vip.unwrap_or(family), port.unwrap_or_else(|| stand_in_port(target_port, &backends)));
-    let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(Mode::Ipip));
+    // Of the modes that could be meant, one that takes the backends' ports.
+    let is_foreign = |address: &BackendAddress| address.port.is_some_and(|its| its.get() != port);
+    let stand_in = if backends.keys().any(is_foreign) { Mode::Nat } else { Mode::Ipip };
+    let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(stand_in));
     let mut service = Service::new(vip, port, mode);
     service.key.protocol = protocol;
     service.udp_policy = udp.unwrap_or_default();

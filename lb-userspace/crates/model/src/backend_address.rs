@@ -98,6 +98,9 @@ impl FromStr for BackendAddress {
                  \"[fd00::11]:8080\""
             ));
         };
+        if matches!(socket, SocketAddr::V6(v6) if v6.scope_id() != 0) {
+            return Err(format!("`{text}` has an interface; a backend's address has none"));
+        }
         match NonZeroU16::new(socket.port()) {
             Some(port) => Ok(Self { ip: socket.ip(), port: Some(port) }),
             None => Err(format!("`{text}` has port 0; a number from 1 to 65535 is expected")),
@@ -223,6 +226,8 @@ mod tests {
         }
         let error = "10.0.0.11:0".parse::<BackendAddress>().expect_err("port 0");
         assert!(error.contains("port 0"), "{error}");
+        let error = "[fe80::1%3]:80".parse::<BackendAddress>().expect_err("a scope");
+        assert!(error.contains("an interface"), "{error}");
     }
 
     #[test]

@@ -79,6 +79,17 @@ fn a_backend_has_its_port_that_of_its_address_or_the_services() {
 }
 
 #[test]
+fn a_service_without_a_mode_lacks_that_alone_whatever_ports_its_backends_have() {
+    let without = SERVICE.replace("mode = \"dsr\"\n", "");
+    for backend in ["10.0.0.1", "10.0.0.1:80", "10.0.0.1:8080"] {
+        let text =
+            format!("interfaces = [\"eth0\"]{without}backend = [{{ address = \"{backend}\" }}]\n");
+        let found = mistakes(&text);
+        assert!(matches!(&found[..], [one] if one.contains("`mode` is missing")), "{found:#?}");
+    }
+}
+
+#[test]
 fn every_default_in_the_example_is_the_default() {
     let text = include_str!("../../../../../deploy/lb.toml");
     let all: String = text
