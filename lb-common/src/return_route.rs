@@ -10,7 +10,7 @@ use crate::{packet::ethernet, shared::SharedU64};
 /// Routes of one CPU; a power of two.
 pub const SLOTS: u32 = 512;
 
-/// For how long a route is used after the kernel has told it, in nanoseconds: as long as a change of it may take to be heeded.
+/// For how long a route is used after the kernel has looked it up, in nanoseconds: so late may a change of it be heeded.
 pub const LIFETIME: u64 = 100_000_000;
 
 /// What a route depends on, but for the length of the packet, which must be no longer than the one that it was found for.
@@ -97,7 +97,7 @@ impl ReturnRoute {
         is_it.then(|| Link { egress: low as u32, begin: self.begin.load(), end: end as u32 })
     }
 
-    /// Keeps what the kernel has told of a packet.
+    /// Keeps what the kernel has found for a packet.
     #[inline(always)]
     pub fn keep(&self, wanted: &Wanted, link: &Link, now: u64) {
         self.destination[0].store(wanted.destination[0]);

@@ -2,13 +2,12 @@
 //!
 //! A local sender leaves the checksum of a TCP segment or UDP datagram to the NIC, and puts the sum of the pseudo-header into
 //! its place (`CHECKSUM_PARTIAL`). On a veth such a packet arrives so. A socket buffer remembers it; XDP does not, and its
-//! redirects send what is in the frame. So XDP computes the checksum before it translates such a packet in mode `nat`.
+//! redirects send what is in the frame. So XDP computes the checksum before it translates such a packet in mode `nat`, and puts
+//! the sum back if the node's own stack gets the packet.
 //!
 //! A packet with a true checksum may look the same, one of 65,535. What is computed for it is what it has.
 
 use core::mem::offset_of;
-
-use zerocopy::network_endian::U16;
 
 use crate::{
     packet::{
@@ -19,7 +18,7 @@ use crate::{
         tcp::Tcp,
         udp::Udp,
     },
-    rewrite::{fold, sum},
+    rewrite::fold,
 };
 
 /// Where the transport header and the packet end, and where the checksum is, in bytes from the start of the frame.
@@ -53,22 +52,22 @@ impl Place {
     }
 }
 
-/// The place of a checksum, and what it is before it is computed: the sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
+/// The place of a checksum, and its bytes before it is computed: the sum of the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
 /// `None` for packets that have none: other protocols, fragments, and IPv6 packets with extension headers, which no sender
 /// leaves to a NIC.
 #[inline(always)]
-pub fn pseudo_header<P: Packet + ?Sized>(pkt: &P, l3: usize, v6: bool) -> Option<(Place, u16)> {
+pub fn pseudo_header<P: Packet + ?Sized>(pkt: &P, l3: usize, v6: bool) -> Option<(Place, [u8; 2])> {
     let (begin, end, proto, addresses) = if v6 {
         let ip = pkt.load::<Ipv6>(l3)?;
         let begin = l3 + ipv6::LEN;
-        let addresses = sum(&ip.source) + sum(&ip.destination);
+        let addresses = words(&ip.source) + words(&ip.destination);
         (begin, begin + usize::from(ip.payload_len.get()), ip.next, addresses)
     } else {
         let ip = pkt.load::<Ipv4>(l3)?;
         if ip.fragment.get() & (ipv4::OFFSET_MASK | ipv4::MORE_FRAGMENTS) != 0 {
             return None;
         }
-        let addresses = sum(&ip.source) + sum(&ip.destination);
+        let addresses = words(&ip.source) + words(&ip.destination);
         (l3 + ip.header_len()?, l3 + usize::from(ip.total_len.get()), ip.proto, addresses)
     };
     let check = match proto {
@@ -79,16 +78,32 @@ pub fn pseudo_header<P: Packet + ?Sized>(pkt: &P, l3: usize, v6: bool) -> Option
     if end < begin {
         return None;
     }
-    let pseudo = addresses + u32::from(proto) + (end - begin) as u32;
-    Some((Place { begin, end, check: begin + check }, fold(pseudo)))
+    let proto = u16::from(proto).to_be();
+    let len = ((end - begin) as u16).to_be();
+    let sum = addresses + u64::from(proto) + u64::from(len);
+    let sum = (sum >> 32) + (sum & 0xffff_ffff);
+    // Below 2^17 then, so the sum fits what `fold` takes.
+    let sum = (sum >> 16) + (sum & 0xffff);
+    Some((Place { begin, end, check: begin + check }, fold(sum as u32).to_ne_bytes()))
+}
+
+/// The sum of the 32-bit words of an address, in the order of the machine: folded to 16 bits, it is that of its 16-bit words
+/// (RFC 1071, 2).
+#[inline(always)]
+fn words(address: &[u8]) -> u64 {
+    let mut sum = 0;
+    for word in address.chunks_exact(4) {
+        sum += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    }
+    sum
 }
 
 /// The place of the checksum of a packet, as a word, if it is not computed yet; else 0.
 #[inline(always)]
 pub fn find<P: Packet + ?Sized>(pkt: &P, l3: usize, v6: bool) -> u64 {
     let Some((place, pseudo)) = pseudo_header(pkt, l3, v6) else { return 0 };
-    match pkt.load::<U16>(place.check) {
-        Some(check) if check.get() == pseudo => place.to_word(),
+    match pkt.load::<[u8; 2]>(place.check) {
+        Some(check) if *check == pseudo => place.to_word(),
         _ => 0,
     }
 }

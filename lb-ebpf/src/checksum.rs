@@ -17,13 +17,13 @@ const LONGEST: usize = 512;
 const STEPS: usize = 8;
 
 /// Computes the checksum of a packet if it is not computed yet; its network layer starts at the low byte of `what`, above which
-/// is whether it is IPv6. The checksum stays as it is if the first buffer does not hold the packet; then 0 is returned.
+/// is whether it is IPv6. Not 0 if that has changed it. It stays as it is if the first buffer does not hold the packet.
 #[inline(never)]
 pub fn complete(ctx: *mut xdp_md, what: u64) -> u64 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let word = unfinished::find(&frame, what as usize & 0x1f, what >> 8 != 0);
     if word == 0 {
-        return 1;
+        return 0;
     }
     let Place { begin, end, check } = Place::from_word(word);
     // It has been looked at before, but LLVM passes the frame's bounds in place of a context that only they are read from,
@@ -40,7 +40,19 @@ pub fn complete(ctx: *mut xdp_md, what: u64) -> u64 {
         0 if is_udp => u16::MAX,
         computed => computed,
     };
-    frame.store(check, U16::new(computed)).into()
+    let Some(before) = frame.load::<U16>(check).map(|before| before.get()) else { return 0 };
+    (computed != before && frame.store(check, U16::new(computed))).into()
+}
+
+/// Takes that back of a packet whose addresses may have changed since: its socket buffer still says that the checksum is to be
+/// computed.
+#[inline(never)]
+pub fn leave(ctx: *mut xdp_md, what: u64) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    let found = unfinished::pseudo_header(&frame, what as usize & 0x1f, what >> 8 != 0);
+    let Some((Place { begin, end, check }, sum)) = found else { return 0 };
+    // See `complete`.
+    (begin <= end && frame.holds(end) && frame.store(check, sum)).into()
 }
 
 /// The sum of the words of the machine from `begin` to `end`.

@@ -68,7 +68,7 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
     if backend.flags & backend_flags::TUNNEL == 0 {
         if nat::is_nat(backend) {
             cold_path();
-            let what = u64::from(to.v6) << 8 | to.l3 as u64;
+            let what = place_of(to.l3, to.v6);
             checksum::complete(ctx.ctx, what);
             if translate(ctx.ctx, backend, what) == 0 {
                 return None;
@@ -105,8 +105,13 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
     if frame.store(L2, outer) { store_link::<L2>(&frame, &backend.l2) } else { None }
 }
 
-/// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
-/// it is IPv6.
+/// Where the network layer starts, and above the low byte whether it is IPv6, for functions out of line.
+#[inline(always)]
+fn place_of(l3: usize, v6: bool) -> u64 {
+    u64::from(v6) << 8 | l3 as u64
+}
+
+/// [`nat::to_backend`] out of line, of a frame at [`place_of`] `what`.
 #[inline(never)]
 fn translate(ctx: *mut xdp_md, backend: &Backend, what: u64) -> u64 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
@@ -132,11 +137,15 @@ pub fn to_client(ctx: &XdpContext, word: u64) -> u64 {
         return UNTOUCHED;
     }
     let (l3, v6, _) = returns::place(word);
-    checksum::complete(ctx.ctx, u64::from(v6) << 8 | l3 as u64);
+    let what = place_of(l3, v6);
+    let was_unfinished = checksum::complete(ctx.ctx, what) != 0;
     if translate_to_client(ctx.ctx, word, u64::from(route != BY_STACK)) == 0 {
         return SPOILT;
     }
     if route == BY_STACK {
+        if was_unfinished {
+            checksum::leave(ctx.ctx, what);
+        }
         return PASS.into();
     }
     if route == u64::from(ingress(ctx)) {

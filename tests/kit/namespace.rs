@@ -182,11 +182,24 @@ impl Namespace {
     ///
     /// If there is no such interface.
     pub fn received(&self, interface: &str) -> Result<u64> {
+        self.counted(interface, "rx")
+    }
+
+    /// How many frames an interface has sent, likewise.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such interface.
+    pub fn sent(&self, interface: &str) -> Result<u64> {
+        self.counted(interface, "tx")
+    }
+
+    fn counted(&self, interface: &str, direction: &str) -> Result<u64> {
         // Not from /sys, which shows the interfaces of another namespace: that of its mount.
         let show = ["-n", &self.name, "-s", "-j", "link", "show", interface];
         let shown: serde_json::Value =
             serde_json::from_str(&run(command("ip").args(show))?).context("output of ip -j")?;
-        let count = shown[0]["stats64"]["rx"]["packets"].as_u64();
+        let count = shown[0]["stats64"][direction]["packets"].as_u64();
         count.with_context(|| format!("{interface} has no counters: {shown}"))
     }
 

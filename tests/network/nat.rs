@@ -8,7 +8,7 @@ use kit::{
     can_run,
     ha_pair::{HaPair, Plan},
     http::Connection,
-    lab::{Lab, Options, VIPS_V4, VIPS_V6},
+    lab::{Lab, OFFLOADS, Options, VIPS_V4, VIPS_V6},
     nginx,
     status::{ServiceExt as _, StatusExt as _},
     udp::{Echo, Probe},
@@ -130,14 +130,38 @@ fn hosts_that_leave_checksums_to_their_nics_are_served_through_veth() -> Result<
     }
     let (lab, balancer) = translated("xdp")?;
     lab.without_checksums()?;
-    for way in FAMILIES {
-        all_serve(&lab, &balancer, way).with_context(|| way.name().to_owned())?;
-        for bytes in [0, 101, 1_023] {
-            echoes(&lab, way, bytes).with_context(|| format!("{}, {bytes} bytes", way.name()))?;
+    // XDP sends answers; then the node's own stack does, by an interface that takes none of XDP.
+    for stack in [false, true] {
+        if stack {
+            // The VIPs stay those of eth0.
+            let settings = [("ipv4/conf/all/arp_ignore", "1"), ("ipv4/conf/all/arp_announce", "2")];
+            lab.balancer.namespace.sysctl(&settings)?;
+            lab.balancer.namespace.ip(BY_STACK)?;
+            // As a NIC does, the kernel then computes what is left to it; over veth nobody would.
+            lab.balancer.namespace.ethtool("eth0", OFFLOADS)?;
+        }
+        for way in FAMILIES {
+            let at = || format!("{}, by the stack: {stack}", way.name());
+            all_serve(&lab, &balancer, way).with_context(at)?;
+            for bytes in [0, 101, 1_023] {
+                echoes(&lab, way, bytes).with_context(at)?;
+            }
         }
     }
+    let sent = lab.balancer.namespace.sent("mv0")?;
+    ensure!(sent > 1_000, "the stack has sent {sent} packets");
     Ok(())
 }
+
+/// Routes to clients that lead out of an interface without the program.
+const BY_STACK: &str = "link add mv0 link eth0 type macvlan mode bridge
+addr add 10.0.0.15/32 dev mv0
+addr add fd00::15/128 dev mv0 nodad
+link set mv0 up
+route replace 10.1.0.0/24 via 10.0.0.1 dev mv0 onlink
+route add fd00::1/128 dev mv0
+route replace fd00:1::/64 via fd00::1 dev mv0
+";
 
 /// Every packet of some UDP flows is answered, each flow's by one host.
 fn echoes(lab: &Lab, way: Way, bytes: usize) -> Result<()> {

@@ -17,6 +17,11 @@ pub const OUT: &str = "out";
 /// As many backends as the balancer's services have here.
 pub const BACKENDS: u8 = 100;
 
+/// The port of a service with one backend, of which answers are measured: every connection is that backend's.
+pub const ANSWERS: u16 = 83;
+/// That backend.
+pub const ANSWERING: [u8; 4] = [192, 168, 1, 1];
+
 /// How IPVS forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -72,23 +77,10 @@ pub fn set_up() -> Result<()> {
             lines += &format!("-a -t {vip}:{port} -r 192.168.1.{n}:{port} {flag}\n");
         }
     }
+    let backend = ANSWERING.map(|byte| byte.to_string()).join(".");
+    lines +=
+        &format!("-A -t {vip}:{ANSWERS} -s mh\n-a -t {vip}:{ANSWERS} -r {backend}:{ANSWERS} -m\n");
     run_with_input(command("ipvsadm").arg("-R"), &lines).map(drop)
-}
-
-/// The address of the backend that the connection of this client to the port has; its packets must have come.
-pub fn backend_of((client, client_port): ([u8; 4], [u8; 2]), port: u16) -> Result<[u8; 4]> {
-    let table = "/proc/net/ip_vs_conn";
-    let text = fs::read_to_string(table).context(table)?;
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-    let (client, client_port) = (hex(&client), hex(&client_port));
-    let (vip, port) = (hex(&VIP_V4), hex(&port.to_be_bytes()));
-    // Protocol, client, port, VIP, port, backend, port, state, time left.
-    let mut connections = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let connection = connections
-        .find(|of| of.len() > 6 && of[1..5] == [&client, &client_port, &vip, &port])
-        .context("IPVS has no connection of the flow")?;
-    let backend = u32::from_str_radix(connection[5], 16).context("the backend's address")?;
-    Ok(backend.to_be_bytes())
 }
 
 /// Packets that have left so far.

@@ -22,7 +22,7 @@ use kit::{
 use lb_common::abi::{backend_flags, proto};
 
 use self::{
-    ipvs::{Method, OUT},
+    ipvs::{ANSWERING, ANSWERS, Method, OUT},
     rig::{Measured, NODE, WIRE, index, measure},
 };
 use crate::{
@@ -187,9 +187,9 @@ fn measure_all() -> Result<Report> {
     }
     let name = "IPVS masquerading, answers, one flow";
     step(name);
-    let port = Method::Nat.port();
-    let backend = ipvs::backend_of(frames::client(CLIENTS, 0), port)?;
-    let mut from_backend = answers(backend, port, 1);
+    // The connection of the flow first.
+    measure(&mut harness, name, &mut plan(Shape::Tcp, ANSWERS, 1), WARM, sent)?;
+    let mut from_backend = answers(ANSWERING, ANSWERS, 1);
     note(name, Kind::Ipvs, &measure(&mut harness, name, &mut from_backend, WARM, sent)?);
     let kernel =
         fs::read_to_string("/proc/sys/kernel/osrelease").context("the kernel's release")?;

@@ -213,17 +213,24 @@ impl Model {
             return None;
         }
         let mut out = frame.to_vec();
-        complete(&mut out, to.l3, to.v6, self.computes());
+        let was_unfinished = complete(&mut out, to.l3, to.v6, self.computes());
         nat::to_client(&mut out[..], to.l3, to.v6, &to.backend).expect("decided on it");
+        // The socket buffer that the kernel gets still says that the checksum is to be computed.
+        let mut by_stack = out.clone();
+        if was_unfinished {
+            let place = unfinished::pseudo_header(&out[..], to.l3, to.v6);
+            let (place, sum) = place.expect("it was unfinished");
+            by_stack[place.check..][..2].copy_from_slice(&sum);
+        }
         if is_long {
-            return Some((Action::Pass, out));
+            return Some((Action::Pass, by_stack));
         }
         let neighbour = Routes::neighbour(client[client.len() - 1]);
         let neighbour = neighbour.filter(|_| routes.neighbours);
         let mac = match (self.hook, neighbour) {
             (Hook::Tc, mac) => mac,
             (_, Some(mac)) if to.l3 == ethernet::LEN => Some(mac),
-            _ => return Some((Action::Pass, out)),
+            _ => return Some((Action::Pass, by_stack)),
         };
         self.is_resolved = self.hook == Hook::Tc;
         let inner = lower_ttl(out[to.l3..].to_vec(), to.v6);
@@ -237,12 +244,13 @@ impl Model {
     }
 }
 
-/// Computes a checksum that is not computed yet, as XDP does before it translates a packet that is in the first `bytes`.
-fn complete(frame: &mut [u8], l3: usize, v6: bool, bytes: usize) {
+/// Computes a checksum that is not computed yet, as XDP does before it translates a packet that is in the first `bytes`; whether
+/// that has changed it.
+fn complete(frame: &mut [u8], l3: usize, v6: bool, bytes: usize) -> bool {
     let word = unfinished::find(&*frame, l3, v6);
     let place = Place::from_word(word);
     if word == 0 || place.end > bytes.min(frame.len()) {
-        return;
+        return false;
     }
     let mut text = frame[place.begin..place.end].to_vec();
     text.resize(text.len().next_multiple_of(2), 0);
@@ -250,7 +258,11 @@ fn complete(frame: &mut [u8], l3: usize, v6: bool, bytes: usize) {
         0 if place.check - place.begin == 6 => 0xffff,
         computed => computed,
     };
-    frame[place.check..][..2].copy_from_slice(&computed.to_be_bytes());
+    let before = core::mem::replace(
+        frame[place.check..].first_chunk_mut().expect("it is in the packet"),
+        computed.to_be_bytes(),
+    );
+    before != computed.to_be_bytes()
 }
 
 /// Whether the kernel has a route to an address: a client's.

@@ -466,7 +466,7 @@ const TO_THE_ROUTER: &str = "route add default via 10.0.0.1\nroute add default v
 
 /// XDP programs see packets as senders leave them: without segmentation and checksums by the
 /// interface, which a veth pair promises and never does.
-pub(crate) const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
+pub const OFFLOADS: &[&str] = &["tx", "off", "tso", "off", "gso", "off"];
 
 impl Drop for Lab {
     fn drop(&mut self) {
