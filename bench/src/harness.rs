@@ -22,7 +22,7 @@ use lb_common::{
     },
     capture::{ANY, Plan as CapturePlan},
     hash::FlowKeys,
-    nat, return_route, rewrite,
+    nat, nat_connections, return_route, rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
 };
@@ -411,6 +411,9 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("ICMP_BUDGETS", cpus)
         .map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS)
         .map_max_entries("RETURN_ROUTES", cpus * return_route::SLOTS)
+        // More than the flows of any case, as an operator would set it.
+        .map_max_entries("NAT_CONNECTIONS", 4 * 65_536)
+        .map_max_entries("NAT_RECENT", cpus * nat_connections::RECENT)
         .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
         .map_max_entries("PIN_LOG_HEADS", cpus)
         .map_max_entries("CAPTURE_COUNTERS", cpus)

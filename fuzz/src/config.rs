@@ -62,14 +62,23 @@ fn accepted(text: &str, config: &Config) {
 
 /// A file without services, but with room for them.
 fn skeleton(limits: &Limits) -> String {
-    let Limits { services, backends, pins, tracked_flows, connections, fragments, icmp_errors } =
-        limits;
+    let Limits {
+        services,
+        backends,
+        pins,
+        tracked_flows,
+        nat_connections,
+        connections,
+        fragments,
+        icmp_errors,
+    } = limits;
     let mut text = "interfaces = [\"eth0\"]\n[limits]\n".to_owned();
     for (key, limit) in [
         ("services", services),
         ("backends", backends),
         ("pins", pins),
         ("tracked_flows", tracked_flows),
+        ("nat_connections", nat_connections),
         ("connections", connections),
         ("fragments", fragments),
         ("icmp_errors", icmp_errors),

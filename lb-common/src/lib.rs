@@ -22,6 +22,7 @@ pub mod icmp_error;
 #[cfg(feature = "model")]
 pub mod model;
 pub mod nat;
+pub mod nat_connections;
 pub mod packet;
 mod pinning;
 #[cfg(feature = "user")]

@@ -16,9 +16,11 @@ use std::{
 use crate::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
-        FragmentKey, Handshake, OwnMac, Owners, PeerKey, ReverseKey, Service, ServiceKeyV4,
-        ServiceKeyV6, Slot, TokenBucket, Unanswered, VipKey,
+        FragmentKey, Handshake, NatConnection, NatConnectionKey, NatConnectionValue, OwnMac,
+        Owners, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
+        Unanswered, VipKey,
     },
+    nat_connections::Connections,
     second_choice::search,
     shared::{SharedU32, SharedU64},
     steer::in_flux,
@@ -62,6 +64,10 @@ pub struct ModelTables {
     pub peer_macs: HashMap<PeerKey, u16>,
     /// The backends in mode `nat`, by the source of their answers.
     pub reverse_nat: HashMap<ReverseKey, u16>,
+    /// TCP connections to them.
+    pub nat_connections: RefCell<HashMap<NatConnectionKey, Rc<NatConnection>>>,
+    /// Which of them were noted lately.
+    pub nat_recent: RefCell<HashMap<u32, Rc<SharedU64>>>,
     /// How many pins each service may make.
     pub budgets: HashMap<u16, Rc<TokenBucket>>,
     /// How many ICMP errors may be sent.
@@ -206,5 +212,19 @@ impl Tables for ModelTables {
 
     fn now_nanos(&self) -> u64 {
         self.nanos.get()
+    }
+}
+
+impl Connections for ModelTables {
+    fn get(&self, key: &NatConnectionKey) -> Option<impl Deref<Target = NatConnection>> {
+        self.nat_connections.borrow().get(key).cloned()
+    }
+
+    fn insert(&self, key: &NatConnectionKey, value: NatConnectionValue) {
+        self.nat_connections.borrow_mut().insert(*key, Rc::new(NatConnection::new(value)));
+    }
+
+    fn recent(&self, index: u32) -> Option<impl Deref<Target = SharedU64>> {
+        Some(self.nat_recent.borrow_mut().entry(index).or_default().clone())
     }
 }

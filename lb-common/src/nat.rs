@@ -154,21 +154,22 @@ pub const fn is_nat(backend: &Backend) -> bool {
     backend.flags & backend_flags::NAT != 0
 }
 
-/// Gives a client's packet at `l3` the backend's address and port as its destination; `None` if the first buffer does not
-/// hold what changes, and then the frame is spoilt. The TTL stays.
+/// Gives a client's packet at `l3` the backend's address and port as its destination, and returns what follows its IP
+/// header; `None` if the first buffer does not hold what changes, and then the frame is spoilt. The TTL stays.
 #[inline(always)]
 pub fn to_backend<P: Writable + ?Sized>(
     pkt: &mut P,
     l3: usize,
     v6: bool,
     to: &Backend,
-) -> Option<()> {
+) -> Option<Part> {
     let part = Part::of(pkt, l3, v6)?;
     if v6 {
-        translate_v6(pkt, l3, part, End::Destination, &to.vip, (&to.address, port_of(to)))
+        translate_v6(pkt, l3, part, End::Destination, &to.vip, (&to.address, port_of(to)))?;
     } else {
-        translate_v4(pkt, l3, part, End::Destination, [0; 4], (to.address_v4, port_of(to)))
+        translate_v4(pkt, l3, part, End::Destination, [0; 4], (to.address_v4, port_of(to)))?;
     }
+    Some(part)
 }
 
 /// Gives a backend's answer at `l3` VIP and port as its source, likewise.

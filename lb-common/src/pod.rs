@@ -25,6 +25,8 @@ pod!(
     abi::VipKey,
     abi::OwnMac,
     abi::PeerKey,
+    abi::NatConnectionKey,
+    abi::NatConnectionValue,
     abi::ReverseKey,
     service_index::Entry,
     tx_errors::Key,

@@ -184,12 +184,30 @@ impl BackendCounter {
     }
 }
 
+/// What a TCP answer says about its backend in mode `nat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Noted {
+    /// Nothing.
+    Other,
+    /// It accepts a connection.
+    Accepted,
+    /// It refuses one.
+    Refused,
+}
+
 impl ReturnCounter {
-    /// Counts an answer.
+    /// Counts an answer, of which `noted` is a [`Noted`].
     #[inline(always)]
-    pub fn count<B>(&self, answer: &Return<B>) {
+    pub fn count<B>(&self, answer: &Return<B>, noted: u64) {
         self.packets.bump(u64::from(answer.packets));
         self.bytes.bump(u64::from(answer.bytes));
+        if noted == Noted::Accepted as u64 {
+            self.accepted.bump(1);
+        }
+        if noted == Noted::Refused as u64 {
+            self.refused.bump(1);
+        }
     }
 }
 

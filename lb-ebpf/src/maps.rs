@@ -22,13 +22,14 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, DEFAULT_BACKENDS, DEFAULT_CONNECTIONS,
-        DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_PINS, DEFAULT_SERVICES, DEFAULT_TRACKED,
-        Flow, FlowKey, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, PIN_NOTES, PeerKey,
+        DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_NAT_CONNECTIONS, DEFAULT_PINS,
+        DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
+        Handshake, NatConnection, NatConnectionKey, NatConnectionValue, OwnMac, PIN_NOTES, PeerKey,
         PinLease, PinLogHead, PinNote, ReturnCounter, ReverseKey, Service, ServiceKeyV4,
         ServiceKeyV6, Slot, TokenBucket, Unanswered, VerdictCounter, VipKey,
     },
     hash::GOLDEN,
-    icmp_error,
+    icmp_error, nat_connections,
     return_route::{self, ReturnRoute, Wanted},
     second_choice::search,
     service_index::{self, Bucket, OVERFLOW, Place, WAYS},
@@ -141,6 +142,18 @@ static RETURN_EGRESS: Array<u32, { abi::RETURN_EGRESS as usize }> = Array::new()
 static RETURN_COUNTERS: Array<ReturnCounter, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> =
     Array::new();
 
+/// TCP connections to backends in mode `nat`.
+#[btf_map]
+static NAT_CONNECTIONS: LruHashMap<
+    NatConnectionKey,
+    NatConnection,
+    { DEFAULT_NAT_CONNECTIONS as usize },
+> = LruHashMap::new();
+
+/// The connections in mode `nat` that each CPU has noted lately, [`nat_connections::RECENT`] for each. As `TOO_BIG_BUDGETS`.
+#[btf_map]
+static NAT_RECENT: Array<SharedU64, { nat_connections::RECENT as usize }> = Array::new();
+
 /// Routes of answers that were found lately, [`return_route::SLOTS`] for each CPU. As `TOO_BIG_BUDGETS`.
 #[btf_map]
 static RETURN_ROUTES: Array<ReturnRoute, { return_route::SLOTS as usize }> = Array::new();
@@ -207,14 +220,16 @@ impl Maps {
         }
     }
 
-    /// Counts the answer of a backend in mode `nat`.
+    /// Counts the answer of a backend in mode `nat`, which was `noted` as a [`Noted`].
+    ///
+    /// [`Noted`]: lb_common::verdict::Noted
     #[inline(always)]
-    pub fn count_return(&self, answer: &Return<&Backend>) {
+    pub fn count_return(&self, answer: &Return<&Backend>, noted: u64) {
         // SAFETY: the helper has no precondition.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         let at = cpu * BACKENDS_PER_CPU.load() + u32::from(answer.id);
         if let Some(counter) = RETURN_COUNTERS.get(at) {
-            counter.count(answer);
+            counter.count(answer, noted);
         }
     }
 
@@ -526,5 +541,24 @@ impl Tables for Maps {
     fn now_nanos(&self) -> u64 {
         // SAFETY: the helper has no precondition.
         unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}
+
+impl nat_connections::Connections for Maps {
+    #[inline(always)]
+    fn get(&self, key: &NatConnectionKey) -> Option<impl Deref<Target = NatConnection>> {
+        get!(NAT_CONNECTIONS, key)
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &NatConnectionKey, value: NatConnectionValue) {
+        let _ = NAT_CONNECTIONS.insert(key, NatConnection::new(value), u64::from(BPF_ANY));
+    }
+
+    #[inline(always)]
+    fn recent(&self, index: u32) -> Option<impl Deref<Target = SharedU64>> {
+        // SAFETY: the helper has no precondition.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        NAT_RECENT.get(cpu * nat_connections::RECENT + index)
     }
 }

@@ -10,8 +10,9 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Backend, backend_flags},
     nat,
+    nat_connections::{self, Place},
     packet::{
-        Packet,
+        MAX_OFFSET, Packet,
         ethernet::{self, Ethernet, Tag},
         icmp,
         ipv4::{self, Ipv4},
@@ -70,8 +71,12 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
             cold_path();
             let what = place_of(to.l3, to.v6);
             checksum::complete(ctx.ctx, what);
-            if translate(ctx.ctx, backend, what) == 0 {
-                return None;
+            match translate(ctx.ctx, backend, what) {
+                0 => return None,
+                TRANSLATED => {}
+                tcp => {
+                    note_close(ctx.ctx, to.id.into(), what | tcp << TCP_SHIFT);
+                }
             }
         }
         let delta = to.l3 as i32 - L2 as i32;
@@ -111,12 +116,45 @@ fn place_of(l3: usize, v6: bool) -> u64 {
     u64::from(v6) << 8 | l3 as u64
 }
 
-/// [`nat::to_backend`] out of line, of a frame at [`place_of`] `what`.
+/// What [`translate`] returns for a packet that closes no connection; no TCP header starts there.
+pub const TRANSLATED: u64 = 1;
+/// Where the offset of the TCP header is in words for [`note_close`].
+pub const TCP_SHIFT: u32 = 16;
+
+/// [`nat::to_backend`] out of line, of a frame at [`place_of`] `what`; 0 if it fails. Of a packet for [`note_close`], where its
+/// TCP header starts.
 #[inline(never)]
 fn translate(ctx: *mut xdp_md, backend: &Backend, what: u64) -> u64 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
     let l3 = what as usize & L3_MASK;
-    nat::to_backend(&mut frame, l3, what >> 8 != 0, backend).is_some().into()
+    let Some(part) = nat::to_backend(&mut frame, l3, what >> 8 != 0, backend) else { return 0 };
+    nat_connections::closing(&frame, l3, part).map_or(TRANSLATED, |tcp| tcp as u64)
+}
+
+/// [`nat_connections::note_close`] of a frame to backend `id` at [`place_of`] `what`, with the place of its TCP header. A function
+/// that the verifier walks once, as the next one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_close(ctx: *mut xdp_md, id: u64, what: u64) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    nat_connections::note_close(&frame, &Maps, closing_at(what), id as u16, Maps.now());
+    0
+}
+
+/// The headers of a packet for [`note_close`], by its word.
+#[inline(always)]
+pub fn closing_at(what: u64) -> Place {
+    let tcp = (what >> TCP_SHIFT) as usize & MAX_OFFSET;
+    Place { l3: what as usize & L3_MASK, v6: what >> 8 & 1 != 0, tcp }
+}
+
+/// [`nat_connections::note_answer`] of the answer of which [`returns::find`](lb_common::returns::find) has returned `word`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_answer(ctx: *mut xdp_md, word: u64) -> u64 {
+    let frame = Frame::new(&XdpContext::new(ctx));
+    let (l3, v6, _) = returns::place(word);
+    nat_connections::note_answer(&frame, &Maps, (l3, v6), word as u16, Maps.now()) as u64
 }
 
 /// What [`to_client`] returns for an answer that is as it came, for the node's own stack to deal with; no action has this
@@ -139,7 +177,8 @@ pub fn to_client(ctx: &XdpContext, word: u64) -> u64 {
     let (l3, v6, _) = returns::place(word);
     let what = place_of(l3, v6);
     let was_unfinished = checksum::complete(ctx.ctx, what) != 0;
-    if translate_to_client(ctx.ctx, word, u64::from(route != BY_STACK)) == 0 {
+    let noted = note_answer(ctx.ctx, word);
+    if translate_to_client(ctx.ctx, word, u64::from(route != BY_STACK) | noted << 8) == 0 {
         return SPOILT;
     }
     if route == BY_STACK {
@@ -156,7 +195,7 @@ pub fn to_client(ctx: &XdpContext, word: u64) -> u64 {
 }
 
 /// What [`address_to_client`] returns where the node's own stack sends the frame; no interface has this index.
-const BY_STACK: u64 = 0;
+pub const BY_STACK: u64 = 0;
 
 /// Looks up the route of an answer, and gives the frame the MAC addresses that it leaves with. Returns the index of the interface
 /// that it leaves by, [`BY_STACK`] or [`UNTOUCHED`].
@@ -197,17 +236,18 @@ fn address_to_client(ctx: *mut xdp_md, word: u64) -> u64 {
     link.egress.into()
 }
 
-/// Translates and counts an answer, and takes a hop off unless `is_hop` is 0; 0 if the first buffer does not hold what changes.
+/// Translates and counts an answer, with what [`note_answer`] has returned from the second byte of `what` on, and takes a hop off
+/// unless the first byte is 0; 0 if the first buffer does not hold what changes.
 #[inline(never)]
-fn translate_to_client(ctx: *mut xdp_md, word: u64, is_hop: u64) -> u64 {
+fn translate_to_client(ctx: *mut xdp_md, word: u64, what: u64) -> u64 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
     let Some(backend) = Maps.backend(word as u16) else { return 0 };
     let to = Return::from_word(&frame, backend, word);
     if nat::to_client(&mut frame, to.l3, to.v6, backend).is_none() {
         return 0;
     }
-    Maps.count_return(&to);
-    (is_hop == 0 || hop::take(&frame, to.l3, to.v6).is_some()).into()
+    Maps.count_return(&to, what >> 8);
+    (what & 0xff == 0 || hop::take(&frame, to.l3, to.v6).is_some()).into()
 }
 
 /// Writes a link-layer header of `L2` bytes, by words that overlap: LLVM makes a loop over bytes of

@@ -4,6 +4,7 @@
 mod drains;
 mod fixture;
 mod health;
+mod nat_drains;
 mod pair;
 mod starved;
 mod sums;

@@ -21,6 +21,7 @@ mod local;
 mod mtu;
 mod names;
 mod nat;
+mod nat_connections;
 mod netlink;
 mod netns;
 mod probe;

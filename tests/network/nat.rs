@@ -18,7 +18,7 @@ use lb_model::backend_address::BackendAddress;
 
 use crate::mtu::{NARROW, learned, narrow};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The port that backends listen at; clients connect to 80.
 const PORT: u16 = nginx::PORTS[1];
 /// The port of the UDP service, and that of its backends.
@@ -33,7 +33,7 @@ const NODE: &[(&str, &str)] = &[
 ];
 
 /// The ways whose VIPs and addresses are of either family.
-const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
+pub const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
 
 /// The web hosts as any other host of the network: without a VIP, and with a route to clients by these gateways.
 fn backends_behind(lab: &Lab, v4: &str, v6: &str) -> Result<()> {
@@ -53,17 +53,23 @@ fn backends_behind(lab: &Lab, v4: &str, v6: &str) -> Result<()> {
 }
 
 /// The HTTP service of a family; `way` gives VIP and addresses.
-fn service(lab: &Lab, way: Way) -> Service {
+pub fn service(lab: &Lab, way: Way) -> Service {
     let mut service = way.service(lab);
     service.mode = "nat";
     service.with(&format!("target_port = {PORT}"))
 }
 
-/// A lab whose client is behind a router, with its services in mode `nat`.
-fn translated(attach: &'static str) -> Result<(Lab, Balancer)> {
+/// A lab whose client is behind a router, and the balancer the backends' gateway.
+pub fn lab_of_gateways(attach: &'static str) -> Result<Lab> {
     let lab = Lab::new(&Options { router: true, attach, ..Options::default() })?;
     lab.balancer.namespace.sysctl(NODE)?;
     backends_behind(&lab, "10.0.0.5", "fd00::5")?;
+    Ok(lab)
+}
+
+/// The same with its services in mode `nat`.
+fn translated(attach: &'static str) -> Result<(Lab, Balancer)> {
+    let lab = lab_of_gateways(attach)?;
     let mut services: Vec<_> = FAMILIES.map(|way| service(&lab, way)).into();
     for way in FAMILIES {
         let mut echo = service(&lab, way);

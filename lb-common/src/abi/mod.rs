@@ -34,6 +34,8 @@
 //! | `NAT_BACKENDS` | how many of them there are | 1 |
 //! | `RETURN_EGRESS` | interfaces that answers may be redirected to, and whether by tc alone | 16 |
 //! | `RETURN_COUNTERS` | counters of the answers of a backend | for each CPU |
+//! | `NAT_CONNECTIONS` | client, backend in mode `nat`: a TCP connection | 65,536, LRU |
+//! | `NAT_RECENT` | marks of answers that were noted lately; not pinned | 4,096 for each CPU |
 //! | `RETURN_ROUTES` | routes of answers that were found lately; not pinned | 512 for each CPU |
 //! | `VERDICTS` | packets and bytes by verdict | for each CPU |
 //! | `BACKEND_COUNTERS` | counters of a backend, and its unanswered SYNs | for each CPU |
@@ -41,6 +43,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 
 mod handshake;
+pub mod nat_connection;
 mod pin_log;
 mod slot;
 
@@ -48,6 +51,9 @@ mod slot;
 pub use self::slot::SlotSnapshot;
 pub use self::{
     handshake::{HANDSHAKES, Handshake},
+    nat_connection::{
+        DEFAULT_NAT_CONNECTIONS, NatConnection, NatConnectionKey, NatConnectionValue,
+    },
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
     slot::{Owners, Slot, stamp, stamp_age},
 };
@@ -528,8 +534,12 @@ pub struct ReturnCounter {
     pub packets: SharedU64,
     /// Bytes, by the length in the IP header.
     pub bytes: SharedU64,
+    /// SYN-ACKs.
+    pub accepted: SharedU64,
+    /// RSTs of no connection that the program knows: refusals of a SYN, most of them.
+    pub refused: SharedU64,
     /// Zero.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 4],
 }
 
 /// A token bucket of one CPU: how many pins it may still make for one service, as the element of

@@ -12,6 +12,7 @@ mod icmp;
 mod icmp_error;
 mod model;
 mod nat;
+mod nat_connections;
 mod parse;
 mod quic;
 mod rewrite;

@@ -17,14 +17,14 @@ use crate::{
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// The port that backends listen at.
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
 /// The backends' address in either family.
 const BACKEND: ([u8; 4], [u8; 16]) =
     ([10, 0, 1, 10], [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10]);
 const VIP: ([u8; 4], [u8; 16]) = (VIP_V4, VIP_V6);
 
 /// Backend 1 serves TCP at [`WEB`] and backend 2 UDP at [`GAME`], both by NAT.
-fn world(family: Family) -> Model {
+pub fn world(family: Family) -> Model {
     let mut model = Model::new(1);
     for (id, service, vip_port, proto) in [(1, 1, WEB, TCP), (2, 3, GAME, UDP)] {
         let backend = &mut model.backends.borrow_mut()[usize::from(id)];
@@ -55,11 +55,11 @@ fn world(family: Family) -> Model {
 }
 
 /// A frame after its verdict.
-fn translated(frame: &[u8], verdict: &Decided) -> Vec<u8> {
+pub fn translated(frame: &[u8], verdict: &Decided) -> Vec<u8> {
     let mut bytes = frame.to_vec();
     let done = match verdict {
         Verdict::Forward(Forward { backend, l3, v6, .. }) => {
-            nat::to_backend(&mut bytes[..], *l3, *v6, backend)
+            nat::to_backend(&mut bytes[..], *l3, *v6, backend).map(drop)
         }
         Verdict::Return(Return { backend, l3, v6, .. }) => {
             nat::to_client(&mut bytes[..], *l3, *v6, backend)
@@ -80,7 +80,7 @@ fn is_true(sum: u64) -> bool {
 }
 
 /// Offset of the transport header of a frame without extension headers or options.
-const fn l4(family: Family) -> usize {
+pub const fn l4(family: Family) -> usize {
     match family {
         Family::V4 => 34,
         Family::V6 => 54,
@@ -120,7 +120,7 @@ fn text(family: Family, address: ([u8; 4], [u8; 16])) -> Vec<u8> {
 }
 
 /// A frame from a backend to a client.
-fn from_backend(family: Family, client: &Client, proto: u8, transport: &[u8]) -> Vec<u8> {
+pub fn from_backend(family: Family, client: &Client, proto: u8, transport: &[u8]) -> Vec<u8> {
     let mut frame = ethernet(ip(family, 64, BACKEND, (client.v4, client.v6)), proto, transport);
     // The checksum, from nothing.
     let at = l4(family) + if proto == TCP { 16 } else { 6 };

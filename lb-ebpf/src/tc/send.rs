@@ -4,22 +4,21 @@ use core::hint::cold_path;
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
-        TC_ACT_SHOT, TC_ACT_UNSPEC,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, TC_ACT_UNSPEC,
     },
     programs::TcContext,
 };
 use lb_common::{
     abi::{Backend, RETURN_EGRESS_TC, backend_flags},
-    nat,
+    nat, nat_connections,
     packet::{
         Packet as _, ethernet,
         ipv4::{self, Ipv4},
         ipv6::{self, Ipv6},
         number,
     },
-    return_route::Link,
-    rewrite,
+    returns, rewrite,
     tables::Tables as _,
     verdict::{Forward, Return},
 };
@@ -30,6 +29,7 @@ use super::tags::{self, Tags};
 use crate::{hop, maps::Maps};
 
 pub use super::reply::reply;
+use crate::send::{BY_STACK, TCP_SHIFT, TRANSLATED, closing_at};
 pub use crate::send::{SPOILT, UNTOUCHED};
 
 /// The next program or filter sees the frame, then the stack: `TCX_NEXT`, and `TC_ACT_UNSPEC` of `clsact`. 0 would end
@@ -56,8 +56,12 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
     if nat::is_nat(backend) {
         cold_path();
         let what = u64::from(to.v6) << 8 | to.l3 as u64;
-        if translate(skb, backend, what) == 0 {
-            return None;
+        match translate(skb, backend, what) {
+            0 => return None,
+            TRANSLATED => {}
+            tcp => {
+                note_close_skb(skb.context().skb.skb, to.id.into(), what | tcp << TCP_SHIFT);
+            }
         }
     }
     let frame = &SkbFrame::of_skb(skb);
@@ -93,94 +97,124 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
 const L3_MASK: usize = 0x1f;
 
 /// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
-/// it is IPv6.
+/// it is IPv6. 0 if it fails; of a packet for [`note_close`], where its TCP header starts.
 #[inline(never)]
 fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
     let mut frame = SkbFrame::of_skb(skb);
     let l3 = what as usize & L3_MASK;
-    nat::to_backend(&mut frame, l3, what >> 8 != 0, backend).is_some().into()
+    let Some(part) = nat::to_backend(&mut frame, l3, what >> 8 != 0, backend) else { return 0 };
+    let frame = SkbFrame::of_skb(skb);
+    nat_connections::closing(&frame, l3, part).map_or(TRANSLATED, |tcp| tcp as u64)
+}
+
+/// [`nat_connections::note_close`] of a frame to backend `id`; `what` as for [`translate`], with the place of its TCP header. A
+/// function that the verifier walks once, as the next one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_close_skb(skb: *mut __sk_buff, id: u64, what: u64) -> u64 {
+    let skb = Skb::new(&TcContext::new(skb));
+    nat_connections::note_close(
+        &SkbFrame::of_skb(skb),
+        &Maps,
+        closing_at(what),
+        id as u16,
+        Maps.now(),
+    );
+    0
+}
+
+/// [`nat_connections::note_answer`] of the answer of which [`returns::find`](lb_common::returns::find) has returned `word`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_answer_skb(skb: *mut __sk_buff, word: u64) -> u64 {
+    let skb = Skb::new(&TcContext::new(skb));
+    let (l3, v6, _) = returns::place(word);
+    let frame = SkbFrame::of_skb(skb);
+    nat_connections::note_answer(&frame, &Maps, (l3, v6), word as u16, Maps.now()) as u64
 }
 
 /// As that of XDP (`send.rs`); the kernel resolves next hops whose MAC address is not known.
 #[inline(always)]
 pub fn to_client(ctx: &TcContext, word: u64) -> u64 {
-    to_client_by_route(Skb::new(ctx), word)
-}
-
-#[inline(never)]
-fn to_client_by_route(skb: Skb, word: u64) -> u64 {
-    let mut frame = SkbFrame::of_skb(skb);
-    let Some(backend) = Maps.backend(word as u16).filter(|backend| nat::is_nat(backend)) else {
+    let skb = Skb::new(ctx);
+    let route = address_to_client(skb, word);
+    if route == UNTOUCHED {
         return UNTOUCHED;
-    };
-    let to = Return::from_word(&frame, backend, word);
-    let (l3, v6) = (to.l3, to.v6);
-    // Of a GSO frame the packets' sizes count, which the kernel looks at when it cuts it.
-    let len = if skb.gso_size() == 0 { to.len } else { 0 };
-    let at = (l3, v6, len);
-    let ingress = skb.ifindex();
-    let Some(wanted) = fib::wanted(&frame, at, ingress, &backend.vip) else { return UNTOUCHED };
-    let Some(kept) = Maps.return_route(&wanted) else { return UNTOUCHED };
-    let now = Maps.now_nanos();
-    let way = match kept.find(&wanted, now) {
-        Some(link) => Way::Link(link),
-        None => {
-            let Some(route) = fib::route(&frame, at, ingress, &backend.vip) else {
-                return UNTOUCHED;
-            };
-            let egress = route.link.egress;
-            if route.by_stack {
-                Way::Stack
-            } else {
-                if route.has_neighbour
-                    && (egress == ingress || Maps.is_return_egress(egress, RETURN_EGRESS_TC))
-                {
-                    kept.keep(&wanted, &route.link, now);
-                }
-                // Also where the MAC address is known: so the kernel notices that the neighbour is in use, and asks for the
-                // address again when it is old.
-                Way::Neighbour(egress)
-            }
-        }
-    };
-    Maps.count_return(&to);
-    if nat::to_client(&mut frame, l3, v6, backend).is_none() {
+    }
+    let noted = note_answer_skb(skb.context().skb.skb, word);
+    if translate_to_client(skb, word, u64::from(route != BY_STACK) | noted << 8) == 0 {
         return SPOILT;
     }
-    if matches!(way, Way::Stack) {
-        return PASS.into();
-    }
-    if hop::take(&SkbFrame::of_skb(skb), l3, v6).is_none() {
-        return SPOILT;
-    }
-    if v6 {
-        skb.update_sum(0, 1);
-    }
-    if tags::any(skb, l3) && !tags::strip(skb) {
-        return SPOILT;
-    }
-    let action = match way {
-        Way::Link(link) => {
-            let frame = SkbFrame::of_skb(skb);
-            if !frame.store(8, U32::new(link.end)) || !frame.store(0, U64::new(link.begin)) {
-                return SPOILT;
-            }
-            skb.redirect(link.egress)
-        }
-        Way::Neighbour(egress) => skb.redirect_to_neighbour(egress),
-        Way::Stack => PASS,
+    let action = if route == BY_STACK {
+        PASS
+    } else if route & NEIGHBOUR != 0 {
+        skb.redirect_to_neighbour(route as u32)
+    } else {
+        skb.redirect(route as u32)
     };
     action.into()
 }
 
-/// How an answer leaves.
-enum Way {
-    /// By an interface with an Ethernet header, with these MAC addresses.
-    Link(Link),
-    /// By this interface; the kernel resolves the next hop.
-    Neighbour(u32),
-    /// As the node's own stack sends it.
-    Stack,
+/// What [`address_to_client`] returns above the index of an interface, where the kernel writes the MAC addresses.
+const NEIGHBOUR: u64 = 1 << 34;
+
+/// Looks up the route of an answer, and gives the frame the MAC addresses that it leaves with where they are kept. Returns the
+/// index of the interface that it leaves by, which may have the bit [`NEIGHBOUR`], or [`BY_STACK`] or [`UNTOUCHED`].
+#[inline(never)]
+fn address_to_client(skb: Skb, word: u64) -> u64 {
+    let frame = SkbFrame::of_skb(skb);
+    let Some(backend) = Maps.backend(word as u16).filter(|backend| nat::is_nat(backend)) else {
+        return UNTOUCHED;
+    };
+    let (l3, v6, len) = returns::place(word);
+    // Of a GSO frame the packets' sizes count, which the kernel looks at when it cuts it.
+    let at = (l3, v6, if skb.gso_size() == 0 { len } else { 0 });
+    let ingress = skb.ifindex();
+    let Some(wanted) = fib::wanted(&frame, at, ingress, &backend.vip) else { return UNTOUCHED };
+    let Some(kept) = Maps.return_route(&wanted) else { return UNTOUCHED };
+    let now = Maps.now_nanos();
+    let Some(link) = kept.find(&wanted, now) else {
+        let Some(route) = fib::route(&frame, at, ingress, &backend.vip) else { return UNTOUCHED };
+        if route.by_stack {
+            return BY_STACK;
+        }
+        let egress = route.link.egress;
+        if route.has_neighbour
+            && (egress == ingress || Maps.is_return_egress(egress, RETURN_EGRESS_TC))
+        {
+            kept.keep(&wanted, &route.link, now);
+        }
+        // Also where the MAC address is known: so the kernel notices that the neighbour is in use, and asks for the address
+        // again when it is old.
+        return NEIGHBOUR | u64::from(egress);
+    };
+    if !frame.store(8, U32::new(link.end)) || !frame.store(0, U64::new(link.begin)) {
+        return UNTOUCHED;
+    }
+    link.egress.into()
+}
+
+/// As that of XDP; it removes VLAN tags too, unless the first byte of `what` is 0.
+#[inline(never)]
+fn translate_to_client(skb: Skb, word: u64, what: u64) -> u64 {
+    let mut frame = SkbFrame::of_skb(skb);
+    let Some(backend) = Maps.backend(word as u16) else { return 0 };
+    let to = Return::from_word(&frame, backend, word);
+    let (l3, v6) = (to.l3, to.v6);
+    Maps.count_return(&to, what >> 8);
+    if nat::to_client(&mut frame, l3, v6, backend).is_none() {
+        return 0;
+    }
+    if what & 0xff == 0 {
+        return 1;
+    }
+    if hop::take(&SkbFrame::of_skb(skb), l3, v6).is_none() {
+        return 0;
+    }
+    if v6 {
+        skb.update_sum(0, 1);
+    }
+    (!tags::any(skb, l3) || tags::strip(skb)).into()
 }
 
 /// The longest packet that fits an outer IPv4 header.

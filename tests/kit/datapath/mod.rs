@@ -11,7 +11,8 @@ use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::{
-    BackendCounter, Flow, FlowValue, Owners, SYN_MARKS, Slot, TokenBucket, Unanswered,
+    BackendCounter, Flow, FlowValue, NatConnection, Owners, SYN_MARKS, Slot, TokenBucket,
+    Unanswered,
 };
 
 use self::{
@@ -226,6 +227,11 @@ impl Twins {
             model.verdicts
         );
         ensure!(counts == model.counts, "counts: {counts:?}, the core {:?}", model.counts);
+        let known = kernel.nat_connections()?;
+        let of_core = tables.nat_connections.borrow();
+        let of_core: HashMap<_, _> =
+            of_core.iter().map(|(key, value)| (*key, value.get())).collect();
+        ensure!(known == of_core, "connections in mode nat: {known:?}, the core {of_core:?}");
         let returns = kernel.returns()?;
         ensure!(returns == model.returns, "answers: {returns:?}, the core {:?}", model.returns);
         Ok(())
@@ -249,6 +255,9 @@ impl Twins {
         for (service, ring) in &mut tables.rings {
             *ring = kernel.ring(*service)?.into_iter().map(slot_of).collect();
         }
+        let known = kernel.nat_connections()?.into_iter();
+        *tables.nat_connections.get_mut() =
+            known.map(|(key, value)| (key, Rc::new(NatConnection::new(value)))).collect();
         model.verdicts = kernel.verdicts()?;
         model.set_counts(kernel.counts()?);
         model.returns = kernel.returns()?;
@@ -292,6 +301,12 @@ impl Twins {
             Some(value) => kernel.put_connection(*key, value),
             None => kernel.remove_connection(key),
         })?;
+        for (key, _) in tables.nat_connections.get_mut().drain() {
+            kernel.remove_nat_connection(&key)?;
+        }
+        for (index, _) in tables.nat_recent.get_mut().drain() {
+            kernel.clear_nat_recent(index)?;
+        }
         for (place, _) in tables.handshakes.get_mut().drain() {
             kernel.clear_handshake(place)?;
         }

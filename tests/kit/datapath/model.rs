@@ -6,12 +6,13 @@ use std::{cell::Cell, collections::HashMap};
 use lb_common::{
     abi::{Backend, backend_flags},
     model::ModelTables,
-    nat,
+    nat, nat_connections,
     packet::{Packet, ethernet, ipv4, ipv6, number},
     returns::decide,
     rewrite,
+    tables::Tables as _,
     unfinished::{self, Place},
-    verdict::{Drop, Forward, Pass, Reply, ReplyKind, Return, Verdict, events},
+    verdict::{Drop, Forward, Noted, Pass, Reply, ReplyKind, Return, Verdict, events},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -53,8 +54,8 @@ pub struct Model {
     pub segment: u32,
     /// The kernel's routes to clients, if there are any.
     pub routes: Option<Routes>,
-    /// Answers of each backend in mode `nat`: packets, bytes.
-    pub returns: HashMap<u16, [u64; 2]>,
+    /// Answers of each backend in mode `nat`: packets, bytes, SYN-ACKs, refusals.
+    pub returns: HashMap<u16, [u64; 4]>,
     /// Whether the last frame was an answer of which the kernel may have written the MAC addresses, behind the program.
     pub is_resolved: bool,
 }
@@ -138,6 +139,9 @@ impl Model {
             Verdict::Forward(to) => {
                 let l2 = usize::from(to.backend.l2_len);
                 let is_local = to.backend.is_local();
+                if nat::is_nat(&to.backend) && !is_local {
+                    self.note_close(frame, &to);
+                }
                 let same = to.backend.ifindex == ingress;
                 if !is_local {
                     out = self.hook.shown(forward(frame, &to, self.computes()), l2, same);
@@ -170,6 +174,12 @@ impl Model {
                     let count = self.returns.entry(to.id).or_default();
                     count[0] += u64::from(to.packets);
                     count[1] += u64::from(to.bytes);
+                    let (at, now) = ((to.l3, to.v6), self.tables.now());
+                    match nat_connections::note_answer(frame, &self.tables, at, to.id, now) {
+                        Noted::Accepted => count[2] += 1,
+                        Noted::Refused => count[3] += 1,
+                        Noted::Other => {}
+                    }
                     return (action, bytes);
                 }
                 None => (Pass::ReturnUntranslated.index(), Action::Pass),
@@ -197,6 +207,18 @@ impl Model {
     /// Within how many bytes of a frame the program computes a checksum.
     fn computes(&self) -> usize {
         if self.hook == Hook::Xdp { self.first_buffer } else { 0 }
+    }
+
+    /// Notes that a client closes its connection to a backend in mode `nat`.
+    fn note_close(&self, frame: &[u8], to: &Forward<Backend>) {
+        let mut frame = frame.to_vec();
+        let part = nat::to_backend(&mut frame[..], to.l3, to.v6, &to.backend);
+        let part = part.expect("decided on it");
+        if let Some(tcp) = nat_connections::closing(&frame[..], to.l3, part) {
+            let at = nat_connections::Place { l3: to.l3, v6: to.v6, tcp };
+            let now = self.tables.now();
+            nat_connections::note_close(&frame[..], &self.tables, at, to.id, now);
+        }
     }
 
     /// What becomes of an answer in mode `nat`; `None` if the kernel gets it as it came.

@@ -28,6 +28,7 @@ pub const LARGER: Limits = Limits {
     backends: 200,
     pins: 10_000,
     tracked_flows: 8_000,
+    nat_connections: 8_000,
     connections: 8_000,
     fragments: 8_000,
     icmp_errors: abi::DEFAULT_ICMP_ERRORS,
@@ -172,12 +173,14 @@ fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
         backends: 2,
         pins: 700,
         tracked_flows: 700,
+        nat_connections: 700,
         connections: 700,
         fragments: 700,
         icmp_errors: abi::DEFAULT_ICMP_ERRORS,
     };
     let before = Content::of(&testbed.settings.pin_dir.join("v1"));
-    assert_eq!(testbed.open().limits(), LIMITS);
+    // Layout 1 has no connections in mode `nat`.
+    assert_eq!(testbed.open().limits(), Limits { nat_connections: 700, ..LIMITS });
     assert_eq!(Content::of(&testbed.current()), before);
     // One limit may go down while another has to stay.
     testbed.settings.limits = Limits { services: 5, backends: 2, pins: 900, ..LIMITS };

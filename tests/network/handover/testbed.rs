@@ -24,6 +24,7 @@ pub const LIMITS: Limits = Limits {
     backends: 64,
     pins: 2_048,
     tracked_flows: 4_096,
+    nat_connections: 4_096,
     connections: 4_096,
     fragments: 4_096,
     icmp_errors: abi::DEFAULT_ICMP_ERRORS,

@@ -516,6 +516,7 @@ fn read_limits(root: &Table<'_>) -> Limits {
         ("backends", &mut limits.backends, 1, 65_534),
         ("pins", &mut limits.pins, 1, MAX_ENTRIES),
         ("tracked_flows", &mut limits.tracked_flows, 1, MAX_ENTRIES),
+        ("nat_connections", &mut limits.nat_connections, 1, MAX_ENTRIES),
         ("connections", &mut limits.connections, 1, MAX_ENTRIES),
         ("fragments", &mut limits.fragments, 1, MAX_ENTRIES),
         ("icmp_errors", &mut limits.icmp_errors, 0, MAX_ICMP_ERRORS),

@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
-        self, BackendCounter, FlowKey, FlowValue, OwnMac, Owners, PeerKey, ReturnCounter, Slot,
-        TokenBucket, VerdictCounter, VipKey,
+        self, BackendCounter, FlowKey, FlowValue, NatConnectionKey, NatConnectionValue, OwnMac,
+        Owners, PeerKey, ReturnCounter, Slot, TokenBucket, VerdictCounter, VipKey,
     },
     verdict::REASONS,
 };
@@ -69,6 +69,8 @@ fn add(total: &mut BackendTotals, counter: &BackendCounter) {
 fn add_returned(total: &mut BackendTotals, counter: &ReturnCounter) {
     total.returned.packets += counter.packets.load();
     total.returned.bytes += counter.bytes.load();
+    total.accepted += counter.accepted.load();
+    total.refused += counter.refused.load();
 }
 
 /// The kernel's errors of full maps, in words.
@@ -295,6 +297,29 @@ impl Flows for Xdp {
         self.pin_log.lease(until);
     }
 
+    fn nat_connections(
+        &self,
+        visit: &mut dyn FnMut(NatConnectionKey, NatConnectionValue),
+    ) -> Result<()> {
+        if let Some(table) = &self.maps.nat_connections {
+            table.walk(visit)?;
+        }
+        Ok(())
+    }
+
+    fn forget_nat_connection(
+        &mut self,
+        key: &NatConnectionKey,
+        seen: NatConnectionValue,
+    ) -> Result<()> {
+        if let Some(table) = &self.maps.nat_connections
+            && table.get(key)? == Some(seen)
+        {
+            table.delete(key)?;
+        }
+        Ok(())
+    }
+
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()> {
         let mut keys = Vec::new();
         self.maps.fragments.walk(|key, value| {
@@ -389,10 +414,11 @@ impl Counters for Xdp {
         if let Some(map) = &self.maps.return_counters {
             let counters = Mapped::<ReturnCounter>::new(map)?;
             for stretch in self.stretches(self.limits.backends + 1) {
-                let ReturnCounter { packets, bytes, reserved: _ } =
+                let ReturnCounter { packets, bytes, accepted, refused, reserved: _ } =
                     &counters[stretch][usize::from(id)];
-                packets.store(0);
-                bytes.store(0);
+                for count in [packets, bytes, accepted, refused] {
+                    count.store(0);
+                }
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader, programs};
-use lb_common::{abi::TOO_BIG_BUDGETS, return_route};
+use lb_common::{abi::TOO_BIG_BUDGETS, nat_connections, return_route};
 use lb_model::settings::{Limits, Settings};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::{info, warn};
@@ -275,6 +275,7 @@ pub(super) fn load_object(
     loader.map_max_entries("ICMP_BUDGETS", cpus);
     loader.map_max_entries("TOO_BIG_BUDGETS", cpus * TOO_BIG_BUDGETS);
     loader.map_max_entries("RETURN_ROUTES", cpus * return_route::SLOTS);
+    loader.map_max_entries("NAT_RECENT", cpus * nat_connections::RECENT);
     let mut random = [0; 8];
     let filled = SystemRandom::new().fill(&mut random);
     filled.map_err(|_| anyhow!("the kernel gives no random bytes"))?;

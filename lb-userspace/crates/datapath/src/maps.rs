@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PeerKey,
-        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, NatConnectionKey,
+        NatConnectionValue, OwnMac, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        VipKey,
     },
     service_index::Entry,
 };
@@ -68,12 +69,14 @@ pub(crate) struct OpenMaps {
     pub own_macs: Table<u32, OwnMac>,
     /// `PEER_MACS`, which sets that were made before it have not.
     pub peer_macs: Option<Table<PeerKey, u32>>,
-    /// `REVERSE_NAT`, which sets that were made before it have not, as the next three.
+    /// `REVERSE_NAT`, which sets that were made before it have not, as the next four.
     pub reverse_nat: Option<Table<ReverseKey, u32>>,
     /// `NAT_BACKENDS`.
     pub nat_backends: Option<Table<u32, u32>>,
     /// `RETURN_EGRESS`.
     pub return_egress: Option<Table<u32, u32>>,
+    /// `NAT_CONNECTIONS`.
+    pub nat_connections: Option<Table<NatConnectionKey, NatConnectionValue>>,
     /// `RETURN_COUNTERS`, to be mapped.
     pub return_counters: Option<MapData>,
     /// `VERDICTS`, to be mapped.
@@ -113,6 +116,7 @@ impl OpenMaps {
             reverse_nat: spare("REVERSE_NAT")?.map(Table::new).transpose()?,
             nat_backends: spare("NAT_BACKENDS")?.map(Table::new).transpose()?,
             return_egress: spare("RETURN_EGRESS")?.map(Table::new).transpose()?,
+            nat_connections: spare("NAT_CONNECTIONS")?.map(Table::new).transpose()?,
             return_counters: spare("RETURN_COUNTERS")?,
             verdicts: map("VERDICTS")?,
             backend_counters: map("BACKEND_COUNTERS")?,

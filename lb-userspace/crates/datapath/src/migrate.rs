@@ -122,6 +122,12 @@ impl Source {
             let used = with_room(&maps.tracked)?;
             keep("tracked_flows", has.tracked_flows, &mut limits.tracked_flows, used);
         }
+        if wanted.nat_connections < has.nat_connections
+            && let Some(table) = &maps.nat_connections
+        {
+            let used = with_room(table)?;
+            keep("nat_connections", has.nat_connections, &mut limits.nat_connections, used);
+        }
         if wanted.connections < has.connections {
             let used = with_room(&maps.connections)?;
             keep("connections", has.connections, &mut limits.connections, used);
@@ -167,7 +173,8 @@ impl Source {
     }
 
     /// Copies what is not shared, while the old program runs. The services' index is made from the
-    /// services; budgets, marks of SYNs and of handshakes begin anew; counters move later.
+    /// services; budgets, marks of SYNs and of handshakes begin anew; counters move later. Connections in mode `nat` that are
+    /// opened meanwhile are known after their next answer.
     pub(super) fn copy(&self, to: &OpenMaps) -> Result<()> {
         let from = &self.maps;
         copy(&from.services_v4, &to.services_v4).context("copy SERVICES_V4")?;
@@ -179,6 +186,9 @@ impl Source {
         copy(&from.tracked, &to.tracked).context("copy TRACKED")?;
         copy(&from.connections, &to.connections).context("copy CONNECTIONS")?;
         copy(&from.fragments, &to.fragments).context("copy FRAGMENTS")?;
+        if let (Some(from), Some(to)) = (&from.nat_connections, &to.nat_connections) {
+            copy(from, to).context("copy NAT_CONNECTIONS")?;
+        }
         from.rings.share(&to.rings).context("share the rings")
     }
 

@@ -87,6 +87,7 @@ impl Specimen {
         let limits = Limits {
             pins: FLOWS,
             tracked_flows: FLOWS,
+            nat_connections: FLOWS,
             connections: FLOWS,
             fragments: FLOWS,
             icmp_errors: xdp.icmp_rate(),

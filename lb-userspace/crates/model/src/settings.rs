@@ -123,6 +123,8 @@ pub struct Limits {
     pub pins: u32,
     /// Flows of `tracked` UDP services.
     pub tracked_flows: u32,
+    /// TCP connections to backends in mode `nat`.
+    pub nat_connections: u32,
     /// QUIC connections.
     pub connections: u32,
     /// Fragmented packets of which the rest is awaited.
@@ -138,6 +140,7 @@ impl Default for Limits {
             backends: abi::DEFAULT_BACKENDS,
             pins: abi::DEFAULT_PINS,
             tracked_flows: abi::DEFAULT_TRACKED,
+            nat_connections: abi::DEFAULT_NAT_CONNECTIONS,
             connections: abi::DEFAULT_CONNECTIONS,
             fragments: abi::DEFAULT_FRAGMENTS,
             icmp_errors: abi::DEFAULT_ICMP_ERRORS,

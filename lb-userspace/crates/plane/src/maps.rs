@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use lb_api::status::Count;
-use lb_common::abi::{self, FlowKey, FlowValue, Owners, PeerKey, Slot, SlotSnapshot};
+use lb_common::abi::{
+    self, FlowKey, FlowValue, NatConnectionKey, NatConnectionValue, Owners, PeerKey, Slot,
+    SlotSnapshot,
+};
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
@@ -130,6 +133,19 @@ pub trait Flows {
     /// base owner that is soft down needs no lease.
     fn lease_pins(&mut self, until: u64);
 
+    /// Visits the TCP connections to backends in mode `nat`.
+    fn nat_connections(
+        &self,
+        visit: &mut dyn FnMut(NatConnectionKey, NatConnectionValue),
+    ) -> Result<()>;
+
+    /// Removes one unless it has changed since it was `seen`.
+    fn forget_nat_connection(
+        &mut self,
+        key: &NatConnectionKey,
+        seen: NatConnectionValue,
+    ) -> Result<()>;
+
     /// Removes the marks of fragmented packets that went to any of these backends.
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
 }
@@ -178,4 +194,8 @@ pub struct BackendTotals {
     pub second_choices: u64,
     /// Mode `nat`: its answers, which this node has translated.
     pub returned: Count,
+    /// Its SYN-ACKs among them.
+    pub accepted: u64,
+    /// Its refusals among them.
+    pub refused: u64,
 }

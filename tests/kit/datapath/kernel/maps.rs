@@ -9,9 +9,11 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, PIN_NOTES,
-        PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, VipKey, mapped,
+        self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, NatConnectionKey,
+        NatConnectionValue, OwnMac, PIN_NOTES, PeerKey, ReverseKey, Service, ServiceKeyV4,
+        ServiceKeyV6, VipKey, mapped,
     },
+    nat_connections,
     service_index::{Entry, OVERFLOW, Place, WAYS},
     verdict::REASONS,
 };
@@ -140,24 +142,56 @@ impl Kernel {
         Ok(self.array("RETURN_EGRESS")?.set(0, element, 0)?)
     }
 
-    /// Answers by backend, of all CPUs: packets and bytes.
+    /// Answers by backend, of all CPUs: packets, bytes, SYN-ACKs and refusals.
     ///
     /// # Errors
     ///
     /// The kernel refuses it.
-    pub fn returns(&mut self) -> Result<HashMap<u16, [u64; 2]>> {
+    pub fn returns(&mut self) -> Result<HashMap<u16, [u64; 4]>> {
         let (cpus, backends) = (self.cpus, self.backends);
         let counters = self.array::<[u64; 8]>("RETURN_COUNTERS")?;
         let mut sums = HashMap::new();
         for index in 0..backends * cpus {
-            let [packets, bytes, ..] = counters.get(&index, 0)?;
-            if packets > 0 {
-                let sum: &mut [u64; 2] = sums.entry(u16::try_from(index % backends)?).or_default();
-                sum[0] += packets;
-                sum[1] += bytes;
+            let [counts @ .., _, _, _, _] = counters.get(&index, 0)?;
+            if counts[0] > 0 {
+                let sums: &mut [u64; 4] = sums.entry(u16::try_from(index % backends)?).or_default();
+                sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
             }
         }
         Ok(sums)
+    }
+
+    /// TCP connections to backends in mode `nat`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn nat_connections(&mut self) -> Result<HashMap<NatConnectionKey, NatConnectionValue>> {
+        Ok(self.hash("NAT_CONNECTIONS")?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Forgets a mark of a connection that was noted lately, on each CPU.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn clear_nat_recent(&mut self, index: u32) -> Result<()> {
+        let cpus = self.cpus;
+        let mut marks = self.array::<u64>("NAT_RECENT")?;
+        for cpu in 0..cpus {
+            marks.set(cpu * nat_connections::RECENT + index, 0, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn remove_nat_connection(&mut self, key: &NatConnectionKey) -> Result<()> {
+        let mut map = self.hash::<NatConnectionKey, NatConnectionValue>("NAT_CONNECTIONS")?;
+        Ok(map.remove(key)?)
     }
 
     /// Publishes the ring of a service, as the words of its slots.

@@ -20,7 +20,7 @@ use lb_common::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, PIN_NOTES,
         Service, ServiceKeyV4, ServiceKeyV6,
     },
-    return_route,
+    nat_connections, return_route,
     service_index::{self, Entry},
     verdict::REASONS,
 };
@@ -161,6 +161,7 @@ impl Kernel {
             .map_max_entries("TRACKED", tracked)
             .map_max_entries("CONNECTIONS", FLOWS)
             .map_max_entries("FRAGMENTS", FLOWS)
+            .map_max_entries("NAT_CONNECTIONS", FLOWS)
             .map_max_entries("VERDICTS", REASONS * cpus)
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("RETURN_COUNTERS", backends * cpus)
@@ -169,6 +170,7 @@ impl Kernel {
             .map_max_entries("ICMP_BUDGETS", cpus)
             .map_max_entries("TOO_BIG_BUDGETS", cpus * abi::TOO_BIG_BUDGETS)
             .map_max_entries("RETURN_ROUTES", cpus * return_route::SLOTS)
+            .map_max_entries("NAT_RECENT", cpus * nat_connections::RECENT)
             .map_max_entries("PIN_LOG", PIN_NOTES * cpus)
             .map_max_entries("PIN_LOG_HEADS", cpus)
             .override_global("BACKENDS_PER_CPU", &backends, true)
@@ -279,6 +281,11 @@ impl Kernel {
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("REVERSE_NAT", size_of::<abi::ReverseKey>(), 4),
+            (
+                "NAT_CONNECTIONS",
+                size_of::<abi::NatConnectionKey>(),
+                size_of::<abi::NatConnectionValue>(),
+            ),
             ("RETURN_COUNTERS", 4, size_of::<abi::ReturnCounter>()),
             ("SYN_BUDGETS", 4, size_of::<abi::TokenBucket>()),
             ("ICMP_BUDGETS", 4, size_of::<abi::TokenBucket>()),

@@ -396,6 +396,21 @@ pub struct Backend {
     /// Mode `nat`: packets and bytes of its answers, which this node has translated; none in other modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returned: Option<Count>,
+    /// TCP in mode `nat`: its connections, by the packets of both directions that this node has translated; none in other
+    /// modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<Connections>,
+}
+
+/// The connections of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Those that are open, when they were last counted: every ten seconds, and each second while a backend drains.
+    pub open: u64,
+    /// SYN-ACKs of the backend: each that a client has opened, and the repetitions.
+    pub accepted: u64,
+    /// RSTs of the backend that ended no known connection: SYNs that it has refused.
+    pub refused: u64,
 }
 
 /// A backend with its address, which a name may have stood for.

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use lb_api::{
     client::{self, Client},
     paths,
-    status::{Backend, OneBackend},
+    status::{Backend, Connections, OneBackend},
 };
 use lb_model::{
     desired::Admin,
@@ -136,13 +136,17 @@ pub(super) fn left(backend: &Backend) -> String {
     if slots == 0 && backend.pins == 0 {
         return "its pinned flows are counted".into();
     }
+    let connections = match backend.connections {
+        Some(Connections { open, .. }) => format!("{}, ", counted(open, "open connection")),
+        None => String::new(),
+    };
     let open = backend.pins.saturating_sub(backend.pins_closing);
     let closing = match backend.pins_closing {
         0 => String::new(),
         closing => format!(" and {} closing", format_count(closing)),
     };
     format!(
-        "{} pinned flow{}{closing}, older flows possible in {}",
+        "{connections}{} pinned flow{}{closing}, older flows possible in {}",
         format_count(open),
         if open == 1 { "" } else { "s" },
         counted(slots, "slot"),

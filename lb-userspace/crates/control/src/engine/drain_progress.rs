@@ -10,6 +10,9 @@
 //! longest silence that a slot of its ring has broken, if that is more ([`Silences`]). The estimate is shown to the
 //! operator and moves no flow, so a forged FIN shortens an estimate and nothing else.
 //!
+//! In mode `nat` the backend's own answers pass the node, too, and show for certain that it has no connection any more
+//! ([`super::nat_connections`]): then its slots settle and its pins go, and with them the drain.
+//!
 //! A node estimates only what it sees: not where it shares the packets with others, nor where another
 //! node is Active.
 //!

@@ -17,6 +17,7 @@ mod exchange;
 mod history;
 mod interfaces;
 mod maps;
+mod nat_connections;
 mod outage;
 mod pin_shares;
 mod pressure;
@@ -51,8 +52,8 @@ use lb_plane::DataPlane;
 
 use self::{
     drain_progress::Drains, history::History, interfaces::Interfaces, maps::AppliedMaps,
-    outage::Outages, pin_shares::PinShares, ramp::Ramping, silence::Silence, starved::Starved,
-    virtual_macs::VirtualMacs, walk::Walk, wanted::Wanted,
+    nat_connections::NatConnections, outage::Outages, pin_shares::PinShares, ramp::Ramping,
+    silence::Silence, starved::Starved, virtual_macs::VirtualMacs, walk::Walk, wanted::Wanted,
 };
 pub use self::{
     history::{LATE, Members, Role, Sharers},
@@ -75,6 +76,7 @@ pub struct Engine<D> {
     interfaces: Interfaces,
     ramping: Ramping,
     silence: Silence,
+    nat_connections: NatConnections,
     drains: Drains,
     pin_shares: PinShares,
     starved: Starved,
@@ -122,6 +124,7 @@ impl<D: DataPlane> Engine<D> {
             interfaces: Interfaces::default(),
             ramping: Ramping::default(),
             silence: Silence::default(),
+            nat_connections: NatConnections::default(),
             drains: Drains::default(),
             pin_shares: PinShares::default(),
             starved: Starved::default(),

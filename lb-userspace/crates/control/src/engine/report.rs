@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail};
-use lb_api::status::{Backend, Count, Drain, Service, Status, Usage};
+use lb_api::status::{Backend, Connections, Count, Drain, Service, Status, Usage};
 use lb_common::verdict::{Drop, Pass};
 use lb_inspect::{
     capture::{Spec, annotator::PacketAnnotator},
@@ -187,6 +187,7 @@ impl<D: DataPlane> Engine<D> {
                 syn_retransmissions: totals.syn_retransmissions,
                 second_choices: totals.second_choices,
                 returned: (service.mode == Mode::Nat).then_some(totals.returned),
+                connections: self.connections(id, &totals),
             };
             (address, status)
         });
@@ -203,6 +204,14 @@ impl<D: DataPlane> Engine<D> {
             target_port: service.target_port,
             backends,
         }
+    }
+
+    /// The connections of a backend, where this node sees both directions.
+    fn connections(&self, id: u16, totals: &BackendTotals) -> Option<Connections> {
+        let backend = self.maps.applied.backends.get(&id)?;
+        let open = self.nat_connections.open(backend, id)?;
+        let BackendTotals { accepted, refused, .. } = *totals;
+        Some(Connections { open, accepted, refused })
     }
 
     /// The path MTU to a backend that routers have reported.

@@ -6,6 +6,8 @@
 //! sent again a second later; and that more of its SYNs are sent again than the others'. Loss on
 //! the clients' side of the network hits all backends alike.
 //!
+//! In mode `nat` the backend's own answers pass the node, and stand for those packets; and its refusals are seen.
+//!
 //! A backend that stands out is suspect. A suspicion costs a check, which decides, and never more.
 //!
 //! The engine reads the counters ten times a second. A suspicion causes a probe at once, with a short timeout; two
@@ -20,7 +22,7 @@ use std::{
 use anyhow::Result;
 use lb_model::{
     backend_address::BackendAddress,
-    desired::{Protocol, ServiceKey},
+    desired::{Mode, Protocol, ServiceKey},
     seen::BackendKey,
     time::Now,
     units::counted,
@@ -41,6 +43,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 const SAMPLE: u64 = 8;
 /// By how much a backend must differ from the others of its service.
 const FACTOR: u64 = 4;
+/// Fewer refusals than this in a window are no evidence: an RST may answer a stray packet.
+const REFUSALS: u64 = 3;
 /// Fewer retransmitted SYNs than this are no evidence.
 const RETRANSMISSIONS: u64 = 3;
 
@@ -58,20 +62,28 @@ pub struct Suspicion {
 struct Counts {
     /// SYNs, those that were sent again among them.
     syns: u64,
-    /// Other packets.
+    /// Other packets; in mode `nat` answers.
     others: u64,
     /// SYNs that were sent again.
     again: u64,
+    /// Mode `nat`: SYNs that it has refused, and accepted.
+    refused: u64,
+    accepted: u64,
 }
 
 impl Counts {
-    const fn of(totals: &BackendTotals) -> Self {
+    const fn of(totals: &BackendTotals, is_translated: bool) -> Self {
         let syns = totals.new_flows;
         Self {
             syns,
-            others: totals.sent.packets.saturating_sub(syns),
+            others: match is_translated {
+                true => totals.returned.packets,
+                false => totals.sent.packets.saturating_sub(syns),
+            },
             // One that went to its second choice is no evidence about that backend.
             again: totals.syn_retransmissions.saturating_sub(totals.second_choices),
+            refused: totals.refused,
+            accepted: totals.accepted,
         }
     }
 
@@ -80,6 +92,8 @@ impl Counts {
             syns: self.syns.saturating_sub(before.syns),
             others: self.others.saturating_sub(before.others),
             again: self.again.saturating_sub(before.again),
+            refused: self.refused.saturating_sub(before.refused),
+            accepted: self.accepted.saturating_sub(before.accepted),
         }
     }
 
@@ -88,6 +102,8 @@ impl Counts {
             syns: self.syns + other.syns,
             others: self.others + other.others,
             again: self.again + other.again,
+            refused: self.refused + other.refused,
+            accepted: self.accepted + other.accepted,
         }
     }
 }
@@ -140,6 +156,14 @@ impl Memory {
             format!("{} in {} ms and no other packet", counted(syns, "SYN"), lasts.as_millis())
         })
     }
+}
+
+/// Why a backend seems to refuse connections, by the counts within a window.
+fn refusal(one: Counts) -> Option<String> {
+    let stands_out = one.refused >= REFUSALS && one.refused > one.accepted;
+    stands_out.then(|| {
+        format!("{} refused, {} accepted", counted(one.refused, "connection"), one.accepted)
+    })
 }
 
 /// Why a backend stands out against the others of its service, by the packets to each of them
@@ -203,7 +227,7 @@ impl Silence {
         let suspicions = samples.iter().zip(&windows).filter_map(|(sample, window)| {
             let alone = memories.get(&sample.backend)?.silence(now, sample.counts);
             let compared = || outlier(*window, all.since(*window)).filter(|_| sample.serves);
-            let reason = alone.or_else(compared)?;
+            let reason = alone.or_else(|| refusal(*window)).or_else(compared)?;
             Some(Suspicion { target: BackendKey { service, backend: sample.backend }, reason })
         });
         suspicions.collect()
@@ -231,16 +255,17 @@ impl Silence {
                 let backends: Vec<_> = backends
                     .filter_map(|at| ids.of(value.id, *at).map(|id| (*at, id, serves(id))))
                     .collect();
-                services.insert(service.key, (value.id, backends));
+                let is_translated = service.mode == Mode::Nat;
+                services.insert(service.key, (value.id, is_translated, backends));
             }
         }
         self.services.retain(|key, _| services.contains_key(key));
         self.second_choices.retain(|key, _| services.contains_key(key));
-        let backends = services.values().flat_map(|(_, backends)| backends);
+        let backends = services.values().flat_map(|(.., backends)| backends);
         let backends: Vec<u16> = backends.map(|(_, id, _)| *id).collect();
         let mut totals = maps.plane.totals_of(&backends)?.into_iter();
         let (mut suspicions, mut with_second_choices) = (Vec::new(), Vec::new());
-        for (key, (id, backends)) in services {
+        for (key, (id, is_translated, backends)) in services {
             let totals: Vec<_> = totals.by_ref().take(backends.len()).collect();
             let second_choices = totals.iter().map(|totals| totals.second_choices).sum();
             let before = self.second_choices.insert(key, second_choices);
@@ -251,7 +276,7 @@ impl Silence {
                 .into_iter()
                 .zip(&totals)
                 .map(|((backend, _, serves), totals)| {
-                    let counts = Counts::of(totals);
+                    let counts = Counts::of(totals, is_translated);
                     Sample { backend, serves, counts }
                 })
                 .collect();
@@ -294,7 +319,7 @@ mod tests {
         fn step(&mut self, sent: [(u64, u64, u64); 3]) -> Vec<usize> {
             self.now += Duration::from_millis(100);
             for (counts, (syns, others, again)) in self.counts.iter_mut().zip(sent) {
-                *counts = counts.plus(Counts { syns, others, again });
+                *counts = counts.plus(Counts { syns, others, again, ..Counts::default() });
             }
             let address = |n: usize| BackendAddress::from([10, 0, 0, n as u8]);
             let sample = |n: usize| Sample {
@@ -364,18 +389,19 @@ mod tests {
         let again = |syn_retransmissions, second_choices| {
             let totals =
                 BackendTotals { syn_retransmissions, second_choices, ..Default::default() };
-            Counts::of(&totals).again
+            Counts::of(&totals, false).again
         };
         assert_eq!((again(9, 9), again(9, 4), again(2, 0)), (0, 5, 2));
     }
 
     #[test]
     fn syns_that_are_sent_again_stand_out_against_the_other_backends() {
-        let rest = Counts { syns: 200, others: 800, again: 4 };
-        assert!(outlier(Counts { syns: 100, others: 300, again: 30 }, rest).is_some());
-        assert!(outlier(Counts { syns: 100, others: 400, again: 5 }, rest).is_none());
-        assert!(outlier(Counts { syns: 100, others: 400, again: 2 }, rest).is_none());
-        let alone = Counts { syns: 60, others: 20, again: 30 };
+        let of = |syns, others, again| Counts { syns, others, again, ..Counts::default() };
+        let rest = of(200, 800, 4);
+        assert!(outlier(of(100, 300, 30), rest).is_some());
+        assert!(outlier(of(100, 400, 5), rest).is_none());
+        assert!(outlier(of(100, 400, 2), rest).is_none());
+        let alone = of(60, 20, 30);
         assert!(outlier(alone, Counts::default()).is_none(), "there is none to compare with");
     }
 
@@ -394,7 +420,7 @@ mod tests {
         assert!(found.iter().all(Vec::is_empty));
         // The counters of another id begin elsewhere.
         story.steps(5, [served(9), served(9), served(9)]);
-        story.counts[1] = Counts { syns: 3, others: 0, again: 0 };
+        story.counts[1] = Counts { syns: 3, ..Counts::default() };
         assert_eq!(story.step([served(9), (0, 0, 0), served(9)]), [0; 0]);
     }
 }

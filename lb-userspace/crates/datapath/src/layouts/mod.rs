@@ -14,8 +14,9 @@ use aya::maps::MapInfo;
 use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
-        FragmentKey, OwnMac, PeerKey, PinLease, PinLogHead, PinNote, ReturnCounter, ReverseKey,
-        Service, ServiceKeyV4, ServiceKeyV6, TokenBucket, VerdictCounter, VipKey,
+        FragmentKey, NatConnection, NatConnectionKey, OwnMac, PeerKey, PinLease, PinLogHead,
+        PinNote, ReturnCounter, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, TokenBucket,
+        VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -63,7 +64,7 @@ const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) ->
 }
 
 /// The maps of this version.
-pub(crate) const SHAPES: [Shape; 25] = [
+pub(crate) const SHAPES: [Shape; 26] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
@@ -91,6 +92,10 @@ pub(crate) const SHAPES: [Shape; 25] = [
     shape::<u32, u32>("RETURN_EGRESS", ARRAY, |_, _| abi::RETURN_EGRESS).spare(),
     shape::<u32, ReturnCounter>("RETURN_COUNTERS", ARRAY, |limits, cpus| {
         (limits.backends + 1) * cpus
+    })
+    .spare(),
+    shape::<NatConnectionKey, NatConnection>("NAT_CONNECTIONS", LRU_HASH, |limits, _| {
+        limits.nat_connections
     })
     .spare(),
     shape::<u32, u64>("HANDSHAKES", ARRAY, |_, _| abi::HANDSHAKES).spare(),
@@ -170,6 +175,7 @@ pub(crate) fn pinned_limits(
         backends: found.get("BACKENDS").map_or(wanted.backends, |entries| entries - 1),
         pins: of("PINS", wanted.pins),
         tracked_flows: of("TRACKED", wanted.tracked_flows),
+        nat_connections: of("NAT_CONNECTIONS", wanted.nat_connections),
         connections: of("CONNECTIONS", wanted.connections),
         fragments: of("FRAGMENTS", wanted.fragments),
         icmp_errors: wanted.icmp_errors,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_api::status::{Backend, BackendState, Count, Service, Status};
+use lb_api::status::{Backend, BackendState, Connections, Count, Service, Status};
 use lb_model::{
     desired::{Admin, UdpPolicy},
     seen::Condition,
@@ -206,6 +206,20 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
         returned(|count| count.bytes),
     )?;
     page.counters(
+        Family::new(
+            "lb_backend_accepted_connections",
+            "SYN-ACKs of a backend in mode nat, the repetitions among them",
+        ),
+        connections(rows, |count| count.accepted),
+    )?;
+    page.counters(
+        Family::new(
+            "lb_backend_refused_connections",
+            "RSTs of a backend in mode nat that ended no known connection",
+        ),
+        connections(rows, |count| count.refused),
+    )?;
+    page.counters(
         Family::new("lb_backend_new_flows", "Packets that opened a flow to a backend"),
         all(|backend| backend.new_flows),
     )?;
@@ -237,6 +251,14 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
         ),
         all(|backend| backend.check.as_ref().map_or(0, |check| check.suspicions)),
     )
+}
+
+/// Of the backends whose connections are counted.
+fn connections<'a>(
+    rows: &'a [Row<'a>],
+    value: fn(Connections) -> u64,
+) -> impl Iterator<Item = (Labels<'a, 2>, u64)> {
+    rows.iter().filter_map(move |row| Some((row.labels(), value(row.backend.connections?))))
 }
 
 fn backend_states(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
@@ -283,6 +305,13 @@ fn backend_states(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
             "Slots whose older flows stay on a backend while new ones go to another",
         ),
         all(|backend| backend.base_slots.into()),
+    )?;
+    page.gauges(
+        Family::new(
+            "lb_backend_connections",
+            "Open connections to a backend in mode nat, counted by the packets of both directions",
+        ),
+        connections(rows, |count| count.open),
     )?;
     page.gauges(
         Family::new("lb_backend_pins", "Flows that are pinned to a backend"),

@@ -19,7 +19,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_api::status::{self, Count};
 use lb_common::{
-    abi::{self, Flow, FlowKey, FlowValue, Owners, PeerKey, Slot, TokenBucket},
+    abi::{
+        self, Flow, FlowKey, FlowValue, NatConnectionKey, NatConnectionValue, Owners, PeerKey,
+        Slot, TokenBucket,
+    },
     verdict::{Drop, REASONS},
 };
 use lb_inspect::{
@@ -51,6 +54,7 @@ pub struct Fake {
     own_macs: Vec<[u8; 6]>,
     peer_macs: BTreeMap<PeerKey, u16>,
     flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
+    nat_connections: HashMap<NatConnectionKey, NatConnectionValue>,
     program: Program,
     totals: BTreeMap<u16, BackendTotals>,
     /// By the verdict's index.
@@ -132,6 +136,11 @@ impl Fake {
     /// Adds a flow, as the program would.
     pub fn add_flow(&mut self, flow: FlowRef, value: FlowValue) {
         self.flows.borrow_mut().insert(flow, Arc::new(Flow::new(value)));
+    }
+
+    /// Notes a connection in mode `nat`, as the program would.
+    pub fn put_nat_connection(&mut self, key: NatConnectionKey, value: NatConnectionValue) {
+        self.nat_connections.insert(key, value);
     }
 
     /// A flow, as the program would find it.
@@ -430,6 +439,26 @@ impl Flows for Fake {
 
     fn lease_pins(&mut self, until: u64) {
         self.remote.leased_until.store(until, Ordering::SeqCst);
+    }
+
+    fn nat_connections(
+        &self,
+        visit: &mut dyn FnMut(NatConnectionKey, NatConnectionValue),
+    ) -> Result<()> {
+        self.nat_connections.iter().for_each(|(key, value)| visit(*key, *value));
+        Ok(())
+    }
+
+    fn forget_nat_connection(
+        &mut self,
+        key: &NatConnectionKey,
+        seen: NatConnectionValue,
+    ) -> Result<()> {
+        self.write()?;
+        if self.nat_connections.get(key) == Some(&seen) {
+            self.nat_connections.remove(key);
+        }
+        Ok(())
     }
 
     fn forget_fragments(&mut self, _backends: &BTreeSet<u16>) -> Result<()> {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
 
-use lb_api::status::{Backend, Count, OneBackend, Service, Status, Totals, TxErrorStatus, Usage};
+use lb_api::status::{
+    Backend, Connections, Count, OneBackend, Service, Status, Totals, TxErrorStatus, Usage,
+};
 use lb_model::{
     backend_address::BackendAddress,
     desired::Admin,
@@ -249,6 +251,9 @@ pub(super) fn backend(service: &str, shown: &OneBackend) -> String {
     row("bytes", format!("{} ({})", backend.sent.bytes, format_bytes(backend.sent.bytes)));
     if let Some(Count { packets, bytes }) = backend.returned {
         row("answers", format!("{packets} packets, {}", format_bytes(bytes)));
+    }
+    if let Some(Connections { open, accepted, refused }) = backend.connections {
+        row("connections", format!("{open} open; {accepted} accepted, {refused} refused so far"));
     }
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());

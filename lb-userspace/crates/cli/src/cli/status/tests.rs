@@ -160,6 +160,25 @@ fn a_drain_says_how_many_flows_are_closing_and_when_it_ends() {
 }
 
 #[test]
+fn a_backend_whose_both_directions_pass_the_node_says_how_many_connections_it_has() {
+    let mut one = Backend {
+        pins: 2,
+        base_slots: 512,
+        drain: Some(Drain::default()),
+        connections: Some(Connections { open: 5, accepted: 1_300, refused: 2 }),
+        ..backend_with(Admin::Draining { deadline: None }, None)
+    };
+    one.slots = 0;
+    let text = shown(&one);
+    for expected in [
+        "5 open; 1300 accepted, 2 refused so far",
+        "5 open connections, 2 pinned flows, older flows possible in 512 slots",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn a_backup_that_is_told_nothing_says_so() {
     let mut one = backend_with(Admin::Draining { deadline: None }, None);
     one.drain = Some(Drain { unseen: Some(Unseen::Unsynced), ..Drain::default() });

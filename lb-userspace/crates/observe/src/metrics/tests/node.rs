@@ -11,7 +11,10 @@ use lb_api::{
     check_status::{CheckStatus, Counts, Histogram, Load},
     peers::{PeerCounters, PeerStatus},
     routers::{Counters, RouterStatus},
-    status::{Backend, Count, Interface, Peer, Service, Standing, Status, Totals, Usage, Writes},
+    status::{
+        Backend, Connections, Count, Interface, Peer, Service, Standing, Status, Totals, Usage,
+        Writes,
+    },
 };
 use lb_common::{
     tx_errors,
@@ -105,6 +108,13 @@ fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
             backend.returned = Some(Count { packets: 900, bytes: 120_000 });
         }
     }
+    if port == 5432 {
+        service.mode = Mode::Nat;
+        for backend in service.backends.values_mut() {
+            backend.returned = Some(Count { packets: 700, bytes: 90_000 });
+            backend.connections = Some(Connections { open: 7, accepted: 90, refused: 2 });
+        }
+    }
     service
 }
 
@@ -163,6 +173,7 @@ pub fn node() -> Status {
         interfaces: vec![interface("eth0", "native"), interface("eth1", "generic")],
         services: [
             ("web".to_owned(), service(80, None)),
+            ("pg".to_owned(), service(5432, None)),
             ("dns".to_owned(), service(53, Some(UdpPolicy::Oneshot))),
         ]
         .into(),
