@@ -172,6 +172,7 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
                 (1, 20, 8) => hash::<20, 8>(Map::HashMap(map()?))?,
                 (9, 20, 8) => hash::<20, 8>(Map::LruHashMap(map()?))?,
                 (9, 20, 16) => hash::<20, 16>(Map::LruHashMap(map()?))?,
+                (9, 24, 16) => hash::<24, 16>(Map::LruHashMap(map()?))?,
                 (9, 12, 8) => hash::<12, 8>(Map::LruHashMap(map()?))?,
                 (9, 40, 12) => hash::<40, 12>(Map::LruHashMap(map()?))?,
                 shape => anyhow::bail!("{name}: unknown shape {shape:?}"),
