@@ -11,8 +11,10 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, MapData},
     programs::{
         ProgramFd, SchedClassifier, TcAttachType, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
-        tc::SchedClassifierLink, xdp::XdpLink,
+        tc::{self, SchedClassifierLink},
+        xdp::XdpLink,
     },
+    util::KernelVersion,
 };
 use lb_common::{
     abi::{
@@ -119,13 +121,14 @@ impl Harness {
     pub fn load_for(ifindex: u32, base: u32) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(path, err)| anyhow::anyhow!("{path}: {err}"))?;
         let cpus = u32::try_from(cpus)?;
-        let mut balancer = object(objects::BALANCER, cpus, None)?;
+        let mut shared = Shared::with_rings()?;
+        let mut balancer = object(objects::BALANCER, cpus, &shared)?;
         load(&mut balancer, "balance")?;
         // Its variants have the same maps.
-        let shared = Shared::of(&balancer)?;
-        let mut silent = object(objects::SILENT, cpus, Some(&shared))?;
+        shared.pin(&balancer)?;
+        let mut silent = object(objects::SILENT, cpus, &shared)?;
         load(&mut silent, "silent")?;
-        let mut capture = object(objects::CAPTURE, cpus, Some(&shared))?;
+        let mut capture = object(objects::CAPTURE, cpus, &shared)?;
         load(&mut capture, "capture")?;
         let bench = Runner::load()?;
         let mut macs: Array<_, OwnMac> =
@@ -292,6 +295,11 @@ impl Harness {
         let program = self.balancer.program_mut("classify").context("no program classify")?;
         let program: &mut SchedClassifier = program.try_into()?;
         program.load().context("load classify")?;
+        // Linux before 6.6 has no TCX, but filters of this discipline.
+        if KernelVersion::current()? < KernelVersion::new(6, 6, 0) {
+            tc::qdisc_add_clsact(interface)
+                .with_context(|| format!("add clsact to {interface}"))?;
+        }
         let id = program.attach(interface, TcAttachType::Ingress);
         let id = id.with_context(|| format!("attach classify to {interface}"))?;
         Ok(program.take_link(id)?)
@@ -373,19 +381,25 @@ struct Shared {
 }
 
 impl Shared {
-    fn of(ebpf: &Ebpf) -> Result<Self> {
+    /// With a map of rings as the daemon makes it: Linux 6.1 takes no rings into one that the loader makes.
+    fn with_rings() -> Result<Self> {
         let folder = Path::new("/sys/fs/bpf").join(format!("lb-bench-{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
-        let mut shared = Self { folder, names: Vec::new() };
+        let shared = Self { folder, names: vec!["RINGS".to_owned()] };
+        lb_datapath::pin_rings(&shared.folder, SERVICES)?;
+        Ok(shared)
+    }
+
+    fn pin(&mut self, ebpf: &Ebpf) -> Result<()> {
         for (name, map) in ebpf.maps() {
             // The object's own data, which each has for itself.
-            if name.contains('.') {
+            if name.contains('.') || self.names.iter().any(|known| known == name) {
                 continue;
             }
-            shared.names.push(name.to_owned());
-            map.pin(shared.folder.join(name)).with_context(|| format!("pin {name}"))?;
+            self.names.push(name.to_owned());
+            map.pin(self.folder.join(name)).with_context(|| format!("pin {name}"))?;
         }
-        Ok(shared)
+        Ok(())
     }
 }
 
@@ -399,7 +413,7 @@ impl Drop for Shared {
 }
 
 /// An object of the balancer or a variant of it.
-fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
+fn object(object: &[u8], cpus: u32, shared: &Shared) -> Result<Ebpf> {
     let mask = buckets(SERVICES) - 1;
     let mut loader = EbpfLoader::new();
     loader
@@ -423,10 +437,8 @@ fn object(object: &[u8], cpus: u32, shared: Option<&Shared>) -> Result<Ebpf> {
         .map_max_entries("SERVICE_ENTRIES", SERVICES)
         .override_global("SERVICE_INDEX_MASK", &mask, true)
         .override_global("SERVICES_PER_CPU", &SERVICES, true);
-    if let Some(shared) = shared {
-        for name in &shared.names {
-            loader.map_pin_path(name, shared.folder.join(name));
-        }
+    for name in &shared.names {
+        loader.map_pin_path(name, shared.folder.join(name));
     }
     Ok(loader.load(object)?)
 }
