@@ -139,7 +139,7 @@ where
             (kept | u32::from(flags & FIN), Noted::Other)
         }
         SYN_ACK if old & backend_flags::OPENING != 0 => {
-            (old.saturating_add(1 << backend_flags::SYN_ACKS_SHIFT), Noted::Accepted)
+            (old.saturating_add(1 << backend_flags::SYN_ACKS_SHIFT), Noted::Other)
         }
         SYN_ACK => {
             known.client.store(0);

@@ -112,7 +112,7 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
 
 /// Where the network layer starts, and above the low byte whether it is IPv6, for functions out of line.
 #[inline(always)]
-fn place_of(l3: usize, v6: bool) -> u64 {
+pub fn place_of(l3: usize, v6: bool) -> u64 {
     u64::from(v6) << 8 | l3 as u64
 }
 

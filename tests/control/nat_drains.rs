@@ -2,7 +2,7 @@
 
 use lb_common::abi::{NatConnectionKey, NatConnectionValue, nat_connection};
 use lb_control::engine::Role;
-use lb_plane::Flows as _;
+use lb_plane::{BackendTotals, Flows as _};
 
 use super::*;
 
@@ -65,18 +65,19 @@ fn a_drain_ends_moments_after_the_last_connection_and_not_before() {
     engine.data_plane_mut().add_flow(pinned.0, pinned.1);
     // Silent as they are, they are there.
     let backend = swept(&mut engine, 2_100);
-    assert_eq!((open(&backend), backend.has_flows()), (3, true));
+    assert_eq!((open(&backend), backend.is_estimated_over()), (3, false));
     for port in 0..3 {
         note(&mut engine, port, 2_200, CLOSED);
         let backend = swept(&mut engine, 2_201);
-        assert_eq!((open(&backend), backend.has_flows()), (2 - u64::from(port), true));
+        assert_eq!((open(&backend), backend.is_estimated_over()), (2 - u64::from(port), false));
     }
     // Their last packets.
-    assert!(swept(&mut engine, 2_202).has_flows());
-    swept(&mut engine, 2_203);
-    let backend = swept(&mut engine, 2_204);
-    assert!(!backend.has_flows() && !backend.is_estimated_over(), "{backend:?}");
-    assert_eq!(engine.data_plane().flow(&pinned.0), None);
+    assert!(!swept(&mut engine, 2_202).is_estimated_over());
+    let backend = swept(&mut engine, 2_203);
+    assert!(backend.is_estimated_over() && backend.drain.unwrap().closed, "{backend:?}");
+    // No flow moves for it.
+    assert!(backend.has_flows() && engine.data_plane().flow(&pinned.0).is_some());
+    assert!(!swept(&mut engine, 2_001 + IDLE).has_flows());
 }
 
 #[test]
@@ -85,28 +86,26 @@ fn a_connection_that_is_silent_for_the_idle_timeout_holds_up_no_drain() {
     note(&mut engine, 1, 2_000, OPEN);
     assert_eq!(open(&swept(&mut engine, 2_000 + IDLE)), 1);
     let backend = swept(&mut engine, 2_001 + IDLE);
-    assert_eq!(open(&backend), 0);
-    assert!(!swept(&mut engine, 2_002 + IDLE).has_flows());
+    assert_eq!((open(&backend), backend.has_flows()), (0, false));
     assert_eq!(known(&engine), 0);
 }
 
 #[test]
-fn a_drain_does_not_end_by_counts_of_a_table_that_may_lack_connections() {
+fn a_drain_does_not_end_by_counts_that_may_lack_connections() {
     // Nothing was counted for the idle timeout.
     let mut engine = counted();
     edit(&mut engine, OLD, Admin::Draining { deadline: None });
     engine.reconcile(at(102)).unwrap();
     let until = |engine: &mut Engine<Fake>, secs: Range<u32>| {
-        secs.into_iter().find(|secs| !swept(engine, *secs).has_flows())
+        secs.into_iter().find(|secs| swept(engine, *secs).drain.is_some_and(|drain| drain.closed))
     };
     assert_eq!(until(&mut engine, 103..102 + IDLE), None);
-    assert!(until(&mut engine, 102 + IDLE..106 + IDLE).is_some());
+    assert!(until(&mut draining(), 2_001..2_010).is_some(), "in itself");
 
     // Its packets went to another node until a moment ago.
     let mut engine = draining();
     let key = engine.desired().services["web"].key;
     engine.set_roles([(key, Role::Follows)].into(), at(2_001)).unwrap();
-    assert!(swept(&mut engine, 2_010).has_flows());
     engine.set_roles([(key, Role::Own)].into(), at(2_011)).unwrap();
     assert_eq!(until(&mut engine, 2_012..2_011 + IDLE), None);
 
@@ -114,6 +113,26 @@ fn a_drain_does_not_end_by_counts_of_a_table_that_may_lack_connections() {
     let mut engine = draining();
     engine.set_roles([(key, Role::Shared)].into(), at(2_001)).unwrap();
     assert_eq!(until(&mut engine, 2_002..2_100), None);
+
+    // Answers took another way: one SYN of many had none by this node, within the idle timeout.
+    for (unanswered, waits) in [(1_950, true), (1_000, false)] {
+        let mut engine = counted();
+        let totals = |new_flows, accepted| BackendTotals {
+            new_flows,
+            syn_retransmissions: 3,
+            accepted,
+            refused: 1,
+            ..BackendTotals::default()
+        };
+        let old = id(&engine, OLD);
+        engine.data_plane_mut().set_backend_totals(old, totals(10, 6));
+        engine.sweep(at(900)).unwrap();
+        engine.data_plane_mut().set_backend_totals(old, totals(20, 15));
+        engine.sweep(at(unanswered)).unwrap();
+        edit(&mut engine, OLD, Admin::Draining { deadline: None });
+        engine.reconcile(at(2_000)).unwrap();
+        assert_eq!(until(&mut engine, 2_001..2_100).is_none(), waits, "{unanswered}");
+    }
 
     // The table was full.
     let mut engine = engine_of(counted().desired().clone(), few_connections());

@@ -260,15 +260,19 @@ fn a_translated_connection_outlives_a_drain_and_a_restart_of_lbd() -> Result<()>
     Ok(())
 }
 
-/// A pair whose virtual routers have the VIPs, which are the backends' gateways, too.
-fn translated_by_a_pair() -> Result<HaPair> {
+/// A pair whose services have these settings, and whose backends have these gateways.
+pub fn translated_by_a_pair(
+    settings: &str,
+    gateways: impl Fn(&Lab) -> Result<[String; 2]>,
+) -> Result<HaPair> {
     let lab = Lab::new(&Options { router: true, pair: true, ..Options::default() })?;
     let plan = Plan::new(&FAMILIES, Duration::from_millis(100));
     for node in lab.pair()? {
         node.namespace.sysctl(NODE)?;
     }
-    backends_behind(&lab, &VIPS_V4[0].to_string(), &VIPS_V6[0].to_string())?;
-    let services = FAMILIES.map(|way| service(&lab, way));
+    let [v4, v6] = gateways(&lab)?;
+    backends_behind(&lab, &v4, &v6)?;
+    let services = FAMILIES.map(|way| service(&lab, way).with(settings));
     let node = |n: usize| Balancer::on(&lab, lab.pair()?[n], &services, &plan.tables(&lab, n)?);
     let nodes = [node(0)?, node(1)?];
     let mut ha_pair = HaPair { nodes, lab, plan };
@@ -281,7 +285,9 @@ fn translated_connections_outlive_the_loss_of_the_active_node_and_its_return() -
     if !can_run() {
         return Ok(());
     }
-    let ha_pair = translated_by_a_pair()?;
+    // The virtual routers have the VIPs, which are the backends' gateways, too.
+    let vips = |_: &Lab| Ok([VIPS_V4[0].to_string(), VIPS_V6[0].to_string()]);
+    let ha_pair = translated_by_a_pair("", vips)?;
     let lab = &ha_pair.lab;
     let mut all = Vec::new();
     for way in FAMILIES {

@@ -534,7 +534,7 @@ pub struct ReturnCounter {
     pub packets: SharedU64,
     /// Bytes, by the length in the IP header.
     pub bytes: SharedU64,
-    /// SYN-ACKs.
+    /// SYN-ACKs, without repetitions.
     pub accepted: SharedU64,
     /// RSTs of no connection that the program knows: refusals of a SYN, most of them.
     pub refused: SharedU64,

@@ -111,15 +111,6 @@ impl NatConnection {
             backend: self.backend.load(),
         }
     }
-
-    /// Replaces the state.
-    #[inline(always)]
-    pub fn set(&self, value: NatConnectionValue) {
-        self.seen.store(value.seen);
-        self.acknowledged.store(value.acknowledged);
-        self.client.store(value.client);
-        self.backend.store(value.backend);
-    }
 }
 
 impl NatConnectionValue {

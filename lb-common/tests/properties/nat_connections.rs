@@ -199,7 +199,8 @@ fn a_backend_that_does_not_repeat_its_syn_ack_has_a_client() {
         for wait in [1, 2, 4, 8, 16] {
             story.pass(wait);
             assert_eq!(story.stage(&gone), Some(Stage::Opening), "{wait}");
-            story.backend(&gone, SYN | ACK, 100);
+            let again = story.backend(&gone, SYN | ACK, 100);
+            assert_eq!(again, Noted::Other, "it is accepted once");
         }
         story.pass(64);
         assert_eq!(story.stage(&gone), Some(Stage::Opening));

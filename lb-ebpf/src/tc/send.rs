@@ -29,7 +29,7 @@ use super::tags::{self, Tags};
 use crate::{hop, maps::Maps};
 
 pub use super::reply::reply;
-use crate::send::{BY_STACK, TCP_SHIFT, TRANSLATED, closing_at};
+use crate::send::{BY_STACK, TCP_SHIFT, TRANSLATED, closing_at, place_of};
 pub use crate::send::{SPOILT, UNTOUCHED};
 
 /// The next program or filter sees the frame, then the stack: `TCX_NEXT`, and `TC_ACT_UNSPEC` of `clsact`. 0 would end
@@ -55,7 +55,7 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
     }
     if nat::is_nat(backend) {
         cold_path();
-        let what = u64::from(to.v6) << 8 | to.l3 as u64;
+        let what = place_of(to.l3, to.v6);
         match translate(skb, backend, what) {
             0 => return None,
             TRANSLATED => {}
@@ -97,7 +97,7 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
 const L3_MASK: usize = 0x1f;
 
 /// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
-/// it is IPv6. 0 if it fails; of a packet for [`note_close`], where its TCP header starts.
+/// it is IPv6. 0 if it fails; of a packet for [`note_close_skb`], where its TCP header starts.
 #[inline(never)]
 fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
     let mut frame = SkbFrame::of_skb(skb);

@@ -194,7 +194,7 @@ pub struct BackendTotals {
     pub second_choices: u64,
     /// Mode `nat`: its answers, which this node has translated.
     pub returned: Count,
-    /// Its SYN-ACKs among them.
+    /// Its SYN-ACKs among them, without repetitions.
     pub accepted: u64,
     /// Its refusals among them.
     pub refused: u64,

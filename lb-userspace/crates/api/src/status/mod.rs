@@ -407,7 +407,7 @@ pub struct Backend {
 pub struct Connections {
     /// Those that are open, when they were last counted: every ten seconds, and each second while a backend drains.
     pub open: u64,
-    /// SYN-ACKs of the backend: each that a client has opened, and the repetitions.
+    /// Connections that the backend has accepted: SYN-ACKs, without repetitions.
     pub accepted: u64,
     /// RSTs of the backend that ended no known connection: SYNs that it has refused.
     pub refused: u64,
@@ -428,8 +428,12 @@ pub struct OneBackend {
 pub struct Drain {
     /// Whether it is over by estimate: clients have closed all pinned flows, and for `silence_secs` no
     /// packet has come of a flow that may be on the backend. A client without a pin that is silent for
-    /// longer may be left.
+    /// longer may be left. Or all its connections are [closed](Self::closed).
     pub estimated: bool,
+    /// TCP in mode `nat`: by the packets of both directions all its connections are closed, and this node has seen all of them
+    /// for the idle timeout.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
     /// Seconds without a packet after which it is over by estimate: the service's `drain_silence`, or
     /// more where its flows were silent for longer and went on. 0 if there is no estimate.
     #[serde(default)]

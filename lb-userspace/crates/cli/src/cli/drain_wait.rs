@@ -168,6 +168,11 @@ pub(super) fn times(backend: &Backend) -> String {
 pub(super) fn estimate(backend: &Backend) -> String {
     let ends = backend.drain.and_then(|drain| drain.ends_in_secs);
     let ends = ends.map(|secs| format!("; proven in {}", whole_secs(secs))).unwrap_or_default();
+    if backend.drain.is_some_and(|drain| drain.closed) {
+        return format!(
+            "no connection left: both ends have closed all that passed this node{ends}"
+        );
+    }
     let silence = silence(backend);
     format!(
         "no flow left with a packet for {silence} (estimated: safe to stop unless a client is silent \

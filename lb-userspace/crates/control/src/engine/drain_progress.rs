@@ -10,8 +10,8 @@
 //! longest silence that a slot of its ring has broken, if that is more ([`Silences`]). The estimate is shown to the
 //! operator and moves no flow, so a forged FIN shortens an estimate and nothing else.
 //!
-//! In mode `nat` the backend's own answers pass the node, too, and show for certain that it has no connection any more
-//! ([`super::nat_connections`]): then its slots settle and its pins go, and with them the drain.
+//! In mode `nat` the backend's own answers pass the node, too, and its connections are counted
+//! ([`super::nat_connections`]). When it has none any more, the drain is over by estimate without a while of silence.
 //!
 //! A node estimates only what it sees: not where it shares the packets with others, nor where another
 //! node is Active.
@@ -43,6 +43,7 @@ use lb_plane::DataPlane;
 use super::{
     history::{History, Role},
     maps::AppliedMaps,
+    nat_connections::NatConnections,
     walk::Walk,
     wanted::Wanted,
 };
@@ -150,7 +151,7 @@ impl Drains {
         &mut self,
         maps: &AppliedMaps<D>,
         wanted: &Wanted,
-        (walk, history): (&Walk, &History),
+        seen: (&Walk, &History, &NatConnections),
         now: Now,
     ) {
         let ids = maps.ids();
@@ -163,7 +164,7 @@ impl Drains {
                     continue;
                 };
                 let Some(id) = ids.of(value.id, *address) else { continue };
-                let mut state = self.drain(service, (value.id, id), (walk, history), now);
+                let mut state = self.drain(service, (value.id, id), seen, now);
                 if let (Some(deadline), Some(ends)) = (deadline, &mut state.ends_in_secs) {
                     let left = deadline.duration_since(now.wall).unwrap_or_default();
                     *ends = (*ends).min(left.as_secs());
@@ -178,7 +179,7 @@ impl Drains {
         &self,
         service: &Service,
         (service_id, id): (u16, u16),
-        (walk, history): (&Walk, &History),
+        (walk, history, connections): (&Walk, &History, &NatConnections),
         now: Now,
     ) -> Drain {
         let unseen = match history.role(&service.key) {
@@ -208,8 +209,11 @@ impl Drains {
         // The pins are as old as the walk that has read them.
         let is_quiet = is_quiet(walk.started(), tally.last_packet)
             && is_quiet(now.mono_secs(), base.max(seen_since));
+        let floor = history.floor(&service.key, idle_timeout, now);
+        let closed = connections.has_none(id, (floor, idle_timeout), last_packet, now);
         Drain {
-            estimated: tally.flows == tally.closing && is_quiet,
+            estimated: closed || (tally.flows == tally.closing && is_quiet),
+            closed,
             silence_secs: silence.into(),
             unseen,
             heard_secs: last_packet.map(|then| since(then).into()),

@@ -1,28 +1,27 @@
 //! The TCP connections to backends in mode `nat`, as the program notes them by the packets of both directions: how many
 //! each backend has, and whether it has none any more.
 //!
-//! That a backend has no connection is certain once this node has seen all packets of the service for the idle timeout,
-//! as the program notes a connection by its next answer whatever came before. It is not certain where the table was full
-//! within that time, nor after a start of lbd, which does not know since when the table has been filled. Where it is
-//! certain, a drain ends: what a base owner or a pin would be kept for is closed.
+//! That a backend has none is known once this node has seen all packets of the service for the idle timeout, as the program
+//! notes a connection by its next answer whatever came before. It is not known where the table was full within that time,
+//! nor after a start of lbd, which does not know since when the table has been filled. Nor where answers take another way:
+//! any node translates them, so the gateway of the backends may be another node than the one that has the VIP, for some
+//! clients or all. Then SYNs go to the backend by this node, and no answers come back: one such SYN within the idle timeout
+//! is enough ([`Balance`]). But a connection that was opened before that, and whose answers take another way, is not seen.
+//! So the counts end a drain by estimate, and move no flow.
 //!
 //! An end is a FIN in both directions, an RST of the backend, or one of the client with the number that the backend
 //! expects next. Someone who does not see the connection can forge none of these but the client's FIN, and that ends
 //! nothing before the backend's own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, backend_flags, nat_connection::Stage};
 use lb_model::time::Now;
-use lb_plane::DataPlane;
+use lb_plane::{BackendTotals, DataPlane};
 use tracing::warn;
 
-use super::{
-    history::{History, Role},
-    maps::AppliedMaps,
-    wanted::Wanted,
-};
+use super::{maps::AppliedMaps, wanted::Wanted};
 
 /// Seconds between counts while no backend in mode `nat` drains.
 const COUNT_SECS: u32 = 10;
@@ -42,6 +41,39 @@ pub(super) struct NatConnections {
     counted: u32,
     /// By the backend's id.
     per_backend: BTreeMap<u16, Tally>,
+    /// Likewise.
+    balances: BTreeMap<u16, Balance>,
+}
+
+/// Whether the answers to a backend's SYNs come back through this node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Balance {
+    /// SYNs that went to it, without those sent again, and what it accepted and refused, at the last count; none before
+    /// the first.
+    last: Option<(u64, u64)>,
+    /// SYNs without an answer so far.
+    missing: u64,
+    /// When there were any other than those of the last moment.
+    unanswered: Option<u32>,
+}
+
+impl Balance {
+    /// The part of a count's SYNs that may still be answered.
+    const ON_THEIR_WAY: u64 = 100;
+
+    fn update(&mut self, totals: &BackendTotals, now: u32) {
+        let asked = totals.new_flows.saturating_sub(totals.syn_retransmissions);
+        let answered = totals.accepted + totals.refused;
+        let (asked_before, answered_before) = self.last.unwrap_or((asked, answered));
+        self.last = Some((asked, answered));
+        let syns = asked.saturating_sub(asked_before);
+        self.missing =
+            (self.missing + syns).saturating_sub(answered.saturating_sub(answered_before));
+        if self.missing > syns / Self::ON_THEIR_WAY {
+            self.missing = 0;
+            self.unanswered = Some(now);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,21 +81,6 @@ struct Tally {
     open: u64,
     /// Those that are being opened, or were closed a moment ago.
     passing: u64,
-}
-
-/// The backends that have no connection any more.
-#[derive(Debug, Default)]
-pub(super) struct Ended {
-    backends: BTreeSet<u16>,
-    /// Seconds without a packet after which that holds for a flow: what came later is not counted.
-    quiet: u32,
-}
-
-impl Ended {
-    /// Whether a flow to a backend that had its last packet so many seconds ago has ended.
-    pub(super) fn has(&self, backend: u16, idle: u32) -> bool {
-        idle > self.quiet && self.backends.contains(&backend)
-    }
 }
 
 impl NatConnections {
@@ -142,6 +159,12 @@ impl NatConnections {
             }
             self.since = Some(now);
         }
+        let ids: Vec<u16> = backends.into_keys().collect();
+        let totals = maps.plane.totals_of(&ids).context("read the backends' counters")?;
+        self.balances.retain(|id, _| ids.binary_search(id).is_ok());
+        for (id, totals) in ids.iter().zip(&totals) {
+            self.balances.entry(*id).or_default().update(totals, now);
+        }
         self.since.get_or_insert(now);
         self.counted = now;
         self.per_backend = per_backend;
@@ -151,36 +174,32 @@ impl NatConnections {
         Ok(())
     }
 
-    /// The backends that have no connection any more, where that is certain.
-    pub(super) fn ended<D: DataPlane>(
+    /// Whether a backend, whose last packet came at that second, has no connection any more. `since` is the second before which
+    /// this node has not seen its packets.
+    pub(super) fn has_none(
         &self,
-        maps: &AppliedMaps<D>,
-        history: &History,
+        id: u16,
+        (since, idle_timeout): (u32, u32),
+        last_packet: Option<u32>,
         now: Now,
-    ) -> Ended {
+    ) -> bool {
         let secs = now.mono_secs();
-        let Some(since) = self.since else { return Ended::default() };
-        let certain = maps.applied.services.iter().filter(|(key, service)| {
-            let since = since.max(history.floor(key, service.idle_timeout, now));
-            let seen_for = secs.saturating_sub(since);
-            history.role(key) == Role::Own && seen_for > service.idle_timeout
-        });
-        let certain: BTreeSet<u16> = certain.map(|(_, service)| service.id).collect();
-        let has_none = |id: &u16| {
-            let tally = self.per_backend.get(id).copied().unwrap_or_default();
-            tally.open + tally.passing == 0
-        };
-        let backends = maps.applied.backends.iter().filter(|(id, backend)| {
-            is_counted(backend) && certain.contains(&backend.service) && has_none(id)
-        });
-        Ended {
-            backends: backends.map(|(id, _)| *id).collect(),
-            quiet: secs.saturating_sub(self.counted).saturating_add(LAST_PACKETS_SECS),
-        }
+        let is_past = |then: u32| secs.saturating_sub(then) > idle_timeout;
+        // What came after the count, or a moment before it, is not counted.
+        let is_counted =
+            last_packet.is_none_or(|then| then.saturating_add(LAST_PACKETS_SECS) < self.counted);
+        let tally = self.per_backend.get(&id).copied().unwrap_or_default();
+        let answers_come_back =
+            self.balances.get(&id).is_some_and(|balance| balance.unanswered.is_none_or(is_past));
+        self.since.is_some_and(|first| is_past(first.max(since)))
+            && is_counted
+            && answers_come_back
+            && tally.open + tally.passing == 0
     }
 }
 
-/// Whether the program notes the connections of a backend.
+/// Whether the program notes the connections of a backend: answers of one on this node come by no interface.
 const fn is_counted(backend: &abi::Backend) -> bool {
-    backend.flags & backend_flags::NAT != 0 && backend.proto == abi::proto::TCP
+    let is_translated = backend.flags & backend_flags::NAT != 0 && !backend.is_local();
+    is_translated && backend.proto == abi::proto::TCP
 }

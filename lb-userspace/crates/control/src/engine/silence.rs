@@ -6,7 +6,8 @@
 //! sent again a second later; and that more of its SYNs are sent again than the others'. Loss on
 //! the clients' side of the network hits all backends alike.
 //!
-//! In mode `nat` the backend's own answers pass the node, and stand for those packets; and its refusals are seen.
+//! In mode `nat` the backend's own answers pass the node, and stand for those packets; and its refusals are seen. Where no
+//! answer has ever come back through this node, they may take another way, and clients' packets have to do.
 //!
 //! A backend that stands out is suspect. A suspicion costs a check, which decides, and never more.
 //!
@@ -76,9 +77,9 @@ impl Counts {
         let syns = totals.new_flows;
         Self {
             syns,
-            others: match is_translated {
-                true => totals.returned.packets,
-                false => totals.sent.packets.saturating_sub(syns),
+            others: match totals.returned.packets {
+                answers if is_translated && answers > 0 => answers,
+                _ => totals.sent.packets.saturating_sub(syns),
             },
             // One that went to its second choice is no evidence about that backend.
             again: totals.syn_retransmissions.saturating_sub(totals.second_choices),

@@ -13,8 +13,8 @@ use lb_plane::{DataPlane, OwnerChange};
 use tracing::info;
 
 use super::{
-    Engine, Swept, drain_progress::Silences, history::Role, maps::summary, nat_connections::Ended,
-    starved::GivingWay, walk::FULL_LOOK_SECS,
+    Engine, Swept, drain_progress::Silences, history::Role, maps::summary, starved::GivingWay,
+    walk::FULL_LOOK_SECS,
 };
 use crate::reconcile::Ring;
 
@@ -36,9 +36,8 @@ impl<D: DataPlane> Engine<D> {
             self.reconcile(now)?;
         }
         self.nat_connections.count(&mut self.maps, &self.wanted, now)?;
-        let ended = self.nat_connections.ended(&self.maps, &self.history, now);
         for id in self.maps.applied.rings.keys().copied().collect::<Vec<_>>() {
-            swept.settled += self.sweep_ring(id, &ended, now)?;
+            swept.settled += self.sweep_ring(id, now)?;
         }
         let leaving = self.leaving();
         swept.settled += std::mem::take(&mut self.history.settled);
@@ -53,8 +52,8 @@ impl<D: DataPlane> Engine<D> {
         let left = self.free_backends(leaving, now, &mut swept);
         self.maps.retire()?;
         left?;
-        let Self { walk, history, .. } = self;
-        self.drains.update(&self.maps, &self.wanted, (walk, history), now);
+        let Self { walk, history, nat_connections, .. } = self;
+        self.drains.update(&self.maps, &self.wanted, (walk, history, nat_connections), now);
         self.walk.end_rests(&mut self.maps, now)?;
         // Last, so that an error before it leaves them for the next call.
         swept.interfaces = self.interfaces.take_events();
@@ -63,8 +62,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// Walks the flow tables; returns how many flows were deleted.
     pub(super) fn walk_flows(&mut self, now: Now) -> Result<u64> {
-        let ended = self.nat_connections.ended(&self.maps, &self.history, now);
-        self.walk.run(&mut self.maps, &mut self.history, &ended, now)
+        self.walk.run(&mut self.maps, &mut self.history, now)
     }
 
     /// Whether a deadline has passed since the rings were written.
@@ -84,7 +82,7 @@ impl<D: DataPlane> Engine<D> {
 
     /// Clears the bases that are quiet and the marks of pins that have gone. In a ring that follows a
     /// peer's, slots in flux are kept fresh instead.
-    fn sweep_ring(&mut self, id: u16, ended: &Ended, now: Now) -> Result<u64> {
+    fn sweep_ring(&mut self, id: u16, now: Now) -> Result<u64> {
         let silences = self.drains.forget(id);
         let Some((key, idle)) = self.maps.service_by_id(id) else { return Ok(0) };
         if !self.needs_sweep(id, now) {
@@ -116,7 +114,7 @@ impl<D: DataPlane> Engine<D> {
                     let gives_way =
                         giving_way.as_ref().is_some_and(|these| these.names(seen, sweep.stamp));
                     give_way += usize::from(gives_way);
-                    let settles = gives_way || sweep.is_settled(seen, ended);
+                    let settles = gives_way || sweep.is_settled(seen);
                     if exports {
                         self.history.settling(key).record(index, settles);
                     } else if settles {
@@ -248,11 +246,8 @@ impl RingSweep {
     }
 
     /// Whether a slot of a ring of this node alone settles.
-    fn is_settled(&self, seen: SlotSnapshot, ended: &Ended) -> bool {
+    fn is_settled(&self, seen: SlotSnapshot) -> bool {
         let Owners { current, base } = seen.owners;
-        if base != 0 && ended.has(base, ring::age(self.stamp, seen.unpinned)) {
-            return true;
-        }
         // One that is its own base owner was about to settle.
         let is_quiet =
             base != 0 && (base == current || ring::is_quiet(seen, self.stamp, self.idle));

@@ -17,7 +17,6 @@ use lb_plane::DataPlane;
 use super::{
     history::{History, Role, off_ring},
     maps::AppliedMaps,
-    nat_connections::Ended,
 };
 use crate::reconcile::Applied;
 
@@ -157,7 +156,6 @@ impl Walk {
         &mut self,
         maps: &mut AppliedMaps<D>,
         history: &mut History,
-        ended: &Ended,
         now: Now,
     ) -> Result<u64> {
         let mut walk = Walk { started: Some(now.mono_secs()), clean: true, ..Walk::default() };
@@ -174,7 +172,7 @@ impl Walk {
                 .flows(table, &mut |flow, value| {
                     walk.flows += 1;
                     walk.pins += u64::from(table == FlowTable::Pins);
-                    match classifier.class(&flow, value, ended) {
+                    match classifier.class(&flow, value) {
                         Class::Orphaned => gone.push((flow, value, true)),
                         Class::Followed { lifetime, is_stale } => {
                             walk.count(value, lifetime, now);
@@ -409,7 +407,7 @@ impl<R: Deref<Target = [Slot]>> Classifier<R> {
         })
     }
 
-    fn class(&self, flow: &FlowRef, value: FlowValue, ended: &Ended) -> Class {
+    fn class(&self, flow: &FlowRef, value: FlowValue) -> Class {
         let service = self.services.get(&flow.service());
         let service = service.filter(|_| self.keeping.contains(&value.backend));
         let Some(service) = service else { return Class::Orphaned };
@@ -421,9 +419,6 @@ impl<R: Deref<Target = [Slot]>> Classifier<R> {
         let idle = idle_secs(value, floor, self.now);
         if self.following.contains(&flow.service()) {
             return Class::Followed { lifetime, is_stale: idle > kept / 4 };
-        }
-        if matches!(flow, FlowRef::Pin(_)) && ended.has(value.backend, idle) {
-            return Class::Ended;
         }
         if idle <= kept {
             let is_off_ring = self.exports && off_ring(flow, value, &service.value, &self.rings);

@@ -208,7 +208,7 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
     page.counters(
         Family::new(
             "lb_backend_accepted_connections",
-            "SYN-ACKs of a backend in mode nat, the repetitions among them",
+            "Connections that a backend in mode nat has accepted: its SYN-ACKs, without repetitions",
         ),
         connections(rows, |count| count.accepted),
     )?;

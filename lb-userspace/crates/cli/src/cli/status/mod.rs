@@ -280,8 +280,10 @@ pub(super) fn state(backend: &Backend) -> String {
     let left = left.filter(|_| drained.is_none());
     let why = backend.why();
     let drained = drained.map(String::from).filter(|drained| why.as_ref() != Some(drained));
-    let silent =
-        backend.is_estimated_over().then(|| format!("silent for {}", drain_wait::silence(backend)));
+    let silent = backend.is_estimated_over().then(|| match backend.drain {
+        Some(drain) if drain.closed => "no connection left".into(),
+        _ => format!("silent for {}", drain_wait::silence(backend)),
+    });
     let closing = backend.drains() && backend.pins_closing > 0;
     let closing = closing.then(|| {
         let plural = if backend.pins_closing == 1 { "" } else { "s" };

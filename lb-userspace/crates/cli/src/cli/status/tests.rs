@@ -176,6 +176,13 @@ fn a_backend_whose_both_directions_pass_the_node_says_how_many_connections_it_ha
     ] {
         assert!(text.contains(expected), "{text}");
     }
+    let ends_in_secs = Some(600);
+    one.drain = Some(Drain { estimated: true, closed: true, ends_in_secs, ..Drain::default() });
+    assert_eq!(state(&one), "draining (no connection left)");
+    let text = shown(&one);
+    let expected =
+        "no connection left: both ends have closed all that passed this node; proven in 10m";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn sample(number: u64) -> Sample {
         pins_closing: 3,
         drain: Some(Drain {
             estimated: true,
+            closed: false,
             silence_secs: 90,
             unseen: None,
             heard_secs: Some(95),
