@@ -37,7 +37,7 @@ use lb_datapath::objects;
 use lb_model::time;
 use zerocopy::IntoBytes as _;
 
-const PINS: u32 = 180;
+const PINS: u32 = 208;
 /// Random states, each with frames of its own.
 const EPOCHS: u64 = 30;
 /// Frames after which the lease of pins changes.

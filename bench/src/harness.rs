@@ -236,7 +236,7 @@ impl Harness {
             } else {
                 mapped(address)
             };
-            let key = FlowKey { source, port: u16::from_be_bytes(port).into(), service: id };
+            let key = FlowKey::new(source, u16::from_be_bytes(port).into(), id);
             pins.insert(key, FlowValue { backend: first + 50, flags: 1, seen: now }, 0)?;
         }
         Ok(())

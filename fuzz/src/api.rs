@@ -286,7 +286,7 @@ struct Tables;
 impl Source for Tables {
     fn services(&self) -> anyhow::Result<BTreeMap<ServiceKey, abi::Service>> {
         let vip = IpAddr::from([10, 0, 0, 100]);
-        let key = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
+        let key = ServiceKey::new(vip, 80, Protocol::Tcp);
         let service = abi::Service {
             keys: [0; 6],
             slots: 101,
@@ -315,7 +315,7 @@ impl Source for Tables {
         }
         for number in 0..4_u8 {
             let source = mapped([198, 51, 100, number]);
-            let key = FlowKey { source, port: 4_000.into(), service: 1 };
+            let key = FlowKey::new(source, 4_000.into(), 1);
             let value = FlowValue { backend: u16::from(number), flags: 0, seen: 0 };
             if visit(FlowRef::Pin(key), value).is_break() {
                 break;

@@ -445,7 +445,7 @@ fn any_records(input: &mut Input<'_>) -> Vec<Record> {
     for _ in 0..input.byte() % 5 {
         let head = input.byte();
         let protocol = if head & 1 == 0 { Protocol::Tcp } else { Protocol::Udp };
-        let service = ServiceKey { vip: address(input), port: 80, protocol };
+        let service = ServiceKey::new(address(input), 80, protocol);
         let count = match input.byte() {
             many @ 250.. => u32::from(many - 249) * 300,
             few => u32::from(few % 32),

@@ -3,7 +3,7 @@
 use zerocopy::network_endian::U16;
 
 use crate::{
-    abi::{FlowKey, Service},
+    abi::{Destination, FlowKey, Service},
     verdict::{Drop, Pass},
 };
 
@@ -139,10 +139,32 @@ pub struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// The flow of a client's address (IPv4-mapped, or IPv6) and port.
+    /// The flow of a client's IPv4 address and port to a destination. Its key is made of words: the stack has no room for
+    /// an address beside it.
     #[inline(always)]
-    pub fn new(service: &'a Service, source: [u8; 16], port: [u8; 2], hash: u64) -> Self {
-        let key = FlowKey { source, port: U16::from_bytes(port), service: service.id };
+    pub fn v4(
+        service: &'a Service,
+        (source, port): ([u8; 4], [u8; 2]),
+        destination: Destination,
+        hash: u64,
+    ) -> Self {
+        let [a, b, c, d] = source;
+        let lower = u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]);
+        let rest = u64::from(u16::from_ne_bytes(port))
+            | u64::from(service.id) << 16
+            | u64::from(destination.to_word()) << 32;
+        Self { service, key: FlowKey::from_words([0, lower, rest]), hash }
+    }
+
+    /// The flow of a client's IPv6 address and port to a destination.
+    #[inline(always)]
+    pub fn v6(
+        service: &'a Service,
+        (source, port): ([u8; 16], [u8; 2]),
+        destination: Destination,
+        hash: u64,
+    ) -> Self {
+        let key = FlowKey { source, port: U16::from_bytes(port), service: service.id, destination };
         Self { service, key, hash }
     }
 }

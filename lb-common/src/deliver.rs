@@ -20,7 +20,7 @@ use crate::{
 
 /// Whether packets of a service may have been forwarded by another balancer.
 #[inline(always)]
-pub const fn is_possible(service: &Service) -> bool {
+const fn is_possible(service: &Service) -> bool {
     service.flags & service_flags::LOCAL != 0
 }
 

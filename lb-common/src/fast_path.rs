@@ -35,9 +35,8 @@ use zerocopy::{
 };
 
 use crate::{
-    abi::ServiceKeyV4,
+    abi::{Destination, ServiceKeyV4, service_flags},
     choice::Kind,
-    deliver,
     forward::{Envelope, is_own, verdict_of_choice},
     hash::{entropy_of, flow_hash_v4},
     packet::{Packet, ethernet, ipv4, number, tcp::Tcp},
@@ -72,6 +71,9 @@ const BEGIN_MASK: u32 = u32::from_le_bytes([0xff, 0xff, 0xff, 0]);
 /// [`Headers::middle`] of TCP that is no fragment.
 const MIDDLE: u32 = u32::from_le_bytes([0, 0, 0, number::TCP]);
 const MIDDLE_MASK: u32 = u32::from_le_bytes([0x3f, 0xff, 0, 0xff]);
+
+/// Bits of [`Service::flags`](crate::abi::Service::flags) of services whose packets take the slow path.
+const SLOW_PATH: u8 = service_flags::LOCAL | service_flags::WIDE;
 
 /// Bytes of the shortest such packet.
 const SHORTEST: u16 = (ipv4::LEN + size_of::<Tcp>()) as u16;
@@ -111,13 +113,13 @@ where
         proto: number::TCP,
         reserved: 0,
     };
-    let Some(service) = tables.service_v4(&key) else {
-        return Some(Verdict::Pass(Pass::NotAService));
+    let Some(service) = tables.exact_service_v4(&key) else {
+        return (!tables.has_wide()).then_some(Verdict::Pass(Pass::NotAService));
     };
-    if deliver::is_possible(&service) {
+    if service.flags & SLOW_PATH != 0 {
         return None;
     }
-    let hash = flow_hash_v4(&service.keys, headers.source, tcp.source);
+    let hash = flow_hash_v4(&service.keys, headers.source, tcp.source, Destination::ONLY);
     // Whether it only acknowledges is read by the counter, and only if that makes a difference.
     let what = if tcp.opens() {
         Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }

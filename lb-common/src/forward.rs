@@ -9,7 +9,7 @@
 use zerocopy::network_endian::U16;
 
 use crate::{
-    abi::{OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, mapped, udp_policy},
+    abi::{Destination, OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, udp_policy},
     choice::{Choice, Found, Kind, Query},
     deliver,
     fragment::{decision_word, later_fragment_v4, later_fragment_v6, remember_v4, remember_v6},
@@ -200,8 +200,11 @@ where
         }
         return Err(Pass::NotAService);
     };
-    let hash = flow_hash_v4(&service.keys, ip.source, segment.source);
-    let query = || Query::new(&service, mapped(ip.source), segment.source, hash);
+    let destination = Destination::of_v4(&service, &key);
+    let hash = flow_hash_v4(&service.keys, ip.source, segment.source, destination);
+    let query = || {
+        Query::v4(&service, (ip.source, segment.source), Destination::of_v4(&service, &key), hash)
+    };
     let choice = choose(pkt, tables, &service, &segment, hash, query);
     if fragment & ipv4::MORE_FRAGMENTS != 0 && choice.id != 0 {
         remember_v4(pkt, tables, l3, decision_word(choice.id, entropy_of(hash)));
@@ -274,8 +277,11 @@ where
         }
         return Err(Pass::NotAService);
     };
-    let hash = flow_hash_v6(&service.keys, &ip.source, segment.source);
-    let query = || Query::new(&service, ip.source, segment.source, hash);
+    let destination = Destination::of_v6(&service, &key);
+    let hash = flow_hash_v6(&service.keys, &ip.source, segment.source, destination);
+    let query = || {
+        Query::v6(&service, (ip.source, segment.source), Destination::of_v6(&service, &key), hash)
+    };
     let choice = choose(pkt, tables, &service, &segment, hash, query);
     if let Fragmentation::First(id) = transport.fragmentation
         && choice.id != 0

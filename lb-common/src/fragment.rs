@@ -11,13 +11,9 @@ use crate::{
 /// Seconds for which the rest of a fragmented packet is awaited (Linux's `ipfrag_time`).
 pub const FRAGMENT_TIMEOUT: u32 = 30;
 
-/// A fragment without a transport header: it follows its first fragment. Returns a [`Found`] as a
-/// word.
+/// A fragment to a VIP, without a transport header: it follows its first fragment. Returns a [`Found`] as a word.
 #[inline(always)]
 fn later_fragment<T: Tables>(tables: &T, key: &FragmentKey) -> u64 {
-    if !tables.is_vip(&VipKey { address: key.destination }) {
-        return Found::Pass(Pass::Fragment).to_word();
-    }
     match tables.fragment(key) {
         Some(first) if is_fresh(tables, first) => {
             if first.backend == 0 || first.is_return != 0 {
@@ -38,6 +34,11 @@ pub(crate) fn is_fresh<T: Tables>(tables: &T, first: Fragment) -> bool {
 /// What happens to a fragment but the first of an IPv4 packet at `l3`. Returns a [`Found`] as a word.
 #[inline(never)]
 pub fn later_fragment_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> u64 {
+    match is_to_vip_v4(pkt, tables, l3) {
+        Some(true) => {}
+        Some(false) => return Found::Pass(Pass::Fragment).to_word(),
+        None => return Found::Pass(Pass::Truncated).to_word(),
+    }
     match fragment_key_v4(pkt, l3) {
         Some(key) => later_fragment(tables, &key),
         None => Found::Pass(Pass::Truncated).to_word(),
@@ -51,6 +52,11 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
+    match is_to_vip_v6(pkt, tables, l3) {
+        Some(true) => {}
+        Some(false) => return Found::Pass(Pass::Fragment).to_word(),
+        None => return Found::Pass(Pass::Truncated).to_word(),
+    }
     match fragment_key_v6(pkt, l3, id) {
         Some(key) => later_fragment(tables, &key),
         None => Found::Pass(Pass::Truncated).to_word(),
@@ -67,21 +73,36 @@ pub const fn decision_word(backend: u16, entropy: u32) -> u64 {
 /// Notes where the first fragment of a packet to a VIP went.
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, key: &FragmentKey, decision: u64) {
-    if tables.is_vip(&VipKey { address: key.destination }) {
-        let value = Fragment {
-            backend: decision as u16,
-            is_return: 0,
-            seen: tables.now(),
-            entropy: (decision >> 16) as u32,
-        };
-        tables.insert_fragment(key, value);
-    }
+    let value = Fragment {
+        backend: decision as u16,
+        is_return: 0,
+        seen: tables.now(),
+        entropy: (decision >> 16) as u32,
+    };
+    tables.insert_fragment(key, value);
+}
+
+/// Whether an IPv4 packet at `l3` is to a VIP. The answer comes before the key of a fragment is made: the stack has no
+/// room for both.
+#[inline(always)]
+fn is_to_vip_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> Option<bool> {
+    let ip = pkt.load::<Ipv4>(l3)?;
+    Some(tables.is_vip(&VipKey { address: mapped(ip.destination) }))
+}
+
+/// The same for IPv6.
+#[inline(always)]
+fn is_to_vip_v6<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize) -> Option<bool> {
+    let ip = pkt.load::<Ipv6>(l3)?;
+    Some(tables.is_vip(&VipKey { address: ip.destination }))
 }
 
 /// Stores where the first fragment of an IPv4 packet at `l3` went; `decision` as made by [`decision_word`].
 #[inline(never)]
 pub fn remember_v4<P: Packet + ?Sized, T: Tables>(pkt: &P, tables: &T, l3: usize, decision: u64) {
-    if let Some(key) = fragment_key_v4(pkt, l3) {
+    if is_to_vip_v4(pkt, tables, l3) == Some(true)
+        && let Some(key) = fragment_key_v4(pkt, l3)
+    {
         remember(tables, &key, decision);
     }
 }
@@ -93,7 +114,9 @@ where
     P: Packet + ?Sized,
     T: Tables,
 {
-    if let Some(key) = fragment_key_v6(pkt, l3, id) {
+    if is_to_vip_v6(pkt, tables, l3) == Some(true)
+        && let Some(key) = fragment_key_v6(pkt, l3, id)
+    {
         remember(tables, &key, decision);
     }
 }

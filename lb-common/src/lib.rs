@@ -41,3 +41,4 @@ pub mod token_bucket;
 pub mod tx_errors;
 pub mod unfinished;
 pub mod verdict;
+pub mod wide;

@@ -18,13 +18,14 @@ use crate::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
         FragmentKey, Handshake, NatConnection, NatConnectionKey, NatConnectionValue, OwnMac,
         Owners, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
-        Unanswered, VipKey,
+        Unanswered, VipKey, mapped,
     },
     nat_connections::Connections,
     second_choice::search,
     shared::{SharedU32, SharedU64},
     steer::in_flux,
     tables::Tables,
+    wide::WideKey,
 };
 
 /// The tables, and the clock; empty by default, with room for no pin.
@@ -58,6 +59,8 @@ pub struct ModelTables {
     pub fragments: RefCell<HashMap<FragmentKey, Fragment>>,
     /// The VIPs.
     pub vips: HashSet<VipKey>,
+    /// The services with several ports, or a prefix of VIPs.
+    pub wide: Vec<(WideKey, Service)>,
     /// The MAC addresses that the node answers to.
     pub own_macs: Vec<[u8; 6]>,
     /// The MAC addresses of other balancers, by service, and the backend on this node.
@@ -84,15 +87,39 @@ pub struct ModelTables {
     pub settles: Cell<Option<(u16, Owners)>>,
 }
 
+impl ModelTables {
+    /// The most specific service with several ports or VIPs that a packet fits.
+    fn wide_service(&self, address: [u8; 16], port: u16, proto: u8) -> Option<&Service> {
+        let fits = self.wide.iter().filter(|(key, _)| key.fits(address, port, proto));
+        fits.min_by_key(|(key, _)| key.order()).map(|(_, service)| service)
+    }
+}
+
 impl Tables for ModelTables {
     type Backend<'a> = Ref<'a, Backend>;
 
-    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+    fn exact_service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
         self.services_v4.get(key)
     }
 
+    fn has_wide(&self) -> bool {
+        !self.wide.is_empty()
+    }
+
+    fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        let wide = || self.wide_service(mapped(key.address), key.port.get(), key.proto);
+        self.services_v4.get(key).or_else(wide)
+    }
+
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
-        self.services_v6.get(key)
+        let wide = || self.wide_service(key.address, key.port.get(), key.proto);
+        self.services_v6.get(key).or_else(wide)
+    }
+
+    fn service(&self, id: u16) -> Option<impl Deref<Target = Service>> {
+        let wide = self.wide.iter().map(|(_, service)| service);
+        let mut all = self.services_v4.values().chain(self.services_v6.values()).chain(wide);
+        all.find(|service| service.id == id)
     }
 
     fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
@@ -156,7 +183,7 @@ impl Tables for ModelTables {
     }
 
     fn is_vip(&self, key: &VipKey) -> bool {
-        self.vips.contains(key)
+        self.vips.contains(key) || self.wide.iter().any(|(wide, _)| wide.has_address(key.address))
     }
 
     fn own_mac(&self, index: u32) -> Option<OwnMac> {

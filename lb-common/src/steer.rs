@@ -60,8 +60,8 @@
 
 use crate::{
     abi::{
-        ConnectionKey, FlowKey, FlowValue, Handshake, Owners, Service, Slot, backend_flags,
-        flow_flags, mapped, proto, stamp, udp_policy,
+        ConnectionKey, Destination, FlowKey, FlowValue, Handshake, Owners, Service, Slot,
+        backend_flags, flow_flags, proto, stamp, udp_policy,
     },
     choice::{Choice, Kind, Query, kind},
     hash::{flow_hash_v4, slot_of},
@@ -95,8 +95,8 @@ pub fn by_slot<'a, T: Tables>(
     choice
 }
 
-/// TCP: the slot rule of an IPv4 flow, for which little is kept at hand: `client` is its address and
-/// port, as on the wire, in a word's lower six bytes, and the key is made where it is needed. It does
+/// TCP: the slot rule of an IPv4 flow of a service with one VIP and one port, for which little is kept at hand: `client`
+/// is its address and port, as on the wire, in a word's lower six bytes, and the key is made where it is needed. It does
 /// not set [`events::BARE_ACK`].
 #[inline(always)]
 pub fn by_slot_v4<T: Tables>(
@@ -150,7 +150,7 @@ fn by_slot_or<T: Tables>(
 #[inline(always)]
 fn query_v4(service: &Service, client: u64, hash: u64) -> Query<'_> {
     let [a, b, c, d, e, f, ..] = client.to_le_bytes();
-    Query::new(service, mapped([a, b, c, d]), [e, f], hash)
+    Query::v4(service, ([a, b, c, d], [e, f]), Destination::ONLY, hash)
 }
 
 /// [`second_choice::sent_again`] of a client as [`by_slot_v4`] takes it. The hash is calculated again: a
@@ -165,7 +165,7 @@ fn sent_again_v4<T: Tables>(
     first: u64,
 ) -> u64 {
     let [a, b, c, d, e, f, ..] = client.to_le_bytes();
-    let hash = flow_hash_v4(&service.keys, [a, b, c, d], [e, f]);
+    let hash = flow_hash_v4(&service.keys, [a, b, c, d], [e, f], Destination::ONLY);
     second_choice::sent_again(tables, &query_v4(service, client, hash), slot, first)
 }
 

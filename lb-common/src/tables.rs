@@ -17,10 +17,17 @@ pub trait Tables {
     where
         Self: 'a;
 
+    /// The service of an IPv4 packet that has exactly this VIP and port. Tables that have no other way to it may find one
+    /// with several, too, and then have none by [`Self::has_wide`].
+    fn exact_service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>>;
+    /// Whether any service has several ports, or a prefix of VIPs.
+    fn has_wide(&self) -> bool;
     /// The service of an IPv4 packet.
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>>;
     /// The service of an IPv6 packet.
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>>;
+    /// The service with this id, if there was one just before.
+    fn service(&self, id: u16) -> Option<impl Deref<Target = Service>>;
     /// Slot `index` of the ring of service `service`.
     fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>>;
     /// Backend `id`.
@@ -48,7 +55,7 @@ pub trait Tables {
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
     /// Stores the decision for the first fragment of a packet.
     fn insert_fragment(&self, key: &FragmentKey, value: Fragment);
-    /// Whether any service has this address.
+    /// Whether any service has this address, or a prefix that it is in.
     fn is_vip(&self, key: &VipKey) -> bool;
     /// Entry `index` of the list of MAC addresses that this node answers to.
     fn own_mac(&self, index: u32) -> Option<OwnMac>;

@@ -45,6 +45,16 @@ impl Tables for Watched {
     type Backend<'a> = &'a Backend;
 
     #[inline(always)]
+    fn exact_service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        note_service(Maps.exact_service_v4(key))
+    }
+
+    #[inline(always)]
+    fn has_wide(&self) -> bool {
+        Maps.has_wide()
+    }
+
+    #[inline(always)]
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
         note_service(Maps.service_v4(key))
     }
@@ -52,6 +62,11 @@ impl Tables for Watched {
     #[inline(always)]
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
         note_service(Maps.service_v6(key))
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u16) -> Option<impl Deref<Target = Service>> {
+        Maps.service(id)
     }
 
     #[inline(always)]

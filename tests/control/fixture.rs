@@ -133,6 +133,6 @@ pub fn owners(engine: &Engine<Fake>) -> Vec<Owners> {
 }
 
 pub fn pin(port: u16, backend: u16, seen: u32) -> (FlowRef, FlowValue) {
-    let key = FlowKey { source: [9; 16], port: port.into(), service: 0 };
+    let key = FlowKey::new([9; 16], port.into(), 0);
     (FlowRef::Pin(key), FlowValue { backend, flags: flow_flags::ESTABLISHED, seen })
 }

@@ -15,7 +15,7 @@ use lb_plane::BackendTotals;
 use super::*;
 
 fn target(to: &str) -> BackendKey {
-    let key = ServiceKey { vip: address("10.0.0.100").ip, port: 80, protocol: Protocol::Tcp };
+    let key = ServiceKey::new(address("10.0.0.100").ip, 80, Protocol::Tcp);
     BackendKey { service: key, backend: address(to) }
 }
 

@@ -66,7 +66,7 @@ impl Node {
         assert!(born.iter().all(|(_, backend)| *backend != dead));
         let is_pinned = |client: u16| {
             let source = entry::address(address("192.0.2.1").ip);
-            let key = FlowKey { source, port: client.into(), service: 0 };
+            let key = FlowKey::new(source, client.into(), 0);
             node.engine.data_plane().flow(&FlowRef::Pin(key)).is_some()
         };
         node.pinned = born.into_iter().filter(|(client, _)| is_pinned(*client)).collect();

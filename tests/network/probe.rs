@@ -58,7 +58,7 @@ fn path(lab: &Lab, way: Way) -> Result<vip::ProbePath> {
 }
 
 fn make_probe(kind: Kind, backend: IpAddr, vip: IpAddr, port: u16, route: Route) -> Probe {
-    let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
+    let service = ServiceKey::new(vip, 80, Protocol::Tcp);
     let target = BackendKey { service, backend: backend.into() };
     Probe { service: "web".into(), target, kind, port, route, timeout: TIMEOUT }
 }

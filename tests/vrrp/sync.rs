@@ -144,7 +144,7 @@ impl Node {
 
 fn pins(numbers: std::ops::Range<u32>) -> Record {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
-    let service = ServiceKey { vip, port: 443, protocol: Protocol::Tcp };
+    let service = ServiceKey::new(vip, 443, Protocol::Tcp);
     let pin = |number| Pin {
         flow: Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number).into(), 1000),
         backend: Ipv4Addr::from(0x0a00_0200 + number % 9).into(),

@@ -171,7 +171,7 @@ mod tests {
         };
         let vip = IpAddr::from([10, 0, 0, 100]);
         let service = Service {
-            key: ServiceKey { vip, port: 80, protocol: Protocol::Tcp },
+            key: ServiceKey::new(vip, 80, Protocol::Tcp),
             mode: Mode::Dsr,
             udp_policy: None,
             ring_slots: 65_537,

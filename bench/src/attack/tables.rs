@@ -294,7 +294,7 @@ impl Rig {
         };
         let known = flows.iter().filter(|flow| {
             let source = flow.from.0.to_ipv6_mapped().octets();
-            let key = FlowKey { source, port: flow.from.1.into(), service: 0 };
+            let key = FlowKey::new(source, flow.from.1.into(), 0);
             entries.get(&key).is_some_and(|value| value.backend == u16::from(flow.backend))
         });
         Ok((entries.len(), known.map(|flow| flow.from).collect()))

@@ -126,7 +126,7 @@ pub fn survey(
 }
 
 fn assignments(backends: u32, check: &Check, route: &Route) -> BTreeMap<BackendKey, Assignment> {
-    let service = ServiceKey { vip: VIP.into(), port: PORT, protocol: Protocol::Tcp };
+    let service = ServiceKey::new(VIP.into(), PORT, Protocol::Tcp);
     let assignment = |n| {
         let backend = backend(n);
         let route = match route.clone() {

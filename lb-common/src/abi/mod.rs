@@ -16,9 +16,12 @@
 //! |---|---|---|
 //! | `SERVICES_V4`, `SERVICES_V6` | VIP, port, protocol: service | 512 each |
 //! | `SERVICE_INDEX`, `SERVICE_ENTRIES` | the same, for lookups without a call into the kernel | 2,048 buckets, 512 |
+//! | `WIDE_SERVICES` | VIPs, ports, protocol: service with several of them ([`crate::wide`]) | 512 |
+//! | `WIDE_VIPS`, `WIDE_PORTS` | tries for their lookups | 512, 32,768 |
+//! | `WIDE_GROUPS` | how many prefixes of VIPs they have | 1 |
 //! | `RINGS` | service id: ring | 512; a ring of 65,537 slots takes 0.5 MiB |
 //! | `BACKENDS` | backend id: destination, headers, egress | 4,096 |
-//! | `PINS` | client, port, service: backend, last packet | 262,144 |
+//! | `PINS` | client, port, service, destination: backend, last packet | 262,144 |
 //! | `TRACKED`, `CONNECTIONS` | UDP flows, QUIC connection ids: backend | 65,536 each, LRU |
 //! | `HANDSHAKES` | marks of the latest QUIC handshakes, of all CPUs | 262,144 |
 //! | `FRAGMENTS` | source, destination, id: backend | 16,384, LRU |
@@ -42,6 +45,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_endian::U16};
 
+mod flow;
 mod handshake;
 pub mod nat_connection;
 mod pin_log;
@@ -50,6 +54,7 @@ mod slot;
 #[cfg(not(target_arch = "bpf"))]
 pub use self::slot::SlotSnapshot;
 pub use self::{
+    flow::{Destination, Flow, FlowKey, FlowValue, flow_flags},
     handshake::{HANDSHAKES, Handshake},
     nat_connection::{
         DEFAULT_NAT_CONNECTIONS, NatConnection, NatConnectionKey, NatConnectionValue,
@@ -57,10 +62,10 @@ pub use self::{
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
     slot::{Owners, Slot, stamp, stamp_age},
 };
-use crate::shared::{SharedU16, SharedU32, SharedU64};
+use crate::shared::{SharedU32, SharedU64};
 
 /// Number of the layouts in this file; a part of the pin path.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Services, unless the configuration sets another value.
 pub const DEFAULT_SERVICES: u32 = 512;
@@ -182,6 +187,8 @@ pub mod service_flags {
     pub const PINNING_PAUSED: u8 = 2;
     /// A backend of the service is on this node and other balancers may forward to it: `PEER_MACS` has them.
     pub const LOCAL: u8 = 4;
+    /// The service has several ports, or a prefix of VIPs ([`crate::wide`]).
+    pub const WIDE: u8 = 8;
 }
 
 /// Value of `SERVICES_V4` and `SERVICES_V6`: one cache line.
@@ -275,89 +282,6 @@ impl Backend {
     #[inline(always)]
     pub const fn is_local(&self) -> bool {
         self.l2_len == 0
-    }
-}
-
-/// A flow of a service, as the key of `PINS` and `TRACKED`. The service stands for protocol, VIP
-/// and port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(4))]
-pub struct FlowKey {
-    /// The client's address; IPv4 as an IPv4-mapped IPv6 address.
-    pub source: [u8; 16],
-    /// The client's port.
-    pub port: U16,
-    /// The service's id.
-    pub service: u16,
-}
-
-/// Bits of [`Flow::flags`].
-pub mod flow_flags {
-    /// A packet other than a SYN came since the flow was opened.
-    pub const ESTABLISHED: u16 = 1;
-    /// The client sent FIN or RST. The flow stays until it is idle: a bare RST may be forged.
-    pub const CLOSING: u16 = 2;
-}
-
-/// Value of `PINS`, `TRACKED` and `CONNECTIONS`: where a flow goes regardless of the ring.
-#[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
-#[repr(C, align(8))]
-pub struct Flow {
-    backend: SharedU16,
-    flags: SharedU16,
-    seen: SharedU32,
-}
-
-/// A [`Flow`] at one moment.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
-)]
-#[repr(C, align(8))]
-pub struct FlowValue {
-    /// Id of the backend.
-    pub backend: u16,
-    /// Bits of [`flow_flags`].
-    pub flags: u16,
-    /// Second of the last packet, on the clock of [`crate::tables::Tables::now`].
-    pub seen: u32,
-}
-
-impl Flow {
-    /// A flow with this state.
-    #[must_use]
-    #[inline(always)]
-    pub const fn new(value: FlowValue) -> Self {
-        Self {
-            backend: SharedU16::new(value.backend),
-            flags: SharedU16::new(value.flags),
-            seen: SharedU32::new(value.seen),
-        }
-    }
-
-    /// The state as it is.
-    #[inline(always)]
-    pub fn get(&self) -> FlowValue {
-        FlowValue { backend: self.backend.load(), flags: self.flags.load(), seen: self.seen.load() }
-    }
-
-    /// Replaces the state.
-    #[inline(always)]
-    pub fn set(&self, value: FlowValue) {
-        self.backend.store(value.backend);
-        self.flags.store(value.flags);
-        self.seen.store(value.seen);
-    }
-
-    /// Notes a packet at second `now`, adding `flags`. Stores only changes.
-    #[inline(always)]
-    pub fn touch(&self, now: u32, flags: u16) {
-        if self.seen.load() != now {
-            self.seen.store(now);
-        }
-        let old = self.flags.load();
-        if old | flags != old {
-            self.flags.store(old | flags);
-        }
     }
 }
 
@@ -622,7 +546,7 @@ const _: () = {
     assert!(size_of::<Service>() == 64);
     assert!(size_of::<Slot>() == 8);
     assert!(size_of::<Backend>() == 128);
-    assert!(size_of::<FlowKey>() == 20);
+    assert!(size_of::<FlowKey>() == 24 && size_of::<Destination>() == 4);
     assert!(size_of::<Flow>() == 8 && size_of::<FlowValue>() == 8);
     assert!(size_of::<FragmentKey>() == 40 && size_of::<Fragment>() == 12);
     assert!(size_of::<ConnectionKey>() == 12);

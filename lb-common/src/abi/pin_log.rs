@@ -1,6 +1,6 @@
 //! The log of pins that the daemon exports to peers, and until when pins may be made.
 
-use zerocopy::{FromBytes, IntoBytes, KnownLayout, byteorder::network_endian::U16};
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use super::FlowKey;
 use crate::{hash::GOLDEN, shared::SharedU64};
@@ -26,61 +26,30 @@ impl PinNote {
     /// Writes the `number`th note of a CPU.
     #[inline(always)]
     pub fn write(&self, key: &FlowKey, number: u64) {
-        let words = Self::words_of(key, number);
+        let words = key.to_words();
         self.words[0].store(words[0]);
         self.words[1].store(words[1]);
         self.words[2].store(words[2]);
-        self.check.store(Self::check_of(words));
+        self.check.store(Self::check_of(words, number));
     }
 
     /// The flow, if this is the `number`th note of its CPU, whole.
     pub fn read(&self, number: u64) -> Option<FlowKey> {
         let check = self.check.load();
         let words = [self.words[0].load(), self.words[1].load(), self.words[2].load()];
-        if check != Self::check_of(words) || words[2] >> 32 != number & 0xffff_ffff {
+        if check != Self::check_of(words, number) {
             return None;
         }
         Some(FlowKey::from_words(words))
     }
 
-    #[inline(always)]
-    const fn words_of(key: &FlowKey, number: u64) -> [u64; 3] {
-        let [upper, lower, rest] = key.to_words();
-        [upper, lower, rest | number << 32]
-    }
-
     /// Not zero for words that are.
     #[inline(always)]
-    const fn check_of(words: [u64; 3]) -> u64 {
-        let sum = (words[0] ^ GOLDEN).wrapping_mul(GOLDEN);
+    const fn check_of(words: [u64; 3], number: u64) -> u64 {
+        let sum = number.wrapping_mul(GOLDEN).rotate_left(29);
+        let sum = (sum ^ words[0] ^ GOLDEN).wrapping_mul(GOLDEN);
         let sum = (sum.rotate_left(29) ^ words[1]).wrapping_mul(GOLDEN);
         (sum.rotate_left(29) ^ words[2]).wrapping_mul(GOLDEN)
-    }
-}
-
-impl FlowKey {
-    /// As three words, of which the last one has 32 bits.
-    #[must_use]
-    #[inline(always)]
-    pub const fn to_words(&self) -> [u64; 3] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.source;
-        let port = u16::from_ne_bytes(self.port.to_bytes());
-        [
-            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-            port as u64 | (self.service as u64) << 16,
-        ]
-    }
-
-    /// The inverse of [`Self::to_words`], whatever the last word has above its 32 bits.
-    #[must_use]
-    #[inline(always)]
-    pub fn from_words(words: [u64; 3]) -> Self {
-        let mut source = [0; 16];
-        source[..8].copy_from_slice(&words[0].to_ne_bytes());
-        source[8..].copy_from_slice(&words[1].to_ne_bytes());
-        let port = U16::from_bytes((words[2] as u16).to_ne_bytes());
-        Self { source, port, service: (words[2] >> 16) as u16 }
     }
 }
 

@@ -282,7 +282,7 @@ fn frame(family: Family, client: &Client, what: What) -> Vec<u8> {
 
 fn flow_key(family: Family, client: &Client) -> FlowKey {
     let source = client.key_address(family);
-    FlowKey { source, port: U16::new(client.port), service: family.service(1) }
+    FlowKey::new(source, U16::new(client.port), family.service(1))
 }
 
 /// One packet in a slot with this history: where it goes, and what it leaves.

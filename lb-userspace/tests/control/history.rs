@@ -85,7 +85,7 @@ const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
 /// The program pins the client's flow from this port to a backend of the first service.
 fn pin(place: &Place, port: u16) {
-    let key = FlowKey { source: entry::address(CLIENT), port: port.into(), service: 0 };
+    let key = FlowKey::new(entry::address(CLIENT), port.into(), 0);
     let seen = Now::read().mono_secs();
     place.remote.pin(key, FlowValue { backend: 1, flags: flow_flags::ESTABLISHED, seen });
 }

@@ -15,9 +15,12 @@ use lb_common::{
         number,
     },
     rewrite, unfinished,
+    wide::WideKey,
 };
 use lb_model::entry;
 use zerocopy::{IntoBytes, network_endian::U16};
+
+use super::wide;
 
 /// SplitMix64 (Steele et al., 2014): the same numbers for the same seed, everywhere.
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub struct State {
     pub services_v4: Vec<(ServiceKeyV4, Service)>,
     /// The services of IPv6.
     pub services_v6: Vec<(ServiceKeyV6, Service)>,
+    /// The services with several ports or VIPs.
+    pub wide: Vec<(WideKey, Service)>,
     /// The rings, as words, by service.
     pub rings: Vec<(u16, Vec<u64>)>,
     /// The backends, by id.
@@ -109,6 +114,15 @@ pub struct State {
     pub reverse_nat: Vec<(ReverseKey, u16)>,
     /// The unanswered SYNs of backends.
     pub unanswered: Vec<(u16, Unanswered)>,
+}
+
+impl State {
+    /// All services.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        let v4 = self.services_v4.iter().map(|(_, service)| service);
+        let v6 = self.services_v6.iter().map(|(_, service)| service);
+        v4.chain(v6).chain(self.wide.iter().map(|(_, service)| service))
+    }
 }
 
 /// Sources that no ICMP error may go to.
@@ -247,6 +261,7 @@ pub fn state(random: &mut Random, now: u32) -> State {
     let mut state = State {
         services_v4: Vec::new(),
         services_v6: Vec::new(),
+        wide: Vec::new(),
         rings: Vec::new(),
         backends: (0..BACKENDS).map(|id| backend(random, id)).collect(),
         pins: Vec::new(),
@@ -276,8 +291,11 @@ pub fn state(random: &mut Random, now: u32) -> State {
     }
     let mut id = 0;
     for v6 in [false, true] {
-        for (port, proto, policy) in PORTS {
+        let exact = PORTS.into_iter().map(|(port, proto, policy)| (Ok((port, proto)), policy));
+        let wide = wide::keys(random, v6).into_iter().map(|(key, policy)| (Err(key), policy));
+        for (at, policy) in exact.chain(wide).collect::<Vec<_>>() {
             id += 1;
+            let is_wide = if at.is_err() { service_flags::WIDE } else { 0 };
             // Frames come from the gateway.
             let local = if random.one_in(5) { service_flags::LOCAL } else { 0 };
             if random.one_in(2) {
@@ -294,24 +312,31 @@ pub fn state(random: &mut Random, now: u32) -> State {
                     service_flags::SECOND_CHOICE,
                     service_flags::SECOND_CHOICE | service_flags::PINNING_PAUSED,
                     0,
-                ]) | local,
+                ]) | local
+                    | is_wide,
                 idle_timeout: 60,
                 // None at all, or more than a run can spend: what is left of a budget depends on
                 // the moment, and the pins that it bought must not.
                 syn_budget: random.of(&[0, 1_000_000_000, 1_000_000_000]),
             };
-            if v6 {
-                let key = ServiceKeyV6 { address: VIP_V6, port: port.into(), proto, reserved: 0 };
-                state.services_v6.push((key, service));
-            } else {
-                let key = ServiceKeyV4 { address: VIP_V4, port: port.into(), proto, reserved: 0 };
-                state.services_v4.push((key, service));
+            match at {
+                Ok((port, proto)) if v6 => {
+                    let port = port.into();
+                    let key = ServiceKeyV6 { address: VIP_V6, port, proto, reserved: 0 };
+                    state.services_v6.push((key, service));
+                }
+                Ok((port, proto)) => {
+                    let port = port.into();
+                    let key = ServiceKeyV4 { address: VIP_V4, port, proto, reserved: 0 };
+                    state.services_v4.push((key, service));
+                }
+                Err(key) => state.wide.push((key, service)),
             }
             if !random.one_in(10) {
                 let ring = (0..service.slots).map(|_| slot(random, v6, now)).collect();
                 state.rings.push((id, ring));
             }
-            flows(random, &mut state, id, v6, now);
+            flows(random, &mut state, &service, v6, now);
         }
     }
     for n in 0..6 {
@@ -356,10 +381,12 @@ fn slot(random: &mut Random, v6: bool, now: u32) -> u64 {
         | u64::from(pinned) << 48
 }
 
-fn flows(random: &mut Random, state: &mut State, service: u16, v6: bool, now: u32) {
-    for n in 0..CLIENTS {
+fn flows(random: &mut Random, state: &mut State, service: &Service, v6: bool, now: u32) {
+    let step = if service.flags & service_flags::WIDE == 0 { 1 } else { 4 };
+    for n in (0..CLIENTS).step_by(step) {
         let source = if v6 { client_v6(n) } else { mapped(client_v4(n)) };
-        let key = FlowKey { source, port: U16::from_bytes(client_port(n)), service };
+        let key = FlowKey::new(source, U16::from_bytes(client_port(n)), service.id);
+        let key = wide::flow(random, service, key);
         let mut value = || FlowValue {
             backend: some_backend(random, v6),
             flags: random.of(&[0, flow_flags::ESTABLISHED, 3]),
@@ -372,7 +399,7 @@ fn flows(random: &mut Random, state: &mut State, service: u16, v6: bool, now: u3
             state.tracked.push((key, value()));
         }
         if n % 4 == 0 {
-            let key = ConnectionKey { id: connection_id(n), service, reserved: 0 };
+            let key = ConnectionKey { id: connection_id(n), service: service.id, reserved: 0 };
             state.connections.push((key, FlowValue { flags: 0, ..value() }));
         }
     }
@@ -457,12 +484,16 @@ fn damage(random: &mut Random, frame: &mut Vec<u8>) {
     }
 }
 
-fn destination_port(random: &mut Random) -> (u16, u8) {
+/// The VIP's last byte, the port and the protocol of a packet.
+fn target(random: &mut Random) -> (u8, u16, u8) {
+    if random.one_in(4) {
+        return wide::target(random);
+    }
     if random.one_in(12) {
-        return (random.of(&[22, 0, 8080]), random.of(&[number::TCP, number::UDP]));
+        return (VIP_V4[3], random.of(&[22, 0, 8080]), random.of(&[number::TCP, number::UDP]));
     }
     let (port, proto, _) = random.of(&PORTS);
-    (port, proto)
+    (VIP_V4[3], port, proto)
 }
 
 /// A transport header from `from` to `to` with a payload.
@@ -524,8 +555,8 @@ fn header_v4(random: &mut Random, proto: u8, len: usize, from: [u8; 4], to: [u8;
 fn packet_v4(random: &mut Random) -> Vec<u8> {
     let n = random.below(CLIENTS);
     let client = if random.one_in(12) { random.of(&BAD_V4) } else { client_v4(n) };
-    let vip = if random.one_in(10) { NODE_V4 } else { VIP_V4 };
-    let (port, proto) = destination_port(random);
+    let (last, port, proto) = target(random);
+    let vip = if random.one_in(10) { NODE_V4 } else { wide::vip_v4(last) };
     if random.one_in(8) {
         return icmp_v4(random, n, vip, port, proto);
     }
@@ -630,8 +661,8 @@ fn extensions(random: &mut Random, last: u8) -> (u8, Vec<u8>) {
 fn packet_v6(random: &mut Random) -> Vec<u8> {
     let n = random.below(CLIENTS);
     let client = if random.one_in(12) { random.of(&BAD_V6) } else { client_v6(n) };
-    let vip = if random.one_in(10) { client_v6(250) } else { VIP_V6 };
-    let (port, proto) = destination_port(random);
+    let (last, port, proto) = target(random);
+    let vip = if random.one_in(10) { client_v6(250) } else { wide::vip_v6(last) };
     let (proto, segment) = if random.one_in(8) {
         (number::ICMPV6, icmp_v6(random, n, vip, port, proto))
     } else {

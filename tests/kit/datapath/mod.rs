@@ -6,6 +6,7 @@ pub mod hook;
 pub mod kernel;
 pub mod model;
 mod raw_ip;
+mod wide;
 
 use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};
 
@@ -101,17 +102,14 @@ impl Twins {
         for &(key, value) in &state.services_v4 {
             kernel.put_service_v4(key, value).context("put a service")?;
             tables.services_v4.insert(key, value);
-            tables.budgets.insert(value.id, Rc::new(TokenBucket::default()));
-            if value.syn_budget > 0 {
-                // The CPU's own share is as large, or makes few pins.
-                let share = [0, value.syn_budget, 40][usize::from(value.id) % 3];
-                kernel.put_share(value.id, share)?;
-                tables.budgets[&value.id].share.store(share);
-            }
         }
         for &(key, value) in &state.services_v6 {
             kernel.put_service_v6(key, value)?;
             tables.services_v6.insert(key, value);
+        }
+        kernel.put_wide(&state.wide).context("put services with several ports")?;
+        tables.wide.clone_from(&state.wide);
+        for value in state.services() {
             tables.budgets.insert(value.id, Rc::new(TokenBucket::default()));
             if value.syn_budget > 0 {
                 // The CPU's own share is as large, or makes few pins.

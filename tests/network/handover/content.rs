@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, ArrayOfMaps, Map, MapData},
+    maps::{Array, ArrayOfMaps, Map, MapData, MapInfo},
 };
 use lb_common::{
     abi::{
@@ -18,7 +18,7 @@ use lb_common::{
     verdict::REASONS,
 };
 
-use super::v1::pinned;
+use super::older::{OlderKey, of_older, pinned};
 
 /// A service as bytes: fields that this test does not know by name are compared as well.
 type Bytes = [u8; 64];
@@ -58,8 +58,8 @@ impl Content {
                 .map(|(id, words)| (id, words.to_vec()))
                 .collect(),
             rings: rings(folder),
-            pins: table(folder, "PINS"),
-            tracked: table(folder, "TRACKED"),
+            pins: flows(folder, "PINS"),
+            tracked: flows(folder, "TRACKED"),
             connections: table(folder, "CONNECTIONS"),
             fragments: fragments.map(|(k, v)| (k, (v.backend, v.seen, v.entropy))).collect(),
             verdicts: sums(&array::<[u64; 2]>(folder, "VERDICTS"), REASONS as usize),
@@ -83,6 +83,18 @@ fn used<const N: usize>(all: Vec<[u64; N]>) -> impl Iterator<Item = (u32, [u64; 
 
 fn table<K: Pod + Hash + Eq, V: Pod>(folder: &Path, name: &str) -> HashMap<K, V> {
     pinned::<K, V>(folder, name).iter().map(Result::unwrap).collect()
+}
+
+/// The flows by client of a set of any layout.
+fn flows(folder: &Path, name: &str) -> HashMap<FlowKey, FlowValue> {
+    let key = MapInfo::from_pin(folder.join(name)).unwrap().key_size() as usize;
+    if key == size_of::<FlowKey>() {
+        return table(folder, name);
+    }
+    table::<OlderKey, _>(folder, name)
+        .into_iter()
+        .map(|(key, value)| (of_older(key), value))
+        .collect()
 }
 
 fn services<K: Pod + Hash + Eq>(folder: &Path, name: &str) -> HashMap<K, Bytes> {

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use lb_common::abi::ABI_VERSION;
 use lb_datapath::{Step, Xdp};
 use lb_model::settings::Limits;
 use lb_plane::Maps as _;
@@ -9,8 +10,8 @@ use lb_plane::Maps as _;
 use super::{
     content::Content,
     migration::{LARGER, decisions, frame},
+    older::{self, WEB},
     testbed::{LIMITS, Testbed},
-    v1::{self, WEB},
     wire::{Kind, Wire},
 };
 
@@ -72,50 +73,33 @@ fn survives(testbed: &mut Testbed, from: &str, at: Step, limits: Limits, then: L
 // The verifier takes a second for each load of the program, so a test takes as few as will do.
 
 #[test]
-fn a_crash_at_any_step_from_layout_1_loses_no_flow() {
-    for at in [Step::Copied, Step::Swapped, Step::CaughtUp, Step::Renamed] {
+fn a_crash_at_any_step_from_an_older_layout_loses_no_flow() {
+    let layouts = [older::LAST, 1].into_iter().cycle();
+    for (at, layout) in STEPS.into_iter().filter(|step| *step != Step::SetAside).zip(layouts) {
         let Some(mut testbed) = Testbed::new() else { return };
-        drop(v1::start(&testbed.settings));
-        survives(&mut testbed, "v1", at, LARGER, LARGER, 0);
+        drop(older::start(&testbed.settings, layout));
+        survives(&mut testbed, &format!("v{layout}"), at, LARGER, LARGER, 0);
     }
 }
 
 #[test]
 fn a_crash_at_any_step_to_other_limits_loses_no_flow() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     drop(testbed.open());
     for (round, at) in (0..).zip(STEPS) {
         let limits = if round % 2 == 0 { LARGER } else { LIMITS };
-        survives(&mut testbed, "v2", at, limits, limits, round);
+        survives(&mut testbed, &format!("v{ABI_VERSION}"), at, limits, limits, round);
     }
 }
 
 #[test]
 fn a_start_after_a_crash_may_ask_for_yet_other_limits() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     drop(testbed.open());
     for (round, at) in (0..).zip([Step::Made, Step::Swapped, Step::SetAside]) {
         let then = Limits { pins: 5_000 + u32::from(round), backends: 70, ..LARGER };
-        survives(&mut testbed, "v2", at, LARGER, then, round);
-    }
-}
-
-/// Where no map changes, the two sets are one, whichever name it has.
-#[test]
-fn a_crash_while_every_map_is_shared_loses_no_flow() {
-    for at in [Step::Swapped, Step::Renamed] {
-        let Some(testbed) = Testbed::new() else { return };
-        drop(v1::start(&testbed.settings));
-        let wire = Wire::at("vb");
-        let decided = decisions(&wire);
-        let before = Content::of(&testbed.settings.pin_dir.join("v1"));
-        assert!(crash(&testbed, at), "{at:?}");
-        drop(testbed.open());
-        assert_eq!(Content::of(&testbed.current()), before, "{at:?}");
-        assert_eq!(testbed.pinned(), testbed.whole(), "{at:?}");
-        testbed.check_pins();
-        assert_eq!(decisions(&wire), decided, "{at:?}");
+        survives(&mut testbed, &format!("v{ABI_VERSION}"), at, LARGER, then, round);
     }
 }

@@ -17,8 +17,8 @@ use lb_plane::{Interfaces as _, Maps as _};
 
 use super::{
     migration::decisions,
+    older,
     testbed::{Testbed, detach_link, ifindex, ip, link_at},
-    v1,
     wire::Wire,
 };
 
@@ -26,7 +26,7 @@ use super::{
 fn running(reattach: bool) -> Option<(Testbed, Engine<Xdp>)> {
     let mut testbed = Testbed::new()?;
     testbed.settings.reattach = reattach;
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     let mut engine = Engine::adopt(testbed.open(), &testbed.settings).unwrap();
     assert_eq!(sweep(&mut engine), []);
     Some((testbed, engine))

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::bail;
 use aya::maps::MapData;
-use lb_common::abi::{self, ConnectionKey, FlowKey, FlowValue, flow_flags};
+use lb_common::abi::{self, ABI_VERSION, ConnectionKey, FlowKey, FlowValue, flow_flags};
 use lb_control::engine::Engine;
 use lb_datapath::{Step, Xdp};
 use lb_model::{settings::Limits, time::Now};
@@ -17,8 +17,8 @@ use lb_plane::{Flows as _, Interfaces as _, Maps as _};
 
 use super::{
     content::Content,
+    older::{self, CLIENT_PORT, FLOWS, GAME, OlderKey, STEADY, WEB, older_flow, pinned},
     testbed::{LIMITS, Testbed, detach_link, ip, link_at},
-    v1::{self, CLIENT_PORT, FLOWS, GAME, STEADY, WEB, pinned},
     wire::{Frame, Kind, Wire},
 };
 
@@ -63,13 +63,13 @@ pub fn decisions(wire: &Wire) -> BTreeMap<usize, u16> {
     decided
 }
 
-/// From the maps of lbd 0.1.0, with `LIMITS`, to these.
-fn from_layout_1(limits: Limits) {
+/// From the maps of an older layout, with `LIMITS`, to these.
+fn from_layout(layout: u32, limits: Limits) {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, layout));
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
-    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
+    let before = Content::of(&older::folder(&testbed.settings, layout));
     assert_eq!((before.rings.len(), before.pins.len()), (5, usize::from(FLOWS)));
     let pins = ["link-va", "link-vc"].map(|name| testbed.settings.pin_dir.join(name));
     let links = pins.each_ref().map(|pin| link_at(pin));
@@ -99,18 +99,28 @@ fn from_layout_1(limits: Limits) {
 
 #[test]
 fn maps_of_layout_1_are_taken_over_whole() {
-    from_layout_1(LIMITS);
+    from_layout(1, LIMITS);
 }
 
 #[test]
 fn maps_of_layout_1_are_taken_over_into_larger_ones() {
-    from_layout_1(LARGER);
+    from_layout(1, LARGER);
+}
+
+#[test]
+fn maps_of_layout_2_are_taken_over_whole() {
+    from_layout(2, LIMITS);
+}
+
+#[test]
+fn maps_of_layout_2_are_taken_over_into_larger_ones() {
+    from_layout(2, LARGER);
 }
 
 #[test]
 fn other_limits_at_a_restart_lose_nothing() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     drop(testbed.open());
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
@@ -132,7 +142,7 @@ fn other_limits_at_a_restart_lose_nothing() {
 fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
     const LATER: [&str; 4] = ["PIN_LOG", "PIN_LOG_HEADS", "PIN_LEASE", "HANDSHAKES"];
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     drop(testbed.open());
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
@@ -166,7 +176,7 @@ fn maps_that_lack_the_log_of_pins_get_it_and_lose_nothing() {
 #[test]
 fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     // Ids up to 4 and 3, and 600 flows in each table, which leaves too little room at the end.
     testbed.settings.limits = Limits {
         services: 4,
@@ -178,8 +188,8 @@ fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
         fragments: 700,
         icmp_errors: abi::DEFAULT_ICMP_ERRORS,
     };
-    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
-    // Layout 1 has no connections in mode `nat`.
+    let before = Content::of(&older::folder(&testbed.settings, older::LAST));
+    // There are no connections in mode `nat`.
     assert_eq!(testbed.open().limits(), Limits { nat_connections: 700, ..LIMITS });
     assert_eq!(Content::of(&testbed.current()), before);
     // One limit may go down while another has to stay.
@@ -191,8 +201,8 @@ fn a_limit_that_is_too_small_for_what_lives_is_not_taken() {
 #[test]
 fn no_packet_meets_an_interface_without_a_program_and_each_is_counted() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
-    let before = Content::of(&testbed.settings.pin_dir.join("v1"));
+    drop(older::start(&testbed.settings, older::LAST));
+    let before = Content::of(&older::folder(&testbed.settings, older::LAST));
     let end = AtomicBool::new(false);
     let sent = thread::scope(|scope| {
         let load = scope.spawn(|| {
@@ -224,10 +234,10 @@ fn no_packet_meets_an_interface_without_a_program_and_each_is_counted() {
 #[test]
 fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     let wire = Wire::at("vb");
-    let old = testbed.settings.pin_dir.join("v1");
-    let next = testbed.settings.pin_dir.join("v2-next");
+    let old = older::folder(&testbed.settings, older::LAST);
+    let next = testbed.current().with_file_name(format!("v{ABI_VERSION}-next"));
     let now = Now::read().mono_secs();
     let value = |backend, seen| FlowValue { backend, flags: flow_flags::ESTABLISHED, seen };
     let quic = |client: u16| ConnectionKey { id: [client as u8; 8], service: 3, reserved: 0 };
@@ -243,8 +253,8 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
                     let at = wire.ask(frame(Kind::Datagram, client, GAME)).unwrap();
                     assert!((1..=3).contains(&at));
                 }
-                let mut pins = pinned::<FlowKey, FlowValue>(&old, "PINS");
-                pins.insert(v1::flow(5, CLIENT_PORT, 0), value(3, now + 30), 0).unwrap();
+                let mut pins = pinned::<OlderKey, FlowValue>(&old, "PINS");
+                pins.insert(older_flow(5, CLIENT_PORT, 0), value(3, now + 30), 0).unwrap();
                 let mut connections = pinned(&old, "CONNECTIONS");
                 connections.insert(quic(200), value(1, now), 0).unwrap();
             }
@@ -257,20 +267,20 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
                 assert_eq!(wire.ask(frame(Kind::Syn, client, WEB)), Some(2));
             }
             let mut pins = pinned::<FlowKey, FlowValue>(&next, "PINS");
-            pins.insert(v1::flow(6, CLIENT_PORT, 0), value(2, now + 40), 0).unwrap();
-            let mut pins = pinned::<FlowKey, FlowValue>(&old, "PINS");
-            pins.insert(v1::flow(6, CLIENT_PORT, 0), value(1, now + 35), 0).unwrap();
+            pins.insert(older::flow(6, CLIENT_PORT, 0), value(2, now + 40), 0).unwrap();
+            let mut pins = pinned::<OlderKey, FlowValue>(&old, "PINS");
+            pins.insert(older_flow(6, CLIENT_PORT, 0), value(1, now + 35), 0).unwrap();
         }
         Ok(())
     });
     drop(opened.unwrap());
     let after = Content::of(&testbed.current());
-    let pin = |client| after.pins[&v1::flow(client, CLIENT_PORT, 0)];
+    let pin = |client| after.pins[&older::flow(client, CLIENT_PORT, 0)];
     assert_eq!((pin(5), pin(6)), (value(3, now + 30), value(2, now + 40)));
     assert_eq!(after.connections[&quic(200)], value(1, now));
     assert_eq!(after.pins.len(), usize::from(FLOWS) + 200);
     for client in newcomers.clone() {
-        assert!(after.tracked.contains_key(&v1::flow(client, CLIENT_PORT, 2)), "{client}");
+        assert!(after.tracked.contains_key(&older::flow(client, CLIENT_PORT, 2)), "{client}");
     }
     for client in newcomers.chain(later) {
         assert_eq!(wire.ask(frame(Kind::Ack, client, WEB)), Some(2), "{client}");
@@ -280,8 +290,8 @@ fn what_the_old_program_does_after_the_copy_is_caught_up_on() {
 #[test]
 fn the_layout_of_a_newer_version_is_left_alone() {
     let Some(testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
-    let maps = testbed.settings.pin_dir.join("v1");
+    drop(older::start(&testbed.settings, older::LAST));
+    let maps = older::folder(&testbed.settings, older::LAST);
     let newer = testbed.settings.pin_dir.join("v99999");
     fs::rename(&maps, &newer).unwrap();
     let (pinned, link) = (testbed.pinned(), link_at(&testbed.settings.pin_dir.join("link-va")));
@@ -302,7 +312,7 @@ fn the_layout_of_a_newer_version_is_left_alone() {
 #[test]
 fn a_migration_that_fails_leaves_what_ran() {
     let Some(mut testbed) = Testbed::new() else { return };
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     let wire = Wire::at("vb");
     let decided = decisions(&wire);
     let before = testbed.pinned();
@@ -334,7 +344,7 @@ fn a_migration_that_fails_leaves_what_ran() {
 fn interfaces_come_and_go_with_a_migration() {
     let Some(mut testbed) = Testbed::new() else { return };
     testbed.settings.interfaces = vec!["va".into()];
-    drop(v1::start(&testbed.settings));
+    drop(older::start(&testbed.settings, older::LAST));
     let (vb, vd) = (Wire::at("vb"), Wire::at("vd"));
     let decided = decisions(&vb);
     testbed.settings.interfaces = vec!["vc".into(), "va".into()];
@@ -355,18 +365,18 @@ fn a_link_that_was_pinned_under_a_name_with_two_meanings_is_found() {
     testbed.add_pair("a.b", "far");
     testbed.add_pair("a_b", "away");
     testbed.settings.interfaces = vec!["a.b".into()];
-    drop(v1::start(&testbed.settings));
-    assert_eq!(testbed.pinned(), ["link-a_b", "v1"]);
+    drop(older::start(&testbed.settings, older::LAST));
+    assert_eq!(testbed.pinned(), ["link-a_b", "v2"]);
     let link = link_at(&testbed.settings.pin_dir.join("link-a_b")).0;
     testbed.settings.interfaces = vec!["a_b".into(), "a.b".into()];
     let data_plane = testbed.open();
-    assert_eq!(testbed.pinned(), ["link-a%2eb", "link-a_b", "v2"]);
+    assert_eq!(testbed.pinned(), ["link-a%2eb", "link-a_b", "v3"]);
     assert_eq!(link_at(&testbed.settings.pin_dir.join("link-a%2eb")).0, link);
     assert!(data_plane.interfaces().iter().all(|interface| interface.attached));
     drop(data_plane);
     // One that no longer is configured goes, whatever its pin is called.
     testbed.settings.interfaces = vec!["a_b".into()];
     drop(testbed.open());
-    assert_eq!(testbed.pinned(), ["link-a_b", "v2"]);
+    assert_eq!(testbed.pinned(), ["link-a_b", "v3"]);
     ip(&["link", "del", "a.b"]);
 }

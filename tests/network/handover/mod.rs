@@ -7,6 +7,7 @@ mod content;
 mod crash;
 mod interfaces;
 mod migration;
+mod older;
 mod testbed;
-mod v1;
+mod wide;
 mod wire;

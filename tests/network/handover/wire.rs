@@ -8,7 +8,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 
-use super::{testbed, v1};
+use super::{older, testbed};
 
 /// The flow of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +36,9 @@ pub struct Frame {
 impl Frame {
     fn bytes(self) -> Vec<u8> {
         let [high, low] = self.client.to_be_bytes();
-        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 7], v1::OWN_MAC).ipv4(
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 7], older::OWN_MAC).ipv4(
             [10, 1, high, low],
-            v1::VIP,
+            older::VIP,
             64,
         );
         let mut bytes = Vec::new();
@@ -105,7 +105,7 @@ impl Wire {
             };
             let got = usize::try_from(got).expect("something was there to read");
             // Ethernet, then IPv4 without options, then the source port.
-            if got >= 36 && bytes[..4] == v1::BACKEND_MAC {
+            if got >= 36 && bytes[..4] == older::BACKEND_MAC {
                 let word = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
                 return Some((word(34), word(4)));
             }

@@ -60,11 +60,7 @@ impl Testbed {
     /// Pins a flow, as the program would: of client 198.51.x.y, whose last two numbers are `client`'s.
     pub fn pin(&mut self, client: u16, port: u16, backend: u16) -> Result<()> {
         let [high, low] = client.to_be_bytes();
-        let key = FlowKey {
-            source: abi::mapped([198, 51, high, low]),
-            port: port.into(),
-            service: self.service,
-        };
+        let key = FlowKey::new(abi::mapped([198, 51, high, low]), port.into(), self.service);
         let value =
             FlowValue { backend, flags: flow_flags::ESTABLISHED, seen: Now::read().mono_secs() };
         self.pins.insert(key, value, 0).context("pin a flow")

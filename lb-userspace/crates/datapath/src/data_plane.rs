@@ -74,7 +74,7 @@ fn add_returned(total: &mut BackendTotals, counter: &ReturnCounter) {
 }
 
 /// The kernel's errors of full maps, in words.
-fn explain(error: io::Error) -> anyhow::Error {
+pub(super) fn explain(error: io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC) => anyhow::Error::new(error)
             .context("the map is full; raise its limit under [limits] and restart lbd"),
@@ -95,6 +95,11 @@ impl Maps for Xdp {
 
     fn put_service(&mut self, key: &ServiceKey, value: &abi::Service) -> Result<()> {
         self.index.put_entry(key, value)?;
+        if let Some(wide) = entry::wide_key(key) {
+            let services = self.maps.wide_services.as_ref().context("no map WIDE_SERVICES")?;
+            services.put(&wide, value).map_err(explain)?;
+            return self.wide.publish(&self.maps, wide, value.id);
+        }
         match key.vip {
             IpAddr::V4(vip) => self.maps.services_v4.put(&key_v4(vip, key), value),
             IpAddr::V6(vip) => self.maps.services_v6.put(&key_v6(vip, key), value),
@@ -105,6 +110,12 @@ impl Maps for Xdp {
     }
 
     fn delete_service(&mut self, key: &ServiceKey) -> Result<()> {
+        if let Some(wide) = entry::wide_key(key) {
+            self.wide.withdraw(&self.maps, &wide)?;
+            let services = self.maps.wide_services.as_ref().context("no map WIDE_SERVICES")?;
+            services.delete(&wide)?;
+            return Ok(());
+        }
         self.index.withdraw(key);
         match key.vip {
             IpAddr::V4(vip) => self.maps.services_v4.delete(&key_v4(vip, key))?,

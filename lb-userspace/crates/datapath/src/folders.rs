@@ -1,9 +1,9 @@
 //! The folders of the pins: which sets of maps are there, which of them the attached program uses,
 //! and so what a start has to do.
 //!
-//! `v2` holds the maps of layout 2. While a set is being replaced there are two: the next one is
-//! made in `v2-next`, whatever layout the one before it has, and takes its name when the program
-//! runs on it; one of the same layout is set aside as `v2-old` just before. Two sets share the maps
+//! `v3` holds the maps of layout 3. While a set is being replaced there are two: the next one is
+//! made in `v3-next`, whatever layout the one before it has, and takes its name when the program
+//! runs on it; one of the same layout is set aside as `v3-old` just before. Two sets share the maps
 //! that need no change. After a crash they differ by the maps that they do not share:
 //! the program in the kernel has either the ones or the others. Beside its maps a set has the pins of
 //! its rings and of the programs that run on it ([`super::rings`], [`super::program_pins`]).

@@ -43,6 +43,7 @@ mod tx_errors;
 mod variants;
 mod verify;
 mod view;
+mod wide_index;
 mod xdp;
 
 pub use detach::detach;
@@ -55,4 +56,5 @@ pub use mmap::Mapped;
 pub use prepare::prepare;
 pub use pull::{is_possible as pulls_data, with_pull_data};
 pub use tx_errors::{TxError, TxErrors};
+pub use wide_index::tries;
 pub use xdp::Xdp;

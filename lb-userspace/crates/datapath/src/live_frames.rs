@@ -87,8 +87,7 @@ impl LiveProgram {
         let Some(ring) = self.maps.rings.get(entry.id)? else { return Ok(BTreeSet::new()) };
         let slots = Mapped::<Slot>::new(&ring).context("map the ring")?;
         let leads = |port: &u16| {
-            let key =
-                FlowKey { source: entry::address(source), port: (*port).into(), service: entry.id };
+            let key = FlowKey::new(entry::address(source), (*port).into(), entry.id);
             let slot = slots.get(slot_of_flow(entry, &key) as usize);
             slot.is_some_and(|slot| slot.owners() == Owners { current: *id, base: 0 })
         };

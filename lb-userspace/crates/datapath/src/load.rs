@@ -27,6 +27,7 @@ use super::{
     reverse_nat::ReverseNat,
     service_index::ServiceIndex,
     variants::{self, Mode, Variants},
+    wide_index::WideIndex,
     xdp::Xdp,
 };
 use crate::objects;
@@ -216,6 +217,7 @@ impl Start {
         let (buckets, entries) = maps::open_index(&path)?;
         let index = ServiceIndex::open(&buckets, entries, &maps::services(&maps)?)
             .context("make the services' index")?;
+        let wide = WideIndex::open(&maps).context("make the tries of ports")?;
         let reverse_nat = ReverseNat::open(&maps).context("make REVERSE_NAT")?;
         let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
@@ -237,6 +239,7 @@ impl Start {
         let plane = Xdp {
             maps,
             index,
+            wide,
             reverse_nat,
             pin_log,
             log: Some(log),

@@ -11,8 +11,12 @@ use lb_common::{
         VipKey,
     },
     service_index::Entry,
+    wide::{PortPrefix, VipPrefix, WideKey},
 };
-use lb_model::desired::{Protocol, ServiceKey};
+use lb_model::{
+    desired::{Protocol, ServiceKey},
+    entry,
+};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -43,20 +47,30 @@ pub fn pin_rings(folder: &Path, services: u32) -> Result<()> {
 }
 
 /// A typed handle of each map. No map's name occurs outside this file and the layouts.
+///
+/// `F` is the type of the tables of flows by client, whose keys older layouts have in another form.
 #[derive(Debug)]
-pub(crate) struct OpenMaps {
+pub(crate) struct OpenMaps<F = Table<FlowKey, FlowValue>> {
     /// `SERVICES_V4`.
     pub services_v4: Table<ServiceKeyV4, Service>,
     /// `SERVICES_V6`.
     pub services_v6: Table<ServiceKeyV6, Service>,
+    /// `WIDE_SERVICES`, which layouts before the third have not, as the next three.
+    pub wide_services: Option<Table<WideKey, Service>>,
+    /// `WIDE_VIPS`.
+    pub wide_vips: Option<Table<VipPrefix, u32>>,
+    /// `WIDE_PORTS`.
+    pub wide_ports: Option<Table<PortPrefix, u32>>,
+    /// `WIDE_GROUPS`.
+    pub wide_groups: Option<Table<u32, u32>>,
     /// `RINGS`, and the pins of what is in it.
     pub rings: Rings,
     /// `BACKENDS`.
     pub backends: Table<u32, Backend>,
     /// `PINS`.
-    pub pins: Table<FlowKey, FlowValue>,
+    pub pins: F,
     /// `TRACKED`.
-    pub tracked: Table<FlowKey, FlowValue>,
+    pub tracked: F,
     /// `CONNECTIONS`.
     pub connections: Table<ConnectionKey, FlowValue>,
     /// `HANDSHAKES`, which sets that were made before it have not.
@@ -90,8 +104,15 @@ pub(crate) struct OpenMaps {
 }
 
 impl OpenMaps {
-    /// Opens the maps that are pinned in `folder`.
+    /// Opens the maps of this layout that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with(folder, Table::new)
+    }
+}
+
+impl<F> OpenMaps<F> {
+    /// Opens the maps that are pinned in `folder`, and those of flows by client with `flows`.
+    pub fn open_with(folder: &Path, flows: impl Fn(MapData) -> io::Result<F>) -> Result<Self> {
         let map = |name: &str| -> io::Result<MapData> {
             MapData::from_pin(folder.join(name))
                 .map_err(|error| io::Error::other(format!("open map {name}: {error}")))
@@ -103,10 +124,14 @@ impl OpenMaps {
         Ok(Self {
             services_v4: Table::new(map("SERVICES_V4")?)?,
             services_v6: Table::new(map("SERVICES_V6")?)?,
+            wide_services: spare("WIDE_SERVICES")?.map(Table::new).transpose()?,
+            wide_vips: spare("WIDE_VIPS")?.map(Table::new).transpose()?,
+            wide_ports: spare("WIDE_PORTS")?.map(Table::new).transpose()?,
+            wide_groups: spare("WIDE_GROUPS")?.map(Table::new).transpose()?,
             rings: Rings::new(map("RINGS")?, folder)?,
             backends: Table::new(map("BACKENDS")?)?,
-            pins: Table::new(map("PINS")?)?,
-            tracked: Table::new(map("TRACKED")?)?,
+            pins: flows(map("PINS")?)?,
+            tracked: flows(map("TRACKED")?)?,
             connections: Table::new(map("CONNECTIONS")?)?,
             handshakes: spare("HANDSHAKES")?.map(Table::new).transpose()?,
             fragments: Table::new(map("FRAGMENTS")?)?,
@@ -157,11 +182,11 @@ pub(crate) fn new_ring(slots: u32) -> Result<MapData> {
 
 fn key_of(vip: IpAddr, port: u16, proto: u8) -> ServiceKey {
     let protocol = if proto == abi::proto::UDP { Protocol::Udp } else { Protocol::Tcp };
-    ServiceKey { vip, port, protocol }
+    ServiceKey::new(vip, port, protocol)
 }
 
 /// All services that the maps hold.
-pub fn services(maps: &OpenMaps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
+pub fn services<F>(maps: &OpenMaps<F>) -> Result<BTreeMap<ServiceKey, abi::Service>> {
     let mut services = BTreeMap::new();
     maps.services_v4.walk(|key, value| {
         let vip = IpAddr::from(key.address);
@@ -171,6 +196,11 @@ pub fn services(maps: &OpenMaps) -> Result<BTreeMap<ServiceKey, abi::Service>> {
         let vip = IpAddr::from(key.address);
         services.insert(key_of(vip, key.port.get(), key.proto), value);
     })?;
+    if let Some(wide) = &maps.wide_services {
+        wide.walk(|key, value| {
+            services.insert(entry::of_wide_key(&key), value);
+        })?;
+    }
     Ok(services)
 }
 

@@ -1,7 +1,8 @@
 //! From one set of maps to another, with the program running: another layout, or other limits.
 //!
 //! 1. The next set is made beside the one that is used. What is alike in both, the rings always, is
-//!    one map in two sets. The rest is copied: by now the program of the old set runs on.
+//!    one map in two sets. The rest is copied, and converted where the layout is another: by now the program of the old
+//!    set runs on.
 //! 2. The program of this version is loaded over the next set and swapped into each link by one
 //!    atomic update.
 //! 3. What the old program has opened and touched since the copy is caught up on, unless the new
@@ -21,10 +22,10 @@
 
 use std::{fs, io, mem::offset_of, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lb_common::{
-    abi::{BackendCounter, FlowValue, Fragment, flow_flags},
+    abi::{BackendCounter, FlowKey, FlowValue, Fragment, flow_flags},
     verdict::REASONS,
 };
 use lb_model::settings::Limits;
@@ -34,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{
     counters,
     folders::{self, Folder, Stage},
-    layouts::{self, Shape},
+    layouts::{self, Shape, v2},
     maps::{self, OpenMaps},
     sys::{self, Table},
 };
@@ -65,7 +66,44 @@ pub enum Step {
 pub(super) struct Source {
     pub(super) folder: Folder,
     pub(super) limits: Limits,
-    pub(super) maps: OpenMaps,
+    pub(super) maps: OpenMaps<ClientFlows>,
+}
+
+/// A table of flows by client, of this layout or an older one.
+#[derive(Debug)]
+pub(super) enum ClientFlows {
+    Present(Table<FlowKey, FlowValue>),
+    Older(Table<v2::FlowKey, FlowValue>),
+}
+
+impl ClientFlows {
+    fn of(folder: Folder, map: MapData) -> io::Result<Self> {
+        match folder.version {
+            ..3 => Table::new(map).map(Self::Older),
+            _ => Table::new(map).map(Self::Present),
+        }
+    }
+
+    fn with_room(&self) -> io::Result<u64> {
+        match self {
+            Self::Present(table) => with_room(table),
+            Self::Older(table) => with_room(table),
+        }
+    }
+
+    fn copy(&self, to: &Table<FlowKey, FlowValue>) -> io::Result<()> {
+        match self {
+            Self::Present(from) => copy(from, to),
+            Self::Older(from) => copy(from, to),
+        }
+    }
+
+    fn catch_up(&self, to: &Table<FlowKey, FlowValue>) -> io::Result<u64> {
+        match self {
+            Self::Present(from) => catch_up(from, to, newer_flow),
+            Self::Older(from) => catch_up(from, to, newer_flow),
+        }
+    }
 }
 
 impl Source {
@@ -74,7 +112,8 @@ impl Source {
         let path = folder.path(pin_dir);
         let shapes = shapes(folder)?;
         let limits = layouts::pinned_limits(&path, shapes, wanted, cpus)?;
-        Ok(Self { folder, limits, maps: OpenMaps::open(&path)? })
+        let maps = OpenMaps::open_with(&path, |map| ClientFlows::of(folder, map))?;
+        Ok(Self { folder, limits, maps })
     }
 
     /// The same when its folder has got another name.
@@ -116,10 +155,10 @@ impl Source {
             keep("backends", has.backends, &mut limits.backends, used);
         }
         if wanted.pins < has.pins {
-            keep("pins", has.pins, &mut limits.pins, with_room(&maps.pins)?);
+            keep("pins", has.pins, &mut limits.pins, maps.pins.with_room()?);
         }
         if wanted.tracked_flows < has.tracked_flows {
-            let used = with_room(&maps.tracked)?;
+            let used = maps.tracked.with_room()?;
             keep("tracked_flows", has.tracked_flows, &mut limits.tracked_flows, used);
         }
         if wanted.nat_connections < has.nat_connections
@@ -153,12 +192,8 @@ impl Source {
         for shape in shapes(next)? {
             let there = shapes(self.folder)?.iter().find(|there| there.name == shape.name);
             let Some(there) = there else { continue };
-            ensure!(
-                there.is_like(shape),
-                "{}: this version can't take the map over",
-                from.join(shape.name).display(),
-            );
-            if (there.entries)(&self.limits, cpus) != (shape.entries)(limits, cpus)
+            if !layouts::is_shared(self.folder.version, there, shape)
+                || (there.entries)(&self.limits, cpus) != (shape.entries)(limits, cpus)
                 || (there.is_spare && !from.join(shape.name).exists())
             {
                 continue;
@@ -172,18 +207,21 @@ impl Source {
         Ok(())
     }
 
-    /// Copies what is not shared, while the old program runs. The services' index is made from the
+    /// Copies what is not shared, while the old program runs. The services' index and the tries are made from the
     /// services; budgets, marks of SYNs and of handshakes begin anew; counters move later. Connections in mode `nat` that are
     /// opened meanwhile are known after their next answer.
     pub(super) fn copy(&self, to: &OpenMaps) -> Result<()> {
         let from = &self.maps;
         copy(&from.services_v4, &to.services_v4).context("copy SERVICES_V4")?;
         copy(&from.services_v6, &to.services_v6).context("copy SERVICES_V6")?;
+        if let (Some(from), Some(to)) = (&from.wide_services, &to.wide_services) {
+            copy(from, to).context("copy WIDE_SERVICES")?;
+        }
         copy(&from.vips, &to.vips).context("copy VIPS")?;
         copy(&from.own_macs, &to.own_macs).context("copy OWN_MACS")?;
         copy(&from.backends, &to.backends).context("copy BACKENDS")?;
-        copy(&from.pins, &to.pins).context("copy PINS")?;
-        copy(&from.tracked, &to.tracked).context("copy TRACKED")?;
+        from.pins.copy(&to.pins).context("copy PINS")?;
+        from.tracked.copy(&to.tracked).context("copy TRACKED")?;
         copy(&from.connections, &to.connections).context("copy CONNECTIONS")?;
         copy(&from.fragments, &to.fragments).context("copy FRAGMENTS")?;
         if let (Some(from), Some(to)) = (&from.nat_connections, &to.nat_connections) {
@@ -196,8 +234,8 @@ impl Source {
     pub(super) fn catch_up(&self, to: &OpenMaps, limits: &Limits, cpus: u32) -> Result<()> {
         sys::wait_for_programs().context("wait for the old program's last packets")?;
         let from = &self.maps;
-        let flows = catch_up(&from.pins, &to.pins, newer_flow).context("catch up on PINS")?
-            + catch_up(&from.tracked, &to.tracked, newer_flow).context("catch up on TRACKED")?
+        let flows = from.pins.catch_up(&to.pins).context("catch up on PINS")?
+            + from.tracked.catch_up(&to.tracked).context("catch up on TRACKED")?
             + catch_up(&from.connections, &to.connections, newer_flow)
                 .context("catch up on CONNECTIONS")?
             + catch_up(&from.fragments, &to.fragments, newer_fragment)
@@ -264,9 +302,10 @@ where
 }
 
 /// Copies a table; of an array only what is not all zero, as new entries are.
-fn copy<K, V>(from: &Table<K, V>, to: &Table<K, V>) -> io::Result<()>
+fn copy<K, L, V>(from: &Table<K, V>, to: &Table<L, V>) -> io::Result<()>
 where
-    K: IntoBytes + FromBytes + Immutable + Copy,
+    K: IntoBytes + FromBytes + Immutable + Copy + Into<L>,
+    L: IntoBytes + FromBytes + Immutable + Copy,
     V: IntoBytes + FromBytes + Immutable + Copy,
 {
     if from.is_same(to) {
@@ -275,7 +314,7 @@ where
     let mut failed = None;
     from.walk(|key, value| {
         if failed.is_none() && value.as_bytes().iter().any(|&byte| byte != 0) {
-            failed = to.put(&key, &value).err();
+            failed = to.put(&key.into(), &value).err();
         }
     })?;
     failed.map_or(Ok(()), Err)
@@ -288,13 +327,14 @@ where
 /// Between the look at an entry and its write a packet may touch it. What could then be lost is its
 /// second, not its backend: that changes only when a client opens a flow anew on a tuple that has
 /// ended, and the old program saw the end of it a moment ago.
-fn catch_up<K, V>(
+fn catch_up<K, L, V>(
     from: &Table<K, V>,
-    to: &Table<K, V>,
+    to: &Table<L, V>,
     newer: impl Fn(V, V) -> Option<V>,
 ) -> io::Result<u64>
 where
-    K: IntoBytes + FromBytes + Immutable + Copy,
+    K: IntoBytes + FromBytes + Immutable + Copy + Into<L>,
+    L: IntoBytes + FromBytes + Immutable + Copy,
     V: IntoBytes + FromBytes + Immutable + Copy,
 {
     if from.is_same(to) {
@@ -303,7 +343,7 @@ where
     let mut written = 0;
     let mut lost = 0_u64;
     let mut failed = None;
-    let mut write = |key: &K, value: V| -> io::Result<()> {
+    let mut write = |key: &L, value: V| -> io::Result<()> {
         match to.put_new(key, &value) {
             Ok(true) => {}
             Ok(false) => {
@@ -322,7 +362,7 @@ where
     };
     from.walk(|key, value| {
         if failed.is_none() {
-            failed = write(&key, value).err();
+            failed = write(&key.into(), value).err();
         }
     })?;
     if lost > 0 {

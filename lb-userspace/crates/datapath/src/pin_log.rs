@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     fn key(port: u16) -> FlowKey {
-        FlowKey { source: [port as u8; 16], port: port.into(), service: 7 }
+        FlowKey::new([port as u8; 16], port.into(), 7)
     }
 
     /// One CPU's stretch, and what the program does with it.

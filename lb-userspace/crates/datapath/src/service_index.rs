@@ -48,7 +48,10 @@ impl ServiceIndex {
         let mut index = Self { buckets: Mapped::new(buckets)?, entries, words: HashMap::new() };
         for (key, service) in services {
             index.put_entry(key, service)?;
-            index.note(key, service.id);
+            // Others have their entry here alone.
+            if key.extent.is_one() {
+                index.note(key, service.id);
+            }
         }
         for bucket in 0..index.buckets.len() as u32 {
             index.write(bucket);
@@ -87,6 +90,11 @@ impl ServiceIndex {
         }
         let overflows = bucket.words[WAYS - 1].load() == OVERFLOW;
         Ok(if overflows { None } else { Some(None) })
+    }
+
+    /// The service with this id.
+    pub(crate) fn service(&self, id: u32) -> io::Result<Option<Service>> {
+        Ok(self.entries.get(&id)?.map(|entry| entry.service))
     }
 
     /// Writes a service's entry, which no word names yet, or which is the same service's.

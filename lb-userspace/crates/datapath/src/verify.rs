@@ -24,7 +24,7 @@ use lb_common::{
     verdict::{Drop, Pass, REASONS},
 };
 use lb_inspect::explain::{Case, Entry, Ran, View as _};
-use lb_model::{desired::ServiceKey, flow::FlowRef, settings::Limits, time::coarse_nanos};
+use lb_model::{desired::ServiceKey, entry, flow::FlowRef, settings::Limits, time::coarse_nanos};
 use lb_plane::Maps as _;
 use zerocopy::IntoBytes as _;
 
@@ -37,6 +37,7 @@ use super::{
     service_index::{ServiceIndex, key_v4, key_v6},
     sys::{self, Table},
     variants::{self, BALANCE},
+    wide_index::WideIndex,
     xdp::Xdp,
 };
 
@@ -155,6 +156,10 @@ impl Copy {
             ensure!(own == tag, "the program that was loaded is another one: {own:x}, not {tag:x}");
         }
         for (key, service) in &specimen.services {
+            if let Some(wide) = entry::wide_key(key) {
+                maps.wide_services.as_ref().context("no map WIDE_SERVICES")?.put(&wide, service)?;
+                continue;
+            }
             match key.vip {
                 std::net::IpAddr::V4(vip) => maps.services_v4.put(&key_v4(vip, key), service)?,
                 std::net::IpAddr::V6(vip) => maps.services_v6.put(&key_v6(vip, key), service)?,
@@ -162,6 +167,7 @@ impl Copy {
         }
         let (buckets, entries) = maps::open_index(folder.0)?;
         let index = ServiceIndex::open(&buckets, entries, &specimen.services)?;
+        WideIndex::open(&maps)?;
         for vip in &specimen.vips {
             maps.vips.put(vip, &1)?;
         }
@@ -286,8 +292,7 @@ impl Copy {
         if !case.room_for_pins {
             // The table is as full as the one that was copied.
             for n in 0..FLOWS {
-                let mut key =
-                    abi::FlowKey { source: [0xff; 16], port: 0.into(), service: u16::MAX };
+                let mut key = abi::FlowKey::new([0xff; 16], 0.into(), u16::MAX);
                 key.source[..4].copy_from_slice(&n.to_be_bytes());
                 match self.maps.pins.put(&key, &FlowValue::default()) {
                     Err(error) if sys::has_no_room(&error) => break,

@@ -2,12 +2,17 @@
 
 use std::io;
 
-use lb_common::abi::{
-    Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners, PeerKey,
-    ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
+use lb_common::{
+    abi::{
+        Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners,
+        PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
+        mapped,
+    },
+    wide::{PortPrefix, VipPrefix},
 };
 use lb_inspect::explain::View;
 use lb_model::flow::FlowRef;
+use zerocopy::network_endian::U16;
 
 use super::{mmap::Mapped, sys::Table, xdp::Xdp};
 
@@ -18,18 +23,43 @@ pub(crate) fn slot_of_word(word: u64) -> Slot {
     slot
 }
 
+impl Xdp {
+    /// The group of the longest prefix of VIPs around an address.
+    fn wide_group(&self, address: [u8; 16]) -> io::Result<Option<u32>> {
+        self.maps.wide_vips.as_ref().map_or(Ok(None), |vips| vips.get(&VipPrefix::of(address)))
+    }
+
+    /// The most specific service with several ports or VIPs that a packet fits.
+    fn wide_service(&self, address: [u8; 16], port: U16, proto: u8) -> io::Result<Option<Service>> {
+        let Some(group) = self.wide_group(address)? else { return Ok(None) };
+        let Some(ports) = &self.maps.wide_ports else { return Ok(None) };
+        match ports.get(&PortPrefix::of(group as u16, proto, port))? {
+            Some(id) => self.index.service(id),
+            None => Ok(None),
+        }
+    }
+}
+
 impl View for Xdp {
     fn service_v4(&self, key: &ServiceKeyV4) -> io::Result<Option<Service>> {
-        match self.index.find_v4(key)? {
-            Some(found) => Ok(found),
-            None => self.maps.services_v4.get(key),
+        let found = match self.index.find_v4(key)? {
+            Some(found) => found,
+            None => self.maps.services_v4.get(key)?,
+        };
+        match found {
+            Some(found) => Ok(Some(found)),
+            None => self.wide_service(mapped(key.address), key.port, key.proto),
         }
     }
 
     fn service_v6(&self, key: &ServiceKeyV6) -> io::Result<Option<Service>> {
-        match self.index.find_v6(key)? {
-            Some(found) => Ok(found),
-            None => self.maps.services_v6.get(key),
+        let found = match self.index.find_v6(key)? {
+            Some(found) => found,
+            None => self.maps.services_v6.get(key)?,
+        };
+        match found {
+            Some(found) => Ok(Some(found)),
+            None => self.wide_service(key.address, key.port, key.proto),
         }
     }
 
@@ -65,7 +95,7 @@ impl View for Xdp {
     }
 
     fn is_vip(&self, key: &VipKey) -> io::Result<bool> {
-        Ok(self.maps.vips.get(key)?.is_some())
+        Ok(self.maps.vips.get(key)?.is_some() || self.wide_group(key.address)?.is_some())
     }
 
     fn own_mac(&self, index: u32) -> io::Result<Option<OwnMac>> {

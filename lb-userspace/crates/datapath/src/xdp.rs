@@ -19,6 +19,7 @@ use super::{
     reverse_nat::{self, ReverseNat},
     service_index::ServiceIndex,
     variants::{self, BALANCE, Mode},
+    wide_index::WideIndex,
 };
 
 /// The data plane in the kernel. When it is dropped everything stays: the program goes on with
@@ -27,6 +28,7 @@ use super::{
 pub struct Xdp {
     pub(super) maps: OpenMaps,
     pub(super) index: ServiceIndex,
+    pub(super) wide: WideIndex,
     pub(super) reverse_nat: ReverseNat,
     pub(super) pin_log: PinLog,
     pub(super) log: Option<ProgramLog>,

@@ -6,15 +6,16 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Backend, ReverseKey, backend_flags},
+    abi::{self, Backend, ReverseKey, backend_flags, proto},
     nat,
     rewrite::ipv4_template_sum,
+    wide::WideKey,
 };
 use zerocopy::FromZeros as _;
 
 use crate::{
     backend_address::BackendAddress,
-    desired::{Mode, Service, ServiceKey},
+    desired::{Extent, Mode, Protocol, Service, ServiceKey},
     hop::NextHop,
     settings::Tunnel,
 };
@@ -87,13 +88,35 @@ pub fn blank(mode: Mode, to: BackendAddress, tunnel: &Tunnel) -> Backend {
 pub fn of_service(service: &Service, to: BackendAddress, tunnel: &Tunnel) -> Backend {
     let mut entry = blank(service.mode, to, tunnel);
     if service.mode == Mode::Nat {
-        let ServiceKey { vip, port, protocol } = service.key;
+        let ServiceKey { vip, port, protocol, .. } = service.key;
         entry.flags |= backend_flags::NAT;
         entry.vip = address(vip);
         entry.vip_port = port.into();
         entry.proto = protocol.number();
     }
     entry
+}
+
+/// The key in `WIDE_SERVICES` of a service with several ports or VIPs; none of one that has one of each.
+#[must_use]
+pub fn wide_key(key: &ServiceKey) -> Option<WideKey> {
+    (!key.extent.is_one()).then(|| WideKey {
+        address: address(key.vip),
+        first: key.port.into(),
+        last: key.ports().last().into(),
+        bits: 128 - key.extent.host_bits,
+        proto: key.protocol.number(),
+        reserved: [0; 2],
+    })
+}
+
+/// The inverse of [`wide_key`].
+#[must_use]
+pub fn of_wide_key(key: &WideKey) -> ServiceKey {
+    let protocol = if key.proto == proto::UDP { Protocol::Udp } else { Protocol::Tcp };
+    let more_ports = key.last.get().saturating_sub(key.first.get());
+    let extent = Extent { host_bits: 128_u8.saturating_sub(key.bits), more_ports };
+    ServiceKey { vip: ip_of(key.address), port: key.first.get(), protocol, extent }
 }
 
 /// The source of the answers of a backend in mode `nat`; none in other modes.

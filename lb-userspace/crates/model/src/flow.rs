@@ -93,10 +93,16 @@ pub fn kept_secs(flow: &FlowRef, value: FlowValue, service: &Service, embryonic_
 #[must_use]
 #[inline]
 pub fn slot_of_flow(service: &Service, key: &FlowKey) -> u32 {
+    slot_of(hash_of_flow(service, key), service.slots)
+}
+
+/// The hash of a client's flow.
+#[must_use]
+#[inline]
+pub fn hash_of_flow(service: &Service, key: &FlowKey) -> u64 {
     let port = key.port.to_bytes();
-    let hash = match entry::ip_of(key.source) {
-        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port),
-        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
-    };
-    slot_of(hash, service.slots)
+    match entry::ip_of(key.source) {
+        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port, key.destination),
+        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port, key.destination),
+    }
 }

@@ -28,12 +28,18 @@ const MMAPABLE_INNER: u32 = 1 << 10 | 1 << 12;
 type Ring = Array<MapData, u64>;
 
 impl Kernel {
-    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<BpfHashMap<&mut MapData, K, V>> {
+    pub(in crate::datapath) fn hash<K: Pod, V: Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<BpfHashMap<&mut MapData, K, V>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         map.try_into().with_context(|| name.to_owned())
     }
 
-    fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+    pub(in crate::datapath) fn array<V: Pod>(
+        &mut self,
+        name: &str,
+    ) -> Result<Array<&mut MapData, V>> {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         map.try_into().with_context(|| name.to_owned())
     }

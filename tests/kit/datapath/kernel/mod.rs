@@ -23,6 +23,7 @@ use lb_common::{
     nat_connections, return_route,
     service_index::{self, Entry},
     verdict::REASONS,
+    wide::{PortPrefix, VipPrefix, WideKey},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -44,7 +45,7 @@ pub struct Kernel {
     hook: Hook,
     /// Of [`Hook::RawIp`].
     interfaces: Option<Interfaces>,
-    ebpf: Ebpf,
+    pub(in crate::datapath) ebpf: Ebpf,
     cpus: u32,
     backends: u32,
 }
@@ -281,6 +282,9 @@ impl Kernel {
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("REVERSE_NAT", size_of::<abi::ReverseKey>(), 4),
+            ("WIDE_SERVICES", size_of::<WideKey>(), size_of::<Service>()),
+            ("WIDE_VIPS", size_of::<VipPrefix>(), 4),
+            ("WIDE_PORTS", size_of::<PortPrefix>(), 4),
             (
                 "NAT_CONNECTIONS",
                 size_of::<abi::NatConnectionKey>(),
@@ -299,6 +303,7 @@ impl Kernel {
             let info = match self.ebpf.map(name).with_context(|| format!("no map {name}"))? {
                 aya::maps::Map::HashMap(data)
                 | aya::maps::Map::LruHashMap(data)
+                | aya::maps::Map::LpmTrie(data)
                 | aya::maps::Map::Array(data) => data.info()?,
                 other => anyhow::bail!("{name} is {other:?}"),
             };

@@ -212,7 +212,7 @@ mod tests {
         engine.reconcile(Now::read()).expect("it is written");
         let id = engine.status().expect("it is read").services["web"].backends[&A].id;
         for port in 1..=2_u16 {
-            let key = FlowKey { source: [9; 16], port: port.into(), service: 0 };
+            let key = FlowKey::new([9; 16], port.into(), 0);
             let seen = Now::read().mono_secs();
             let flags = flow_flags::ESTABLISHED;
             let value = FlowValue { seen, backend: id, flags };

@@ -298,11 +298,8 @@ mod tests {
     use super::*;
     use std::net::IpAddr;
 
-    const KEY: ServiceKey = ServiceKey {
-        vip: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
-        port: 80,
-        protocol: Protocol::Tcp,
-    };
+    const KEY: ServiceKey =
+        ServiceKey::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)), 80, Protocol::Tcp);
 
     /// Three backends, and their packets in each tenth of a second.
     #[derive(Default)]

@@ -364,10 +364,16 @@ fn service_value(
     service: &Service,
     is_local: bool,
 ) -> abi::Service {
-    let ServiceKey { vip, port, protocol } = service.key;
+    let ServiceKey { vip, port, protocol, extent } = service.key;
     let mut name = entry::address(vip).to_vec();
     name.extend(port.to_be_bytes());
     name.push(protocol.number());
+    let mut wide = 0;
+    if !extent.is_one() {
+        name.push(extent.host_bits);
+        name.extend(extent.more_ports.to_be_bytes());
+        wide = service_flags::WIDE;
+    }
     let second_choice = if service.policy.second_choice { service_flags::SECOND_CHOICE } else { 0 };
     let local = if is_local { service_flags::LOCAL } else { 0 };
     let value = abi::Service {
@@ -379,7 +385,7 @@ fn service_value(
             UdpPolicy::Tracked => udp_policy::TRACKED,
             UdpPolicy::Quic => udp_policy::QUIC,
         },
-        flags: second_choice | local,
+        flags: second_choice | local | wide,
         idle_timeout: u32::try_from(service.idle_timeout.as_secs()).unwrap_or(u32::MAX),
         syn_budget: service.syn_budget.div_ceil(inputs.cpus.max(1)),
     };

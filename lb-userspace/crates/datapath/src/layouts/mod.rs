@@ -2,10 +2,9 @@
 //! taken over.
 //!
 //! An older layout is a file here, written when the next one came and frozen since. What a map of it
-//! has in common with today's is taken over as it is; so far that is all but one, since layout
-//! 2 only gave a meaning to bytes that were zero, and has its marks of SYNs in a map of another name,
-//! which begins empty. A layout that changes a key or a value turns one into
-//! the other in its file, and [`super::migrate`] asks it to.
+//! has in common with today's is taken over as it is. Layout 2 only gave a meaning to bytes that were zero, and has its
+//! marks of SYNs in a map of another name, which begins empty. Layout 3 made the keys of flows longer: [`v2`] turns one
+//! into the other, and [`super::migrate`] asks it to; its log of pins has notes of another form, and begins empty.
 
 use std::{collections::BTreeMap, fs, io, path::Path};
 
@@ -20,15 +19,18 @@ use lb_common::{
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
+    wide::{PORTS_PER_SERVICE, PortPrefix, VipPrefix, WideKey},
 };
 use lb_model::settings::Limits;
 
 mod v1;
+pub(crate) mod v2;
 
 // From linux/bpf.h, enum bpf_map_type.
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const LRU_HASH: u32 = 9;
+const LPM_TRIE: u32 = 11;
 /// Kind of `RINGS`.
 pub(crate) const ARRAY_OF_MAPS: u32 = 12;
 
@@ -53,22 +55,45 @@ impl Shape {
     }
 
     /// Whether a map of the other shape is a map of this one, but for its entries.
-    pub(crate) fn is_like(&self, other: &Self) -> bool {
+    fn is_like(&self, other: &Self) -> bool {
         (self.kind, self.key, self.value) == (other.kind, other.key, other.value)
     }
 }
 
 const fn shape<K, V>(name: &'static str, kind: u32, entries: fn(&Limits, u32) -> u32) -> Shape {
-    let (key, value) = (size_of::<K>(), size_of::<V>());
+    shape_of(name, kind, (size_of::<K>(), size_of::<V>()), entries)
+}
+
+const fn shape_of(
+    name: &'static str,
+    kind: u32,
+    (key, value): (usize, usize),
+    entries: fn(&Limits, u32) -> u32,
+) -> Shape {
     Shape { name, kind, key, value, entries, is_spare: false }
 }
 
+/// Whether a map of a set of layout `version` is one of this layout, too, but for its entries.
+pub(crate) fn is_shared(version: u32, there: &Shape, here: &Shape) -> bool {
+    let is_log = matches!(here.name, "PIN_LOG" | "PIN_LOG_HEADS");
+    there.is_like(here) && !(is_log && version < NEW_PIN_NOTES)
+}
+
+/// The first layout whose notes of pins have today's form.
+const NEW_PIN_NOTES: u32 = 3;
+
 /// The maps of this version.
-pub(crate) const SHAPES: [Shape; 26] = [
+pub(crate) const SHAPES: [Shape; 30] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
     shape::<ServiceKeyV6, Service>("SERVICES_V6", HASH, |limits, _| limits.services),
+    shape::<WideKey, Service>("WIDE_SERVICES", HASH, |limits, _| limits.services),
+    shape::<VipPrefix, u32>("WIDE_VIPS", LPM_TRIE, |limits, _| limits.services),
+    shape::<PortPrefix, u32>("WIDE_PORTS", LPM_TRIE, |limits, _| {
+        limits.services * PORTS_PER_SERVICE
+    }),
+    shape::<u32, u32>("WIDE_GROUPS", ARRAY, |_, _| 1),
     shape::<u32, u32>("RINGS", ARRAY_OF_MAPS, |limits, _| limits.services),
     shape::<u32, Backend>("BACKENDS", ARRAY, |limits, _| limits.backends + 1),
     shape::<FlowKey, Flow>("PINS", HASH, |limits, _| limits.pins),
@@ -131,6 +156,7 @@ pub(crate) const fn of(version: u32) -> Option<&'static [Shape]> {
     match version {
         ABI_VERSION => Some(&SHAPES),
         1 => Some(&v1::SHAPES),
+        2 => Some(&v2::SHAPES),
         _ => None,
     }
 }
@@ -197,16 +223,28 @@ pub(crate) fn pinned_limits(
 mod tests {
     use super::*;
 
-    /// Maps are shared between a set of layout 1 and one of today's, and read by today's types.
-    #[test]
-    fn every_map_of_layout_1_but_the_marks_of_syns_can_be_taken_as_it_is() {
+    /// Names of the maps of an older layout that a set of today's has as they are, and of the others.
+    fn divided(version: u32) -> (Vec<&'static str>, Vec<&'static str>) {
         let limits = Limits { services: 77, backends: 99, ..Limits::default() };
-        let (marks, others) = v1::SHAPES.split_last().expect("sixteen");
-        assert!(SHAPES.iter().all(|now| now.name != marks.name));
-        for (then, now) in others.iter().zip(&SHAPES) {
-            let shape = |shape: &Shape| (shape.name, shape.kind, shape.key, shape.value);
-            assert_eq!(shape(then), shape(now));
-            assert_eq!((then.entries)(&limits, 3), (now.entries)(&limits, 3), "{}", now.name);
-        }
+        of(version).unwrap().iter().map(|then| then.name).partition(|name| {
+            let then = of(version).unwrap().iter().find(|shape| shape.name == *name).unwrap();
+            let now = SHAPES.iter().find(|shape| shape.name == *name);
+            now.is_some_and(|now| {
+                let alike = is_shared(version, then, now);
+                let entries = ((then.entries)(&limits, 3), (now.entries)(&limits, 3));
+                assert!(!alike || entries.0 == entries.1, "{name}: {entries:?}");
+                alike
+            })
+        })
+    }
+
+    /// Maps are shared between an older set and one of today's, and read by today's types.
+    #[test]
+    fn every_map_of_an_older_layout_but_flows_marks_and_logs_is_taken_as_it_is() {
+        let (shared, others) = divided(1);
+        assert_eq!((shared.len(), others), (13, vec!["PINS", "TRACKED", "SYN_SEEN"]));
+        let (shared, others) = divided(2);
+        let replaced = vec!["PINS", "TRACKED", "PIN_LOG", "PIN_LOG_HEADS"];
+        assert_eq!((shared.len(), others), (22, replaced));
     }
 }

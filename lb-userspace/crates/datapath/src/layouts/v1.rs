@@ -26,38 +26,29 @@
 //! SYN mark           4
 //! ```
 
-use lb_model::settings::Limits;
-
-use super::{ARRAY, ARRAY_OF_MAPS, HASH, LRU_HASH, Shape};
+use super::{ARRAY, ARRAY_OF_MAPS, HASH, LRU_HASH, Shape, shape_of};
 
 // From linux/bpf.h, enum bpf_map_type.
 const PERCPU_ARRAY: u32 = 6;
 
-const fn shape(
-    name: &'static str,
-    kind: u32,
-    (key, value): (usize, usize),
-    entries: fn(&Limits, u32) -> u32,
-) -> Shape {
-    Shape { name, kind, key, value, entries, is_spare: false }
-}
-
 /// Its maps.
 pub(crate) const SHAPES: [Shape; 16] = [
-    shape("SERVICE_INDEX", ARRAY, (4, 16), |limits, _| (limits.services * 4).next_power_of_two()),
-    shape("SERVICE_ENTRIES", ARRAY, (4, 88), |limits, _| limits.services),
-    shape("SERVICES_V4", HASH, (8, 64), |limits, _| limits.services),
-    shape("SERVICES_V6", HASH, (20, 64), |limits, _| limits.services),
-    shape("RINGS", ARRAY_OF_MAPS, (4, 4), |limits, _| limits.services),
-    shape("BACKENDS", ARRAY, (4, 128), |limits, _| limits.backends + 1),
-    shape("PINS", HASH, (20, 8), |limits, _| limits.pins),
-    shape("TRACKED", LRU_HASH, (20, 8), |limits, _| limits.tracked_flows),
-    shape("CONNECTIONS", LRU_HASH, (12, 8), |limits, _| limits.connections),
-    shape("FRAGMENTS", LRU_HASH, (40, 12), |limits, _| limits.fragments),
-    shape("VIPS", HASH, (16, 4), |limits, _| limits.services),
-    shape("OWN_MACS", ARRAY, (4, 8), |_, _| 16),
-    shape("VERDICTS", ARRAY, (4, 16), |_, cpus| 48 * cpus),
-    shape("BACKEND_COUNTERS", ARRAY, (4, 64), |limits, cpus| (limits.backends + 1) * cpus),
-    shape("SYN_BUDGETS", ARRAY, (4, 16), |limits, cpus| limits.services * cpus),
-    shape("SYN_SEEN", PERCPU_ARRAY, (4, 4), |_, _| 8_192),
+    shape_of("SERVICE_INDEX", ARRAY, (4, 16), |limits, _| {
+        (limits.services * 4).next_power_of_two()
+    }),
+    shape_of("SERVICE_ENTRIES", ARRAY, (4, 88), |limits, _| limits.services),
+    shape_of("SERVICES_V4", HASH, (8, 64), |limits, _| limits.services),
+    shape_of("SERVICES_V6", HASH, (20, 64), |limits, _| limits.services),
+    shape_of("RINGS", ARRAY_OF_MAPS, (4, 4), |limits, _| limits.services),
+    shape_of("BACKENDS", ARRAY, (4, 128), |limits, _| limits.backends + 1),
+    shape_of("PINS", HASH, (20, 8), |limits, _| limits.pins),
+    shape_of("TRACKED", LRU_HASH, (20, 8), |limits, _| limits.tracked_flows),
+    shape_of("CONNECTIONS", LRU_HASH, (12, 8), |limits, _| limits.connections),
+    shape_of("FRAGMENTS", LRU_HASH, (40, 12), |limits, _| limits.fragments),
+    shape_of("VIPS", HASH, (16, 4), |limits, _| limits.services),
+    shape_of("OWN_MACS", ARRAY, (4, 8), |_, _| 16),
+    shape_of("VERDICTS", ARRAY, (4, 16), |_, cpus| 48 * cpus),
+    shape_of("BACKEND_COUNTERS", ARRAY, (4, 64), |limits, cpus| (limits.backends + 1) * cpus),
+    shape_of("SYN_BUDGETS", ARRAY, (4, 16), |limits, cpus| limits.services * cpus),
+    shape_of("SYN_SEEN", PERCPU_ARRAY, (4, 4), |_, _| 8_192),
 ];

@@ -212,7 +212,7 @@ where
     }
 
     /// Whether this is a view of the same map.
-    pub(crate) const fn is_same(&self, other: &Self) -> bool {
+    pub(crate) const fn is_same<L>(&self, other: &Table<L, V>) -> bool {
         self.id == other.id
     }
 

@@ -36,7 +36,7 @@ impl<F: Fn(Arc<Probe>) -> Answers + Send + Sync + 'static> ProbeRunner for Scrip
 
 fn backend(n: u8) -> BackendKey {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
-    let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
+    let service = ServiceKey::new(vip, 80, Protocol::Tcp);
     BackendKey { service, backend: Ipv4Addr::new(127, 0, 77, n).into() }
 }
 

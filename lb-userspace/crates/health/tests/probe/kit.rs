@@ -26,11 +26,7 @@ pub const SHORT: Duration = Duration::from_millis(200);
 pub const LONG: Duration = Duration::from_secs(20);
 
 pub fn make_probe(kind: Kind, address: SocketAddr, timeout: Duration) -> Probe {
-    let service = ServiceKey {
-        vip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100)),
-        port: 80,
-        protocol: Protocol::Tcp,
-    };
+    let service = ServiceKey::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 100)), 80, Protocol::Tcp);
     Probe {
         service: "web".into(),
         target: BackendKey { service, backend: address.ip().into() },

@@ -1,14 +1,14 @@
 //! The notes of a decision, as text.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_api::status::{self, Status};
 use lb_common::{
     abi::{
-        Backend, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags, service_flags,
-        stamp, stamp_age, udp_policy,
+        Backend, FlowKey, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags,
+        service_flags, stamp, stamp_age, udp_policy,
     },
-    hash::{flow_hash_v4, flow_hash_v6, slot_of},
+    hash::slot_of,
     nat,
     packet::{number, tcp},
     rewrite, steer,
@@ -18,7 +18,7 @@ use lb_model::{
     backend_address::BackendAddress,
     desired::{Mode, ServiceKey},
     entry,
-    flow::FlowRef,
+    flow::{FlowRef, hash_of_flow},
     units::counted,
 };
 
@@ -552,10 +552,8 @@ impl<'a> Narrator<'a> {
 fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
     let at = packet::transport(&snap.bytes)?;
     let port = snap.bytes.get(at.offset..at.offset + 2)?.try_into().ok()?;
-    let hash = match at.source {
-        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port),
-        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port),
-    };
+    let key = FlowKey::new(entry::address(at.source), u16::from_be_bytes(port).into(), service.id);
+    let hash = hash_of_flow(service, &key);
     let slot = notes.iter().find_map(|note| match note {
         Note::Slot { index, .. } => Some(*index),
         _ => None,

@@ -2,7 +2,7 @@
 //! each lookup is noted.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, hash_map},
     io,
     net::IpAddr,
@@ -137,6 +137,8 @@ pub(crate) struct Overlay<'a, V: ?Sized> {
     nanos: u64,
     room_for_pins: bool,
     notes: RefCell<Vec<Note>>,
+    /// The service that was found last.
+    service: Cell<Option<Service>>,
     slots: RefCell<HashMap<(u16, u32), Copied<Slot, Stamps>>>,
     flows: RefCell<HashMap<FlowRef, Copied<Flow, Option<FlowValue>>>>,
     handshakes: RefCell<HashMap<u32, Copied<SharedU64, u64>>>,
@@ -169,6 +171,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
             nanos,
             room_for_pins,
             notes: RefCell::default(),
+            service: Cell::default(),
             slots: RefCell::default(),
             flows: RefCell::default(),
             handshakes: RefCell::default(),
@@ -340,7 +343,7 @@ impl<'a, V: View + ?Sized> Overlay<'a, V> {
 
 fn key_of(vip: IpAddr, port: u16, proto: u8) -> Option<ServiceKey> {
     let protocol = [Protocol::Tcp, Protocol::Udp].into_iter().find(|p| p.number() == proto)?;
-    Some(ServiceKey { vip, port, protocol })
+    Some(ServiceKey::new(vip, port, protocol))
 }
 
 impl<V: View + ?Sized> Tables for Overlay<'_, V> {
@@ -349,10 +352,19 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
     where
         Self: 'a;
 
+    fn exact_service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        self.service_v4(key)
+    }
+
+    fn has_wide(&self) -> bool {
+        false
+    }
+
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
         let found = self.read(self.view.service_v4(key));
         let at = key_of(key.address.into(), key.port.get(), key.proto);
         self.note(Note::Service(at, found));
+        self.service.set(found);
         found.map(Owned)
     }
 
@@ -360,6 +372,12 @@ impl<V: View + ?Sized> Tables for Overlay<'_, V> {
         let found = self.read(self.view.service_v6(key));
         let at = key_of(key.address.into(), key.port.get(), key.proto);
         self.note(Note::Service(at, found));
+        self.service.set(found);
+        found.map(Owned)
+    }
+
+    fn service(&self, id: u16) -> Option<impl Deref<Target = Service>> {
+        let found = self.service.get().filter(|service| service.id == id);
         found.map(Owned)
     }
 

@@ -4,6 +4,7 @@
 //! where the mode requires it), so nothing after the configuration checks again.
 
 mod service_json;
+mod service_key;
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use lb_common::abi::DEFAULT_RING_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use self::service_json::ServiceJson;
+pub use self::service_key::{Extent, Ports, ServiceKey, Vips};
 use crate::{
     backend_address::{BackendAddress, BackendRef},
     check::Check,
@@ -29,26 +31,6 @@ use crate::{
 pub struct Desired {
     /// The services by name.
     pub services: BTreeMap<String, Service>,
-}
-
-/// Identifies a service on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ServiceKey {
-    /// The virtual IP.
-    pub vip: IpAddr,
-    /// The port that clients connect to.
-    pub port: u16,
-    /// The protocol.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for ServiceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.vip {
-            IpAddr::V4(vip) => write!(f, "{} {vip}:{}", self.protocol, self.port),
-            IpAddr::V6(vip) => write!(f, "{} [{vip}]:{}", self.protocol, self.port),
-        }
-    }
 }
 
 /// The transport protocol of a service.
@@ -178,7 +160,7 @@ impl Service {
     #[must_use]
     pub fn new(vip: IpAddr, port: u16, mode: Mode) -> Self {
         Self {
-            key: ServiceKey { vip, port, protocol: Protocol::Tcp },
+            key: ServiceKey::new(vip, port, Protocol::Tcp),
             mode,
             udp_policy: UdpPolicy::default(),
             ring_slots: DEFAULT_RING_SLOTS,

@@ -1,18 +1,20 @@
 //! The JSON of a service: in requests over the socket, and in the state file.
 
-use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU16, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, DEFAULT_DRAIN_SILENCE, Mode, Protocol, Service, ServiceKey, UdpPolicy};
+use super::{
+    Backend, DEFAULT_DRAIN_SILENCE, Mode, Ports, Protocol, Service, ServiceKey, UdpPolicy, Vips,
+};
 use crate::{backend_address::BackendAddress, policy::Policy};
 
 /// A service with its durations in seconds. What is left out has its default.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ServiceJson {
-    vip: IpAddr,
-    port: u16,
+    vip: Vips,
+    port: Ports,
     protocol: Protocol,
     mode: Mode,
     /// For UDP services only.
@@ -44,10 +46,10 @@ const fn is_default_drain_silence(secs: &u64) -> bool {
 
 impl From<Service> for ServiceJson {
     fn from(service: Service) -> Self {
-        let ServiceKey { vip, port, protocol } = service.key;
+        let protocol = service.key.protocol;
         Self {
-            vip,
-            port,
+            vip: service.key.vips(),
+            port: service.key.ports(),
             protocol,
             mode: service.mode,
             udp: (protocol == Protocol::Udp).then_some(service.udp_policy),
@@ -67,7 +69,7 @@ impl From<ServiceJson> for Service {
     fn from(json: ServiceJson) -> Self {
         let ServiceJson { vip, port, protocol, mode, udp, .. } = json;
         Self {
-            key: ServiceKey { vip, port, protocol },
+            key: ServiceKey::of(vip, port, protocol),
             mode,
             udp_policy: udp.unwrap_or_default(),
             ring_slots: json.ring_slots,
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_service_is_read_as_it_was_written() {
-        let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), 53, Mode::Dsr);
+        let mut service = Service::new(std::net::IpAddr::from([10, 0, 0, 100]), 53, Mode::Dsr);
         service.key.protocol = Protocol::Udp;
         service.udp_policy = UdpPolicy::Oneshot;
         service.drain_deadline = Some(Duration::from_secs(60));

@@ -8,7 +8,7 @@ use std::{
 use lb_api::status::{self, Status};
 use lb_common::{
     abi::{self, FlowKey, FlowValue, Owners, backend_flags, mapped},
-    hash::{FlowKeys, flow_hash_v4, slot_of},
+    hash::FlowKeys,
 };
 use lb_inspect::explain::{
     Around, Explained, Flags, IcmpError, Made, Outcome, Packet, Payload, Questions, explain, hex,
@@ -16,7 +16,7 @@ use lb_inspect::explain::{
 use lb_model::{
     desired::{Mode, Protocol, ServiceKey},
     entry,
-    flow::FlowRef,
+    flow::{FlowRef, slot_of_flow},
     settings::{Limits, Tunnel},
 };
 use zerocopy::FromZeros as _;
@@ -33,7 +33,7 @@ fn balancer(mode: Mode) -> (Fake, Status) {
     fake.set_time(std::time::Duration::from_nanos(NOW));
     fake.set_own_macs(&[OWN]).unwrap();
     let vip: IpAddr = "10.0.0.100".parse().unwrap();
-    let key = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
+    let key = ServiceKey::new(vip, 80, Protocol::Tcp);
     let value = abi::Service {
         keys: FlowKeys::derive(&[7; 16], b"web").0,
         slots: 251,
@@ -114,7 +114,8 @@ fn port_of(fake: &Fake, odd: bool) -> u16 {
     let services = Maps::services(fake).unwrap();
     let service = services.values().next().unwrap();
     let slot = |port: u16| {
-        slot_of(flow_hash_v4(&service.keys, [198, 51, 100, 7], port.to_be_bytes()), service.slots)
+        let key = FlowKey::new(mapped([198, 51, 100, 7]), port.into(), service.id);
+        slot_of_flow(service, &key)
     };
     (4_000..5_000).find(|port| (slot(*port) % 2 == 1) == odd).unwrap()
 }
@@ -169,7 +170,7 @@ fn a_syn_in_flux_would_be_pinned_and_nothing_is_written() {
 fn a_pin_decides_and_is_told() {
     let (mut fake, status) = balancer(Mode::Dsr);
     let port = port_of(&fake, true);
-    let key = FlowKey { source: mapped([198, 51, 100, 7]), port: port.into(), service: 3 };
+    let key = FlowKey::new(mapped([198, 51, 100, 7]), port.into(), 3);
     let seen = (NOW / 1_000_000_000) as u32 - 4;
     let value = FlowValue { backend: 3, flags: 1, seen };
     fake.add_flow(FlowRef::Pin(key), value);

@@ -91,7 +91,15 @@ impl Fake {
             abi::proto::UDP => Protocol::Udp,
             _ => return None,
         };
-        self.services.get(&ServiceKey { vip, port, protocol })
+        let exact = self.services.get(&ServiceKey::new(vip, port, protocol));
+        exact.or_else(|| {
+            let wide = |key: &ServiceKey| {
+                entry::wide_key(key).filter(|key| key.fits(entry::address(vip), port, proto))
+            };
+            let fits =
+                self.services.iter().filter_map(|(key, service)| Some((wide(key)?, service)));
+            fits.min_by_key(|(key, _)| key.order()).map(|(_, service)| service)
+        })
     }
 
     fn live(&self, flow: &FlowRef) -> Option<Arc<Flow>> {
@@ -102,12 +110,24 @@ impl Fake {
 impl Tables for Fake {
     type Backend<'a> = &'a Backend;
 
+    fn exact_service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
+        self.service_at(key.address.into(), key.port.get(), key.proto)
+    }
+
+    fn has_wide(&self) -> bool {
+        false
+    }
+
     fn service_v4(&self, key: &ServiceKeyV4) -> Option<impl Deref<Target = Service>> {
         self.service_at(key.address.into(), key.port.get(), key.proto)
     }
 
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
         self.service_at(key.address.into(), key.port.get(), key.proto)
+    }
+
+    fn service(&self, id: u16) -> Option<impl Deref<Target = Service>> {
+        self.services.values().find(|service| service.id == id)
     }
 
     fn slot(&self, service: u16, index: u32) -> Option<impl Deref<Target = Slot>> {
@@ -173,7 +193,9 @@ impl Tables for Fake {
     }
 
     fn is_vip(&self, key: &VipKey) -> bool {
-        self.vips.contains(&entry::ip_of(key.address))
+        let wide =
+            |of: &ServiceKey| entry::wide_key(of).is_some_and(|wide| wide.has_address(key.address));
+        self.vips.contains(&entry::ip_of(key.address)) || self.services.keys().any(wide)
     }
 
     fn own_mac(&self, index: u32) -> Option<OwnMac> {

@@ -83,7 +83,7 @@ fn v4() -> [SocketAddr; 2] {
 }
 
 fn service() -> ServiceKey {
-    ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 100).into(), port: 443, protocol: Protocol::Tcp }
+    ServiceKey::new(Ipv4Addr::new(10, 0, 0, 100).into(), 443, Protocol::Tcp)
 }
 
 fn pin(number: u32) -> Pin {

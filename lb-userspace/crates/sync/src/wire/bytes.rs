@@ -124,7 +124,7 @@ impl<'a> Reader<'a> {
         }
         let protocol = if head & SERVICE_UDP != 0 { Protocol::Udp } else { Protocol::Tcp };
         let vip = self.address(head & SERVICE_V6 != 0)?;
-        Ok(ServiceKey { vip, port: self.u16()?, protocol })
+        Ok(ServiceKey::new(vip, self.u16()?, protocol))
     }
 
     /// A backend: the kind of its address, and the port behind it if the kind has one.

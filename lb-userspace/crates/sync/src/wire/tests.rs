@@ -20,10 +20,8 @@ fn router_key() -> impl Strategy<Value = RouterKey> {
 }
 
 pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
-    (any::<IpAddr>(), any::<u16>(), any::<bool>()).prop_map(|(vip, port, udp)| ServiceKey {
-        vip,
-        port,
-        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+    (any::<IpAddr>(), any::<u16>(), any::<bool>()).prop_map(|(vip, port, udp)| {
+        ServiceKey::new(vip, port, if udp { Protocol::Udp } else { Protocol::Tcp })
     })
 }
 

@@ -32,7 +32,7 @@ fn service(port: u16, protocol: Protocol, backends: Vec<(u8, Backend)>) -> Servi
         totals.add(Totals { sent: backend.sent, new_flows: backend.new_flows });
     }
     Service {
-        key: ServiceKey { vip: at(100), port, protocol },
+        key: ServiceKey::new(at(100), port, protocol),
         mode: Mode::Dsr,
         udp_policy: None,
         ring_slots: 1_000,

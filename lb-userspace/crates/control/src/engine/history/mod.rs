@@ -381,11 +381,8 @@ pub(super) fn to_flow(flow: &FlowRef) -> Flow {
 
 /// The inverse of [`to_flow`], for a service of this node.
 fn from_flow(flow: &Flow, service: u16) -> FlowRef {
-    let key = |source: IpAddr, port: u16| FlowKey {
-        source: entry::address(source),
-        port: port.into(),
-        service,
-    };
+    let key =
+        |source: IpAddr, port: u16| FlowKey::new(entry::address(source), port.into(), service);
     match *flow {
         Flow::Pinned(source, port) => FlowRef::Pin(key(source, port)),
         Flow::Tracked(source, port) => FlowRef::Tracked(key(source, port)),

@@ -338,11 +338,11 @@ mod tests {
 
     use super::*;
 
-    const WEB: ServiceKey = ServiceKey {
-        vip: std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
-        port: 80,
-        protocol: Protocol::Tcp,
-    };
+    const WEB: ServiceKey = ServiceKey::new(
+        std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)),
+        80,
+        Protocol::Tcp,
+    );
 
     fn requested() -> PendingExport {
         let mut pending = PendingExport::default();

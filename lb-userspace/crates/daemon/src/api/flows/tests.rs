@@ -19,7 +19,7 @@ struct Pins {
 impl Source for Pins {
     fn services(&self) -> Result<BTreeMap<ServiceKey, abi::Service>> {
         let key = "10.0.0.100".parse().expect("an address");
-        let key = ServiceKey { vip: key, port: 80, protocol: lb_model::desired::Protocol::Tcp };
+        let key = ServiceKey::new(key, 80, lb_model::desired::Protocol::Tcp);
         let mut service = abi::Service::new_zeroed();
         (service.id, service.slots, service.idle_timeout) = (1, 1_009, 900);
         Ok([(key, service)].into())
@@ -44,7 +44,7 @@ impl Source for Pins {
         for index in 0..self.count {
             let mut source = [0; 16];
             source[12..].copy_from_slice(&index.to_be_bytes());
-            let key = FlowKey { source, port: 1.into(), service: 1 };
+            let key = FlowKey::new(source, 1.into(), 1);
             let value = FlowValue { backend: 1, flags: 0, seen: now() };
             if visit(FlowRef::Pin(key), value).is_break() {
                 break;

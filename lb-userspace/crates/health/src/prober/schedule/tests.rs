@@ -17,7 +17,7 @@ const fn ms(millis: u64) -> Duration {
 
 fn target(n: u16) -> BackendKey {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
-    let service = ServiceKey { vip, port: 80, protocol: Protocol::Tcp };
+    let service = ServiceKey::new(vip, 80, Protocol::Tcp);
     BackendKey {
         service,
         backend: BackendAddress::from(Ipv4Addr::from(0x0a01_0000 + u32::from(n))),

@@ -43,7 +43,7 @@ impl Source for Tables {
 }
 
 fn key(port: u16) -> ServiceKey {
-    ServiceKey { vip: IpAddr::from([10, 0, 0, 100]), port, protocol: Protocol::Tcp }
+    ServiceKey::new(IpAddr::from([10, 0, 0, 100]), port, Protocol::Tcp)
 }
 
 fn address(text: &str) -> [u8; 16] {
@@ -51,7 +51,7 @@ fn address(text: &str) -> [u8; 16] {
 }
 
 fn client(text: &str, port: u16, service: u16) -> FlowKey {
-    FlowKey { source: address(text), port: port.into(), service }
+    FlowKey::new(address(text), port.into(), service)
 }
 
 /// An established flow that has been silent for so long.

@@ -90,7 +90,7 @@ fn backends() -> BTreeMap<BackendAddress, Backend> {
 fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
     let protocol = if udp_policy.is_some() { Protocol::Udp } else { Protocol::Tcp };
     let mut service = Service {
-        key: ServiceKey { vip: IpAddr::from([10, 0, 0, 100]), port, protocol },
+        key: ServiceKey::new(IpAddr::from([10, 0, 0, 100]), port, protocol),
         mode: Mode::Dsr,
         udp_policy,
         ring_slots: 65_537,

@@ -18,7 +18,7 @@ use crate::{
 };
 
 fn service() -> ServiceKey {
-    ServiceKey { vip: Ipv4Addr::new(10, 0, 0, 100).into(), port: 443, protocol: Protocol::Tcp }
+    ServiceKey::new(Ipv4Addr::new(10, 0, 0, 100).into(), 443, Protocol::Tcp)
 }
 
 fn backend(number: u32) -> lb_model::backend_address::BackendAddress {

@@ -148,7 +148,7 @@ proptest! {
 
 fn service() -> ServiceKey {
     let protocol = lb_model::desired::Protocol::Tcp;
-    ServiceKey { vip: "10.0.0.100".parse().unwrap(), port: 443, protocol }
+    ServiceKey::new("10.0.0.100".parse().unwrap(), 443, protocol)
 }
 
 fn client(number: u32) -> Flow {

@@ -1,4 +1,4 @@
-//! The data plane of lbd 0.1.0, with layout 1: its object over maps that are pinned as it did, in
+//! The data planes of earlier versions, with layouts 1 and 2: their objects over maps that are pinned as they did, in
 //! the middle of a change of backends.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::fs::DirBuilderExt as _,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::{
@@ -32,8 +32,13 @@ use zerocopy::FromZeros as _;
 
 use super::testbed::ifindex;
 
-/// The object of lbd 0.1.0.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../../fixtures/balancer-v1.o");
+/// The object of layout 1.
+static OBJECT_1: &[u8] = aya::include_bytes_aligned!("../../fixtures/balancer-v1.o");
+/// The object of layout 2.
+static OBJECT_2: &[u8] = aya::include_bytes_aligned!("../../fixtures/balancer-v2.o");
+
+/// The last layout before this one.
+pub const LAST: u32 = 2;
 
 pub const VIP: [u8; 4] = [10, 0, 0, 100];
 pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -63,15 +68,17 @@ const SERVICES: [(u16, u8, u8); 4] = [
 /// Of the one service with an IPv6 VIP.
 const V6_ID: u16 = 4;
 
-/// Loads, fills and attaches it. The result may be dropped: program and maps are pinned.
-pub fn start(settings: &Settings) -> Ebpf {
-    start_named(settings, |interface| format!("link-{}", interface.replace('.', "_")))
+/// The folder of the maps of a layout.
+pub fn folder(settings: &Settings, layout: u32) -> PathBuf {
+    settings.pin_dir.join(format!("v{layout}"))
 }
 
-fn start_named(settings: &Settings, name: impl Fn(&str) -> String) -> Ebpf {
-    let folder = settings.pin_dir.join("v1");
+/// Loads, fills and attaches the data plane of a layout. The result may be dropped: program and maps are pinned.
+pub fn start(settings: &Settings, layout: u32) -> Ebpf {
+    let name = |interface: &str| format!("link-{}", interface.replace('.', "_"));
+    let folder = folder(settings, layout);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).unwrap();
-    let mut object = load(&folder, &settings.limits);
+    let mut object = load(&folder, &settings.limits, layout);
     fill(&mut object, &settings.limits);
     let program: &mut Xdp = object.program_mut("balance").unwrap().try_into().unwrap();
     lb_datapath::load_program(program).unwrap();
@@ -83,11 +90,11 @@ fn start_named(settings: &Settings, name: impl Fn(&str) -> String) -> Ebpf {
     object
 }
 
-fn load(folder: &Path, limits: &Limits) -> Ebpf {
+fn load(folder: &Path, limits: &Limits, layout: u32) -> Ebpf {
     let cpus = aya::util::nr_cpus().unwrap() as u32;
     let backends = limits.backends + 1;
     let buckets = buckets(limits);
-    let sizes = [
+    let mut sizes = vec![
         ("SERVICE_INDEX", buckets),
         ("SERVICE_ENTRIES", limits.services),
         ("SERVICES_V4", limits.services),
@@ -103,8 +110,23 @@ fn load(folder: &Path, limits: &Limits) -> Ebpf {
         ("VERDICTS", 48 * cpus),
         ("BACKEND_COUNTERS", backends * cpus),
         ("SYN_BUDGETS", limits.services * cpus),
-        ("SYN_SEEN", 8_192),
     ];
+    match layout {
+        1 => sizes.push(("SYN_SEEN", 8_192)),
+        _ => sizes.extend([
+            ("SYN_MARKS", 65_536),
+            ("PIN_LOG", 4_096 * cpus),
+            ("PIN_LOG_HEADS", cpus),
+            ("PIN_LEASE", 1),
+            ("PEER_MACS", 4_096),
+            ("REVERSE_NAT", limits.backends),
+            ("NAT_BACKENDS", 1),
+            ("RETURN_EGRESS", 16),
+            ("RETURN_COUNTERS", backends * cpus),
+            ("NAT_CONNECTIONS", limits.nat_connections),
+            ("HANDSHAKES", 262_144),
+        ]),
+    }
     rings(limits.services).pin(folder.join("RINGS")).unwrap();
     let mut loader = EbpfLoader::new();
     let mask = buckets - 1;
@@ -115,7 +137,14 @@ fn load(folder: &Path, limits: &Limits) -> Ebpf {
         loader.map_max_entries(name, entries);
         loader.map_pin_path(name, folder.join(name));
     }
-    loader.load(OBJECT).unwrap()
+    if layout == 1 {
+        return loader.load(OBJECT_1).unwrap();
+    }
+    for (name, entries) in [("ICMP_BUDGETS", 1), ("TOO_BIG_BUDGETS", 256), ("RETURN_ROUTES", 512)] {
+        loader.map_max_entries(name, entries * cpus);
+    }
+    loader.map_max_entries("NAT_RECENT", 4_096 * cpus);
+    loader.load(OBJECT_2).unwrap()
 }
 
 const fn buckets(limits: &Limits) -> u32 {
@@ -157,7 +186,27 @@ fn array<'a, V: Pod>(object: &'a mut Ebpf, name: &str) -> Array<&'a mut MapData,
 /// A flow of a service.
 pub fn flow(client: u16, port: u16, service: u16) -> FlowKey {
     let [high, low] = client.to_be_bytes();
-    FlowKey { source: mapped([10, 1, high, low]), port: port.into(), service }
+    FlowKey::new(mapped([10, 1, high, low]), port.into(), service)
+}
+
+/// The key of a flow in layouts 1 and 2: client, port, service.
+pub type OlderKey = [u8; 20];
+
+/// That of [`flow`].
+pub fn older_flow(client: u16, port: u16, service: u16) -> OlderKey {
+    let key = flow(client, port, service);
+    let mut older = [0; 20];
+    older[..16].copy_from_slice(&key.source);
+    older[16..18].copy_from_slice(&port.to_be_bytes());
+    older[18..].copy_from_slice(&service.to_ne_bytes());
+    older
+}
+
+/// The inverse of [`older_flow`].
+pub fn of_older(key: OlderKey) -> FlowKey {
+    let ([a, b], [c, d]) = ([key[16], key[17]], [key[18], key[19]]);
+    let (port, service) = (u16::from_be_bytes([a, b]), u16::from_ne_bytes([c, d]));
+    FlowKey::new(key[..16].try_into().unwrap(), port.into(), service)
 }
 
 fn fill(object: &mut Ebpf, limits: &Limits) {
@@ -200,8 +249,12 @@ fn fill(object: &mut Ebpf, limits: &Limits) {
     }
     let value = FlowValue { backend: 3, flags: flow_flags::ESTABLISHED, seen: now };
     for client in 0..FLOWS {
-        table(object, "PINS").insert(flow(client, CLIENT_PORT, 0), value, 0).unwrap();
-        table(object, "TRACKED").insert(flow(client, CLIENT_PORT, 2), value, 0).unwrap();
+        table::<OlderKey, _>(object, "PINS")
+            .insert(older_flow(client, CLIENT_PORT, 0), value, 0)
+            .unwrap();
+        table::<OlderKey, _>(object, "TRACKED")
+            .insert(older_flow(client, CLIENT_PORT, 2), value, 0)
+            .unwrap();
         let id = [7, 7, 7, 7, 7, 7, (client >> 8) as u8, client as u8];
         let key = ConnectionKey { id, service: 3, reserved: 0 };
         table(object, "CONNECTIONS").insert(key, value, 0).unwrap();

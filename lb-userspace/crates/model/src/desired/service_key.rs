@@ -1,0 +1,276 @@
+//! What identifies a service on the wire.
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::Protocol;
+
+/// Identifies a service on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceKey {
+    /// The virtual IP; of a prefix, its first address.
+    pub vip: IpAddr,
+    /// The port that clients connect to, or the first one of a range.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The further VIPs and ports.
+    #[serde(default, skip_serializing_if = "Extent::is_one")]
+    pub extent: Extent,
+}
+
+/// How far a service goes beyond one VIP and one port; by default it has one of each.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Extent {
+    /// Bits at the end of the VIP that differ within the service: 4 for a prefix of 16 addresses. At most
+    /// [`Self::MAX_HOST_BITS`].
+    pub host_bits: u8,
+    /// Ports after the first one.
+    pub more_ports: u16,
+}
+
+impl Extent {
+    /// One VIP, one port.
+    pub const ONE: Self = Self { host_bits: 0, more_ports: 0 };
+    /// A flow's key has 16 bits for which VIP of the prefix it is ([`lb_common::abi::Destination`]).
+    pub const MAX_HOST_BITS: u8 = 16;
+
+    /// Whether it is one VIP and one port.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        *self == Self::ONE
+    }
+}
+
+impl ServiceKey {
+    /// A service with one VIP and one port.
+    #[must_use]
+    pub const fn new(vip: IpAddr, port: u16, protocol: Protocol) -> Self {
+        Self { vip, port, protocol, extent: Extent::ONE }
+    }
+
+    /// A service with these VIPs and ports.
+    #[must_use]
+    pub const fn of(vips: Vips, ports: Ports, protocol: Protocol) -> Self {
+        let extent = Extent { host_bits: vips.host_bits, more_ports: ports.more };
+        Self { vip: vips.first, port: ports.first, protocol, extent }
+    }
+
+    /// Its VIPs.
+    #[must_use]
+    pub const fn vips(&self) -> Vips {
+        Vips { first: self.vip, host_bits: self.extent.host_bits }
+    }
+
+    /// Its ports.
+    #[must_use]
+    pub const fn ports(&self) -> Ports {
+        Ports { first: self.port, more: self.extent.more_ports }
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, vips, ports) = (self.protocol, self.vips(), self.ports());
+        match self.vip {
+            IpAddr::V4(_) => write!(f, "{protocol} {vips}:{ports}"),
+            IpAddr::V6(_) => write!(f, "{protocol} [{vips}]:{ports}"),
+        }
+    }
+}
+
+/// The VIPs of a service: one, or a prefix. As text `10.0.0.100` or `198.51.100.0/28`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vips {
+    first: IpAddr,
+    host_bits: u8,
+}
+
+impl Vips {
+    /// The number of bits that all of them share.
+    #[must_use]
+    pub const fn prefix_len(&self) -> u8 {
+        (if self.first.is_ipv4() { 32 } else { 128 }) - self.host_bits
+    }
+}
+
+impl fmt::Display for Vips {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_bits {
+            0 => write!(f, "{}", self.first),
+            _ => write!(f, "{}/{}", self.first, self.prefix_len()),
+        }
+    }
+}
+
+impl FromStr for Vips {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (address, length) = match text.split_once('/') {
+            Some((address, length)) => (address, Some(length)),
+            None => (text, None),
+        };
+        let first: IpAddr =
+            address.parse().map_err(|_| format!("`{address}` is not an IP address"))?;
+        let bits: u8 = if first.is_ipv4() { 32 } else { 128 };
+        let Some(length) = length else { return Ok(Self { first, host_bits: 0 }) };
+        let length: Option<u8> = length.parse().ok().filter(|length| *length <= bits);
+        let length = length.ok_or_else(|| format!("`{text}` has no length from 0 to {bits}"))?;
+        let host_bits = bits - length;
+        if host_bits > Extent::MAX_HOST_BITS {
+            return Err(format!(
+                "`{text}` has more than 65,536 addresses; a service takes prefixes from /{} on",
+                bits - Extent::MAX_HOST_BITS
+            ));
+        }
+        let number = match first {
+            IpAddr::V4(first) => u128::from(u32::from(first)),
+            IpAddr::V6(first) => u128::from(first),
+        };
+        if number & ((1_u128 << host_bits) - 1) != 0 {
+            return Err(format!("`{address}` is not the first address of its /{length}"));
+        }
+        Ok(Self { first, host_bits })
+    }
+}
+
+/// The ports of a service: one, a range, or all but 0. As text `80`, `8000-8100` or `any`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    first: u16,
+    more: u16,
+}
+
+impl Ports {
+    /// All but 0.
+    const ANY: Self = Self { first: 1, more: u16::MAX - 1 };
+
+    /// One port.
+    #[must_use]
+    pub const fn one(port: u16) -> Self {
+        Self { first: port, more: 0 }
+    }
+
+    /// The last one.
+    #[must_use]
+    pub const fn last(&self) -> u16 {
+        self.first.saturating_add(self.more)
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (*self, self.more) {
+            (Self::ANY, _) => f.write_str("any"),
+            (_, 0) => write!(f, "{}", self.first),
+            _ => write!(f, "{}-{}", self.first, self.last()),
+        }
+    }
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "any" {
+            return Ok(Self::ANY);
+        }
+        let port = |port: &str| -> Result<u16, String> {
+            port.parse()
+                .map_err(|_| format!("`{text}` is not a port, a range like 8000-8100, or any"))
+        };
+        let Some((first, last)) = text.split_once('-') else { return port(text).map(Self::one) };
+        let (first, last) = (port(first)?, port(last)?);
+        match last.checked_sub(first) {
+            Some(more) => Ok(Self { first, more }),
+            None => Err(format!("`{text}` ends before it begins")),
+        }
+    }
+}
+
+impl Serialize for Vips {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Vips {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// One port is a number, others are text.
+impl Serialize for Ports {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.more {
+            0 => serializer.serialize_u16(self.first),
+            _ => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Ports {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a port, or a range of ports as text")]
+        enum Form {
+            Number(u16),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(port) => Ok(Self::one(port)),
+            Form::Text(text) => text.parse().map_err(D::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_written_with_its_prefix_and_its_range() {
+        let cases = [
+            ("10.0.0.100", "80", "tcp 10.0.0.100:80"),
+            ("2001:db8::1", "80", "tcp [2001:db8::1]:80"),
+            ("10.0.0.100", "8000-8100", "tcp 10.0.0.100:8000-8100"),
+            ("198.51.100.0/28", "any", "tcp 198.51.100.0/28:any"),
+            ("2001:db8::/120", "443", "tcp [2001:db8::/120]:443"),
+            // One of each, whichever way it is written.
+            ("10.0.0.100/32", "80-80", "tcp 10.0.0.100:80"),
+            ("10.0.0.100", "1-65535", "tcp 10.0.0.100:any"),
+        ];
+        for (vips, ports, text) in cases {
+            let key = ServiceKey::of(vips.parse().unwrap(), ports.parse().unwrap(), Protocol::Tcp);
+            assert_eq!(key.to_string(), text);
+            assert_eq!(key.extent.is_one(), text.ends_with(":80"), "{text}");
+            let (vips, ports) = (key.vips().to_string(), key.ports().to_string());
+            let again =
+                ServiceKey::of(vips.parse().unwrap(), ports.parse().unwrap(), Protocol::Tcp);
+            assert_eq!(again, key);
+            let json = serde_json::to_string(&key).unwrap();
+            assert_eq!(serde_json::from_str::<ServiceKey>(&json).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn what_is_no_prefix_and_no_range_is_refused_with_the_reason() {
+        let vips = |text: &str| text.parse::<Vips>().unwrap_err();
+        assert_eq!(vips("web"), "`web` is not an IP address");
+        assert_eq!(vips("10.0.0.1/33"), "`10.0.0.1/33` has no length from 0 to 32");
+        assert_eq!(vips("10.0.0.1/x"), "`10.0.0.1/x` has no length from 0 to 32");
+        assert_eq!(vips("10.0.0.1/28"), "`10.0.0.1` is not the first address of its /28");
+        assert!(vips("10.0.0.0/15").contains("prefixes from /16 on"), "{}", vips("10.0.0.0/15"));
+        assert!(vips("2001:db8::/64").contains("prefixes from /112 on"));
+        let ports = |text: &str| text.parse::<Ports>().unwrap_err();
+        for text in ["", "http", "80-", "-80", "80-90-100", "65536", "1-65536"] {
+            assert!(ports(text).contains("is not a port, a range"), "{text}: {}", ports(text));
+        }
+        assert_eq!(ports("90-80"), "`90-80` ends before it begins");
+    }
+}
