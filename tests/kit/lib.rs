@@ -26,6 +26,7 @@ pub mod nginx;
 pub mod nics;
 pub mod owners;
 pub mod pair;
+pub mod postgres;
 pub mod probes;
 pub mod process;
 pub mod progress;
@@ -104,6 +105,8 @@ pub const PROGRAMS: &[(&str, &str)] = &[
     ("keepalived", "keepalived"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
+    ("pg_ctlcluster", "postgresql"),
+    ("pgbouncer", "pgbouncer"),
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),

@@ -22,6 +22,7 @@ mod mtu;
 mod names;
 mod nat;
 mod nat_connections;
+mod nat_postgres;
 mod netlink;
 mod netns;
 mod probe;

@@ -155,7 +155,8 @@ fn rust_src() -> Result<()> {
 
 /// The programs among [`kit::PROGRAMS`] whose packages would run them as services of this machine,
 /// where nginx would take port 80. The lab runs them itself, in namespaces.
-const DAEMONS: [&str; 4] = ["nginx", "haproxy", "keepalived", "prometheus"];
+const DAEMONS: [&str; 6] =
+    ["nginx", "haproxy", "keepalived", "prometheus", "postgresql", "pgbouncer"];
 
 /// While it lives, a package that is installed starts no service.
 struct Quiet {
