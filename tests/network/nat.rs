@@ -25,7 +25,7 @@ const PORT: u16 = nginx::PORTS[1];
 const UDP: [u16; 2] = [5300, 5353];
 
 /// The settings of a node that forwards answers: those of the guide.
-const NODE: &[(&str, &str)] = &[
+pub const NODE: &[(&str, &str)] = &[
     ("ipv4/ip_forward", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/conf/all/accept_local", "1"),
@@ -36,7 +36,7 @@ const NODE: &[(&str, &str)] = &[
 pub const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
 
 /// The web hosts as any other host of the network: without a VIP, and with a route to clients by these gateways.
-fn backends_behind(lab: &Lab, v4: &str, v6: &str) -> Result<()> {
+pub fn backends_behind(lab: &Lab, v4: &str, v6: &str) -> Result<()> {
     for web in &lab.webs {
         let vips = VIPS_V4.map(|vip| format!("addr del {vip}/32 dev lo\n")).concat()
             + &VIPS_V6.map(|vip| format!("addr del {vip}/128 dev lo\n")).concat();

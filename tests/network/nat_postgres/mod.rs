@@ -2,6 +2,7 @@
 //! death, a failover.
 
 mod death;
+mod failover;
 
 use std::{
     net::{IpAddr, SocketAddr},
