@@ -1,6 +1,7 @@
 //! Three PgBouncers at three ports of one host, behind one VIP in mode `nat`, with pgbench as their client: a drain, a
 //! death, a failover.
 
+mod beside;
 mod death;
 mod failover;
 
