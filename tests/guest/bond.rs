@@ -224,7 +224,7 @@ fn connections_of_a_vlan_are_served_by_tc_on_the_bond_below_it() -> Result<()> {
     bond(&lab, &lab.balancer, Some(5))?;
     let services = [WAY.service(&lab)];
     let mut balancer = Balancer::new(&lab, &services)?;
-    balancer.set_interface("bond0");
+    balancer.set_interfaces(&["bond0"]);
     balancer.configure(&services)?;
     balancer.launch()?;
     let interface = &balancer.status()?.interfaces[0];

@@ -38,7 +38,7 @@ fn serve(vlan: Option<u16>, interface: &str, attach: &'static str) -> Result<HaP
             let port = second(host);
             xdp::pass(ha_pair.lab.switch(), &port, &ha_pair.lab.pins().join(&port))?;
         }
-        node.set_interface(interface);
+        node.set_interfaces(&[interface]);
         node.configure(&services)?;
     }
     ha_pair.launch()?;

@@ -58,7 +58,7 @@ pub struct Balancer {
     binaries: PathBuf,
     orphan: Orphan,
     attach: &'static str,
-    interface: String,
+    interfaces: Vec<String>,
     more: String,
 }
 
@@ -97,7 +97,7 @@ impl Balancer {
             binaries: binaries()?,
             orphan: lab.orphan(),
             attach: lab.attach,
-            interface: INTERFACE.to_owned(),
+            interfaces: vec![INTERFACE.to_owned()],
             more: more.to_owned(),
         };
         balancer.configure(services)?;
@@ -124,10 +124,10 @@ impl Balancer {
     pub fn configure(&self, services: &[Service]) -> Result<()> {
         let (folder, pins, attach) = (self.folder.display(), self.pins.display(), self.attach);
         let mut config = format!(
-            "interfaces = [\"{}\"]\nattach = \"{attach}\"\ngroup = \"root\"\n\
+            "interfaces = {:?}\nattach = \"{attach}\"\ngroup = \"root\"\n\
              seed = \"000102030405060708090a0b0c0d0e0f\"\npin_dir = \"{pins}\"\n\
              socket = \"{folder}/lbd.sock\"\nstate_file = \"{folder}/state.json\"\n",
-            self.interface
+            self.interfaces
         );
         for service in services {
             config.push_str(&service.toml());
@@ -141,9 +141,9 @@ impl Balancer {
         self.attach = attach;
     }
 
-    /// From the next [`Self::configure`] on, this is the interface of the program.
-    pub fn set_interface(&mut self, interface: &str) {
-        interface.clone_into(&mut self.interface);
+    /// From the next [`Self::configure`] on, these are the interfaces of the program.
+    pub fn set_interfaces(&mut self, interfaces: &[&str]) {
+        self.interfaces = interfaces.iter().map(|&interface| interface.to_owned()).collect();
     }
 
     /// From the next [`Self::configure`] on, these are the tables beside those of services.

@@ -2,6 +2,7 @@
 //! death, a failover.
 
 mod beside;
+mod bridge;
 mod death;
 mod failover;
 

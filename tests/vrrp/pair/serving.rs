@@ -48,7 +48,7 @@ fn serve_on_bridges(interface: &str, attach: &'static str) -> Result<HaPair> {
             host.v4, host.v6
         ))?;
         host.namespace.ethtool(INTERFACE, &["tx", "off", "tso", "off", "gso", "off"])?;
-        node.set_interface(interface);
+        node.set_interfaces(&[interface]);
         node.configure(&services)?;
     }
     ha_pair.launch()?;
