@@ -30,6 +30,7 @@ pub const NODE: &[(&str, &str)] = &[
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/conf/all/accept_local", "1"),
     ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/eth0/send_redirects", "0"),
 ];
 
 /// The ways whose VIPs and addresses are of either family.
