@@ -35,7 +35,7 @@ use zerocopy::{
 };
 
 use crate::{
-    abi::{Destination, ServiceKeyV4, service_flags},
+    abi::{ServiceKeyV4, service_flags},
     choice::Kind,
     forward::{Envelope, is_own, verdict_of_choice},
     hash::{entropy_of, flow_hash_v4},
@@ -119,7 +119,7 @@ where
     if service.flags & SLOW_PATH != 0 {
         return None;
     }
-    let hash = flow_hash_v4(&service.keys, headers.source, tcp.source, Destination::ONLY);
+    let hash = flow_hash_v4(&service.keys, headers.source, tcp.source, [0; 2]);
     // Whether it only acknowledges is read by the counter, and only if that makes a difference.
     let what = if tcp.opens() {
         Kind::Opens { sequence: u32::from_le_bytes(tcp.sequence) }

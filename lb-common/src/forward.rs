@@ -201,7 +201,7 @@ where
         return Err(Pass::NotAService);
     };
     let destination = Destination::of_v4(&service, &key);
-    let hash = flow_hash_v4(&service.keys, ip.source, segment.source, destination);
+    let hash = flow_hash_v4(&service.keys, ip.source, segment.source, destination.port.to_bytes());
     let query = || {
         Query::v4(&service, (ip.source, segment.source), Destination::of_v4(&service, &key), hash)
     };
@@ -278,7 +278,7 @@ where
         return Err(Pass::NotAService);
     };
     let destination = Destination::of_v6(&service, &key);
-    let hash = flow_hash_v6(&service.keys, &ip.source, segment.source, destination);
+    let hash = flow_hash_v6(&service.keys, &ip.source, segment.source, destination.port.to_bytes());
     let query = || {
         Query::v6(&service, (ip.source, segment.source), Destination::of_v6(&service, &key), hash)
     };

@@ -11,8 +11,6 @@ use core::hash::Hasher;
 
 use siphasher::sip::SipHasher24;
 
-use crate::abi::Destination;
-
 /// The golden ratio's fraction in 64 bits, odd: a multiplier that spreads what differs in few bits (Knuth,
 /// volume 3, 6.4).
 pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -40,40 +38,31 @@ impl FlowKeys {
     }
 }
 
-/// Hash of an IPv4 flow: the client's address and port as they are on the wire, and the destination's port of a service
-/// that has several. Which VIP of a prefix it is makes no difference.
+/// Hash of an IPv4 flow: the client's address and port as they are on the wire, and `to`, the destination's port of a
+/// service that has several ([`Destination`](crate::abi::Destination)), zero of others. Which VIP of a prefix it is makes
+/// no difference.
 #[must_use]
 #[inline(always)]
-pub fn flow_hash_v4(
-    keys: &[u64; 6],
-    source: [u8; 4],
-    port: [u8; 2],
-    destination: Destination,
-) -> u64 {
+pub fn flow_hash_v4(keys: &[u64; 6], source: [u8; 4], port: [u8; 2], to: [u8; 2]) -> u64 {
     let address = u64::from(u32::from_le_bytes(source));
     finish(
         keys[0]
             .wrapping_add(keys[1].wrapping_mul(address))
-            .wrapping_add(keys[2].wrapping_mul(ports(port, destination))),
+            .wrapping_add(keys[2].wrapping_mul(ports(port, to))),
     )
 }
 
 /// Both ports in one word of 32 bits, which is the most that a product takes without loss of strength.
 #[inline(always)]
-fn ports(source: [u8; 2], destination: Destination) -> u64 {
-    let ([a, b], [c, d]) = (source, destination.port.to_bytes());
+fn ports(source: [u8; 2], to: [u8; 2]) -> u64 {
+    let ([a, b], [c, d]) = (source, to);
     u64::from(u32::from_le_bytes([a, b, c, d]))
 }
 
 /// Hash of an IPv6 flow, as [`flow_hash_v4`].
 #[must_use]
 #[inline(always)]
-pub fn flow_hash_v6(
-    keys: &[u64; 6],
-    source: &[u8; 16],
-    port: [u8; 2],
-    destination: Destination,
-) -> u64 {
+pub fn flow_hash_v6(keys: &[u64; 6], source: &[u8; 16], port: [u8; 2], to: [u8; 2]) -> u64 {
     let word = |i: usize| {
         u64::from(u32::from_le_bytes([
             source[4 * i],
@@ -88,7 +77,7 @@ pub fn flow_hash_v6(
             .wrapping_add(keys[2].wrapping_mul(word(1)))
             .wrapping_add(keys[3].wrapping_mul(word(2)))
             .wrapping_add(keys[4].wrapping_mul(word(3)))
-            .wrapping_add(keys[5].wrapping_mul(ports(port, destination))),
+            .wrapping_add(keys[5].wrapping_mul(ports(port, to))),
     )
 }
 

@@ -93,7 +93,8 @@ where
     }
     let [.., c, d] = ip.source;
     let destination = Destination::of(&service, ports.source, [c, d]);
-    let hash = flow_hash_v4(&service.keys, ip.destination, ports.destination, destination);
+    let hash =
+        flow_hash_v4(&service.keys, ip.destination, ports.destination, destination.port.to_bytes());
     let query = Query::v4(&service, (ip.destination, ports.destination), destination, hash);
     Ok(Found::Choice(steer::backend_of_quoted(tables, ip.proto, &query), entropy_of(hash)))
 }
@@ -185,7 +186,12 @@ where
     }
     let [.., o, p] = ip.source;
     let destination = Destination::of(&service, ports.source, [o, p]);
-    let hash = flow_hash_v6(&service.keys, &ip.destination, ports.destination, destination);
+    let hash = flow_hash_v6(
+        &service.keys,
+        &ip.destination,
+        ports.destination,
+        destination.port.to_bytes(),
+    );
     let query = Query::v6(&service, (ip.destination, ports.destination), destination, hash);
     Ok(Found::Choice(steer::backend_of_quoted(tables, proto, &query), entropy_of(hash)))
 }

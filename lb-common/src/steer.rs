@@ -165,7 +165,7 @@ fn sent_again_v4<T: Tables>(
     first: u64,
 ) -> u64 {
     let [a, b, c, d, e, f, ..] = client.to_le_bytes();
-    let hash = flow_hash_v4(&service.keys, [a, b, c, d], [e, f], Destination::ONLY);
+    let hash = flow_hash_v4(&service.keys, [a, b, c, d], [e, f], [0; 2]);
     second_choice::sent_again(tables, &query_v4(service, client, hash), slot, first)
 }
 

@@ -4,10 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use kit::{flood, reports::attack::Spread};
-use lb_common::{
-    abi::Destination,
-    hash::{FlowKeys, flow_hash_v4, slot_of},
-};
+use lb_common::hash::{FlowKeys, flow_hash_v4, slot_of};
 use lb_model::maglev::{self, Member};
 
 use crate::harness::SLOTS;
@@ -45,7 +42,7 @@ fn keys(seed: &[u8; 16]) -> FlowKeys {
 }
 
 fn slot(keys: &FlowKeys, slots: u32, (address, port): Tuple) -> u32 {
-    slot_of(flow_hash_v4(&keys.0, address.octets(), port.to_be_bytes(), Destination::ONLY), slots)
+    slot_of(flow_hash_v4(&keys.0, address.octets(), port.to_be_bytes(), [0; 2]), slots)
 }
 
 /// Tuples that meet in one slot under these keys.

@@ -1,17 +1,16 @@
 //! The flow hash: in range, even, keyed, and the same in every version.
 
-use lb_common::abi::Destination;
 use lb_common::hash::{FlowKeys, entropy_of, flow_hash_v4, flow_hash_v6, slot_of};
 use proptest::prelude::*;
 
 const SEED: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 fn v4(keys: &FlowKeys, address: u32, port: u16) -> u64 {
-    flow_hash_v4(&keys.0, address.to_be_bytes(), port.to_be_bytes(), Destination::ONLY)
+    flow_hash_v4(&keys.0, address.to_be_bytes(), port.to_be_bytes(), [0; 2])
 }
 
 fn v6(keys: &FlowKeys, address: u128, port: u16) -> u64 {
-    flow_hash_v6(&keys.0, &address.to_be_bytes(), port.to_be_bytes(), Destination::ONLY)
+    flow_hash_v6(&keys.0, &address.to_be_bytes(), port.to_be_bytes(), [0; 2])
 }
 
 /// Chi-square of the counts against an even distribution, in standard deviations from its mean.
@@ -73,6 +72,18 @@ fn slots_are_even_over_sequential_networks() {
 fn slots_are_even_over_sequential_ports() {
     assert_even("v4", |keys| (1024..=65_535).map(|port| v4(keys, 0x0a00_0001, port)).collect());
     assert_even("v6", |keys| (1024..=65_535).map(|port| v6(keys, 1, port)).collect());
+}
+
+#[test]
+fn slots_are_even_over_the_ports_of_a_service_that_one_client_port_connects_to() {
+    let (v4, v6) = ([10, 0, 0, 1], [7; 16]);
+    let to = |port: u16| port.to_be_bytes();
+    assert_even("v4", |keys| {
+        (1..=u16::MAX).map(|port| flow_hash_v4(&keys.0, v4, to(40_000), to(port))).collect()
+    });
+    assert_even("v6", |keys| {
+        (1..=u16::MAX).map(|port| flow_hash_v6(&keys.0, &v6, to(40_000), to(port))).collect()
+    });
 }
 
 #[test]
@@ -149,7 +160,7 @@ proptest! {
     fn equal_flows_have_equal_hashes(seed: [u8; 16], name: Vec<u8>, a: [u8; 16], port: [u8; 2]) {
         let (one, two) = (FlowKeys::derive(&seed, &name), FlowKeys::derive(&seed, &name));
         prop_assert_eq!(one, two);
-        prop_assert_eq!(flow_hash_v6(&one.0, &a, port, Destination::ONLY), flow_hash_v6(&two.0, &a, port, Destination::ONLY));
+        prop_assert_eq!(flow_hash_v6(&one.0, &a, port, [0; 2]), flow_hash_v6(&two.0, &a, port, [0; 2]));
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, BackendCounter, Destination, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        VipKey, backend_flags, mapped, service_flags, udp_policy,
+        Backend, BackendCounter, Owners, Service, ServiceKeyV4, ServiceKeyV6, Slot, VipKey,
+        backend_flags, mapped, service_flags, udp_policy,
     },
     fast_path,
     hash::{FlowKeys, flow_hash_v4, flow_hash_v6, slot_of},
@@ -136,8 +136,8 @@ impl Model {
         let keys = all.find(|service| service.id == id).expect("all are there").keys;
         let port = client.port.to_be_bytes();
         let hash = match family {
-            Family::V4 => flow_hash_v4(&keys, client.v4, port, Destination::ONLY),
-            Family::V6 => flow_hash_v6(&keys, &client.v6, port, Destination::ONLY),
+            Family::V4 => flow_hash_v4(&keys, client.v4, port, [0; 2]),
+            Family::V6 => flow_hash_v6(&keys, &client.v6, port, [0; 2]),
         };
         let ring = &self.rings[&id];
         &ring[slot_of(hash, ring.len() as u32) as usize]

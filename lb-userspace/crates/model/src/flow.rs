@@ -102,7 +102,11 @@ pub fn slot_of_flow(service: &Service, key: &FlowKey) -> u32 {
 pub fn hash_of_flow(service: &Service, key: &FlowKey) -> u64 {
     let port = key.port.to_bytes();
     match entry::ip_of(key.source) {
-        IpAddr::V4(source) => flow_hash_v4(&service.keys, source.octets(), port, key.destination),
-        IpAddr::V6(source) => flow_hash_v6(&service.keys, &source.octets(), port, key.destination),
+        IpAddr::V4(source) => {
+            flow_hash_v4(&service.keys, source.octets(), port, key.destination.port.to_bytes())
+        }
+        IpAddr::V6(source) => {
+            flow_hash_v6(&service.keys, &source.octets(), port, key.destination.port.to_bytes())
+        }
     }
 }
