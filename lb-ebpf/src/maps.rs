@@ -419,8 +419,9 @@ impl<T> TrieKey<T> {
 
     #[inline(always)]
     const fn get(&self) -> &Key<T> {
+        let key = (&raw const *self).wrapping_byte_add(size_of::<u32>()).cast();
         // SAFETY: in memory the length's upper half is followed by the data, as in a key, which is packed.
-        unsafe { &*(&raw const *self).byte_add(size_of::<u32>()).cast() }
+        unsafe { &*key }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
     ops::Range,
 };
@@ -73,15 +72,6 @@ fn add_returned(total: &mut BackendTotals, counter: &ReturnCounter) {
     total.refused += counter.refused.load();
 }
 
-/// The kernel's errors of full maps, in words.
-pub(super) fn explain(error: io::Error) -> anyhow::Error {
-    match error.raw_os_error() {
-        Some(libc::E2BIG | libc::ENOSPC) => anyhow::Error::new(error)
-            .context("the map is full; raise its limit under [limits] and restart lbd"),
-        _ => error.into(),
-    }
-}
-
 impl Maps for Xdp {
     type Ring = Mapped<Slot>;
 
@@ -97,14 +87,14 @@ impl Maps for Xdp {
         self.index.put_entry(key, value)?;
         if let Some(wide) = entry::wide_key(key) {
             let services = self.maps.wide_services.as_ref().context("no map WIDE_SERVICES")?;
-            services.put(&wide, value).map_err(explain)?;
+            services.put(&wide, value).map_err(sys::explain)?;
             return self.wide.publish(&self.maps, wide, value.id);
         }
         match key.vip {
             IpAddr::V4(vip) => self.maps.services_v4.put(&key_v4(vip, key), value),
             IpAddr::V6(vip) => self.maps.services_v6.put(&key_v6(vip, key), value),
         }
-        .map_err(explain)?;
+        .map_err(sys::explain)?;
         self.index.publish(key, value.id);
         Ok(())
     }
@@ -133,7 +123,7 @@ impl Maps for Xdp {
     }
 
     fn put_vip(&mut self, vip: IpAddr) -> Result<()> {
-        self.maps.vips.put(&VipKey { address: entry::address(vip) }, &1).map_err(explain)
+        self.maps.vips.put(&VipKey { address: entry::address(vip) }, &1).map_err(sys::explain)
     }
 
     fn delete_vip(&mut self, vip: IpAddr) -> Result<()> {
@@ -227,7 +217,7 @@ impl Maps for Xdp {
             map.delete(key)?;
         }
         for (key, id) in peers.iter().filter(|(key, id)| before.get(key) != Some(id)) {
-            map.put(key, &u32::from(*id)).map_err(explain)?;
+            map.put(key, &u32::from(*id)).map_err(sys::explain)?;
         }
         Ok(())
     }

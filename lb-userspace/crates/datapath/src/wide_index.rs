@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result};
 use lb_common::wide::{PortPrefix, VipPrefix, WideKey};
 
 use super::{
-    data_plane::explain,
     maps::OpenMaps,
     sys::{self, Table},
 };
@@ -93,7 +92,7 @@ impl WideIndex {
         let ports = ports(&self.services, |prefix| self.groups[prefix]);
         for (key, id) in &ports {
             if self.ports.get(key) != Some(id) {
-                tries.ports.put(key, &u32::from(*id)).map_err(explain)?;
+                tries.ports.put(key, &u32::from(*id)).map_err(sys::explain)?;
                 self.ports.insert(*key, *id);
             }
         }
@@ -103,7 +102,7 @@ impl WideIndex {
         for (bits, address) in &wanted {
             let group = u32::from(self.groups[&(*bits, *address)]);
             let key = VipPrefix { bits: (*bits).into(), address: *address };
-            tries.vips.put(&key, &group).map_err(explain)?;
+            tries.vips.put(&key, &group).map_err(sys::explain)?;
         }
         let groups = self.groups.len();
         for (bits, address) in self.groups.keys().filter(|prefix| !wanted.contains(prefix)) {

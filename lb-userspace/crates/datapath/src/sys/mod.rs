@@ -456,6 +456,15 @@ fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The kernel's errors of full maps, in words.
+pub(crate) fn explain(error: io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOSPC) => anyhow::Error::new(error)
+            .context("the map is full; raise its limit under [limits] and restart lbd"),
+        _ => error.into(),
+    }
+}
+
 /// Whether an entry was refused because its map has no room: a hash map reports that it is full, and one
 /// that makes room by itself that it could not find any at this moment.
 pub(crate) fn has_no_room(error: &io::Error) -> bool {
