@@ -2,7 +2,7 @@
 
 mod watched;
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, net::UdpSocket, time::Duration};
 
 use lb_model::hop::{NextHop, Resolution};
 use lb_netlink::{query, striding::empty_first_buffers};
@@ -189,6 +189,48 @@ fn link_that_goes_down_and_up_takes_its_backends_along() {
         assert_eq!(reason, "10.0.0.2 has no route; see `ip route get`");
         network.node.ip("link set eth0 up");
         assert_eq!(watched.resolved(backend).await, first);
+    });
+}
+
+/// The kernel asks for the neighbours while nothing can answer, and would ask again after a minute.
+#[test]
+fn neighbours_that_were_asked_without_a_carrier_are_asked_again_when_it_is_back() {
+    if !is_root() {
+        return;
+    }
+    // The node's link goes to a switch: the host keeps its own, and answers at once.
+    let switch = Netns::new();
+    let network = Network::by(&switch);
+    network.run(async |mut watched| {
+        // Duplicate address detection waits as long as a request for a neighbour, and no request is sent meanwhile.
+        let detected = timeout(SOON, async {
+            while network.node.ip("-6 addr").contains("tentative") {
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        detected.await.expect("the node has its link-local address");
+        for family in ["ipv4", "ipv6"] {
+            set_sysctl(&network.node, &format!("{family}/neigh/eth0/retrans_time_ms"), "60000");
+        }
+        let backends = [dsr("10.0.0.2"), dsr("fd00::2")];
+        watched.want(&backends);
+        for backend in backends {
+            watched.resolved(backend).await;
+        }
+        switch.ip("link set node down");
+        for backend in backends {
+            assert_eq!(watched.unreachable(backend).await, "interface eth0 has no carrier");
+        }
+        for (from, to) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
+            let socket = UdpSocket::bind((from, 0)).expect("bind");
+            socket.send_to(b"x", (to, 9)).expect("send");
+        }
+        let asked = network.node.ip("neigh");
+        assert_eq!(asked.matches("INCOMPLETE").count(), 2, "{asked}");
+        switch.ip("link set node up");
+        for backend in backends {
+            watched.resolved(backend).await;
+        }
     });
 }
 

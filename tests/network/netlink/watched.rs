@@ -30,8 +30,24 @@ impl Network {
         network
     }
 
+    /// The same by a bridge: its ports are `node` and `host`.
+    pub fn by(switch: &Netns) -> Self {
+        let network = Self { node: Netns::new(), host: Netns::new() };
+        network.node.join("eth0", switch, "node");
+        network.host.join("eth0", switch, "host");
+        switch.ip("link add br0 up type bridge mcast_snooping 0");
+        switch.ip("link set node master br0");
+        switch.ip("link set host master br0");
+        network.number();
+        network
+    }
+
     pub fn connect(&self) {
         self.node.join("eth0", &self.host, "eth0");
+        self.number();
+    }
+
+    fn number(&self) {
         for (namespace, number) in [(&self.node, 1), (&self.host, 2)] {
             namespace.ip(&format!("addr add 10.0.0.{number}/24 dev eth0"));
             namespace.ip(&format!("addr add fd00::{number}/64 dev eth0 nodad"));

@@ -39,6 +39,8 @@ pub(crate) struct Tables {
     doubted: BTreeMap<NeighbourKey, u8>,
     /// Neighbours that the kernel has no room for.
     homeless: BTreeSet<NeighbourKey>,
+    /// Interfaces that have got a carrier lately, and when.
+    pub restored: BTreeMap<u32, Instant>,
     /// Interfaces that have taken frames from XDP and don't any more, and since when.
     lost_xmit: BTreeMap<u32, Instant>,
     /// The ports behind which bridges have learnt MAC addresses.
@@ -200,6 +202,14 @@ impl Tables {
     /// Takes over all interfaces as they are at `now`; what is known of neighbours on the ones that are gone
     /// goes too. One that takes no frames from XDP any more counts as before until [`RESET`] is over.
     pub(crate) fn replace_links(&mut self, links: BTreeMap<u32, Link>, now: Instant) {
+        // At the start each is new, and none has lost a request.
+        if !self.links.is_empty() {
+            let carries =
+                |links: &BTreeMap<u32, Link>, at| links.get(at).is_some_and(|at| at.carrier);
+            let restored =
+                links.keys().filter(|at| carries(&links, at) && !carries(&self.links, at));
+            self.restored.extend(restored.map(|at| (*at, now)));
+        }
         let old = std::mem::replace(&mut self.links, links);
         self.lost_xmit.retain(|ifindex, _| self.links.contains_key(ifindex));
         for (ifindex, link) in &mut self.links {

@@ -31,6 +31,10 @@ use super::{
 const RETRY: Duration = Duration::from_secs(3);
 /// How often all is read again and the neighbours in use are probed.
 const REFRESH: Duration = Duration::from_secs(10);
+/// How often, and how long, a neighbour that does not answer is asked when its interface has got a carrier: what was asked
+/// without one is lost, the other end may begin to forward a little later, and the kernel waits a second before it asks
+/// again, or does not.
+const RESTORED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// How long changes of links and routes are collected: they come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(3);
 /// How long a broken socket rests.
@@ -97,8 +101,9 @@ impl Task {
     pub(super) async fn run(mut self) {
         let mut retry = every(RETRY);
         let mut refresh = every(REFRESH);
+        let mut restored = every(RESTORED.0);
         loop {
-            match self.step(&mut retry, &mut refresh).await {
+            match self.step(&mut retry, &mut refresh, &mut restored).await {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -112,7 +117,12 @@ impl Task {
     }
 
     /// Waits for one event and handles it; false if the resolver is gone.
-    async fn step(&mut self, retry: &mut Interval, refresh: &mut Interval) -> Result<bool> {
+    async fn step(
+        &mut self,
+        retry: &mut Interval,
+        refresh: &mut Interval,
+        restored: &mut Interval,
+    ) -> Result<bool> {
         let mut stale = Stale::Nothing;
         let mut request = NeighbourRequest::Missing;
         tokio::select! {
@@ -138,6 +148,9 @@ impl Task {
                 }
             }
             Some((backend, mtu)) = self.narrowed.recv() => self.narrow(backend, mtu),
+            _ = restored.tick(), if !self.tables.restored.is_empty() => {
+                request = NeighbourRequest::Restored;
+            }
             _ = retry.tick() => request = NeighbourRequest::Unanswered,
             _ = refresh.tick() => {
                 stale = Stale::Everything;
@@ -212,9 +225,14 @@ impl Task {
         else {
             return Ok(false);
         };
+        self.forget_in_kernel(key)?;
+        Ok(true)
+    }
+
+    fn forget_in_kernel(&mut self, key: NeighbourKey) -> Result<()> {
         match self.client.forget_neighbour(key) {
             // It may have forgotten it by itself.
-            Ok(()) | Err(Failure::Refused(_)) => Ok(true),
+            Ok(()) | Err(Failure::Refused(_)) => Ok(()),
             Err(Failure::Socket(error)) => Err(error),
         }
     }
@@ -293,11 +311,15 @@ impl Task {
         self.next_hops.clone_from(&next_hops);
         for key in request.select(&next_hops, &self.tables) {
             consume_budget().await;
+            let known = self.tables.neighbours.get(&key).map(|known| known.state);
+            if request == NeighbourRequest::Restored && known == Some(NeighbourState::Incomplete) {
+                // The kernel waits for an answer, and asks anew only what it does not know.
+                self.forget_in_kernel(key)?;
+            }
             match self.client.use_neighbour(key) {
                 Ok(()) => {
                     self.tables.note_room(key, true);
                     // The kernel sends no event when it has begun to ask.
-                    let known = self.tables.neighbours.get(&key).map(|known| known.state);
                     if matches!(known, None | Some(NeighbourState::Forgotten)) {
                         let asked = Neighbour { state: NeighbourState::Incomplete, mac: None };
                         self.tables.update_neighbour(key, asked);
@@ -313,6 +335,7 @@ impl Task {
                 Err(Failure::Socket(error)) => return Err(error),
             }
         }
+        self.tables.restored.retain(|_, since| since.elapsed() < RESTORED.1);
         Ok(())
     }
 

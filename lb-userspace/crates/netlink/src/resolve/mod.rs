@@ -49,6 +49,8 @@ pub(crate) fn next_hop_of(want: &Want, tables: &Tables) -> Option<NeighbourKey> 
 pub(crate) enum NeighbourRequest {
     /// Those that were never requested, or that the kernel has forgotten.
     Missing,
+    /// Also those that have not answered, of interfaces that have got a carrier lately.
+    Restored,
     /// Also those that have not answered.
     Unanswered,
     /// Also those that have, so that the kernel probes them: packets sent by XDP don't show it
@@ -66,7 +68,11 @@ impl NeighbourRequest {
     ) -> Vec<NeighbourKey> {
         let selected = |key: &&NeighbourKey| match tables.neighbours.get(key).map(|n| n.state) {
             None | Some(NeighbourState::Forgotten) => true,
-            Some(NeighbourState::Incomplete | NeighbourState::Failed) => self != Self::Missing,
+            Some(NeighbourState::Incomplete | NeighbourState::Failed) => match self {
+                Self::Missing => false,
+                Self::Restored => tables.restored.contains_key(&key.0),
+                Self::Unanswered | Self::All => true,
+            },
             Some(NeighbourState::Valid | NeighbourState::Probed) => self == Self::All,
             Some(NeighbourState::NoArp | NeighbourState::Permanent) => false,
         };

@@ -370,28 +370,43 @@ fn neighbour_set_by_hand_is_used_and_never_asked() {
 #[test]
 fn neighbours_are_asked_as_often_as_their_state_needs() {
     use NeighbourState::{Failed, Incomplete, Valid};
-    for (state, missing, unanswered, all) in [
-        (Some(Valid), false, false, true),
-        (Some(Incomplete), false, true, true),
-        (Some(Failed), false, true, true),
-        (None, true, true, true),
+    // By Missing, Restored with and without a carrier that came back, Unanswered, All.
+    for (state, expected) in [
+        (Some(Valid), [false, false, false, false, true]),
+        (Some(Incomplete), [false, true, false, true, true]),
+        (Some(Failed), [false, true, false, true, true]),
+        (None, [true; 5]),
     ] {
         let mut tables = Tables::default();
         let key = (1, ip("10.0.0.2"));
         if let Some(state) = state {
             tables.neighbours.insert(key, Neighbour { state, mac: None });
         }
-        let selected =
-            |request: NeighbourRequest| !request.select(&BTreeSet::from([key]), &tables).is_empty();
-        assert_eq!(
-            [
-                selected(NeighbourRequest::Missing),
-                selected(NeighbourRequest::Unanswered),
-                selected(NeighbourRequest::All)
-            ],
-            [missing, unanswered, all],
-            "{state:?}"
-        );
+        let mut selected = |request: NeighbourRequest, restored: u32| {
+            tables.restored = [(restored, Instant::now())].into();
+            !request.select(&BTreeSet::from([key]), &tables).is_empty()
+        };
+        let asked = [
+            selected(NeighbourRequest::Missing, 1),
+            selected(NeighbourRequest::Restored, 1),
+            selected(NeighbourRequest::Restored, 2),
+            selected(NeighbourRequest::Unanswered, 2),
+            selected(NeighbourRequest::All, 2),
+        ];
+        assert_eq!(asked, expected, "{state:?}");
+    }
+}
+
+#[test]
+fn an_interface_that_gets_its_carrier_back_is_known_and_none_is_at_the_start() {
+    let mut tables = Tables::default();
+    let links = |carrier| {
+        let eth0 = Link { carrier, ..link("eth0", LinkKind::Own, NODE) };
+        BTreeMap::from([(1, eth0), (2, link("eth1", LinkKind::Own, NODE))])
+    };
+    for (carrier, restored) in [(true, false), (false, false), (true, true)] {
+        tables.replace_links(links(carrier), Instant::now());
+        assert_eq!(tables.restored.keys().eq(&[1]), restored, "{:?}", tables.restored);
     }
 }
 
