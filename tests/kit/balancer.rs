@@ -39,7 +39,7 @@ pub struct Service {
     pub port: u16,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `dsr` or `ipip`.
+    /// `dsr`, `ipip` or `nat`.
     pub mode: &'static str,
     /// The backends' addresses.
     pub backends: Vec<IpAddr>,

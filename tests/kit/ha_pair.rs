@@ -118,6 +118,9 @@ impl HaPair {
         if !options.serve && plan.ways.iter().any(|way| way.overhead() > 0) {
             ways::decapsulate(&lab)?;
         }
+        if plan.ways.iter().any(|way| way.mode() == "nat") {
+            ways::return_through_balancers(&lab)?;
+        }
         let services = plan.services(&lab);
         let node = |n: usize| Balancer::on(&lab, lab.pair()?[n], &services, &plan.tables(&lab, n)?);
         let nodes = [node(0)?, node(1)?];

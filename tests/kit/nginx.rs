@@ -3,6 +3,7 @@
 //! | path | |
 //! |---|---|
 //! | `/` | the host's name |
+//! | `/connection` | the host's name, the client's address and port, and the port that nginx got the request at |
 //! | `/health` | `ok` and the host's name |
 //! | `/big?rate=100k` | [`BIG_BYTES`] bytes, the same on every host; `rate` (bytes a second) is optional |
 //! | `/upload` | takes a body of any size; answers with its length once all of it has come |
@@ -247,6 +248,7 @@ http {{
   server {{
 {listen}    add_header X-Backend {host} always;
     location = / {{ return 200 "{host}\n"; }}
+    location = /connection {{ return 200 "{host} $remote_addr $remote_port $server_port\n"; }}
     location = /health {{ return 200 "ok {host}\n"; }}
     location = /big {{ alias {big}; limit_rate $rate; }}
     # A request is passed on when all of its body is here; so the answer shows that it is.

@@ -12,7 +12,7 @@ use kit::{
     nginx,
     status::{ServiceExt as _, StatusExt as _},
     udp::{Echo, Probe},
-    ways::Way,
+    ways::{FORWARDING, Way},
 };
 use lb_model::backend_address::BackendAddress;
 
@@ -23,15 +23,6 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 const PORT: u16 = nginx::PORTS[1];
 /// The port of the UDP service, and that of its backends.
 const UDP: [u16; 2] = [5300, 5353];
-
-/// The settings of a node that forwards answers: those of the guide.
-pub const NODE: &[(&str, &str)] = &[
-    ("ipv4/ip_forward", "1"),
-    ("ipv6/conf/all/forwarding", "1"),
-    ("ipv4/conf/all/accept_local", "1"),
-    ("ipv4/conf/all/send_redirects", "0"),
-    ("ipv4/conf/eth0/send_redirects", "0"),
-];
 
 /// The ways whose VIPs and addresses are of either family.
 pub const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
@@ -63,7 +54,7 @@ pub fn service(lab: &Lab, way: Way) -> Service {
 /// A lab whose client is behind a router, and the balancer the backends' gateway.
 pub fn lab_of_gateways(attach: &'static str) -> Result<Lab> {
     let lab = Lab::new(&Options { router: true, attach, ..Options::default() })?;
-    lab.balancer.namespace.sysctl(NODE)?;
+    lab.balancer.namespace.sysctl(FORWARDING)?;
     backends_behind(&lab, "10.0.0.5", "fd00::5")?;
     Ok(lab)
 }
@@ -269,7 +260,7 @@ pub fn translated_by_a_pair(
     let lab = Lab::new(&Options { router: true, pair: true, ..Options::default() })?;
     let plan = Plan::new(&FAMILIES, Duration::from_millis(100));
     for node in lab.pair()? {
-        node.namespace.sysctl(NODE)?;
+        node.namespace.sysctl(FORWARDING)?;
     }
     let [v4, v6] = gateways(&lab)?;
     backends_behind(&lab, &v4, &v6)?;

@@ -1,5 +1,6 @@
 //! Clients: long downloads, connections with a request now and then, and new ones all the time. Every byte that
-//! comes is compared with what should come, and the host that answers with the one before.
+//! comes is compared with what should come, and the host that answers with the one before. Pages have the client's
+//! address and port in them, as the host knows them, so that an answer to another connection shows.
 
 use std::{
     io::{self, ErrorKind},
@@ -221,13 +222,15 @@ impl Client {
         }
     }
 
-    /// Requests a page, which names its host.
+    /// Requests a page, which names its host and both ends of the connection.
     fn get_page(&self, connection: &mut Connection, life: &mut Life) -> Result<()> {
-        let page = connection.get("/")?;
+        let local = connection.local_addr()?;
+        let page = connection.get("/connection")?;
         let (status, text, length) = (page.status, page.text(), page.body.len());
         let host = page.backend()?;
-        if status != 200 || text != host {
-            bail!("status {status} and page {text:?} from {host}");
+        let (address, port, at) = (local.ip(), local.port(), WAYS[self.service].port());
+        if status != 200 || text != format!("{host} {address} {port} {at}") {
+            bail!("status {status} and page {text:?} from {host} at {local}");
         }
         self.note_answer(&host, life)?;
         self.shared.counts.requests.fetch_add(1, Ordering::Relaxed);

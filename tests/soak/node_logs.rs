@@ -5,13 +5,13 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufRead as _, BufReader, Seek as _, SeekFrom},
-    net::IpAddr,
     path::PathBuf,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use kit::lab::Lab;
+use lb_model::backend_address::BackendAddress;
 use serde::Deserialize;
 
 use crate::{
@@ -33,7 +33,7 @@ const ALARMS: [&str; 5] = [
 #[derive(Debug)]
 pub struct Reader {
     clock: Clock,
-    names: BTreeMap<(String, IpAddr), Backend>,
+    names: BTreeMap<(String, BackendAddress), Backend>,
     logs: [Log; 2],
 }
 
@@ -64,7 +64,7 @@ struct Event {
     #[serde(default)]
     message: String,
     service: Option<String>,
-    backend: Option<IpAddr>,
+    backend: Option<BackendAddress>,
 }
 
 impl Reader {
@@ -75,7 +75,7 @@ impl Reader {
         for (service, way) in WAYS.into_iter().enumerate() {
             for (host, web) in lab.webs.iter().enumerate() {
                 let backend = Backend { service, host };
-                names.insert((way.name().to_owned(), way.backend(web)), backend);
+                names.insert((way.name().to_owned(), way.named(web)), backend);
             }
         }
         let logs = logs.map(|path| Log { path, offset: 0, moved: BTreeMap::new() });

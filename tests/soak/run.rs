@@ -24,6 +24,7 @@ use crate::{
     plan::{Op, Plan, Step, WAYS, epoch},
     samples::{Sample, Sampler, growths},
     testbed::Testbed,
+    unsolicited::Filter,
 };
 
 /// The arguments.
@@ -62,6 +63,7 @@ struct Run {
     clock: Clock,
     testbed: Testbed,
     reader: Reader,
+    filter: Filter,
     observations: Observations,
     sampler: Sampler,
     report: Report,
@@ -95,13 +97,19 @@ pub fn run(arguments: Arguments) -> Result<Report> {
     let reader = Reader::new(clock, &testbed.ha_pair.lab, testbed.logs());
     let sampler = Sampler::start(clock)?;
     sampler.follow(testbed.pids());
+    let filter = Filter::start(&testbed.ha_pair.lab)?;
     let clients = Clients::start(&testbed.ha_pair.lab, clock, arguments.seed)?;
     let mut run = Run {
-        report: Report { seed: arguments.seed, ..Report::default() },
+        report: Report {
+            seed: arguments.seed,
+            services: WAYS.map(|way| way.name().to_owned()).into(),
+            ..Report::default()
+        },
         arguments,
         clock,
         testbed,
         reader,
+        filter,
         observations: Observations::default(),
         sampler,
         pending: Vec::new(),
@@ -213,6 +221,10 @@ impl Run {
     fn judge(&mut self, now: Option<Duration>) -> Result<()> {
         for alarm in self.reader.read(&mut self.observations)? {
             self.violation(self.clock.now(), "alarm", alarm);
+        }
+        for (from, to) in self.filter.new_ones()? {
+            let what = format!("{from} has sent to {to}, where nothing was asked of it");
+            self.violation(self.clock.now(), "unsolicited packet", what);
         }
         for (at, late) in self.sampler.stalls() {
             self.observations.stalls.insert(at, late);

@@ -423,7 +423,7 @@ impl Files {
                     "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"
                 );
             }
-            service.settings = lines;
+            service.settings += &lines;
         }
         services
     }

@@ -56,6 +56,10 @@ pub const VIPS_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x101),
 ];
 
+/// The VIPs of services in mode `nat`, which web hosts do not have.
+pub const NAT_VIPS: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(10, 0, 0, 110), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x110));
+
 /// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct Report {
     /// The seed, which replays it.
     pub seed: u64,
+    /// The services' names; none in older results: modes `dsr` and `ipip`, IPv4 and IPv6.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
     /// How long operations were carried out.
     pub duration_seconds: f64,
     /// How many, by kind.

@@ -37,7 +37,7 @@ fn handshake_works_on_every_way_and_the_kernel_notices_nothing() -> Result<()> {
             become_backup(&lab.balancer)?;
         }
         Prober::run(&lab, async |prober| {
-            for way in Way::ALL {
+            for way in Way::DIRECT_RETURN {
                 for web in 0..lab.webs.len() {
                     let to = prober.path(&lab, way, web);
                     for _ in 0..10 {
@@ -64,7 +64,7 @@ fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
     lab.webs[0].nginx.kill()?;
     let before = resets(&lab.balancer)?;
     Prober::run(&lab, async |prober| {
-        for way in Way::ALL {
+        for way in Way::DIRECT_RETURN {
             let (dead, alive) = (prober.path(&lab, way, 0), prober.path(&lab, way, 1));
             assert_eq!(prober.handshake(&dead).await, Err(Error::Refused), "{way:?}");
             assert_eq!(prober.handshake(&alive).await, Ok(()), "{way:?}");
@@ -76,7 +76,7 @@ fn only_the_backend_that_does_not_serve_refuses() -> Result<()> {
     let web = &mut lab.webs[0];
     web.nginx.restart(&web.host.namespace, Orphan::Dies)?;
     Prober::run(&lab, async |prober| {
-        for way in Way::ALL {
+        for way in Way::DIRECT_RETURN {
             assert_eq!(prober.handshake(&prober.path(&lab, way, 0)).await, Ok(()), "{way:?}");
         }
         Ok(())
@@ -95,7 +95,7 @@ fn backend_without_the_vip_is_silent() -> Result<()> {
     let lines: String = vips().iter().map(|vip| format!("addr del {vip} dev lo\n")).collect();
     lab.webs[0].host.namespace.ip(&lines)?;
     Prober::run(&lab, async |prober| {
-        for way in Way::ALL {
+        for way in Way::DIRECT_RETURN {
             assert_eq!(prober.brief(&prober.path(&lab, way, 0)).await, None, "{way:?}");
             assert_eq!(prober.handshake(&prober.path(&lab, way, 1)).await, Ok(()), "{way:?}");
         }
@@ -109,7 +109,7 @@ fn backend_without_the_tunnel_is_silent_until_it_has_one() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new(&Options::default())?;
-    let tunnels = Way::ALL.into_iter().filter(|way| way.overhead() > 0);
+    let tunnels = Way::DIRECT_RETURN.into_iter().filter(|way| way.overhead() > 0);
     let tunnels: Vec<_> = tunnels.collect();
     Prober::run(&lab, async |prober| {
         for &way in &tunnels {
@@ -137,7 +137,7 @@ fn stream_brings_nginxs_page_and_a_long_body() -> Result<()> {
             become_backup(&lab.balancer)?;
         }
         Prober::run(&lab, async |prober| {
-            for way in Way::ALL {
+            for way in Way::DIRECT_RETURN {
                 for (web, host) in lab.webs.iter().enumerate() {
                     let page = timeout(SOON, prober.get(&prober.path(&lab, way, web), "/")).await;
                     let page = page.with_context(|| format!("{way:?}"))??;
@@ -271,7 +271,7 @@ fn datagram_is_answered_and_a_closed_port_refuses() -> Result<()> {
         if !holds_the_vips {
             become_backup(&lab.balancer)?;
         }
-        for way in Way::ALL {
+        for way in Way::DIRECT_RETURN {
             let _echo = Echo::start(&lab, way.vip(), 5353)?;
             Prober::run(&lab, async |prober| {
                 for (web, host) in lab.webs.iter().enumerate() {
@@ -439,9 +439,9 @@ fn checks_pass_the_data_plane_at_work() -> Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let (lab, balancer) = balanced(&Options::default(), &Way::ALL, "")?;
+    let (lab, balancer) = balanced(&Options::default(), &Way::DIRECT_RETURN, "")?;
     Prober::run(&lab, async |prober| {
-        for way in Way::ALL {
+        for way in Way::DIRECT_RETURN {
             for (web, host) in lab.webs.iter().enumerate() {
                 let to = prober.path(&lab, way, web);
                 prober.handshake(&to).await.with_context(|| format!("{way:?}"))?;

@@ -119,7 +119,8 @@ pub fn want(lab: &Lab, way: Way, web: usize) -> Want {
 pub async fn hops(lab: &Lab) -> Result<BTreeMap<Want, NextHop>> {
     let (resolver, mut neighbourhood) = Resolver::start(vec!["eth0".into()]).await?;
     let webs = 0..lab.webs.len();
-    let wants: BTreeSet<_> = webs.flat_map(|web| Way::ALL.map(|way| want(lab, way, web))).collect();
+    let wants: BTreeSet<_> =
+        webs.flat_map(|web| Way::DIRECT_RETURN.map(|way| want(lab, way, web))).collect();
     resolver.want(wants.clone());
     let all = neighbourhood.wait_for(|now| {
         let resolved = |want| matches!(now.hops.get(want), Some(Resolution::Resolved(_)));

@@ -15,11 +15,11 @@ use kit::{
     namespace::Namespace,
     postgres::{BOUNCERS, Database, Pgbench},
     status::StatusExt as _,
-    ways::Way,
+    ways::{FORWARDING, Way},
 };
 
 use super::{long, service, short, target};
-use crate::nat::{FAMILIES, NODE};
+use crate::nat::FAMILIES;
 
 /// The bridge, and its port.
 const BRIDGE: &str = "docker0";
@@ -46,7 +46,7 @@ fn start(attach: &'static str, interfaces: &[&str]) -> Result<Node> {
     let options = Options { webs: 0, router: true, attach, ..Options::default() };
     let lab = Lab::new(&options)?;
     let node = &lab.balancer.namespace;
-    node.sysctl(NODE)?;
+    node.sysctl(FORWARDING)?;
     let container = Namespace::new("container")?;
     container.sysctl(&[("ipv6/conf/default/accept_dad", "0")])?;
     let name = container.name();

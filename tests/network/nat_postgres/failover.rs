@@ -12,11 +12,11 @@ use kit::{
     ha_pair::{HaPair, Plan},
     lab::{Lab, Options},
     postgres::{BOUNCERS, Database, Load, Pgbench},
-    ways::Way,
+    ways::{FORWARDING, Way},
 };
 
 use super::{long, service, short, target};
-use crate::nat::{FAMILIES, NODE, backends_behind};
+use crate::nat::{FAMILIES, backends_behind};
 
 /// The gateways of the host of the database.
 const GATEWAYS: [IpAddr; 2] = [
@@ -33,7 +33,7 @@ struct Pair {
 fn start() -> Result<Pair> {
     let lab = Lab::new(&Options { router: true, pair: true, ..Options::default() })?;
     for node in lab.pair()? {
-        node.namespace.sysctl(NODE)?;
+        node.namespace.sysctl(FORWARDING)?;
     }
     let [v4, v6] = GATEWAYS.map(|gateway| gateway.to_string());
     backends_behind(&lab, &v4, &v6)?;

@@ -46,6 +46,7 @@ mod tests {
         let rss_bytes = Course { first: 2048, median: 4096, last: 5120 };
         let report = Report {
             seed: 7,
+            services: vec!["dsr-v4".into(), "nat-v6".into()],
             duration_seconds: 180.2,
             operations: [("drain".into(), 3), ("add".into(), 2)].into(),
             broken_allowed: [("Killed".into(), 5)].into(),
@@ -66,6 +67,7 @@ mod tests {
         let out = rendered("cargo xtask soak --minutes 3")?;
         for line in [
             "5 random operations in 3 minutes",
+            "2 services (dsr-v4, nat-v6)",
             "not optimised. `cargo xtask soak --minutes 3 --seed 7` repeats",
             "| `drain` | 3 |",
             "| its nginx was killed or restarted | 5 |",
