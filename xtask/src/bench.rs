@@ -13,8 +13,9 @@ use crate::{
 };
 
 /// The programs that `http` needs beside those of the tests.
-const HTTP: [(&str, &str); 3] = [
+const HTTP: [(&str, &str); 4] = [
     ("wrk", "wrk"),
+    ("ipvsadm", "ipvsadm"),
     ("perf", "linux-perf"),
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
 ];
@@ -69,8 +70,8 @@ pub enum Bench {
         #[arg(long)]
         seconds: Option<u64>,
     },
-    /// Requests a second, latency and CPU time through lb, HAProxy, nginx and nftables, and without a
-    /// balancer; and where the time goes
+    /// Requests a second, latency and CPU time through lb, HAProxy, nginx, nftables and IPVS, and without
+    /// a balancer; and where the time goes
     Http {
         #[command(flatten)]
         saving: Saving,
@@ -196,9 +197,9 @@ pub fn run(bench: &Bench) -> Result<()> {
             build("lb-userspace")?;
             let rounds = rounds.map(|rounds| rounds.to_string());
             let seconds = seconds.map(|seconds| seconds.to_string());
-            let programs = ["haproxy", "iperf3", "nft", "nginx", "perf", "wrk"];
+            let programs = ["haproxy", "iperf3", "ipvsadm", "nft", "nginx", "perf", "wrk"];
             let options = [("--rounds", rounds), ("--seconds", seconds), ("--only", only.clone())];
-            measure("http", &programs, *saving, options, "twelve minutes")
+            measure("http", &programs, *saving, options, "seventeen minutes")
         }
         Bench::Attack { saving, seconds, rate, only } => {
             setup::lab_with(&["nft"])?;

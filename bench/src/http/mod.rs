@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use kit::{
     lab,
     progress::Progress,
-    reports::http::{Case, Report, Run, System, Throughput},
+    reports::http::{Case, Report, Run, Skipped, System, Throughput},
     signals,
 };
 
@@ -59,6 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     signals::catch();
     lab::sweep()?;
+    let (systems, skipped) = without_lacking(systems)?;
     let testbeds = systems
         .iter()
         .map(|&system| Testbed::new(system).with_context(|| format!("set up {}", system.name())));
@@ -69,6 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         cases: cases(&systems),
         throughput: Vec::new(),
         profiles: Vec::new(),
+        skipped,
     };
     report.throughput.extend(systems.iter().map(|&system| Throughput::new(system)));
     let measured = measure(&testbeds, arguments.rounds, time, &mut report);
@@ -154,6 +156,21 @@ fn select(only: &[String]) -> Result<Vec<System>> {
     Ok(System::ALL.into_iter().filter(|system| chosen(system.name())).collect())
 }
 
+/// The systems that this kernel has, and those that it lacks.
+fn without_lacking(systems: Vec<System>) -> Result<(Vec<System>, Vec<Skipped>)> {
+    let (mut here, mut skipped) = (Vec::new(), Vec::new());
+    for system in systems {
+        match systems::lacking(system)? {
+            None => here.push(system),
+            Some(reason) => {
+                eprintln!("bench: {} is skipped: {reason}", system.name());
+                skipped.push(Skipped { system, reason });
+            }
+        }
+    }
+    Ok((here, skipped))
+}
+
 /// Busy CPU time of the whole machine since it started, of all CPUs together.
 fn busy() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
@@ -184,7 +201,8 @@ mod tests {
     fn the_beginning_of_a_name_chooses_systems() -> Result<()> {
         let only = |words: &str| select(&[words.to_owned()]);
         assert_eq!(select(&[])?, System::ALL);
-        assert_eq!(only("lb")?, [System::Dsr, System::DsrTc, System::Ipip]);
+        let ours = [System::Dsr, System::DsrTc, System::Ipip, System::Nat, System::NatTc];
+        assert_eq!(only("lb")?, ours);
         assert!(only("traefik").is_err());
         Ok(())
     }

@@ -8,6 +8,7 @@ use kit::{
     command,
     http::Connection,
     lab::{Lab, Options, VIPS_V4},
+    namespace::Namespace,
     process::Process,
     reports::http::System,
     wait,
@@ -45,7 +46,8 @@ impl Testbed {
     ///
     /// If it does not come up.
     pub fn new(system: System) -> Result<Self> {
-        let attach = if system == System::DsrTc { "tc" } else { "xdp" };
+        let is_at_tc = matches!(system, System::DsrTc | System::NatTc);
+        let attach = if is_at_tc { "tc" } else { "xdp" };
         let lab = Lab::new(&Options { attach, ..Options::default() })?;
         for host in lab.hosts() {
             // Tens of thousands of connections a second, to one address.
@@ -54,7 +56,7 @@ impl Testbed {
                 ("ipv4/tcp_tw_reuse", "1"),
             ])?;
         }
-        if !matches!(system, System::Dsr | System::Ipip) {
+        if !matches!(system, System::Dsr | System::Ipip | System::Nat) {
             lab.without_xdp()?;
         }
         let (mut balancer, mut proxy) = (None, None);
@@ -68,9 +70,22 @@ impl Testbed {
                 balancer = Some(Balancer::start(&lab, &services(&lab, Way::IpipV4))?);
                 ways::decapsulate(&lab)?;
             }
+            System::Nat | System::NatTc => {
+                return_through_balancer(&lab)?;
+                let services = services(&lab, Way::DsrV4).map(translated);
+                balancer = Some(Balancer::start(&lab, &services)?);
+            }
             System::Haproxy => proxy = Some(haproxy(&lab, vip(system))?),
             System::NginxStream => proxy = Some(nginx_stream(&lab, vip(system))?),
-            System::NftablesDnat => nftables(&lab, vip(system))?,
+            System::NftablesDnat => nftables(&lab, vip(system), Answers::ToBalancer)?,
+            System::NftablesDnatRouted => {
+                return_through_balancer(&lab)?;
+                nftables(&lab, vip(system), Answers::ToClient)?;
+            }
+            System::IpvsMasquerading => {
+                return_through_balancer(&lab)?;
+                ipvs(&lab, vip(system))?;
+            }
         }
         let server = command::find("iperf3").context("iperf3 is not installed")?;
         let log = lab.folder().join("iperf3.log");
@@ -113,6 +128,22 @@ fn services(lab: &Lab, way: Way) -> [Service; 2] {
     iperf.port = IPERF;
     iperf.backends.truncate(1);
     [way.service(lab), iperf]
+}
+
+/// A service in mode `nat`; backends listen at its own port.
+fn translated(mut service: Service) -> Service {
+    service.mode = "nat";
+    service
+}
+
+/// The web hosts' route to the client leads through the balancer, which forwards.
+fn return_through_balancer(lab: &Lab) -> Result<()> {
+    let balancer = &lab.balancer;
+    balancer.namespace.sysctl(ways::FORWARDING)?;
+    // Its interface has a setting of its own beside that of all.
+    balancer.namespace.sysctl(&[("ipv4/conf/eth0/send_redirects", "0")])?;
+    let line = format!("route add {}/32 via {}", lab.client.v4, balancer.v4);
+    lab.webs.iter().try_for_each(|web| web.host.namespace.ip(&line).map(drop))
 }
 
 /// Routes to all hosts by the hash of addresses and ports, but for iperf3, which is on the first alone.
@@ -186,19 +217,31 @@ fn nginx_stream(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
     proxy(lab, "nginx", &["-p", &folder, "-c", &config, "-e", "stderr"])
 }
 
+/// The destination of web hosts' answers to a request that nftables has translated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    /// The balancer, since requests have its address as their source.
+    ToBalancer,
+    /// The client, by the route through the balancer.
+    ToClient,
+}
+
 /// A rule set as guides have it, and short times for connections that have ended: the tables of the
 /// whole machine have bounds that a benchmark without keep-alive meets.
-fn nftables(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
+fn nftables(lab: &Lab, vip: Ipv4Addr, answers: Answers) -> Result<()> {
     let webs: Vec<_> = lab.webs.iter().map(|web| web.host.v4.to_string()).collect();
     let map: Vec<_> = webs.iter().enumerate().map(|(n, web)| format!("{n} : {web}")).collect();
     let (map, count, all, first) = (map.join(", "), webs.len(), webs.join(", "), &webs[0]);
+    let after = format!(
+        "chain after {{ type nat hook postrouting priority srcnat;\n\
+         ip daddr {{ {all} }} masquerade\n}}\n"
+    );
+    let after = if answers == Answers::ToBalancer { after } else { String::new() };
     let rules = format!(
         "table ip bench {{\n\
          chain before {{ type nat hook prerouting priority dstnat;\n\
          ip daddr {vip} tcp dport 80 dnat to numgen inc mod {count} map {{ {map} }}\n\
-         ip daddr {vip} tcp dport {IPERF} dnat to {first}\n}}\n\
-         chain after {{ type nat hook postrouting priority srcnat;\n\
-         ip daddr {{ {all} }} masquerade\n}}\n}}\n"
+         ip daddr {vip} tcp dport {IPERF} dnat to {first}\n}}\n{after}}}\n"
     );
     let balancer = &lab.balancer.namespace;
     let nft = command::find("nft").context("nftables is not installed")?;
@@ -210,6 +253,43 @@ fn nftables(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
         ("netfilter/nf_conntrack_tcp_timeout_close", "1"),
         ("netfilter/nf_conntrack_tcp_timeout_last_ack", "1"),
     ])
+}
+
+/// IPVS with its Maglev scheduler, a large table of connections and no other connection tracking.
+fn ipvs(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
+    let mut lines = format!("-A -t {vip}:80 -s mh -b mh-port\n-A -t {vip}:{IPERF} -s mh\n");
+    for web in &lab.webs {
+        let _ = writeln!(lines, "-a -t {vip}:80 -r {}:80 -m", web.host.v4);
+    }
+    let _ = writeln!(lines, "-a -t {vip}:{IPERF} -r {}:{IPERF} -m", lab.webs[0].host.v4);
+    let balancer = &lab.balancer.namespace;
+    let ipvsadm = command::find("ipvsadm").context("ipvsadm is not installed")?;
+    command::run_with_input(balancer.command(ipvsadm).arg("-R"), &lines)?;
+    balancer.sysctl(&[("ipv4/vs/conntrack", "0")])
+}
+
+/// Why the kernel has no such system; none: it has.
+///
+/// # Errors
+///
+/// If a namespace can't be made.
+pub fn lacking(system: System) -> Result<Option<String>> {
+    Ok(match system {
+        System::NftablesDnat | System::NftablesDnatRouted => {
+            let nft = command::find("nft").context("nftables is not installed")?;
+            let scratch = Namespace::new("scratch")?;
+            let mut check = scratch.command(nft);
+            let chain = "table ip bench { chain before { type nat hook prerouting priority dstnat; \
+                         tcp dport 80 dnat to numgen inc mod 1 map { 0 : 10.0.0.11 }; } }";
+            let checked = command::run_with_input(check.args(["-c", "-f", "-"]), chain);
+            checked.err().map(|err| format!("the kernel takes no chain of nat: {err:#}"))
+        }
+        // The kernel's list of virtual servers, in each namespace.
+        System::IpvsMasquerading if !Path::new("/proc/net/ip_vs").exists() => {
+            Some("the kernel has no IPVS, or its module ip_vs is not loaded".into())
+        }
+        _ => None,
+    })
 }
 
 fn written(lab: &Lab, name: &str, text: &str) -> Result<String> {

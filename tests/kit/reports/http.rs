@@ -16,6 +16,18 @@ pub struct Report {
     /// Where the time of some of them goes.
     #[serde(default)]
     pub profiles: Vec<Profile>,
+    /// The systems that the kernel lacks, and what it lacks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Skipped>,
+}
+
+/// A system that could not be measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The system.
+    pub system: System,
+    /// What is missing.
+    pub reason: String,
 }
 
 /// A way from the client to the web hosts.
@@ -36,25 +48,39 @@ pub enum System {
     /// `lbd`, through tunnels.
     #[serde(rename = "lb-ipip")]
     Ipip,
+    /// `lbd` in mode `nat`: answers come back through the balancer.
+    #[serde(rename = "lb-nat")]
+    Nat,
+    /// The same, at tc in place of XDP.
+    #[serde(rename = "lb-nat-tc")]
+    NatTc,
     /// HAProxy in TCP mode.
     Haproxy,
     /// nginx with its stream module.
     NginxStream,
     /// nftables: the destination is rewritten, and the source, so that answers come back.
     NftablesDnat,
+    /// nftables: the destination alone is rewritten; answers come back through the balancer.
+    NftablesDnatRouted,
+    /// IPVS masquerading: the same by the kernel's balancer.
+    IpvsMasquerading,
 }
 
 impl System {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Direct,
         Self::Router,
         Self::Dsr,
         Self::DsrTc,
         Self::Ipip,
+        Self::Nat,
+        Self::NatTc,
         Self::Haproxy,
         Self::NginxStream,
         Self::NftablesDnat,
+        Self::NftablesDnatRouted,
+        Self::IpvsMasquerading,
     ];
 
     /// As `--only` takes it.
@@ -65,9 +91,13 @@ impl System {
             Self::Dsr => "lb-dsr",
             Self::DsrTc => "lb-dsr-tc",
             Self::Ipip => "lb-ipip",
+            Self::Nat => "lb-nat",
+            Self::NatTc => "lb-nat-tc",
             Self::Haproxy => "haproxy",
             Self::NginxStream => "nginx-stream",
             Self::NftablesDnat => "nftables-dnat",
+            Self::NftablesDnatRouted => "nftables-dnat-routed",
+            Self::IpvsMasquerading => "ipvs-masquerading",
         }
     }
 }
@@ -170,6 +200,9 @@ impl fmt::Display for Profile {
     }
 }
 
+/// The width of the column of names.
+const NAME: usize = 21;
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
@@ -191,7 +224,7 @@ impl fmt::Display for Report {
                 writeln!(f, "\n{} connections, {keep}", case.connections)?;
                 writeln!(
                     f,
-                    "{:<16}{:>11}{:>8}{:>15}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}",
+                    "{:<NAME$}{:>11}{:>8}{:>15}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}",
                     "",
                     "requests/s",
                     "spread",
@@ -222,7 +255,7 @@ impl fmt::Display for Report {
             );
             writeln!(
                 f,
-                "{:<16}{rate:>11.0}{:>7.0}%{of_direct:>15}{:>9.0}{:>9.0}{:>9.0}{cpu:>9.1}{more:>9}{:>8}",
+                "{:<NAME$}{rate:>11.0}{:>7.0}%{of_direct:>15}{:>9.0}{:>9.0}{:>9.0}{cpu:>9.1}{more:>9}{:>8}",
                 case.system.name(),
                 (most - least) / rate * 100.0,
                 case.median(|run| run.p50_us as f64),
@@ -237,7 +270,10 @@ impl fmt::Display for Report {
         )?;
         for of in self.throughput.iter().filter(|of| !of.bits_per_second.is_empty()) {
             let gbits = median(of.bits_per_second.clone()) / 1e9;
-            writeln!(f, "{:<16}{gbits:>11.2} Gbit/s", of.system.name())?;
+            writeln!(f, "{:<NAME$}{gbits:>11.2} Gbit/s", of.system.name())?;
+        }
+        for Skipped { system, reason } in &self.skipped {
+            writeln!(f, "{} is skipped: {reason}", system.name())?;
         }
         Ok(())
     }
@@ -263,7 +299,13 @@ mod tests {
     #[test]
     fn a_system_is_told_beside_none() {
         let cases = vec![case(System::Direct, 20_000.0, 74.0), case(System::Dsr, 19_000.0, 78.5)];
-        let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles: Vec::new() };
+        let report = Report {
+            seconds: 3,
+            cases,
+            throughput: Vec::new(),
+            profiles: Vec::new(),
+            skipped: Vec::new(),
+        };
         let text = report.to_string();
         let line = text.lines().find(|line| line.starts_with("lb-dsr")).unwrap_or_default();
         let words: Vec<_> = line.split_whitespace().collect();

@@ -58,6 +58,7 @@ pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     Ok(context! {
         rounds => cases.iter().map(|case| case.runs.len()).max(),
         has_errors => cases.iter().flat_map(|case| &case.runs).any(|run| run.errors > 0),
+        has_nat => cases.iter().any(|case| case.system == System::Nat),
         aims => aims.into_iter().flatten().collect::<Vec<_>>(),
         aim_share => SHARE.to_string(),
         aim_more_us => MORE_US.to_string(),
@@ -177,7 +178,7 @@ fn profile(profiles: &[Profile], load: (u16, bool)) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use kit::reports::http::Run;
+    use kit::reports::http::{Run, Skipped};
 
     use super::{super::tests, *};
 
@@ -194,7 +195,8 @@ mod tests {
     }
 
     fn rendered(cases: Vec<Case>, profiles: Vec<Profile>) -> Result<String> {
-        let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles };
+        let skipped = vec![Skipped { system: System::IpvsMasquerading, reason: "no IPVS".into() }];
+        let report = Report { seconds: 3, cases, throughput: Vec::new(), profiles, skipped };
         tests::rendered("http", "cargo xtask bench http", &report)
     }
 
@@ -218,6 +220,7 @@ mod tests {
         ];
         let text = rendered(cases, Vec::new())?;
         for line in [
+            "Not measured: `ipvs-masquerading` (no IPVS).",
             "| lb-dsr | met | 0.95, met | +5.0, met |",
             "| lb-ipip | missed | 0.60, missed | +7.5, missed |",
         ] {
