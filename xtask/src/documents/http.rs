@@ -58,6 +58,7 @@ pub fn prepare(results: &Json, plots: &mut Plots) -> Result<Value> {
     Ok(context! {
         rounds => cases.iter().map(|case| case.runs.len()).max(),
         has_errors => cases.iter().flat_map(|case| &case.runs).any(|run| run.errors > 0),
+        skipped => &report.skipped,
         has_nat => cases.iter().any(|case| case.system == System::Nat),
         aims => aims.into_iter().flatten().collect::<Vec<_>>(),
         aim_share => SHARE.to_string(),

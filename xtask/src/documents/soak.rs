@@ -29,7 +29,7 @@ pub fn prepare(results: &Json, _: &mut Plots) -> Result<Value> {
         context! { node, number => turn + 1, cells => cells.map(Option::unwrap_or_default) }
     };
     let turns: Vec<_> = turns.into_iter().map(row).collect();
-    Ok(context! { turns, report })
+    Ok(context! { turns, services => &report.services, report })
 }
 
 #[cfg(test)]
