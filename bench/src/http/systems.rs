@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs, net::Ipv4Addr, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use kit::{
     balancer::{Balancer, Service},
     command,
@@ -195,10 +195,7 @@ fn haproxy(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
 const STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 fn nginx_stream(lab: &Lab, vip: Ipv4Addr) -> Result<Process> {
-    anyhow::ensure!(
-        Path::new(STREAM).exists(),
-        "{STREAM} is not here: Debian's libnginx-mod-stream"
-    );
+    ensure!(Path::new(STREAM).exists(), "{STREAM} is not here: Debian's libnginx-mod-stream");
     let mut servers = String::new();
     for web in &lab.webs {
         let _ = writeln!(servers, "    server {}:80;", web.host.v4);
@@ -268,21 +265,34 @@ fn ipvs(lab: &Lab, vip: Ipv4Addr) -> Result<()> {
     balancer.sysctl(&[("ipv4/vs/conntrack", "0")])
 }
 
+/// As much of the rule set as needs something of the kernel.
+const NAT_CHAIN: &str = "table ip bench {
+  chain before {
+    type nat hook prerouting priority dstnat
+    tcp dport 80 dnat to numgen inc mod 1 map { 0 : 10.0.0.11 }
+  }
+}
+";
+
 /// Why the kernel has no such system; none: it has.
 ///
 /// # Errors
 ///
-/// If a namespace can't be made.
+/// If a namespace can't be made, or nft fails for another reason.
 pub fn lacking(system: System) -> Result<Option<String>> {
     Ok(match system {
         System::NftablesDnat | System::NftablesDnatRouted => {
             let nft = command::find("nft").context("nftables is not installed")?;
             let scratch = Namespace::new("scratch")?;
             let mut check = scratch.command(nft);
-            let chain = "table ip bench { chain before { type nat hook prerouting priority dstnat; \
-                         tcp dport 80 dnat to numgen inc mod 1 map { 0 : 10.0.0.11 }; } }";
-            let checked = command::run_with_input(check.args(["-c", "-f", "-"]), chain);
-            checked.err().map(|err| format!("the kernel takes no chain of nat: {err:#}"))
+            let checked = command::run_with_input(check.args(["-c", "-f", "-"]), NAT_CHAIN);
+            let Err(err) = checked else { return Ok(None) };
+            // The kernel's answers where it has no such chain, map or expression.
+            let is_lack = ["No such file or directory", "not supported"]
+                .iter()
+                .any(|answer| err.to_string().contains(answer));
+            ensure!(is_lack, "a chain of nat: {err:#}");
+            Some("the kernel has no chains of nat".into())
         }
         // The kernel's list of virtual servers, in each namespace.
         System::IpvsMasquerading if !Path::new("/proc/net/ip_vs").exists() => {
