@@ -186,6 +186,7 @@ pub const FORWARDING: &[(&str, &str)] = &[
     ("ipv4/conf/all/accept_local", "1"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/eth0/send_redirects", "0"),
+    ("ipv4/conf/all/arp_announce", "2"),
 ];
 
 /// For mode `nat`: the balancers forward, and what web hosts send to the client from their own addresses goes by

@@ -18,6 +18,7 @@
 //! | it was new, and no backend was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
+//! | it lived while `lbd` of a node with its VIP hung, in mode `nat` over IPv6, where that node's kernel asks for a client's MAC address in the VIP's name | [`Reason::Claimed`] |
 //!
 //! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
 //! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
@@ -31,7 +32,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use history::{Done, History, Log, Span, Trouble};
 
-use crate::plan::{Backend, HOSTS, Op};
+use kit::ways::Way;
+
+use crate::plan::{Backend, HOSTS, Op, WAYS};
 
 /// How long a client waits for anything, a connection or the next bytes.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -118,6 +121,7 @@ pub enum Reason {
     NoBackend,
     Patience,
     Raced,
+    Claimed,
 }
 
 /// The observations beside the operations: from the nodes' logs, and of this program's own delays.
@@ -187,6 +191,9 @@ pub fn excuse(history: &History, observations: &Observations, life: &Life) -> Op
         }
         if is_parted(history, observations, life, slack) {
             return Some(Reason::Parted);
+        }
+        if is_claimed(history, observations, life, lived) {
+            return Some(Reason::Claimed);
         }
         let nobody = life.answered.is_none() && nobody_there(history, observations, life);
         nobody.then_some(Reason::NoBackend)
@@ -298,6 +305,17 @@ fn is_unexported(
         };
         window.overlaps(began)
     })
+}
+
+/// Whether a node whose `lbd` hangs may have drawn the connection's packets to itself. It has the VIP, and its program
+/// forwards; the other one has taken over. IPv4 has a setting against it (`arp_announce`), which the lab uses.
+fn is_claimed(history: &History, observations: &Observations, life: &Life, lived: Span) -> bool {
+    let hung = |trouble: &&Trouble| matches!(trouble.op, Op::Stall(_));
+    WAYS[life.service] == Way::NatV6
+        && history.troubles.iter().filter(hung).any(|trouble| {
+            let taken = |(_, at): &(usize, Duration)| trouble.span.contains(*at);
+            trouble.span.overlaps(lived) && observations.takeovers.iter().any(taken)
+        })
 }
 
 /// Whether a connection began when both nodes were Active, and neither could send it to the other.

@@ -222,6 +222,22 @@ fn a_flow_of_the_last_moment_before_a_death_may_break_and_no_older_one() {
 }
 
 #[test]
+fn a_connection_of_nat_over_ipv6_may_break_while_an_lbd_that_had_its_vip_hangs_and_no_other() {
+    let nat_v6 = |ended| Life { service: 5, ..reset(1_000, ended) };
+    let (history, observations) = struck(Op::Stall(0), 1);
+    assert_eq!(excuse(&history, &observations, &nat_v6(8_000)), Some(Reason::Claimed));
+    assert_eq!(excuse(&history, &observations, &nat_v6(4_000)), None, "before");
+    assert_eq!(
+        excuse(&history, &observations, &Life { service: 4, ..nat_v6(8_000) }),
+        None,
+        "IPv4"
+    );
+    assert_eq!(excuse(&history, &observations, &Life { service: 1, ..nat_v6(8_000) }), None, "dsr");
+    let (history, observations) = struck(Op::Slay(0), 1);
+    assert_eq!(excuse(&history, &observations, &nat_v6(8_000)), None, "dead");
+}
+
+#[test]
 fn what_begins_while_both_are_active_may_break_and_nothing_older() {
     let (history, observations) = struck(Op::Part(true, true), 1);
     assert_eq!(excuse(&history, &observations, &reset(7_000, 8_000)), Some(Reason::Parted));
