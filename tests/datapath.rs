@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, rc::Rc, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap as BpfHashMap},
-    programs::Xdp,
+    programs::{Program, Xdp},
     util::nr_cpus,
 };
 use kit::datapath::{
@@ -567,6 +567,32 @@ fn decapsulator_unwraps_a_frame_whose_first_buffer_has_no_headers() -> Result<()
         let (action, out) = kernel::run_in_buffers(program, &frame, first)?;
         ensure!(action == Action::Pass as u32, "{first} bytes first: {action}");
         ensure!(out == inner, "{first} bytes first: {}", hex(&out));
+    }
+    Ok(())
+}
+
+/// Instructions of all ways that the verifier walks (Linux 5.2, `BPF_COMPLEXITY_LIMIT_INSNS`): a quarter is left for
+/// other versions of Linux, which tell more states apart.
+const VERIFIED: u32 = 1_000_000 / 4 * 3;
+
+#[test]
+fn no_program_takes_more_than_three_quarters_of_what_the_verifier_walks() -> Result<()> {
+    for object in [objects::BALANCER, objects::CAPTURE] {
+        let mut loader = EbpfLoader::new();
+        let object = lb_datapath::with_pull_data(object, &mut loader);
+        let mut ebpf = loader.load(&object)?;
+        let mut programs = 0;
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::Xdp(program) => program.load()?,
+                Program::SchedClassifier(program) => program.load()?,
+                other => bail!("{name} is {other:?}"),
+            }
+            let walked = program.info()?.verified_instruction_count().context("Linux 5.16")?;
+            ensure!(walked <= VERIFIED, "{name}: the verifier walks {walked} instructions");
+            programs += 1;
+        }
+        ensure!(programs == 4, "{programs} programs");
     }
     Ok(())
 }

@@ -18,8 +18,9 @@ const STEPS: usize = 8;
 
 /// Computes the checksum of a packet if it is not computed yet; its network layer starts at the low byte of `what`, above which
 /// is whether it is IPv6. Not 0 if that has changed it. It stays as it is if the first buffer does not hold the packet.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn complete(ctx: *mut xdp_md, what: u64) -> u64 {
+pub extern "C" fn complete(ctx: *mut xdp_md, what: u64) -> u64 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let word = unfinished::find(&frame, what as usize & 0x1f, what >> 8 != 0);
     if word == 0 {
@@ -46,8 +47,9 @@ pub fn complete(ctx: *mut xdp_md, what: u64) -> u64 {
 
 /// Takes that back of a packet whose addresses may have changed since: its socket buffer still says that the checksum is to be
 /// computed.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn leave(ctx: *mut xdp_md, what: u64) -> u64 {
+pub extern "C" fn leave(ctx: *mut xdp_md, what: u64) -> u64 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let found = unfinished::pseudo_header(&frame, what as usize & 0x1f, what >> 8 != 0);
     let Some((Place { begin, end, check }, sum)) = found else { return 0 };

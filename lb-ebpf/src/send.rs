@@ -71,7 +71,7 @@ fn place<const L2: usize>(ctx: &XdpContext, frame: &Frame, to: &Forward<&Backend
             cold_path();
             let what = place_of(to.l3, to.v6);
             checksum::complete(ctx.ctx, what);
-            match translate(ctx.ctx, backend, what) {
+            match translate(ctx.ctx, to.id.into(), what) {
                 0 => return None,
                 TRANSLATED => {}
                 tcp => {
@@ -121,18 +121,19 @@ pub const TRANSLATED: u64 = 1;
 /// Where the offset of the TCP header is in words for [`note_close`].
 pub const TCP_SHIFT: u32 = 16;
 
-/// [`nat::to_backend`] out of line, of a frame at [`place_of`] `what`; 0 if it fails. Of a packet for [`note_close`], where its
-/// TCP header starts.
+/// [`nat::to_backend`] of a frame at [`place_of`] `what` for backend `id`; 0 if it fails. Of a packet for [`note_close`],
+/// where its TCP header starts. A function that the verifier walks once, as the next ones.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn translate(ctx: *mut xdp_md, backend: &Backend, what: u64) -> u64 {
+extern "C" fn translate(ctx: *mut xdp_md, id: u64, what: u64) -> u64 {
     let mut frame = Frame::new(&XdpContext::new(ctx));
+    let Some(backend) = Maps.backend(id as u16) else { return 0 };
     let l3 = what as usize & L3_MASK;
     let Some(part) = nat::to_backend(&mut frame, l3, what >> 8 != 0, backend) else { return 0 };
     nat_connections::closing(&frame, l3, part).map_or(TRANSLATED, |tcp| tcp as u64)
 }
 
-/// [`nat_connections::note_close`] of a frame to backend `id` at [`place_of`] `what`, with the place of its TCP header. A function
-/// that the verifier walks once, as the next one.
+/// [`nat_connections::note_close`] of a frame to backend `id` at [`place_of`] `what`, with the place of its TCP header.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_close(ctx: *mut xdp_md, id: u64, what: u64) -> u64 {
@@ -278,30 +279,33 @@ pub fn reply(ctx: &XdpContext, reply: &Reply) -> Option<u32> {
     let Reply { kind, l3, v6, len, mtu } = *reply;
     let ttl = kind == ReplyKind::TtlExceeded;
     let quote = rewrite::quote_len(kind, v6, len);
+    let (ctx, l3, mtu, ttl) = (ctx.ctx, l3 as u64, u64::from(mtu), u64::from(ttl));
     let done = if v6 {
-        (quote == rewrite::QUOTE_V6 && reply_v6::<{ rewrite::QUOTE_V6 }>(ctx, l3, mtu, ttl))
-            || reply_v6::<{ rewrite::QUOTE_SHORT_V6 }>(ctx, l3, mtu, ttl)
+        (quote == rewrite::QUOTE_V6 && reply_v6(ctx, l3, mtu, ttl) != 0)
+            || reply_short_v6(ctx, l3, mtu, ttl) != 0
     } else {
-        (quote == rewrite::QUOTE_V4 && reply_v4::<{ rewrite::QUOTE_V4 }>(ctx, l3, mtu, ttl))
-            || reply_v4::<{ rewrite::QUOTE_SHORT_V4 }>(ctx, l3, mtu, ttl)
+        (quote == rewrite::QUOTE_V4 && reply_v4(ctx, l3, mtu, ttl) != 0)
+            || reply_short_v4(ctx, l3, mtu, ttl) != 0
     };
     done.then_some(xdp_action::XDP_TX)
 }
 
-#[inline(never)]
-fn reply_v4<const QUOTE: usize>(ctx: &XdpContext, l3: usize, mtu: u16, ttl: bool) -> bool {
-    answer_v4::<QUOTE>(ctx, l3 & L3_MASK, mtu, kind(ttl)).is_some()
+/// `$name` is `$answer` with a quote of `$quote` bytes, by a function that the verifier walks once; 0 if it can't be done.
+macro_rules! reply {
+    ($name:ident, $answer:ident, $quote:expr) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(ctx: *mut xdp_md, l3: u64, mtu: u64, ttl: u64) -> u64 {
+            let ctx = XdpContext::new(ctx);
+            let kind = if ttl == 0 { ReplyKind::TooBig } else { ReplyKind::TtlExceeded };
+            $answer::<{ $quote }>(&ctx, l3 as usize & L3_MASK, mtu as u16, kind).is_some().into()
+        }
+    };
 }
-
-#[inline(never)]
-fn reply_v6<const QUOTE: usize>(ctx: &XdpContext, l3: usize, mtu: u16, ttl: bool) -> bool {
-    answer_v6::<QUOTE>(ctx, l3 & L3_MASK, mtu, kind(ttl)).is_some()
-}
-
-#[inline(always)]
-fn kind(ttl: bool) -> ReplyKind {
-    if ttl { ReplyKind::TtlExceeded } else { ReplyKind::TooBig }
-}
+reply!(reply_v4, answer_v4, rewrite::QUOTE_V4);
+reply!(reply_short_v4, answer_v4, rewrite::QUOTE_SHORT_V4);
+reply!(reply_v6, answer_v6, rewrite::QUOTE_V6);
+reply!(reply_short_v6, answer_v6, rewrite::QUOTE_SHORT_V6);
 
 #[inline(always)]
 fn answer_v4<const QUOTE: usize>(

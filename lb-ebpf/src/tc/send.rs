@@ -56,7 +56,7 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
     if nat::is_nat(backend) {
         cold_path();
         let what = place_of(to.l3, to.v6);
-        match translate(skb, backend, what) {
+        match translate_skb(skb.context().skb.skb, to.id.into(), what) {
             0 => return None,
             TRANSLATED => {}
             tcp => {
@@ -96,10 +96,14 @@ pub fn forward(ctx: &TcContext, _frame: &SkbFrame, to: &Forward<&Backend>) -> Op
 /// What the offset of the network layer, 14 to 22, fits in: a bound that the verifier can see.
 const L3_MASK: usize = 0x1f;
 
-/// [`nat::to_backend`] out of line, of a frame whose network layer starts at the low byte of `what`; above it is whether
-/// it is IPv6. 0 if it fails; of a packet for [`note_close_skb`], where its TCP header starts.
+/// [`nat::to_backend`] for backend `id` of a frame whose network layer starts at the low byte of `what`; above it is whether
+/// it is IPv6. 0 if it fails; of a packet for [`note_close_skb`], where its TCP header starts. A function that the verifier
+/// walks once, as the next ones.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
+extern "C" fn translate_skb(skb: *mut __sk_buff, id: u64, what: u64) -> u64 {
+    let skb = Skb::new(&TcContext::new(skb));
+    let Some(backend) = Maps.backend(id as u16) else { return 0 };
     let mut frame = SkbFrame::of_skb(skb);
     let l3 = what as usize & L3_MASK;
     let Some(part) = nat::to_backend(&mut frame, l3, what >> 8 != 0, backend) else { return 0 };
@@ -107,8 +111,7 @@ fn translate(skb: Skb, backend: &Backend, what: u64) -> u64 {
     nat_connections::closing(&frame, l3, part).map_or(TRANSLATED, |tcp| tcp as u64)
 }
 
-/// [`nat_connections::note_close`] of a frame to backend `id`; `what` as for [`translate`], with the place of its TCP header. A
-/// function that the verifier walks once, as the next one.
+/// [`nat_connections::note_close`] of a frame to backend `id`; `what` as for [`translate_skb`], with the place of its TCP header.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_close_skb(skb: *mut __sk_buff, id: u64, what: u64) -> u64 {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     TestRun as _,
-    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo},
+    maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo, lpm_trie::LpmTrie},
     programs::{self, SchedClassifier, TcAttachType, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
@@ -169,12 +169,15 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
                 (1, 20, 64) => hash::<20, 64>(Map::HashMap(map()?))?,
                 (1, 16, 4) => hash::<16, 4>(Map::HashMap(map()?))?,
                 (1, 20, 4) => hash::<20, 4>(Map::HashMap(map()?))?,
-                (1, 20, 8) => hash::<20, 8>(Map::HashMap(map()?))?,
-                (9, 20, 8) => hash::<20, 8>(Map::LruHashMap(map()?))?,
+                (1, 24, 8) => hash::<24, 8>(Map::HashMap(map()?))?,
+                (1, 24, 64) => hash::<24, 64>(Map::HashMap(map()?))?,
+                (9, 24, 8) => hash::<24, 8>(Map::LruHashMap(map()?))?,
                 (9, 20, 16) => hash::<20, 16>(Map::LruHashMap(map()?))?,
                 (9, 24, 16) => hash::<24, 16>(Map::LruHashMap(map()?))?,
                 (9, 12, 8) => hash::<12, 8>(Map::LruHashMap(map()?))?,
                 (9, 40, 12) => hash::<40, 12>(Map::LruHashMap(map()?))?,
+                (11, 20, 4) => trie::<16>(map()?)?,
+                (11, 12, 4) => trie::<8>(map()?)?,
                 shape => anyhow::bail!("{name}: unknown shape {shape:?}"),
             };
             dump.insert(name, bytes);
@@ -195,6 +198,20 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
 fn array<const N: usize>(map: MapData) -> Result<Vec<u8>> {
     let map: Array<MapData, [u8; N]> = Map::Array(map).try_into()?;
     Ok(map.iter().collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// The entries of a longest-prefix trie whose keys have so many bytes behind their length.
+fn trie<const K: usize>(map: MapData) -> Result<Vec<u8>> {
+    let map: LpmTrie<MapData, [u8; K], [u8; 4]> = Map::LpmTrie(map).try_into()?;
+    let mut entries: Vec<_> = map
+        .iter()
+        .map(|entry| entry.map(|(key, value)| (key.prefix_len(), key.data(), value)))
+        .collect::<Result<_, _>>()?;
+    entries.sort_unstable();
+    let bytes = |(bits, key, value): (u32, [u8; K], [u8; 4])| {
+        [&bits.to_ne_bytes()[..], &key, &value].concat()
+    };
+    Ok(entries.into_iter().flat_map(bytes).collect())
 }
 
 fn hash<const K: usize, const V: usize>(map: Map) -> Result<Vec<u8>> {
