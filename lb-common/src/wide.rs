@@ -121,6 +121,8 @@ pub struct PortPrefix {
 impl PortPrefix {
     /// Bits before the port.
     pub const BEFORE_PORT: u32 = 32;
+    /// Bits of a lookup.
+    pub const BITS: u32 = Self::BEFORE_PORT + 16;
 
     /// For the lookup of a port.
     #[must_use]
@@ -128,11 +130,6 @@ impl PortPrefix {
     pub const fn of(group: u16, proto: u8, port: U16) -> Self {
         Self { bits: Self::BITS, group, proto, reserved: 0, port, padding: 0 }
     }
-}
-
-impl PortPrefix {
-    /// Bits of a lookup.
-    pub const BITS: u32 = Self::BEFORE_PORT + 16;
 
     /// What follows the number of bits, as a word; the port's bytes are as on the wire.
     #[must_use]

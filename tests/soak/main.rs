@@ -3,7 +3,8 @@
 //!
 //! - [`plan`] has the operations and their times, by the seed alone.
 //! - [`testbed`] does it, to a real pair in network namespaces.
-//! - [`clients`] are the traffic, [`unsolicited`] the packets that none of them has asked for; [`node_logs`] has the nodes' logs; [`samples`] their memory, descriptors and maps.
+//! - [`clients`] are the traffic, [`unsolicited`] the packets that none of them has asked for; [`node_logs`] has the
+//!   nodes' logs; [`samples`] their memory, descriptors and maps.
 //! - [`model`] decides of each connection that breaks whether it may.
 //! - [`mod@run`] brings them together, [`kit::reports::soak`] is the report.
 //!

@@ -140,8 +140,6 @@ fn translated(mut service: Service) -> Service {
 fn return_through_balancer(lab: &Lab) -> Result<()> {
     let balancer = &lab.balancer;
     balancer.namespace.sysctl(ways::FORWARDING)?;
-    // Its interface has a setting of its own beside that of all.
-    balancer.namespace.sysctl(&[("ipv4/conf/eth0/send_redirects", "0")])?;
     let line = format!("route add {}/32 via {}", lab.client.v4, balancer.v4);
     lab.webs.iter().try_for_each(|web| web.host.namespace.ip(&line).map(drop))
 }

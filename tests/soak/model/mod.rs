@@ -18,7 +18,7 @@
 //! | it was new, and no backend was there for it | [`Reason::NoBackend`] |
 //! | its backend was cut off for longer than the client waits | [`Reason::Patience`] |
 //! | its SYN was sent again to a backend whose cable was back, and both SYNs were answered | [`Reason::Raced`] |
-//! | it lived while `lbd` of a node with its VIP hung, in mode `nat` over IPv6, where that node's kernel asks for a client's MAC address in the VIP's name | [`Reason::Claimed`] |
+//! | it is of mode `nat` over IPv6, and lived while an `lbd` with its VIP hung (`is_claimed`) | [`Reason::Claimed`] |
 //!
 //! Nothing else: not a drain, a removal, another weight, a reload, a cut cable, a stopped nginx, the end,
 //! the death or the start of an `lbd`, a handover. And no partition breaks a connection that is older: what
@@ -308,7 +308,8 @@ fn is_unexported(
 }
 
 /// Whether a node whose `lbd` hangs may have drawn the connection's packets to itself. It has the VIP, and its program
-/// forwards; the other one has taken over. IPv4 has a setting against it (`arp_announce`), which the lab uses.
+/// forwards; the other one has taken over. Its kernel asks for a client's MAC address by the source of the answer, the
+/// VIP. IPv4 has a setting against that (`arp_announce`), which the lab uses.
 fn is_claimed(history: &History, observations: &Observations, life: &Life, lived: Span) -> bool {
     let hung = |trouble: &&Trouble| matches!(trouble.op, Op::Stall(_));
     WAYS[life.service] == Way::NatV6

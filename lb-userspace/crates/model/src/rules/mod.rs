@@ -190,6 +190,12 @@ impl Found {
             let message = "port 0; a number from 1 to 65535 is expected".into();
             self.push(name, None, "port", message);
         }
+        // Flows of such a service reach no peer: a synced flow has no destination.
+        if !service.key.extent.is_one() {
+            let (vips, ports) = (service.key.vips(), service.key.ports());
+            let message = format!("{vips} and port {ports}; a service has one VIP and one port");
+            self.push(name, None, "port", message);
+        }
         if let Err(message) = check_ring(service.ring_slots, service.backends.len()) {
             self.push(name, None, "ring_slots", message);
         }
@@ -396,6 +402,20 @@ mod tests {
         let services = services.iter().map(|(name, service)| ((*name).into(), service.clone()));
         let desired = Desired { services: services.collect() };
         violations(&desired, &Limits::default()).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_service_with_several_vips_or_ports_is_refused() {
+        for (vips, ports) in
+            [("10.0.0.96/28", "80"), ("10.0.0.100", "80-81"), ("10.0.0.100", "any")]
+        {
+            let mut service = service("10.0.0.100", Mode::Dsr, &["10.0.0.1"]);
+            let key = |ports: &str| ports.parse().expect(ports);
+            service.key = ServiceKey::of(vips.parse().expect(vips), key(ports), Protocol::Tcp);
+            let messages = messages(&[("web", service)]);
+            let expected = format!("{vips} and port {ports}; a service has one VIP and one port");
+            assert!(messages.len() == 1 && messages[0].contains(&expected), "{messages:?}");
+        }
     }
 
     #[test]
