@@ -5,6 +5,8 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufRead as _, BufReader, Seek as _, SeekFrom},
+    net::SocketAddr,
+    num::NonZeroU16,
     path::PathBuf,
     time::Duration,
 };
@@ -105,6 +107,14 @@ impl Reader {
             }
         }
         Ok(alarms)
+    }
+
+    /// The backend in mode `nat` whose answers have this source before a node translates them.
+    #[must_use]
+    pub fn translated(&self, source: SocketAddr) -> Option<Backend> {
+        let port = NonZeroU16::new(source.port())?;
+        let address = BackendAddress::from(source.ip()).or_port(Some(port));
+        self.names.iter().find_map(|((_, one), backend)| (*one == address).then_some(*backend))
     }
 
     /// Takes a line in; returns the alarm in it.

@@ -222,7 +222,13 @@ impl Run {
         for alarm in self.reader.read(&mut self.observations)? {
             self.violation(self.clock.now(), "alarm", alarm);
         }
-        for (from, to) in self.filter.new_ones()? {
+        let unsolicited = self.filter.new_ones()?;
+        let history = History::of(&self.testbed.log);
+        for (from, to) in unsolicited {
+            let of_backend = self.reader.translated(from);
+            if of_backend.is_some_and(|one| model::may_be_left(&history, one, self.clock.now())) {
+                continue;
+            }
             let what = format!("{from} has sent to {to}, where nothing was asked of it");
             self.violation(self.clock.now(), "unsolicited packet", what);
         }
@@ -232,7 +238,6 @@ impl Run {
         }
         self.report.load_average = self.report.load_average.max(load());
         let ripe = |at: Duration| now.is_none_or(|now| at + JUDGED <= now);
-        let history = History::of(&self.testbed.log);
         let (moved, takeovers) = self.looked_at;
         let new: Vec<_> = self.observations.moved[moved..]
             .iter()

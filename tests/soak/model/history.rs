@@ -65,6 +65,8 @@ pub struct History {
     pub forced: OfBackends,
     /// It had no flows at all after that.
     pub gone: OfBackends,
+    /// It was to be removed, or was not there.
+    pub removed: OfBackends,
     /// The deadlines of its drains came.
     pub deadlines: OfBackends,
     /// Possible changes of a ring.
@@ -142,6 +144,11 @@ impl History {
         let (from, until) = (done.began, done.ended.unwrap_or(Duration::MAX));
         let span = Span { from, until };
         self.changes.push(span);
+        if let Op::Remove(Backend { service, host }) | Op::ForceOut(Backend { service, host }) =
+            done.op
+        {
+            begin(&mut self.removed[service][host], from);
+        }
         match done.op {
             Op::Heal => self.heals.push(from),
             Op::Kill(host) => begin(&mut self.dead[host], from),
@@ -181,6 +188,7 @@ impl History {
             begin(&mut self.sure[service][host], span.until);
         }
         end(&mut self.gone[service][host], span.from);
+        end(&mut self.removed[service][host], span.until);
         self.joined[service][host].push(span);
         // A backend that is enabled in time keeps its flows.
         self.deadlines[service][host].retain(|deadline| deadline.from <= span.until);

@@ -427,6 +427,19 @@ pub fn unfounded(history: &History, observations: &Observations, moved: &Moved) 
     !history.is_lost(moved.backend.host, at, slack) && !history.troubles.iter().any(own_cable)
 }
 
+/// Whether a backend in mode `nat` may have sent to a client by its own address: it was removed, and had connections of
+/// which the nodes knew nothing any more, as their clients' packets had gone to another backend before, or could not
+/// reach it. It sends their data again and again, and no node has its service's VIP and port any more.
+#[must_use]
+pub fn may_be_left(history: &History, backend: Backend, at: Duration) -> bool {
+    let Backend { service, host } = backend;
+    let before = |spans: &[Span]| spans.iter().any(|span| span.from <= at);
+    let left =
+        [&history.forced[service][host], &history.deadlines[service][host], &history.cut[host]];
+    history.removed[service][host].iter().any(|removed| removed.contains(at))
+        && left.into_iter().any(|spans| before(spans))
+}
+
 /// Whether a node had no reason to become Active.
 #[must_use]
 pub fn uncalled(history: &History, observations: &Observations, at: Duration) -> bool {

@@ -65,6 +65,22 @@ fn a_dead_nginx_may_refuse_until_the_checks_know() {
 }
 
 #[test]
+fn a_backend_sends_by_its_own_address_once_it_was_removed_and_only_what_had_moved() {
+    let left = |ops: &[(u32, Op)], at: u32| may_be_left(&history(ops), B, at * MS);
+    let cut = [(1_000, Op::Cut(1)), (2_000, Op::Mend(1)), (5_000, Op::Remove(B))];
+    assert!(!left(&cut, 4_000), "it is still there");
+    assert!(left(&cut, 6_000));
+    assert!(!left(&cut[2..], 6_000), "its removal has waited for its connections");
+    let added = [cut[0], cut[1], cut[2], (7_000, Op::Add(B, 1))];
+    assert!(left(&added, 6_000) && !left(&added, 8_000));
+    assert!(left(&[(1_000, Op::ForceOut(B))], 2_000));
+    assert!(!left(&[(1_000, Op::ForceDown(B))], 2_000), "it is disabled, and there");
+    assert!(left(&[(1_000, Op::ForceDown(B)), (2_000, Op::Remove(B))], 3_000));
+    let other = Backend { host: 2, ..B };
+    assert!(!may_be_left(&history(&cut), other, 6_000 * MS));
+}
+
+#[test]
 fn drains_removals_and_weights_break_nothing() {
     let ops = [
         (1_000, Op::Drain(B, None)),
