@@ -11,9 +11,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use lb_common::abi::Destination;
 use lb_model::{
     backend_address::BackendAddress,
-    desired::{Protocol, ServiceKey},
+    desired::{Extent, Protocol, ServiceKey},
     router::{Family, RouterKey, State},
 };
 use lb_sync::{
@@ -430,11 +431,18 @@ fn address(input: &mut Input<'_>) -> IpAddr {
     }
 }
 
+fn destination(input: &mut Input<'_>) -> Destination {
+    match input.byte() {
+        number @ 200.. => Destination { port: u16::from(number).into(), host: [0, number] },
+        _ => Destination::ONLY,
+    }
+}
+
 fn flow(input: &mut Input<'_>) -> Flow {
     let kind = input.byte();
     match kind % 3 {
-        0 => Flow::Pinned(address(input), input.short()),
-        1 => Flow::Tracked(address(input), input.short()),
+        0 => Flow::Pinned(address(input), input.short(), destination(input)),
+        1 => Flow::Tracked(address(input), input.short(), destination(input)),
         _ => Flow::Connection([kind; 8]),
     }
 }
@@ -446,6 +454,8 @@ fn any_records(input: &mut Input<'_>) -> Vec<Record> {
         let head = input.byte();
         let protocol = if head & 1 == 0 { Protocol::Tcp } else { Protocol::Udp };
         let service = ServiceKey::new(address(input), 80, protocol);
+        let more_ports = u16::from(input.byte()).saturating_sub(200);
+        let service = service.with_extent(Extent { host_bits: 0, more_ports }).unwrap_or(service);
         let count = match input.byte() {
             many @ 250.. => u32::from(many - 249) * 300,
             few => u32::from(few % 32),
@@ -466,7 +476,7 @@ fn any_records(input: &mut Input<'_>) -> Vec<Record> {
             }
             2 => {
                 let pin = |n: u32| Pin {
-                    flow: Flow::Pinned(Ipv4Addr::from(n).into(), n as u16),
+                    flow: Flow::Pinned(Ipv4Addr::from(n).into(), n as u16, Destination::ONLY),
                     backend: backend(n),
                     flags: n as u16,
                     idle: Duration::from_secs(u64::from(n)),

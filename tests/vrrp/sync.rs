@@ -9,6 +9,7 @@ use std::{
 
 use kit::{is_root, namespace::Namespace, wait};
 use lb_api::peers::PeerStatus;
+use lb_common::abi::Destination;
 use lb_model::desired::{Protocol, ServiceKey};
 use lb_sync::{
     Config, Key, NodeState, PeerId, Peers as _, Record, Report, SyncThread,
@@ -146,7 +147,7 @@ fn pins(numbers: std::ops::Range<u32>) -> Record {
     let vip = Ipv4Addr::new(10, 0, 0, 100).into();
     let service = ServiceKey::new(vip, 443, Protocol::Tcp);
     let pin = |number| Pin {
-        flow: Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number).into(), 1000),
+        flow: Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number).into(), 1000, Destination::ONLY),
         backend: Ipv4Addr::from(0x0a00_0200 + number % 9).into(),
         flags: 1,
         idle: Duration::from_secs(1),

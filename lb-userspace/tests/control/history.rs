@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
 use lb_api::event::Kind;
-use lb_common::abi::{FlowKey, FlowValue, flow_flags};
+use lb_common::abi::{Destination, FlowKey, FlowValue, flow_flags};
 use lb_control::engine::Role;
 use lb_model::{entry, router::State, time::Now};
 use lb_sync::{
@@ -92,7 +92,7 @@ fn pin(place: &Place, port: u16) {
 
 /// Whether the pin of the client's flow from this port is among these.
 fn has_pin(records: &[Record], port: u16) -> bool {
-    let flow = Flow::Pinned(CLIENT, port);
+    let flow = Flow::Pinned(CLIENT, port, Destination::ONLY);
     records.iter().any(|record| {
         matches!(record, Record::Pins { pins, .. } if pins.iter().any(|pin| pin.flow == flow))
     })
@@ -100,7 +100,7 @@ fn has_pin(records: &[Record], port: u16) -> bool {
 
 /// The same pin, as a peer sends it.
 fn pins(place: &Place, port: u16) -> Record {
-    let flow = Flow::Pinned(CLIENT, port);
+    let flow = Flow::Pinned(CLIENT, port, Destination::ONLY);
     let backend = IpAddr::from([10, 0, 0, 11]);
     let pin = Pin { flow, backend: backend.into(), flags: 0, idle: Duration::ZERO };
     Record::Pins { service: web(place), pins: vec![pin] }
@@ -290,7 +290,7 @@ async fn flows_of_a_backend_that_is_added_here_last_are_asked_for_before_it_may_
     let lbd = synced_backup(&place).await;
     let unsynced = || is_unsynced(&lbd, &place);
     let backend = IpAddr::from([10, 0, 0, 19]);
-    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1);
+    let flow = Flow::Pinned(IpAddr::from([192, 0, 2, 1]), 1, Destination::ONLY);
     let pin = Pin { flow, backend: backend.into(), flags: 0, idle: Duration::ZERO };
     let pins = Record::Pins { service: web(&place), pins: vec![pin] };
     lbd.script.report(lb_sync::Report::Records(PEER, vec![pins], Mark::default()));

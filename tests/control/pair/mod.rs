@@ -30,13 +30,14 @@ use self::world::*;
 use crate::{address, at, edit, pin, set, settings};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn no_flow_that_was_told_of_moves_whoever_takes_over(
+        service in prop::sample::select(vec![web(), wide()]),
         events in prop::collection::vec(event(), 1..80),
     ) {
-        let mut pair = Pair::new();
+        let mut pair = Pair::of(service);
         for event in events {
             pair.handle(event)?;
         }
@@ -121,7 +122,7 @@ fn what_can_not_be_learnt_is_told_once_and_breaks_nothing() {
     let (service, now) = (web(), pair.at());
     let before = pair.nodes[1].engine.data_plane().dump();
     let nobody = address("10.0.9.9");
-    let flow = Flow::Pinned(address("192.0.2.9").ip, 9);
+    let flow = Flow::Pinned(address("192.0.2.9").ip, 9, abi::Destination::ONLY);
     let pins = vec![Pin { flow, backend: nobody, flags: 0, idle: Duration::ZERO }];
     let ring =
         Record::Ring { service, slots: 251, members: vec![(address(BACKENDS[1]), 1)], digest: 1 };

@@ -27,7 +27,7 @@ fn pins_that_come_late_are_taken_by_who_has_taken_over_where_it_knows_none() {
     pair.take_over();
     let now = pair.at();
     // One of them has come again to the new Active, which has sent it elsewhere.
-    let Flow::Pinned(source, port) = flows[0] else { panic!("{flows:?}") };
+    let Flow::Pinned(source, port, _) = flows[0] else { panic!("{flows:?}") };
     let key = abi::FlowKey::new(entry::address(source), port.into(), 0);
     let own = FlowValue { backend: 4, flags: 0, seen: now.mono_secs() };
     pair.nodes[1].engine.data_plane_mut().add_flow(FlowRef::Pin(key), own);

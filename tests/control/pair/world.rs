@@ -9,7 +9,7 @@ use lb_common::{abi::backend_flags, returns::decide, tables::Tables, verdict::Ve
 use lb_control::engine::{Engine, Role};
 use lb_model::{
     backend_address::BackendAddress,
-    desired::{Admin, Desired, ServiceKey},
+    desired::{Admin, Desired, Extent, ServiceKey},
     entry,
     flow::FlowTable,
     seen::{BackendKey, Condition, Seen, View},
@@ -40,7 +40,26 @@ pub fn web() -> ServiceKey {
     service("10.0.0.100", &[]).key
 }
 
-/// A TCP segment with these flags from a client to the service.
+/// A service with 16 VIPs and four ports.
+pub fn wide() -> ServiceKey {
+    let extent = Extent { host_bits: 4, more_ports: 3 };
+    let first = ServiceKey { vip: [10, 0, 0, 96].into(), ..web() };
+    first.with_extent(extent).expect("a prefix")
+}
+
+/// A TCP segment with these flags from a client to a service. Where that has several VIPs and ports, 64 clients are one
+/// source that uses the same port for each.
+pub fn frame_to(service: &ServiceKey, client: u16, flags: u8, sequence: u32) -> Vec<u8> {
+    if service.extent.is_one() {
+        return frame(client, flags, sequence);
+    }
+    let mut frame = frame(client / 64, flags, sequence);
+    frame[33] = 96 + (client % 16) as u8;
+    frame[37] = 80 + (client / 16 % 4) as u8;
+    frame
+}
+
+/// A TCP segment with these flags from a client to [`web`].
 pub fn frame(client: u16, flags: u8, sequence: u32) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0];
     frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 10, 0, 0, 100]);
@@ -61,8 +80,14 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Self {
+        Self::of(web())
+    }
+
+    pub fn of(service: ServiceKey) -> Self {
+        let mut desired = desired();
+        desired.services.get_mut("web").unwrap().key = service;
         let mut engine = Engine::adopt(Fake::new(Limits::default()), &settings()).unwrap();
-        set(&mut engine, desired());
+        set(&mut engine, desired);
         engine.reconcile(at(START)).unwrap();
         Self { engine, view: View::new() }
     }
@@ -113,6 +138,7 @@ pub struct Client {
 /// The pair. Node `active` holds the VIP.
 pub struct Pair {
     pub nodes: [Node; 2],
+    pub service: ServiceKey,
     pub active: usize,
     pub now: u32,
     pub clients: BTreeMap<u16, Client>,
@@ -190,8 +216,14 @@ pub fn event() -> impl Strategy<Value = Event> {
 
 impl Pair {
     pub fn new() -> Self {
+        Self::of(web())
+    }
+
+    /// With this service.
+    pub fn of(service: ServiceKey) -> Self {
         let mut pair = Self {
-            nodes: [Node::new(), Node::new()],
+            nodes: [Node::of(service), Node::of(service)],
+            service,
             active: 0,
             now: START,
             clients: BTreeMap::new(),
@@ -217,7 +249,7 @@ impl Pair {
         let now = self.at();
         for (number, node) in self.nodes.iter_mut().enumerate() {
             let role = if number == self.active { Role::Own } else { Role::Follows };
-            node.engine.set_roles([(web(), role)].into(), now).unwrap();
+            node.engine.set_roles([(self.service, role)].into(), now).unwrap();
         }
     }
 
@@ -279,7 +311,8 @@ impl Pair {
     pub fn resync(&mut self, arrive: usize) {
         self.take();
         let now = self.at();
-        self.follower().engine.begin_import(&[web()].into());
+        let services = [self.service].into();
+        self.follower().engine.begin_import(&services);
         let mut history: Vec<_> =
             self.active().engine.export_all(now).unwrap().into_iter().flat_map(cut).collect();
         let rest = history.split_off(arrive.min(history.len()));
@@ -322,13 +355,13 @@ impl Pair {
     }
 
     pub fn see(&mut self, node: usize, backend: usize, condition: Condition) {
-        let target = BackendKey { service: web(), backend: address(BACKENDS[backend]) };
+        let target = BackendKey { service: self.service, backend: address(BACKENDS[backend]) };
         self.nodes[node].view.insert(target, Seen { condition, ..Seen::default() });
         self.reconcile();
     }
 
     pub fn is_up(&self, node: usize, backend: usize) -> bool {
-        let target = BackendKey { service: web(), backend: address(BACKENDS[backend]) };
+        let target = BackendKey { service: self.service, backend: address(BACKENDS[backend]) };
         self.nodes[node].view.get(&target).is_none_or(|seen| seen.condition == Condition::Up)
     }
 
@@ -337,9 +370,8 @@ impl Pair {
         let (client, now) = (self.born, self.at());
         let leased = self.now <= self.leased;
         let before = self.active().pins();
-        let Some(backend) = self.active().send(&frame(client, SYN, client.into()), now) else {
-            return;
-        };
+        let syn = frame_to(&self.service, client, SYN, client.into());
+        let Some(backend) = self.active().send(&syn, now) else { return };
         let pinned = self.active().pins() > before;
         // In place of a base owner that would refuse it, a flow is pinned without the lease.
         let may = leased || self.active().knows_who_refuses();
@@ -352,7 +384,8 @@ impl Pair {
         let now = self.at();
         let clients: Vec<_> = self.clients.keys().copied().filter(|c| c % 4 != rest).collect();
         for client in clients {
-            let to = self.active().send(&frame(client, ACK, 7), now);
+            let ack = frame_to(&self.service, client, ACK, 7);
+            let to = self.active().send(&ack, now);
             let known = self.clients.get_mut(&client).expect("just listed");
             prop_assert_eq!(to, Some(known.backend), "client {} of {:?}", client, known);
             known.seen = self.now;
@@ -414,7 +447,8 @@ impl Pair {
             }
             Event::HalfResync(records) => self.resync(records),
             Event::HandOver if self.synced => {
-                self.active().engine.pause_pinning(&[web()].into()).unwrap();
+                let services = [self.service].into();
+                self.active().engine.pause_pinning(&services).unwrap();
                 self.sync();
                 // They come until the other one has taken over, and need no export.
                 let before = self.active().pins();

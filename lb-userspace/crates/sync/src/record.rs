@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::Destination;
 use lb_model::{backend_address::BackendAddress, desired::ServiceKey};
 
 /// A part of a service's history.
@@ -61,10 +62,10 @@ pub struct Base {
 /// Which flow of a service it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Flow {
-    /// A pinned TCP or QUIC flow: the client's address and port.
-    Pinned(IpAddr, u16),
-    /// A flow of a `tracked` UDP service: the client's address and port.
-    Tracked(IpAddr, u16),
+    /// A pinned TCP or QUIC flow: the client's address and port, and which of the service's VIPs and ports.
+    Pinned(IpAddr, u16, Destination),
+    /// A flow of a `tracked` UDP service: the same.
+    Tracked(IpAddr, u16, Destination),
     /// A QUIC connection, by the first eight bytes of its id.
     Connection([u8; 8]),
 }
@@ -83,9 +84,13 @@ pub struct Pin {
 }
 
 /// The flow that stands for [`Record::ring_is_whole`]: no client has this address.
-const RING_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1);
+const RING_IS_WHOLE: Flow = mark(1);
 /// The flow that stands for [`Record::history_is_whole`].
-const HISTORY_IS_WHOLE: Flow = Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 2);
+const HISTORY_IS_WHOLE: Flow = mark(2);
+
+const fn mark(number: u16) -> Flow {
+    Flow::Pinned(IpAddr::V4(Ipv4Addr::UNSPECIFIED), number, Destination::ONLY)
+}
 
 impl Flow {
     /// Whether it stands for [`Record::ring_is_whole`].

@@ -59,6 +59,16 @@ impl ServiceKey {
         Self { vip: vips.first, port: ports.first, protocol, extent }
     }
 
+    /// It with these further VIPs and ports; none if its VIP is not the first one of such a prefix, or there are not so
+    /// many ports behind its own.
+    #[must_use]
+    pub fn with_extent(self, extent: Extent) -> Option<Self> {
+        let has_ports = self.port.checked_add(extent.more_ports).is_some();
+        let has_vips =
+            extent.host_bits <= Extent::MAX_HOST_BITS && host_of(self.vip, extent.host_bits) == 0;
+        (has_ports && has_vips).then_some(Self { extent, ..self })
+    }
+
     /// Its VIPs.
     #[must_use]
     pub const fn vips(&self) -> Vips {
@@ -80,6 +90,15 @@ impl fmt::Display for ServiceKey {
             IpAddr::V6(_) => write!(f, "{protocol} [{vips}]:{ports}"),
         }
     }
+}
+
+/// The last bits of an address.
+fn host_of(address: IpAddr, bits: u8) -> u128 {
+    let number = match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    };
+    number & ((1_u128 << bits) - 1)
 }
 
 /// The VIPs of a service: one, or a prefix. As text `10.0.0.100` or `198.51.100.0/28`.
@@ -127,11 +146,7 @@ impl FromStr for Vips {
                 bits - Extent::MAX_HOST_BITS
             ));
         }
-        let number = match first {
-            IpAddr::V4(first) => u128::from(u32::from(first)),
-            IpAddr::V6(first) => u128::from(first),
-        };
-        if number & ((1_u128 << host_bits) - 1) != 0 {
+        if host_of(first, host_bits) != 0 {
             return Err(format!("`{address}` is not the first address of its /{length}"));
         }
         Ok(Self { first, host_bits })

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::abi::Destination;
 use lb_model::desired::{Protocol, ServiceKey};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -88,7 +89,11 @@ fn service() -> ServiceKey {
 
 fn pin(number: u32) -> Pin {
     Pin {
-        flow: Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number / 1000).into(), number as u16),
+        flow: Flow::Pinned(
+            Ipv4Addr::from(0x0a01_0000 + number / 1000).into(),
+            number as u16,
+            Destination::ONLY,
+        ),
         backend: Ipv4Addr::from(0x0a00_0200 + number % 100).into(),
         flags: 1,
         idle: Duration::from_secs(u64::from(number % 900)),

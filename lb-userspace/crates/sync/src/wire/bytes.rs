@@ -7,7 +7,7 @@ use std::{
 
 use lb_model::{
     backend_address::BackendAddress,
-    desired::{Protocol, ServiceKey},
+    desired::{Extent, Protocol, ServiceKey},
 };
 
 /// Bytes that are no message, and what is wrong with them.
@@ -28,6 +28,9 @@ const BACKEND_V6: u8 = 1;
 const BACKEND_PORT: u8 = 2;
 /// In the byte before a service: its protocol is UDP.
 const SERVICE_UDP: u8 = 2;
+/// In the byte before a service: it has several VIPs or ports, and its [`Extent`] follows its port. A node of a release
+/// whose services have one of each refuses it.
+const SERVICE_WIDE: u8 = 4;
 
 /// Takes values from the front of bytes; never beyond their end.
 #[derive(Clone, Copy, Debug)]
@@ -119,12 +122,17 @@ impl<'a> Reader<'a> {
     /// A service.
     pub fn service(&mut self) -> Read<ServiceKey> {
         let head = self.u8()?;
-        if head & !(SERVICE_V6 | SERVICE_UDP) != 0 {
+        if head & !(SERVICE_V6 | SERVICE_UDP | SERVICE_WIDE) != 0 {
             return Err(Malformed("a service is of an unknown kind"));
         }
         let protocol = if head & SERVICE_UDP != 0 { Protocol::Udp } else { Protocol::Tcp };
         let vip = self.address(head & SERVICE_V6 != 0)?;
-        Ok(ServiceKey::new(vip, self.u16()?, protocol))
+        let key = ServiceKey::new(vip, self.u16()?, protocol);
+        if head & SERVICE_WIDE == 0 {
+            return Ok(key);
+        }
+        let extent = Extent { host_bits: self.u8()?, more_ports: self.u16()? };
+        key.with_extent(extent).ok_or(Malformed("a service has no such VIPs or ports"))
     }
 
     /// A backend: the kind of its address, and the port behind it if the kind has one.
@@ -191,9 +199,14 @@ pub(crate) trait Writer {
     fn put_service(&mut self, service: &ServiceKey) {
         let family = if service.vip.is_ipv6() { SERVICE_V6 } else { 0 };
         let protocol = if service.protocol == Protocol::Udp { SERVICE_UDP } else { 0 };
-        self.put(&[family | protocol]);
+        let wide = if service.extent.is_one() { 0 } else { SERVICE_WIDE };
+        self.put(&[family | protocol | wide]);
         self.put_address(service.vip);
         self.put(&service.port.to_be_bytes());
+        if wide != 0 {
+            self.put(&[service.extent.host_bits]);
+            self.put(&service.extent.more_ports.to_be_bytes());
+        }
     }
 }
 

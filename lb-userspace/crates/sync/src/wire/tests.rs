@@ -1,7 +1,10 @@
-use std::{net::IpAddr, num::NonZeroU8};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU8,
+};
 
 use lb_model::{
-    desired::{Protocol, ServiceKey},
+    desired::{Extent, Protocol, ServiceKey},
     router::{Family, RouterKey, State},
 };
 use proptest::{collection::vec, prelude::*};
@@ -20,8 +23,19 @@ fn router_key() -> impl Strategy<Value = RouterKey> {
 }
 
 pub(super) fn service_key() -> impl Strategy<Value = ServiceKey> {
-    (any::<IpAddr>(), any::<u16>(), any::<bool>()).prop_map(|(vip, port, udp)| {
-        ServiceKey::new(vip, port, if udp { Protocol::Udp } else { Protocol::Tcp })
+    let extent = (any::<bool>(), 0..=Extent::MAX_HOST_BITS, any::<u16>());
+    (any::<IpAddr>(), any::<u16>(), any::<bool>(), extent).prop_map(|(vip, port, udp, extent)| {
+        let key = ServiceKey::new(vip, port, if udp { Protocol::Udp } else { Protocol::Tcp });
+        let (is_wide, host_bits, more_ports) = extent;
+        if !is_wide {
+            return key;
+        }
+        let vip = match vip {
+            IpAddr::V4(vip) => Ipv4Addr::from(u32::from(vip) >> host_bits << host_bits).into(),
+            IpAddr::V6(vip) => Ipv6Addr::from(u128::from(vip) >> host_bits << host_bits).into(),
+        };
+        let extent = Extent { host_bits, more_ports: more_ports.min(u16::MAX - port) };
+        ServiceKey { vip, ..key }.with_extent(extent).unwrap()
     })
 }
 

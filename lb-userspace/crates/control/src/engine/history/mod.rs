@@ -59,7 +59,6 @@ mod survey;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::IpAddr,
     time::Duration,
 };
 
@@ -365,15 +364,12 @@ impl History {
 
 /// A flow in its exported form.
 pub(super) fn to_flow(flow: &FlowRef) -> Flow {
-    let client = |key: &FlowKey| (entry::ip_of(key.source), key.port.get());
     match flow {
         FlowRef::Pin(key) => {
-            let (source, port) = client(key);
-            Flow::Pinned(source, port)
+            Flow::Pinned(entry::ip_of(key.source), key.port.get(), key.destination)
         }
         FlowRef::Tracked(key) => {
-            let (source, port) = client(key);
-            Flow::Tracked(source, port)
+            Flow::Tracked(entry::ip_of(key.source), key.port.get(), key.destination)
         }
         FlowRef::Connection(key) => Flow::Connection(key.id),
     }
@@ -381,11 +377,15 @@ pub(super) fn to_flow(flow: &FlowRef) -> Flow {
 
 /// The inverse of [`to_flow`], for a service of this node.
 fn from_flow(flow: &Flow, service: u16) -> FlowRef {
-    let key =
-        |source: IpAddr, port: u16| FlowKey::new(entry::address(source), port.into(), service);
+    let key = |source, port: u16, destination| {
+        let source = entry::address(source);
+        FlowKey { source, port: port.into(), service, destination }
+    };
     match *flow {
-        Flow::Pinned(source, port) => FlowRef::Pin(key(source, port)),
-        Flow::Tracked(source, port) => FlowRef::Tracked(key(source, port)),
+        Flow::Pinned(source, port, destination) => FlowRef::Pin(key(source, port, destination)),
+        Flow::Tracked(source, port, destination) => {
+            FlowRef::Tracked(key(source, port, destination))
+        }
         Flow::Connection(id) => {
             FlowRef::Connection(abi::ConnectionKey { id, service, reserved: 0 })
         }

@@ -333,7 +333,7 @@ fn set(bits: &mut Vec<u64>, slot: u32) {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::ConnectionKey;
+    use lb_common::abi::{ConnectionKey, Destination};
     use lb_model::desired::Protocol;
 
     use super::*;
@@ -474,10 +474,10 @@ mod tests {
     fn no_client_ends_a_history_by_a_forged_address() {
         let mut pending = requested();
         for port in 0..4 {
-            pending.add_end(WEB, Flow::Pinned([0; 4].into(), port));
+            pending.add_end(WEB, Flow::Pinned([0; 4].into(), port, Destination::ONLY));
         }
         let sent: Vec<_> = pending.ended.into_iter().map(|(_, flow)| flow).collect();
-        assert_eq!(sent, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port)));
+        assert_eq!(sent, [0, 3].map(|port| Flow::Pinned([0; 4].into(), port, Destination::ONLY)));
     }
 
     #[test]

@@ -447,7 +447,7 @@ impl SharedSweep<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{net::IpAddr, time::Duration};
 
     use lb_model::{
         desired::{Admin, Backend, Desired, Mode, Service},

@@ -5,6 +5,7 @@ mod stories;
 
 use std::{net::Ipv4Addr, num::NonZeroU8, ops::Range, time::Duration};
 
+use lb_common::abi::Destination;
 use lb_model::{
     desired::{Protocol, ServiceKey},
     router::{Family, RouterKey},
@@ -26,7 +27,7 @@ fn backend(number: u32) -> lb_model::backend_address::BackendAddress {
 }
 
 fn pin(number: u32, to: u32) -> Pin {
-    let flow = Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number).into(), 1000);
+    let flow = Flow::Pinned(Ipv4Addr::from(0x0a01_0000 + number).into(), 1000, Destination::ONLY);
     Pin { flow, backend: backend(to), flags: 1, idle: Duration::from_secs(u64::from(number % 60)) }
 }
 

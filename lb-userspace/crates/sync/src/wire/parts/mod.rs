@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::Destination;
 use lb_model::{backend_address::BackendAddress, desired::ServiceKey};
 
 use super::bytes::{Malformed, Read, Reader, Writer};
@@ -45,6 +46,9 @@ const FLAGS_SHIFT: u8 = 3;
 const FLAGS: u8 = 3 << FLAGS_SHIFT;
 /// In the byte before a pin: its flags follow in two bytes.
 const WIDE_FLAGS: u8 = 1 << 5;
+/// In the byte before a flow: which of the service's VIPs and ports it is for follows in four bytes. A node of a release
+/// whose services have one of each refuses it.
+const DESTINATION: u8 = 1 << 6;
 
 /// What of a record is in one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -293,19 +297,23 @@ impl Packet<'_> {
 }
 
 fn put_flow(bytes: &mut Vec<u8>, flow: &Flow) {
-    let (kind, client) = match flow {
-        Flow::Pinned(client, port) => (PINNED, Some((client, port))),
-        Flow::Tracked(client, port) => (TRACKED, Some((client, port))),
+    let (kind, client, port, destination) = match flow {
+        Flow::Pinned(client, port, destination) => (PINNED, client, port, destination),
+        Flow::Tracked(client, port, destination) => (TRACKED, client, port, destination),
         Flow::Connection(id) => {
             bytes.put(&[CONNECTION]);
             bytes.put(id);
             return;
         }
     };
-    if let Some((client, port)) = client {
-        bytes.put(&[kind | if client.is_ipv6() { FLOW_V6 } else { 0 }]);
-        bytes.put_address(*client);
-        bytes.put(&port.to_be_bytes());
+    let is_only = *destination == Destination::ONLY;
+    let family = if client.is_ipv6() { FLOW_V6 } else { 0 };
+    bytes.put(&[kind | family | if is_only { 0 } else { DESTINATION }]);
+    bytes.put_address(*client);
+    bytes.put(&port.to_be_bytes());
+    if !is_only {
+        bytes.put(&destination.port.to_bytes());
+        bytes.put(&destination.host);
     }
 }
 
@@ -357,7 +365,7 @@ fn part(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<Part> {
         ENDED => {
             let flows = items(reader, 7, |reader| {
                 let head = reader.u8()?;
-                if head & !(FLOW_KIND | FLOW_V6) != 0 {
+                if head & !(FLOW_KIND | FLOW_V6 | DESTINATION) != 0 {
                     return Err(UNKNOWN_FLOW);
                 }
                 flow(reader, head)
@@ -416,19 +424,28 @@ fn base(reader: &mut Reader<'_>, addresses: &[BackendAddress], slot: &mut u32) -
 }
 
 fn flow(reader: &mut Reader<'_>, head: u8) -> Read<Flow> {
-    let v6 = head & FLOW_V6 != 0;
-    match head & FLOW_KIND {
-        PINNED => Ok(Flow::Pinned(reader.address(v6)?, reader.u16()?)),
-        TRACKED => Ok(Flow::Tracked(reader.address(v6)?, reader.u16()?)),
-        CONNECTION if !v6 => reader.array().map(Flow::Connection),
-        _ => Err(UNKNOWN_FLOW),
+    let of = match head & FLOW_KIND {
+        PINNED => Flow::Pinned,
+        TRACKED => Flow::Tracked,
+        CONNECTION if head & (FLOW_V6 | DESTINATION) == 0 => {
+            return reader.array().map(Flow::Connection);
+        }
+        _ => return Err(UNKNOWN_FLOW),
+    };
+    let (client, port) = (reader.address(head & FLOW_V6 != 0)?, reader.u16()?);
+    if head & DESTINATION == 0 {
+        return Ok(of(client, port, Destination::ONLY));
     }
+    let destination = Destination { port: reader.u16()?.into(), host: reader.array()? };
+    Ok(of(client, port, destination))
 }
 
 fn pin(reader: &mut Reader<'_>, addresses: &[BackendAddress]) -> Read<Pin> {
     let head = reader.u8()?;
     let (narrow, wide) = (u16::from((head & FLAGS) >> FLAGS_SHIFT), head & WIDE_FLAGS != 0);
-    if head & !(FLOW_KIND | FLOW_V6 | FLAGS | WIDE_FLAGS) != 0 || (wide && narrow != 0) {
+    if head & !(FLOW_KIND | FLOW_V6 | FLAGS | WIDE_FLAGS | DESTINATION) != 0
+        || (wide && narrow != 0)
+    {
         return Err(UNKNOWN_FLOW);
     }
     let flow = flow(reader, head)?;

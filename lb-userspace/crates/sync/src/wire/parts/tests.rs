@@ -8,9 +8,18 @@ use crate::wire::{PARTS, tests::service_key};
 
 fn flow() -> impl Strategy<Value = Flow> {
     prop_oneof![
-        any::<(IpAddr, u16)>().prop_map(|(client, port)| Flow::Pinned(client, port)),
-        any::<(IpAddr, u16)>().prop_map(|(client, port)| Flow::Tracked(client, port)),
+        (any::<(IpAddr, u16)>(), destination())
+            .prop_map(|((client, port), to)| Flow::Pinned(client, port, to)),
+        (any::<(IpAddr, u16)>(), destination())
+            .prop_map(|((client, port), to)| Flow::Tracked(client, port, to)),
         any::<[u8; 8]>().prop_map(Flow::Connection),
+    ]
+}
+
+fn destination() -> impl Strategy<Value = Destination> {
+    prop_oneof![
+        Just(Destination::ONLY),
+        any::<(u16, [u8; 2])>().prop_map(|(port, host)| Destination { port: port.into(), host }),
     ]
 }
 
@@ -152,7 +161,11 @@ fn service() -> ServiceKey {
 }
 
 fn client(number: u32) -> Flow {
-    Flow::Pinned(std::net::Ipv4Addr::from(0x0a01_0000 + number).into(), number as u16)
+    Flow::Pinned(
+        std::net::Ipv4Addr::from(0x0a01_0000 + number).into(),
+        number as u16,
+        Destination::ONLY,
+    )
 }
 
 #[test]
