@@ -116,7 +116,7 @@ async fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ),
         (
             "/v1/services/web/backends/10.0.0.100",
-            "service web: backend 10.0.0.100: 10.0.0.100 is the VIP of service web; give the backend's own address",
+            "service web: backend 10.0.0.100: 10.0.0.100 is a VIP of service web; give the backend's own address",
         ),
         (
             A,

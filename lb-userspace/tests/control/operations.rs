@@ -95,7 +95,7 @@ async fn each_change_of_a_burst_has_its_own_answer() {
         match (n % 4, answer) {
             (0, Ok(_)) => {}
             (1, Err(Error::Refused(no))) => assert!(no.error.contains("has no backend"), "{no:?}"),
-            (2, Err(Error::Refused(no))) => assert!(no.error.contains("is the VIP"), "{no:?}"),
+            (2, Err(Error::Refused(no))) => assert!(no.error.contains("is a VIP"), "{no:?}"),
             (3, Err(Error::Refused(no))) => assert!(no.unconfirmed.is_some(), "{no:?}"),
             other => panic!("{other:?}"),
         }
@@ -209,7 +209,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     // A request that would be refused is.
     for (line, expected) in [
         ("backend drain web 10.0.0.41 --dry-run", "has no backend 10.0.0.41"),
-        ("backend add web 10.0.0.100 --dry-run", "is the VIP of service web"),
+        ("backend add web 10.0.0.100 --dry-run", "is a VIP of service web"),
         ("service add web --vip 10.0.0.101 --port 53 --dry-run", "is there already"),
     ] {
         let ran = lbctl(&place, line).await;

@@ -65,7 +65,31 @@ pub(super) fn check(
         doubt_forwarding(read, interfaces, doubts);
         doubt_first_address(read, doubts);
     }
+    check_prefixes(routers, services);
     doubt_services(routers, services, doubts);
+}
+
+/// The VIPs of a service move together.
+fn check_prefixes(routers: &[Read<'_>], services: &Services) {
+    for (name, service) in &services.desired.services {
+        let vips = service.key.vips();
+        if vips.first() == vips.last() {
+            continue;
+        }
+        let all = routers.iter().flat_map(|read| {
+            let name = read.router.name.as_str();
+            read.router.addresses.iter().zip(&read.addresses).map(move |at| (name, at))
+        });
+        let mut holders = all.filter(|(_, (at, _))| vips.contains(at.address));
+        let Some((first, _)) = holders.next() else { continue };
+        if let Some((_, (at, field))) = holders.find(|(router, _)| *router != first) {
+            field.refuse(format!(
+                "{} is a VIP of service {name}, as are addresses of virtual router {first}: all of {vips} move \
+                 together; give them to one router",
+                at.address
+            ));
+        }
+    }
 }
 
 fn check_vip<'r>(
@@ -154,11 +178,16 @@ fn doubt_services(routers: &[Read<'_>], services: &Services, doubts: &Problems<'
         .flat_map(|read| read.router.addresses.iter().map(|vip| vip.address))
         .collect();
     for (name, service) in &services.desired.services {
-        let vip = service.key.vip;
-        if of_routers.contains(&vip) {
+        let vips = service.key.vips();
+        if of_routers.range(vips.first()..=vips.last()).next().is_some() {
             continue;
         }
-        let message = format!("{vip} is an address of no virtual router: no takeover moves it");
+        let message = match vips.first() == vips.last() {
+            true => format!("{vips} is an address of no virtual router: no takeover moves it"),
+            false => format!(
+                "no virtual router has an address of {vips}: no takeover moves it; give one of them to a router"
+            ),
+        };
         let violation = Violation { service: name.clone(), backend: None, field: "vip", message };
         let (offset, path) = services.places.find(&violation).unwrap_or_default();
         doubts.push(offset, path, violation.message);

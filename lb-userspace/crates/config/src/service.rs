@@ -9,9 +9,12 @@ use std::{
 use lb_model::{
     backend_address::BackendAddress,
     check::Check,
-    desired::{Admin, Backend, Desired, Mode, Protocol, Service, UdpPolicy, Weight},
+    desired::{
+        Admin, Backend, Desired, Mode, Ports, Protocol, Service, ServiceKey, UdpPolicy, Vips,
+        Weight,
+    },
     overrides::Unsaid,
-    rules::{self, DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
+    rules::{DRAIN_DEADLINE, DRAIN_SILENCE, IDLE_TIMEOUT, MAX_RING_SLOTS, Violation},
 };
 
 use super::{
@@ -112,8 +115,8 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
     if port_field.is_none() {
         missing("port", "port = 80");
     }
-    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", rules::address));
-    let port = port_field.and_then(|f| f.integer(1..65_536));
+    let vip = vip_field.and_then(|f| f.parsed("vip = \"10.0.0.100\"", str::parse::<Vips>));
+    let port = port_field.and_then(|f| f.ports());
     let protocol = table
         .required("protocol", "protocol = \"tcp\"")
         .and_then(|f| f.word(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]));
@@ -160,14 +163,15 @@ fn read_service(table: &Table<'_>, name: &str, services: &mut Services) {
         IpAddr::V4(_) => STAND_IN_V4,
         IpAddr::V6(_) => STAND_IN_V6,
     });
-    let (vip, port) =
-        (vip.unwrap_or(family), port.unwrap_or_else(|| stand_in_port(target_port, &backends)));
+    let vips = vip.unwrap_or_else(|| Vips::one(family));
+    let ports = port.unwrap_or_else(|| Ports::one(stand_in_port(target_port, &backends)));
     // Of the modes that could be meant, one that takes the backends' ports.
-    let is_foreign = |address: &BackendAddress| address.port.is_some_and(|its| its.get() != port);
+    let is_foreign =
+        |address: &BackendAddress| address.port.is_some_and(|its| Ports::one(its.get()) != ports);
     let stand_in = if backends.keys().any(is_foreign) { Mode::Nat } else { Mode::Ipip };
     let (protocol, mode) = (protocol.unwrap_or(Protocol::Tcp), mode.unwrap_or(stand_in));
-    let mut service = Service::new(vip, port, mode);
-    service.key.protocol = protocol;
+    let key = ServiceKey::of(vips, ports, protocol);
+    let mut service = Service { key, ..Service::new(vips.first(), 1, mode) };
     service.udp_policy = udp.unwrap_or_default();
     service.idle_timeout = idle.unwrap_or(service.idle_timeout);
     service.ring_slots = ring_slots.unwrap_or(service.ring_slots);

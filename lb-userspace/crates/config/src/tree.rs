@@ -7,7 +7,10 @@ use std::{
     str::FromStr,
 };
 
-use lb_model::units::{nearest, unknown_word};
+use lb_model::{
+    desired::Ports,
+    units::{nearest, unknown_word},
+};
 use toml::{
     Spanned,
     de::{DeString, DeTable, DeValue},
@@ -391,6 +394,14 @@ impl<'a> Field<'a> {
             self.refuse(format!("{integer} is out of range; {}", expected()));
         }
         value
+    }
+
+    /// Ports: one as a number, several as text.
+    pub(super) fn ports(&self) -> Option<Ports> {
+        if self.value.get_ref().as_integer().is_some() {
+            return self.integer(1..65_536).map(Ports::one);
+        }
+        self.parsed("port = 80, port = \"8000-8100\" or port = \"any\"", str::parse)
     }
 
     /// A whole number as it is written, if `parse` understands that; its error has the remedy.

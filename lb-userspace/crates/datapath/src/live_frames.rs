@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_common::abi::{self, FlowKey, Owners, Slot};
+use lb_common::abi::{self, Destination, FlowKey, Owners, Slot};
 use lb_model::{backend_address::BackendAddress, desired::ServiceKey, entry, flow::slot_of_flow};
 
 use super::{
@@ -86,8 +86,11 @@ impl LiveProgram {
         };
         let Some(ring) = self.maps.rings.get(entry.id)? else { return Ok(BTreeSet::new()) };
         let slots = Mapped::<Slot>::new(&ring).context("map the ring")?;
+        let [.., o, p] = entry::address(service.vip);
+        let destination = Destination::of(entry, service.port.into(), [o, p]);
+        let source = entry::address(source);
         let leads = |port: &u16| {
-            let key = FlowKey::new(entry::address(source), (*port).into(), entry.id);
+            let key = FlowKey { destination, ..FlowKey::new(source, (*port).into(), entry.id) };
             let slot = slots.get(slot_of_flow(entry, &key) as usize);
             slot.is_some_and(|slot| slot.owners() == Owners { current: *id, base: 0 })
         };

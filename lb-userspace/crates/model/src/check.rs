@@ -73,6 +73,14 @@ impl Check {
     }
 }
 
+impl Kind {
+    /// Whether it asks one port of the backend.
+    #[must_use]
+    pub const fn is_of_a_port(&self) -> bool {
+        !matches!(self, Self::None | Self::Exec(_))
+    }
+}
+
 /// The kind of probe of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]

@@ -1,12 +1,12 @@
 //! The entry of a backend in the map: what the program needs to send a packet there.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     num::NonZeroU16,
 };
 
 use lb_common::{
-    abi::{self, Backend, ReverseKey, backend_flags, proto},
+    abi::{self, Backend, Destination, ReverseKey, backend_flags, proto},
     nat,
     rewrite::ipv4_template_sum,
     wide::WideKey,
@@ -108,6 +108,14 @@ pub fn wide_key(key: &ServiceKey) -> Option<WideKey> {
         proto: key.protocol.number(),
         reserved: [0; 2],
     })
+}
+
+/// The VIP and port of a service that a flow's key has.
+#[must_use]
+pub fn asked(key: &ServiceKey, destination: Destination) -> SocketAddr {
+    let mut vip = address(key.vip);
+    vip[14..].copy_from_slice(&destination.host);
+    SocketAddr::new(ip_of(vip), destination.port.get())
 }
 
 /// The inverse of [`wide_key`].

@@ -124,8 +124,11 @@ pub fn service(service: &Service) -> Keys {
     let Service { key, mode, udp_policy, ring_slots, idle_timeout, syn_budget, policy, .. } =
         service;
     let mut keys = Keys::default();
-    keys.push("vip", key.vip);
-    keys.push("port", u32::from(key.port));
+    keys.push("vip", key.vips().to_string());
+    match key.ports() {
+        one if one.is_one() => keys.push("port", u32::from(key.port)),
+        range => keys.push("port", range.to_string()),
+    }
     keys.push_some("target_port", service.target_port.map(|port| u32::from(port.get())));
     keys.push("protocol", key.protocol.to_string());
     keys.push("mode", mode.to_string());

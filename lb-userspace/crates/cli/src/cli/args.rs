@@ -1,7 +1,7 @@
 //! The grammar of `lbctl`.
 
 use std::num::NonZeroU16;
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -9,7 +9,7 @@ use clap_complete::ArgValueCandidates;
 use lb_model::{
     backend_address::BackendAddress,
     defaults,
-    desired::{Mode, Protocol, Service, UdpPolicy, Weight},
+    desired::{Mode, Ports, Protocol, Service, ServiceKey, UdpPolicy, Vips, Weight},
     rules,
     units::{parse_duration, whole_secs},
 };
@@ -131,12 +131,12 @@ pub(super) enum ServiceCommand {
 pub(super) struct ServiceAdd {
     /// The service's name.
     pub(super) service: String,
-    /// The virtual IP.
-    #[arg(long, value_parser = rules::address)]
-    vip: IpAddr,
-    /// The port that clients connect to.
-    #[arg(long, allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
-    port: u16,
+    /// The virtual IP, or a prefix of them, as 198.51.100.0/28.
+    #[arg(long, value_parser = str::parse::<Vips>)]
+    vip: Vips,
+    /// The port that clients connect to, a range, as 8000-8100, or any.
+    #[arg(long, allow_negative_numbers = true, value_parser = str::parse::<Ports>)]
+    port: Ports,
     /// The port that backends listen at which give none of their own.
     #[arg(long, value_name = "PORT", allow_negative_numbers = true, value_parser = number::<u16>(1..=65_535))]
     target_port: Option<u16>,
@@ -303,8 +303,8 @@ impl ServiceAdd {
         if self.udp.is_some() && self.protocol != Protocol::Udp {
             return Err(Misuse("--udp is for services with --protocol udp".into()).into());
         }
-        let mut service = Service::new(self.vip, self.port, self.mode);
-        service.key.protocol = self.protocol;
+        let key = ServiceKey::of(self.vip, self.port, self.protocol);
+        let mut service = Service { key, ..Service::new(self.vip.first(), 1, self.mode) };
         service.udp_policy = self.udp.unwrap_or_default();
         service.policy = self.policy.policy()?;
         service.target_port = self.target_port.and_then(NonZeroU16::new);
@@ -365,11 +365,19 @@ mod tests {
                 "service add w --vip 10.0.0.1 --port 1 --ring-slots 0",
                 "0 is out of range; a number from 2 to 1048573",
             ),
-            ("service add w --vip 10.0.0.1 --port www", "`www` is no number; a number from"),
+            (
+                "service add w --vip 10.0.0.1 --port www",
+                "`www` is no port; write 80, a range as 8000-8100, or any",
+            ),
             (
                 "service add w --vip 10.0.0.1 --port 1 --syn-budget -1",
                 "-1 is out of range; a number from 0 to",
             ),
+            (
+                "service add w --vip 10.0.0.1/28 --port 1",
+                "`10.0.0.1` is not the first address of its /28",
+            ),
+            ("service add w --vip 10.0.0.1 --port 90-80", "`90-80` ends before it begins"),
             ("doctor backend --vip web1", "`web1` is no IP address; write one as"),
             ("decap attach --dev eth0 --vip 10.0.0.1:80", "write the address alone"),
             ("explain tcp web1 10.0.0.1", "`web1` is no address; write one as 10.0.0.100:80"),

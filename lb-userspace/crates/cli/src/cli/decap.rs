@@ -13,6 +13,7 @@ use lb_api::requests::Done;
 use lb_datapath::decap::{self, Follower, Step};
 use lb_model::{
     defaults,
+    desired::Vips,
     prefix::Prefix,
     rules,
     units::{format_bytes, format_count},
@@ -61,9 +62,9 @@ pub(super) struct AttachArgs {
     /// A destination of tunnelled packets; all addresses of the interface unless given.
     #[arg(long = "address", value_name = "ADDRESS", value_parser = rules::address)]
     addresses: Vec<IpAddr>,
-    /// A VIP that packets in the tunnel may be for; those on the loopback unless given.
-    #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::address)]
-    vips: Vec<IpAddr>,
+    /// A VIP that packets in the tunnel may be for, or a prefix of them; those on the loopback unless given.
+    #[arg(long = "vip", value_name = "ADDRESS", value_parser = str::parse::<Vips>)]
+    vips: Vec<Vips>,
     /// Prefixes of addresses that tunnelled packets may come from, as in `tunnel` of the balancers'
     /// configuration; `any`: all.
     #[arg(long = "from", value_name = "PREFIX", num_args = 1..)]
@@ -83,7 +84,7 @@ impl AttachArgs {
     fn options(&self) -> decap::Options {
         decap::Options {
             addresses: self.addresses.clone(),
-            vips: self.vips.clone(),
+            vips: self.vips.iter().flat_map(Vips::addresses).collect(),
             sources: self.sources.iter().flat_map(|from| from.0.clone()).collect(),
             generic: self.generic,
             allow_gro: self.allow_gro,

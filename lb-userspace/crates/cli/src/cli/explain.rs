@@ -133,10 +133,12 @@ impl FromStr for Endpoint {
     }
 }
 
-/// The ports of a VIP's services of this protocol.
+/// The ports of a VIP's services of this protocol; of several, the first.
 fn ports_of(status: &Status, protocol: Protocol, vip: IpAddr) -> BTreeSet<u16> {
     let keys = status.services.values().map(|service| service.key);
-    keys.filter(|key| key.vip == vip && key.protocol == protocol).map(|key| key.port).collect()
+    keys.filter(|key| key.vips().contains(vip) && key.protocol == protocol)
+        .map(|key| key.port)
+        .collect()
 }
 
 impl ExplainArgs {

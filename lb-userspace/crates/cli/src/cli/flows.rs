@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    net::IpAddr,
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -189,13 +189,16 @@ fn counts(found: &Found) -> String {
     if table.is_empty() { text(found) } else { table.render() }
 }
 
-/// The client of a flow, or the connection.
+/// The client of a flow, and where it has connected to among several VIPs or ports; or the connection.
 pub(super) fn client(flow: &Flow) -> String {
-    match (flow.client, flow.port, &flow.connection) {
-        (Some(IpAddr::V4(client)), Some(port), _) => format!("{client}:{port}"),
-        (Some(IpAddr::V6(client)), Some(port), _) => format!("[{client}]:{port}"),
+    let client = match (flow.client, flow.port, &flow.connection) {
+        (Some(client), Some(port), _) => SocketAddr::new(client, port).to_string(),
         (_, _, Some(connection)) => format!("connection {connection}"),
         _ => "-".into(),
+    };
+    match flow.destination {
+        Some(destination) => format!("{client} > {destination}"),
+        None => client,
     }
 }
 
@@ -220,6 +223,7 @@ mod tests {
             service: Some("web".into()),
             client: client.map(|client| client.parse().expect(client)),
             port: client.map(|_| 4_242),
+            destination: None,
             connection: client.is_none().then(|| "ab01020304050607".into()),
             backend: backend.map(BackendAddress::from),
             backend_id: 1,

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -21,7 +20,10 @@ use super::{
 use lb_api::client::Client;
 use lb_api::requests::{NodeChange, Terms};
 use lb_api::status::Status;
-use lb_model::units::{format_count, format_duration, parse_duration, rfc3339};
+use lb_model::{
+    desired::Vips,
+    units::{format_count, format_duration, parse_duration, rfc3339},
+};
 
 /// How often the counters are read.
 const POLL: Duration = Duration::from_millis(500);
@@ -82,7 +84,7 @@ pub(super) async fn run(command: &NodeCommand, changer: &Changer<'_>) -> Result<
 }
 
 fn show(status: &Status) -> String {
-    let vips: BTreeSet<IpAddr> = status.services.values().map(|service| service.key.vip).collect();
+    let vips: BTreeSet<Vips> = status.services.values().map(|service| service.key.vips()).collect();
     let vips: Vec<_> = vips.iter().map(ToString::to_string).collect();
     let vips = if vips.is_empty() { "none".into() } else { vips.join(", ") };
     format!("{}\nVIPs: {vips}\n", state(status))

@@ -1,6 +1,8 @@
 //! Rules of the node's firewall that are for a service, and so do not hold: XDP takes its packets before.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::collections::BTreeMap;
+
+use lb_model::desired::Vips;
 
 use super::{
     Finding,
@@ -16,13 +18,15 @@ pub(super) fn bypassed(snapshot: &NodeSnapshot) -> Vec<Finding> {
         return Vec::new();
     };
     // Numbers of rules by chain and VIP.
-    let mut found: BTreeMap<(&str, IpAddr), Vec<u64>> = BTreeMap::new();
+    let mut found: BTreeMap<(&str, Vips), Vec<u64>> = BTreeMap::new();
     for rule in &rules.destinations {
         for service in config.desired.services.values() {
-            let (vip, port) = (service.key.vip, u64::from(service.key.port));
-            let is_for = (rule.first..=rule.last).contains(&vip)
-                && (rule.ports.is_empty() || rule.ports.contains(&port));
-            let handles = found.entry((&rule.chain, vip)).or_default();
+            let (vips, ports) = (service.key.vips(), service.key.ports());
+            let ports = u64::from(service.key.port)..=u64::from(ports.last());
+            let is_for = rule.first <= vips.last()
+                && vips.first() <= rule.last
+                && (rule.ports.is_empty() || rule.ports.range(ports).next().is_some());
+            let handles = found.entry((&rule.chain, vips)).or_default();
             if is_for && !handles.contains(&rule.handle) {
                 handles.push(rule.handle);
             }
@@ -32,7 +36,7 @@ pub(super) fn bypassed(snapshot: &NodeSnapshot) -> Vec<Finding> {
     if found.is_empty() && !config.desired.services.is_empty() {
         return vec![Finding::ok(CHECK, "no rule that nft shows is for a service")];
     }
-    let finding = |((chain, vip), handles): (&(&str, IpAddr), &Vec<u64>)| {
+    let finding = |((chain, vip), handles): (&(&str, Vips), &Vec<u64>)| {
         const NAMED: usize = 8;
         let mut named: Vec<_> = handles.iter().take(NAMED).map(u64::to_string).collect();
         if handles.len() > NAMED {
@@ -52,12 +56,15 @@ pub(super) fn bypassed(snapshot: &NodeSnapshot) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
     use crate::doctor::{
         Grade,
         snapshot::{Destination, Rules},
         tests::{healthy, vip},
     };
+    use lb_model::desired::{Protocol, ServiceKey};
 
     fn rule(handle: u64, first: IpAddr, ports: &[u64]) -> Destination {
         let (chain, ports) = ("inet filter input".into(), ports.iter().copied().collect());
@@ -81,7 +88,30 @@ mod tests {
         let [(Grade::Warning, found)] = found.as_slice() else { panic!("{found:?}") };
         assert!(found.starts_with("the rules 4, 6 of the chain `inet filter input`"), "{found}");
         assert!(found.ends_with(&format!("are for services of {}, and do not hold", vip())));
+        let IpAddr::V4(v4) = vip() else { panic!("{}", vip()) };
+        let beside = IpAddr::from(std::net::Ipv4Addr::from(u32::from(v4) ^ 1));
+        assert_eq!(describe(vec![rule(8, beside, &[80])]), nothing);
         let many: Vec<_> = (1..=20).map(|handle| rule(handle, vip(), &[])).collect();
         assert!(describe(many)[0].1.contains("7, 8, 12 more of"));
+    }
+
+    #[test]
+    fn rules_for_some_of_a_services_vips_and_ports_are_named() {
+        let mut snapshot = healthy();
+        let key = |vips: &str, ports: &str| {
+            ServiceKey::of(vips.parse().unwrap(), ports.parse().unwrap(), Protocol::Tcp)
+        };
+        let config = snapshot.config.as_mut().unwrap();
+        for service in config.desired.services.values_mut() {
+            service.key = key("198.51.100.16/28", "8000-8100");
+        }
+        let at = |last: u8| IpAddr::from([198, 51, 100, last]);
+        for (vip, port, count) in [(16, 8000, 1), (31, 8100, 1), (32, 8000, 0), (20, 8101, 0)] {
+            let rules = Rules { destinations: vec![rule(4, at(vip), &[port])], ..Rules::default() };
+            snapshot.firewall = Firewall::Known(rules);
+            let found = bypassed(&snapshot);
+            let warned = found.iter().filter(|one| one.grade == Grade::Warning);
+            assert_eq!(warned.count(), count, "{vip} {port}: {found:?}");
+        }
     }
 }

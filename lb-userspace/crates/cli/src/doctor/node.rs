@@ -49,9 +49,14 @@ fn finding_of(Mistake { text, fix }: &Mistake, why: &str) -> Finding {
     Finding { fix: fix.clone(), ..Finding::error("configuration", text.clone(), why) }
 }
 
-/// The VIPs of all services.
+/// The VIPs of all services that have one; those of a prefix come by a route.
 fn vips_of(config: &Config) -> BTreeSet<IpAddr> {
-    config.desired.services.values().map(|service| service.key.vip).collect()
+    let keys = config.desired.services.values().map(|service| service.key);
+    keys.filter(|key| key.extent.host_bits == 0).map(|key| key.vip).collect()
+}
+
+fn is_vip(config: &Config, address: IpAddr) -> bool {
+    config.desired.services.values().any(|service| service.key.vips().contains(address))
 }
 
 /// The addresses of all virtual routers.
@@ -164,8 +169,7 @@ pub(super) fn arp(snapshot: &NodeSnapshot) -> Vec<Finding> {
     let Ok(config) = &snapshot.config else { return Vec::new() };
     let loopback = snapshot.interfaces.values().filter(|interface| interface.loopback);
     let here: Vec<_> = loopback.flat_map(|interface| &interface.addresses).collect();
-    let vips = vips_of(config);
-    if !here.iter().any(|(address, _)| address.is_ipv4() && vips.contains(address)) {
+    if !here.iter().any(|(address, _)| address.is_ipv4() && is_vip(config, *address)) {
         return Vec::new();
     }
     let check = |interface: &String| {
@@ -218,10 +222,9 @@ pub(super) fn rp_filter(snapshot: &NodeSnapshot) -> Vec<Finding> {
 pub(super) fn gateway(snapshot: &NodeSnapshot) -> Vec<Finding> {
     const CHECK: &str = "forwarding";
     let Ok(config) = &snapshot.config else { return Vec::new() };
-    let vips = vips_of(config);
     let routers = config.routers.routers.iter();
     let plain = routers.flat_map(|router| &router.addresses).map(|one| one.address);
-    let plain: Vec<_> = plain.filter(|address| !vips.contains(address)).collect();
+    let plain: Vec<_> = plain.filter(|address| !is_vip(config, *address)).collect();
     let check = |(address, name): (&IpAddr, &str)| {
         if snapshot.sysctls.get(name) == Some(1) {
             return Finding::ok(CHECK, format!("{address} may be a gateway: {name} is on"));

@@ -1,6 +1,7 @@
 //! The configurations that are accepted, and the errors for others.
 
 mod diff;
+mod extent;
 
 use lb_model::{
     desired::{Admin, Mode, Protocol, UdpPolicy},
@@ -264,7 +265,7 @@ mode = "dsr"
         "4:8: seed: 2 characters that are no seed; write 32 hexadecimal digits in quotes, as `openssl rand -hex 16` prints them",
         "7:8: limits.pins: 0 is out of range; a number from 1 to 67108864 is expected",
         "8:1: limits.backend: unknown key; did you mean `backends`?",
-        "12:7: service[0].vip: `10.0.0.300` is no IP address; write one as \"10.0.0.11\" or \"fd00::11\"",
+        "12:7: service[0].vip: `10.0.0.300` is no IP address; write one as \"10.0.0.100\", or a prefix as \"198.51.100.0/28\"",
         "13:8: service[0].port: 70000 is out of range; a number from 1 to 65535 is expected",
         "14:12: service[0].protocol: `tpc` is unknown; did you mean \"tcp\"? (\"tcp\", \"udp\")",
         "15:8: service[0].mode: `drs` is unknown; did you mean \"dsr\"? (\"dsr\", \"ipip\", \"nat\")",
@@ -380,7 +381,7 @@ backend = [{ address = "10.0.0.1" }, { address = "10.0.0.1" }]
         "1:1: limits.backends: 3 backends, but limits.backends is 2; raise it",
         "11:14: service[0].ring_slots: 100 slots; Maglev needs a prime: the next one is 101",
         "12:24: service[0].backend[0].address: fd00::1 is IPv6 and the VIP 10.0.0.100 IPv4; dsr sends packets on unchanged: give the backend's IPv4 address, or use mode ipip",
-        "12:49: service[0].backend[1].address: 10.0.0.100 is the VIP of service two; give the backend's own address",
+        "12:49: service[0].backend[1].address: 10.0.0.100 is a VIP of service two; give the backend's own address",
         "16:7: service[1].vip: tcp 10.0.0.100:80 is service one already",
         "20:50: service[1].backend[1].address: backend 10.0.0.1 is there already; give each backend once, with its weight",
     ];

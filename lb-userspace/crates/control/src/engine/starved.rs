@@ -119,7 +119,9 @@ impl Starved {
             let backend = entry::backend_of(entry);
             let seen = wanted.view.get(&seen::BackendKey { service: key, backend })?;
             let port = service.check_of(service.backends.get(&backend)?).port;
-            let is_of_service = port.is_none_or(|port| port == backend.port_or(key.port));
+            // Of several ports, others may take flows.
+            let is_of_service =
+                key.ports().is_one() && port.is_none_or(|port| port == backend.port_or(key.port));
             let takes_none = entry.flags & backend_flags::SOFT_DOWN != 0;
             Some(takes_none && seen.refuses && is_of_service)
         };

@@ -217,8 +217,11 @@ pub fn plan(inputs: &PlanInputs<'_>, applied: &Applied) -> WritePlan {
         let deliveries = peers::deliveries(inputs, applied, id, service, &placed);
         stages.add_backends(&placed, applied);
         stages.add_ring(id, ring_target(service, &placed), applied);
-        if !applied.vips.contains(&service.key.vip) && ids.vips.insert(service.key.vip) {
-            stages.services.push(MapWrite::PutVip(service.key.vip));
+        if let Some(vip) = only_vip(&service.key)
+            && !applied.vips.contains(&vip)
+            && ids.vips.insert(vip)
+        {
+            stages.services.push(MapWrite::PutVip(vip));
         }
         let value = service_value(inputs, id, service, !deliveries.is_empty());
         peer_macs.extend(deliveries);
@@ -312,9 +315,14 @@ fn own_macs(
     (!is_same).then_some(MapWrite::SetOwnMacs(macs))
 }
 
+/// The VIP of a service that has one. What is in a prefix is found by that.
+fn only_vip(service: &ServiceKey) -> Option<IpAddr> {
+    (service.extent.host_bits == 0).then_some(service.vip)
+}
+
 /// The deletions of what is in the maps and has no id in the desired state: services first, backends last.
 fn deletions(ids: &Ids<'_>, applied: &Applied) -> Vec<MapWrite> {
-    let vips: BTreeSet<_> = ids.services.keys().map(|key| key.vip).collect();
+    let vips: BTreeSet<_> = ids.services.keys().filter_map(only_vip).collect();
     let used: BTreeSet<_> = ids.services.values().copied().collect();
     let services = applied.services.keys().filter(|key| !ids.services.contains_key(key));
     let vips = applied.vips.difference(&vips);

@@ -1,16 +1,20 @@
 //! The node as a whole: whether it is drained for maintenance.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use lb_api::{
     event::{EventBody, Kind},
     requests::{Done, NodeChange, Terms},
     status::Node,
 };
-use lb_model::{plan::Plan, units::rfc3339};
+use lb_model::{desired::Vips, plan::Plan, units::rfc3339};
 use lb_plane::DataPlane;
 
-use super::{Daemon, Reply, handover::Initiator, roles::holders};
+use super::{
+    Daemon, Reply,
+    handover::Initiator,
+    roles::{holder_of, holders},
+};
 
 impl<D: DataPlane> Daemon<D> {
     /// Drains the node, or enables it again. One that drains hands its virtual routers over, and
@@ -74,24 +78,24 @@ impl<D: DataPlane> Daemon<D> {
     /// The steps that make the traffic leave.
     fn advice(&self) -> Vec<String> {
         let holders_by_vip = holders(self.routers());
-        let vips: BTreeSet<IpAddr> =
-            self.store.desired().services.values().map(|s| s.key.vip).collect();
-        let vips: BTreeSet<IpAddr> =
-            vips.into_iter().filter(|vip| !holders_by_vip.contains_key(vip)).collect();
+        let keys = self.store.desired().services.values().map(|service| service.key);
+        let keys = keys.filter(|key| holder_of(&holders_by_vip, key).is_none());
+        let vips: BTreeSet<Vips> = keys.map(|key| key.vips()).collect();
         let wait = "'lbctl node drain --wait' returns when no packet comes any more";
         let Some(first) = vips.first() else {
             return if holders_by_vip.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
         };
         let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
         let list = list.join(", ");
-        let length = if first.is_ipv4() { 32 } else { 128 };
         vec![
             format!(
                 "nothing takes over by itself: no virtual router holds {list}; forwarding goes on here"
             ),
             format!(
-                "move the VIPs ({list}): take each off here, as by 'ip address delete {first}/{length} \
-                 dev INTERFACE', and put it on the other node; or withdraw its route"
+                "move the VIPs ({list}): take each off here, as by 'ip address delete {}/{} \
+                 dev INTERFACE', and put it on the other node; or withdraw its route",
+                first.first(),
+                first.prefix_len()
             ),
             wait.to_owned(),
         ]

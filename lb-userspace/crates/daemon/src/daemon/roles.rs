@@ -127,7 +127,7 @@ impl RoleInputs<'_> {
     pub(super) fn flow_sources(&self) -> BTreeMap<ServiceKey, FlowStateSource> {
         let holders = holders(self.routers);
         let keys = self.desired.services.values().map(|service| service.key);
-        keys.map(|key| (key, self.source_of(key, holders.get(&key.vip).copied()))).collect()
+        keys.map(|key| (key, self.source_of(key, holder_of(&holders, &key)))).collect()
     }
 
     /// The services whose packets go to another node, as far as this one knows, and of whose flows it
@@ -137,9 +137,9 @@ impl RoleInputs<'_> {
         flow_sources: &BTreeMap<ServiceKey, FlowStateSource>,
     ) -> BTreeSet<ServiceKey> {
         let holders = holders(self.routers);
-        let is_active = |router| self.states.get(router) == Some(&State::Active);
+        let is_active = |router: RouterKey| self.states.get(&router) == Some(&State::Active);
         let is_elsewhere =
-            |key: &ServiceKey| holders.get(&key.vip).is_some_and(|router| !is_active(router));
+            |key: &ServiceKey| holder_of(&holders, key).is_some_and(|router| !is_active(router));
         let own = flow_sources
             .iter()
             .filter(|(_, source)| **source == FlowStateSource::Own)
@@ -227,6 +227,15 @@ pub(super) fn holders(routers: &[Router]) -> BTreeMap<IpAddr, RouterKey> {
     pairs.collect()
 }
 
+/// The router that has a service's VIP, or one of them: they move together.
+pub(super) fn holder_of(
+    holders: &BTreeMap<IpAddr, RouterKey>,
+    service: &ServiceKey,
+) -> Option<RouterKey> {
+    let vips = service.vips();
+    holders.range(vips.first()..=vips.last()).next().map(|(_, router)| *router)
+}
+
 /// The services of some routers.
 pub(super) fn services_of(
     desired: &Desired,
@@ -235,12 +244,14 @@ pub(super) fn services_of(
 ) -> BTreeSet<ServiceKey> {
     let holders = holders(routers);
     let keys = desired.services.values().map(|service| service.key);
-    keys.filter(|key| holders.get(&key.vip).is_some_and(|router| these.contains(router))).collect()
+    let is_of =
+        |key: &ServiceKey| holder_of(&holders, key).is_some_and(|router| these.contains(&router));
+    keys.filter(is_of).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use lb_model::desired::{Mode, Service};
+    use lb_model::desired::{Mode, Ports, Protocol, Service};
 
     use super::*;
 
@@ -434,5 +445,21 @@ mod tests {
         let all = services_of(&desired, &routers, &[routers[0].key].into());
         assert_eq!(all, [web().key].into());
         assert_eq!(services_of(&desired, &routers, &BTreeSet::new()), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_service_of_a_prefix_belongs_to_the_router_of_one_of_its_vips() {
+        let routers = routers();
+        let of = |vips: &str| {
+            let key = ServiceKey::of(vips.parse().unwrap(), Ports::one(80), Protocol::Tcp);
+            holder_of(&holders(&routers), &key)
+        };
+        let vip = web().key.vip;
+        assert_eq!(of(&format!("{vip}")), Some(routers[0].key));
+        let IpAddr::V4(v4) = vip else { panic!("{vip}") };
+        let first = std::net::Ipv4Addr::from(u32::from(v4) & !0xf);
+        assert_eq!(of(&format!("{first}/28")), Some(routers[0].key));
+        let next = std::net::Ipv4Addr::from((u32::from(v4) & !0xf) + 16);
+        assert_eq!(of(&format!("{next}/28")), None);
     }
 }

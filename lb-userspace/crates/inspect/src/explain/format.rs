@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use lb_api::status::{self, Status};
 use lb_common::{
     abi::{
-        Backend, FlowKey, FlowValue, Owners, Service, Unanswered, backend_flags, flow_flags,
-        service_flags, stamp, stamp_age, udp_policy,
+        Backend, Destination, FlowKey, FlowValue, Owners, Service, Unanswered, backend_flags,
+        flow_flags, service_flags, stamp, stamp_age, udp_policy,
     },
     hash::slot_of,
     nat,
@@ -551,8 +551,15 @@ impl<'a> Narrator<'a> {
 /// follows from it.
 fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
     let at = packet::transport(&snap.bytes)?;
-    let port = snap.bytes.get(at.offset..at.offset + 2)?.try_into().ok()?;
-    let key = FlowKey::new(entry::address(at.source), u16::from_be_bytes(port).into(), service.id);
+    let ports: [u8; 4] = snap.bytes.get(at.offset..at.offset + 4)?.try_into().ok()?;
+    let port = |high, low| u16::from_be_bytes([high, low]).into();
+    let [.., o, p] = entry::address(at.destination);
+    let key = FlowKey {
+        source: entry::address(at.source),
+        port: port(ports[0], ports[1]),
+        service: service.id,
+        destination: Destination::of(service, port(ports[2], ports[3]), [o, p]),
+    };
     let hash = hash_of_flow(service, &key);
     let slot = notes.iter().find_map(|note| match note {
         Note::Slot { index, .. } => Some(*index),

@@ -74,6 +74,8 @@ pub(crate) struct Transport {
     pub offset: usize,
     /// The sender.
     pub source: IpAddr,
+    /// The receiver.
+    pub destination: IpAddr,
 }
 
 /// Where the transport header of a frame is, if it has one.
@@ -84,15 +86,16 @@ pub(crate) fn transport(bytes: &[u8]) -> Option<Transport> {
             let ip = bytes.load::<Ipv4>(link.l3)?;
             let whole = ip.fragment.get() & ipv4::OFFSET_MASK == 0;
             let offset = link.l3 + ip.header_len()?;
-            let source = IpAddr::from(ip.source);
-            whole.then_some(Transport { proto: ip.proto, offset, source })
+            let (source, destination) = (ip.source.into(), ip.destination.into());
+            whole.then_some(Transport { proto: ip.proto, offset, source, destination })
         }
         ethernet::IPV6 => {
             let ip = bytes.load::<Ipv6>(link.l3)?;
             let found = ipv6::transport(bytes, ip.next, link.l3 + ipv6::LEN).ok()?;
             let whole = !matches!(found.fragmentation, Fragmentation::Later(_));
-            let (proto, offset, source) = (found.proto, found.offset, IpAddr::from(ip.source));
-            whole.then_some(Transport { proto, offset, source })
+            let (source, destination) = (ip.source.into(), ip.destination.into());
+            let (proto, offset) = (found.proto, found.offset);
+            whole.then_some(Transport { proto, offset, source, destination })
         }
         _ => None,
     }

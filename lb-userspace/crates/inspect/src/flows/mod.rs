@@ -6,7 +6,11 @@
 
 mod search;
 
-use std::{collections::BTreeMap, net::IpAddr, ops::ControlFlow};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::ControlFlow,
+};
 
 use anyhow::Result;
 use lb_common::abi::{self, FlowValue};
@@ -124,6 +128,9 @@ pub struct Flow {
     /// The client's port; none for QUIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Which VIP and port the client has connected to, where the service has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<SocketAddr>,
     /// For QUIC: the first eight bytes of the connection's id, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<String>,

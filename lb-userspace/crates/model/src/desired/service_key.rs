@@ -1,6 +1,10 @@
 //! What identifies a service on the wire.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -80,15 +84,34 @@ impl ServiceKey {
     pub const fn ports(&self) -> Ports {
         Ports { first: self.port, more: self.extent.more_ports }
     }
+
+    /// Its VIPs and ports, as text: `10.0.0.100:80`, `[fd00::/120]:8000-8100`.
+    #[must_use]
+    pub fn destination(&self) -> String {
+        let (vips, ports) = (self.vips(), self.ports());
+        match self.vip {
+            IpAddr::V4(_) => format!("{vips}:{ports}"),
+            IpAddr::V6(_) => format!("[{vips}]:{ports}"),
+        }
+    }
+
+    /// Whether both have a destination, and neither is the more specific one: that of fewer VIPs, or of as many VIPs
+    /// and a part of the other's ports.
+    #[must_use]
+    pub fn clashes(&self, other: &Self) -> bool {
+        let (own, its) = (self.ports(), other.ports());
+        let meet = own.first <= its.last() && its.first <= own.last();
+        let is_part = |one: Ports, of: Ports| of.first <= one.first && one.last() <= of.last();
+        let is_same = own == its;
+        (self.vips(), self.protocol) == (other.vips(), other.protocol)
+            && meet
+            && (is_same || !(is_part(own, its) || is_part(its, own)))
+    }
 }
 
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (protocol, vips, ports) = (self.protocol, self.vips(), self.ports());
-        match self.vip {
-            IpAddr::V4(_) => write!(f, "{protocol} {vips}:{ports}"),
-            IpAddr::V6(_) => write!(f, "{protocol} [{vips}]:{ports}"),
-        }
+        write!(f, "{} {}", self.protocol, self.destination())
     }
 }
 
@@ -102,17 +125,54 @@ fn host_of(address: IpAddr, bits: u8) -> u128 {
 }
 
 /// The VIPs of a service: one, or a prefix. As text `10.0.0.100` or `198.51.100.0/28`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vips {
     first: IpAddr,
     host_bits: u8,
 }
 
 impl Vips {
+    /// One VIP.
+    #[must_use]
+    pub const fn one(vip: IpAddr) -> Self {
+        Self { first: vip, host_bits: 0 }
+    }
+
     /// The number of bits that all of them share.
     #[must_use]
     pub const fn prefix_len(&self) -> u8 {
         (if self.first.is_ipv4() { 32 } else { 128 }) - self.host_bits
+    }
+
+    /// The first one.
+    #[must_use]
+    pub const fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// The last one.
+    #[must_use]
+    pub fn last(&self) -> IpAddr {
+        let others = (1_u128 << self.host_bits) - 1;
+        match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | others as u32).into(),
+            IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | others).into(),
+        }
+    }
+
+    /// All of them, in order.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let first = self.first;
+        (0..1_u32 << self.host_bits).map(move |number| match first {
+            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | number).into(),
+            IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | u128::from(number)).into(),
+        })
+    }
+
+    /// Whether an address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        (self.first..=self.last()).contains(&address)
     }
 }
 
@@ -134,7 +194,12 @@ impl FromStr for Vips {
             None => (text, None),
         };
         let first: IpAddr =
-            address.parse().map_err(|_| format!("`{address}` is not an IP address"))?;
+            address.parse().map_err(|_| match address.parse::<SocketAddr>() {
+                Ok(_) => format!("`{address}` has a port in it; write the address alone"),
+                Err(_) => format!(
+                    "`{address}` is no IP address; write one as \"10.0.0.100\", or a prefix as \"198.51.100.0/28\""
+                ),
+            })?;
         let bits: u8 = if first.is_ipv4() { 32 } else { 128 };
         let Some(length) = length else { return Ok(Self { first, host_bits: 0 }) };
         let length: Option<u8> = length.parse().ok().filter(|length| *length <= bits);
@@ -175,6 +240,18 @@ impl Ports {
     pub const fn last(&self) -> u16 {
         self.first.saturating_add(self.more)
     }
+
+    /// Whether it is one.
+    #[must_use]
+    pub const fn is_one(&self) -> bool {
+        self.more == 0
+    }
+
+    /// Whether a port is one of them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        (self.first..=self.last()).contains(&port)
+    }
 }
 
 impl fmt::Display for Ports {
@@ -195,10 +272,17 @@ impl FromStr for Ports {
             return Ok(Self::ANY);
         }
         let port = |port: &str| -> Result<u16, String> {
-            port.parse()
-                .map_err(|_| format!("`{text}` is not a port, a range like 8000-8100, or any"))
+            let number = port.parse().ok().filter(|number| *number != 0);
+            number.ok_or_else(|| match port.parse::<i128>() {
+                Ok(number) => {
+                    format!("{number} is out of range; a number from 1 to 65535 is expected")
+                }
+                Err(_) => format!("`{text}` is no port; write 80, a range as 8000-8100, or any"),
+            })
         };
-        let Some((first, last)) = text.split_once('-') else { return port(text).map(Self::one) };
+        // Not the sign of a number.
+        let range = text.split_once('-').filter(|(first, _)| !first.is_empty());
+        let Some((first, last)) = range else { return port(text).map(Self::one) };
         let (first, last) = (port(first)?, port(last)?);
         match last.checked_sub(first) {
             Some(more) => Ok(Self { first, more }),
@@ -274,17 +358,56 @@ mod tests {
     }
 
     #[test]
+    fn a_key_clashes_where_no_more_specific_one_decides() {
+        let key = |text: &str| {
+            let (vips, ports) = text.split_once(' ').unwrap();
+            ServiceKey::of(vips.parse().unwrap(), ports.parse().unwrap(), Protocol::Tcp)
+        };
+        for (one, other, clash) in [
+            ("10.0.0.0/28 80", "10.0.0.0/28 80", true),
+            ("10.0.0.1 8000-8100", "10.0.0.1 8050-8200", true),
+            ("10.0.0.1 8000-8100", "10.0.0.1 8050", false),
+            ("10.0.0.1 8000-8100", "10.0.0.1 8000-8050", false),
+            ("10.0.0.1 8000-8100", "10.0.0.1 8101-8200", false),
+            ("10.0.0.1 8000-8100", "10.0.0.2 8050-8200", false),
+            ("10.0.0.0/28 8000-8100", "10.0.0.1 8050-8200", false),
+            ("10.0.0.1 any", "10.0.0.0/28 80", false),
+        ] {
+            let (one, other) = (key(one), key(other));
+            assert_eq!((one.clashes(&other), other.clashes(&one)), (clash, clash), "{one} {other}");
+            assert!(!one.clashes(&ServiceKey { protocol: Protocol::Udp, ..other }));
+        }
+    }
+
+    #[test]
+    fn a_prefix_has_its_addresses_and_no_other() {
+        let vips: Vips = "198.51.100.16/28".parse().unwrap();
+        let at = |last: u8| IpAddr::from([198, 51, 100, last]);
+        assert_eq!((vips.first(), vips.last()), (at(16), at(31)));
+        assert!((16..32).all(|last| vips.contains(at(last))));
+        assert!(vips.addresses().eq((16..32).map(at)));
+        assert!(!vips.contains(at(15)) && !vips.contains(at(32)));
+        let v6: Vips = "2001:db8::/112".parse().unwrap();
+        assert_eq!(v6.last(), "2001:db8::ffff".parse::<IpAddr>().unwrap());
+        assert!(!v6.contains("2001:db8::1:0".parse().unwrap()) && !v6.contains(at(16)));
+    }
+
+    #[test]
     fn what_is_no_prefix_and_no_range_is_refused_with_the_reason() {
         let vips = |text: &str| text.parse::<Vips>().unwrap_err();
-        assert_eq!(vips("web"), "`web` is not an IP address");
+        assert!(vips("web").starts_with("`web` is no IP address; write one as"));
+        assert!(vips("10.0.0.1:80").contains("has a port in it"));
         assert_eq!(vips("10.0.0.1/33"), "`10.0.0.1/33` has no length from 0 to 32");
         assert_eq!(vips("10.0.0.1/x"), "`10.0.0.1/x` has no length from 0 to 32");
         assert_eq!(vips("10.0.0.1/28"), "`10.0.0.1` is not the first address of its /28");
         assert!(vips("10.0.0.0/15").contains("prefixes from /16 on"), "{}", vips("10.0.0.0/15"));
         assert!(vips("2001:db8::/64").contains("prefixes from /112 on"));
         let ports = |text: &str| text.parse::<Ports>().unwrap_err();
-        for text in ["", "http", "80-", "-80", "80-90-100", "65536", "1-65536"] {
-            assert!(ports(text).contains("is not a port, a range"), "{text}: {}", ports(text));
+        for text in ["", "http", "80-", "80-90-100", "80-any"] {
+            assert!(ports(text).contains("is no port; write 80"), "{text}: {}", ports(text));
+        }
+        for text in ["0", "-80", "0-80", "65536", "1-65536"] {
+            assert!(ports(text).contains("is out of range"), "{text}: {}", ports(text));
         }
         assert_eq!(ports("90-80"), "`90-80` ends before it begins");
     }

@@ -42,7 +42,8 @@ impl Merged {
             None => self.restore_service(service, configured, message),
             Some(at) if has(configured, service, *at) => {
                 // The service is what was changed, or another one whose VIP this is.
-                let vips = self.desired.services.iter().filter(|(_, s)| s.key.vip == at.ip);
+                let vips =
+                    self.desired.services.iter().filter(|(_, s)| s.key.vips().contains(at.ip));
                 let names: Vec<String> = vips.map(|(name, _)| name.clone()).collect();
                 let before = self.conflicts.len();
                 for name in names {

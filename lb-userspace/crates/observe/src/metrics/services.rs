@@ -91,7 +91,8 @@ fn services(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         .iter()
         .map(|(name, service)| {
             let key = service.key;
-            let labels = [key.vip.to_string(), key.port.to_string(), key.protocol.to_string()];
+            let (vips, ports) = (key.vips().to_string(), key.ports().to_string());
+            let labels = [vips, ports, key.protocol.to_string()];
             (name, labels, service.mode.to_string(), service.udp_policy)
         })
         .collect();

@@ -1,6 +1,6 @@
 //! The node's status, for people.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration, time::SystemTime};
+use std::{collections::BTreeMap, time::Duration, time::SystemTime};
 
 use lb_api::status::{
     Backend, Connections, Count, OneBackend, Service, Status, Totals, TxErrorStatus, Usage,
@@ -301,10 +301,7 @@ fn takes_flows(backend: &Backend) -> bool {
 }
 
 fn vip(service: &Service) -> String {
-    match service.key.vip {
-        IpAddr::V4(vip) => format!("{vip}:{}", service.key.port),
-        IpAddr::V6(vip) => format!("[{vip}]:{}", service.key.port),
-    }
+    service.key.destination()
 }
 
 fn share(slots: u32, of: u32) -> String {

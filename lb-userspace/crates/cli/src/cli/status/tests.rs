@@ -30,7 +30,7 @@ fn node() -> Status {
     let mut drained = backend_with(Admin::Draining { deadline: None }, None);
     (drained.slots, drained.pins) = (0, 0);
     let service = Service {
-        key: ServiceKey::new(IpAddr::from([10, 0, 0, 100]), 80, Protocol::Tcp),
+        key: ServiceKey::new(std::net::IpAddr::from([10, 0, 0, 100]), 80, Protocol::Tcp),
         mode: Mode::Dsr,
         udp_policy: None,
         ring_slots: 1_009,

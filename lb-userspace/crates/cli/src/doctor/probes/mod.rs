@@ -50,7 +50,9 @@ pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Resu
             interface.program = probe::program_on(&config.pin_dir, interface.ifindex);
         }
         let services = config.desired.services.values();
-        let vips: BTreeSet<_> = services.map(|service| service.key.vip).collect();
+        // The VIPs of a prefix come by a route.
+        let single = services.filter(|service| service.key.extent.host_bits == 0);
+        let vips: BTreeSet<_> = single.map(|service| service.key.vip).collect();
         let at_tc = |name: &&String| {
             let found = interfaces.get(*name).and_then(|interface| interface.program.as_ref());
             found.is_some_and(|program| program.ours && program.hook == probe::Hook::Tc)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::abi::{FlowKey, FlowValue, Service, flow_flags};
+use lb_common::abi::{Destination, FlowKey, FlowValue, Service, flow_flags};
 use lb_model::{
     backend_address::BackendAddress,
     desired::ServiceKey,
@@ -21,7 +21,7 @@ use super::{Count, Flow, Found, Kind, LIMIT, MOST, Query, Source};
 /// The names for the ids in the flow tables.
 #[derive(Debug, Default)]
 pub struct Names {
-    services: BTreeMap<u16, (String, Service)>,
+    services: BTreeMap<u16, (String, ServiceKey, Service)>,
     backends: BTreeMap<u16, (u16, BackendAddress)>,
 }
 
@@ -34,7 +34,7 @@ impl Names {
     pub fn read(source: &dyn Source, names: &BTreeMap<ServiceKey, String>) -> Result<Self> {
         let services = source.services()?.into_iter().map(|(key, service)| {
             let name = names.get(&key).cloned().unwrap_or_else(|| key.to_string());
-            (service.id, (name, service))
+            (service.id, (name, key, service))
         });
         let backends = source.backends()?.into_iter();
         let backends =
@@ -46,13 +46,13 @@ impl Names {
     fn is_live(&self, flow: &FlowRef, value: FlowValue, now: u32) -> bool {
         let service = self.services.get(&flow.service());
         let idle = now.saturating_sub(value.seen);
-        service.is_none_or(|(_, service)| idle <= kept_secs(flow, value, service, EMBRYONIC_SECS))
+        service.is_none_or(|(.., service)| idle <= kept_secs(flow, value, service, EMBRYONIC_SECS))
     }
 
     fn flow(&self, flow: &FlowRef, value: FlowValue, now: u32) -> Flow {
         let service = self.services.get(&flow.service());
         let slot = |key: &FlowKey| {
-            let (_, service) = service.filter(|(_, service)| service.slots > 0)?;
+            let (.., service) = service.filter(|(.., service)| service.slots > 0)?;
             Some(slot_of_flow(service, key))
         };
         let (kind, client, connection) = match flow {
@@ -62,9 +62,12 @@ impl Names {
         };
         Flow {
             kind,
-            service: service.map(|(name, _)| name.clone()),
+            service: service.map(|(name, ..)| name.clone()),
             client: client.map(|key| entry::ip_of(key.source)),
             port: client.map(|key| key.port.get()),
+            destination: client.zip(service).and_then(|(flow, (_, key, _))| {
+                (flow.destination != Destination::ONLY).then(|| entry::asked(key, flow.destination))
+            }),
             connection: connection
                 .map(|key| key.id.iter().map(|byte| format!("{byte:02x}")).collect()),
             backend: self.backends.get(&value.backend).map(|(_, address)| *address),
@@ -113,8 +116,8 @@ impl<'a> Search<'a> {
     pub fn new(names: &'a Names, query: &'a Query, now: u32) -> Result<Self, Refusal> {
         let mut service = None;
         if let Some(name) = &query.service {
-            let known = || names.services.values().map(|(name, _)| name.as_str());
-            let found = names.services.iter().find(|(_, (known, _))| known == name);
+            let known = || names.services.values().map(|(name, ..)| name.as_str());
+            let found = names.services.iter().find(|(_, (known, ..))| known == name);
             service = Some(*found.ok_or_else(|| no_service(name, known()))?.0);
         }
         let mut backends = None;
@@ -192,7 +195,7 @@ impl<'a> Search<'a> {
             key(a).cmp(&key(b)).then_with(|| a.connection.cmp(&b.connection))
         });
         let backends = tally.counts.into_iter().map(|((service, backend), count)| Count {
-            service: names.services.get(&service).map(|(name, _)| name.clone()),
+            service: names.services.get(&service).map(|(name, ..)| name.clone()),
             backend: names.backends.get(&backend).map(|(_, address)| *address),
             ..count
         });

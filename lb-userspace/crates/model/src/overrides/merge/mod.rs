@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend_address::BackendAddress,
     check::Check,
-    desired::{Admin, Backend, Desired, Service},
+    desired::{Admin, Backend, Desired, Service, Vips},
     keys,
     policy::Policy,
     rules::{self, DRAIN_DEADLINE, Violation},
@@ -381,11 +380,12 @@ impl Merge<'_> {
                 None => drop(desired.services.remove(&name)),
             }
         }
-        let vips: BTreeSet<IpAddr> = desired.services.values().map(|s| s.key.vip).collect();
+        let all_vips: Vec<Vips> = desired.services.values().map(|s| s.key.vips()).collect();
         for (name, service) in &mut desired.services {
             let base = configured.services.get(name).map(|service| &service.backends);
             let configured = |at: &BackendAddress| base.is_some_and(|base| base.contains_key(at));
-            let vips = service.backends.keys().filter(|at| vips.contains(&at.ip));
+            let is_vip = |at: &&BackendAddress| all_vips.iter().any(|vips| vips.contains(at.ip));
+            let vips = service.backends.keys().filter(is_vip);
             let mut bad: BTreeMap<BackendAddress, String> =
                 vips.map(|at| (*at, format!("{} is a VIP", at.ip))).collect();
             let sockets = service.backends.keys().filter(|at| configured(at));

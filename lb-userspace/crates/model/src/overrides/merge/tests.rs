@@ -1,4 +1,7 @@
-use std::{net::Ipv4Addr, time::UNIX_EPOCH};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::UNIX_EPOCH,
+};
 
 use proptest::prelude::*;
 

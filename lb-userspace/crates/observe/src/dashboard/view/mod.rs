@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -12,7 +11,11 @@ use lb_api::{
     routers::RouterStatus,
     status::{Backend, Count, Interface, Peer, PeerRouter, Service, Usage},
 };
-use lb_model::{backend_address::BackendAddress, desired::Admin, router::State};
+use lb_model::{
+    backend_address::BackendAddress,
+    desired::{Admin, Ports, Vips},
+    router::State,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -105,8 +108,8 @@ struct OnPeer<'a> {
 
 #[derive(Serialize)]
 struct OfService<'a> {
-    vip: IpAddr,
-    port: u16,
+    vip: Vips,
+    port: Ports,
     protocol: String,
     mode: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,8 +286,8 @@ fn service<'a>(service: &'a Service, rates: Option<&ServiceRates>) -> OfService<
     let of = |at: &BackendAddress| rates.and_then(|rates| rates.backends.get(at)).copied();
     let backends = service.backends.iter();
     OfService {
-        vip: service.key.vip,
-        port: service.key.port,
+        vip: service.key.vips(),
+        port: service.key.ports(),
         protocol: service.key.protocol.to_string(),
         mode: service.mode.to_string(),
         udp: service.udp_policy,

@@ -8,7 +8,7 @@ use super::*;
 use crate::samples::Rates;
 
 const BACKEND: BackendAddress =
-    BackendAddress::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
+    BackendAddress::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 11)));
 
 fn sample(number: u64) -> Sample {
     let service: Service = serde_json::from_value(json!({

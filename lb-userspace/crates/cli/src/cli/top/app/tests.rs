@@ -115,6 +115,7 @@ fn flow(last: u8, idle_secs: u32) -> Flow {
         service: Some("web".into()),
         client: Some(IpAddr::from([198, 51, 100, last])),
         port: Some(4_242),
+        destination: None,
         connection: None,
         backend: Some(IpAddr::from([10, 0, 0, 12]).into()),
         backend_id: 2,
