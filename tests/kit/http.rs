@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -76,10 +76,36 @@ impl Connection {
     /// If no host answers.
     pub fn open_here_by(to: SocketAddr, timeout: Duration, port: &mut u16) -> Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).context("socket")?;
+        Self::connect(&socket, to, timeout, port)?;
+        Self::of(socket, timeout)
+    }
+
+    /// Connects by this port, which may have connections to other destinations.
+    ///
+    /// # Errors
+    ///
+    /// If no host answers, or the port has a connection to this one.
+    pub fn open_here_from(port: u16, to: SocketAddr, timeout: Duration) -> Result<Self> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).context("socket")?;
+        socket.set_reuse_address(true).context("SO_REUSEADDR")?;
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let bound = socket.bind(&SocketAddr::new(any, port).into());
+        bound.with_context(|| format!("bind to port {port}"))?;
+        Self::connect(&socket, to, timeout, &mut 0)?;
+        Self::of(socket, timeout)
+    }
+
+    fn connect(socket: &Socket, to: SocketAddr, timeout: Duration, port: &mut u16) -> Result<()> {
         let connected = socket.connect_timeout(&to.into(), timeout);
         let local = socket.local_addr().context("address of the socket")?;
         *port = local.as_socket().map_or(0, |local| local.port());
-        connected.with_context(|| format!("connect to {to}"))?;
+        connected.with_context(|| format!("connect to {to}"))
+    }
+
+    fn of(socket: Socket, timeout: Duration) -> Result<Self> {
         let stream = TcpStream::from(socket);
         stream.set_nodelay(true).context("TCP_NODELAY")?;
         let connection = Self { stream: BufReader::new(stream) };

@@ -44,6 +44,7 @@ pub mod udp;
 pub mod uploads;
 pub mod wait;
 pub mod ways;
+pub mod wide;
 pub mod xdp;
 
 /// Whether the requirements of tests in namespaces are there: root, and the programs of [`PROGRAMS`].

@@ -32,3 +32,4 @@ mod rolling;
 mod short;
 mod tc;
 mod tx_errors;
+mod wide;

@@ -9,3 +9,4 @@ mod partition;
 mod preemption;
 mod rolling;
 mod serving;
+mod wide;
