@@ -166,6 +166,8 @@ fn flows_of_one_source_port_are_told_apart_by_their_destinations() -> Result<()>
         let explained = balancer.lbctl(&["explain", "tcp", &from, &to.to_string(), "--ack"])?;
         let at = lab.web(host)?.host.v4.to_string();
         assert!(explained.contains(&at), "{from} {to} is at {host}: {explained}");
+        assert!(explained.contains("web: tcp 10.0.0.100/30:80-8080, dsr"), "{explained}");
+        assert!(explained.contains("and the destination's port"), "{explained}");
     }
     balancer.lbctl(&["backend", "enable", "web", &lab.webs[0].host.v4.to_string()])?;
     balancer.lbctl(&["backend", "drain", "web", &lab.webs[1].host.v4.to_string()])?;

@@ -82,21 +82,28 @@ impl<D: DataPlane> Daemon<D> {
         let keys = keys.filter(|key| holder_of(&holders_by_vip, key).is_none());
         let vips: BTreeSet<Vips> = keys.map(|key| key.vips()).collect();
         let wait = "'lbctl node drain --wait' returns when no packet comes any more";
-        let Some(first) = vips.first() else {
+        if vips.is_empty() {
             return if holders_by_vip.is_empty() { Vec::new() } else { vec![wait.to_owned()] };
-        };
+        }
         let list: Vec<String> = vips.iter().map(ToString::to_string).collect();
         let list = list.join(", ");
+        let one = vips.iter().find(|vips| vips.first() == vips.last());
+        let step = match one {
+            Some(vip) => format!(
+                "move the VIPs ({list}): take each off here, as by 'ip address delete {}/{} \
+                 dev INTERFACE', and put it on the other node; or withdraw its route",
+                vip.first(),
+                vip.prefix_len()
+            ),
+            None => {
+                format!("move the VIPs ({list}): have routers send their packets to the other node")
+            }
+        };
         vec![
             format!(
                 "nothing takes over by itself: no virtual router holds {list}; forwarding goes on here"
             ),
-            format!(
-                "move the VIPs ({list}): take each off here, as by 'ip address delete {}/{} \
-                 dev INTERFACE', and put it on the other node; or withdraw its route",
-                first.first(),
-                first.prefix_len()
-            ),
+            step,
             wait.to_owned(),
         ]
     }

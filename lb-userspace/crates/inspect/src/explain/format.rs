@@ -141,8 +141,15 @@ impl<'a> Narrator<'a> {
     }
 
     fn met(&self, key: &ServiceKey, service: Service) -> Met<'a> {
-        let mut services = self.status.services.iter();
-        let named = services.find(|(_, known)| known.key == *key);
+        let is_met = |known: &ServiceKey| match service.flags & service_flags::WIDE {
+            0 => known == key,
+            _ => {
+                let has = known.vips().contains(key.vip) && known.ports().contains(key.port);
+                has && known.protocol == key.protocol && !known.extent.is_one()
+            }
+        };
+        let services = self.status.services.iter().filter(|(_, known)| is_met(&known.key));
+        let named = services.min_by_key(|(_, known)| known.key.extent);
         Met { service, named: named.map(|(name, service)| (name.as_str(), service)) }
     }
 
@@ -197,7 +204,12 @@ impl<'a> Narrator<'a> {
                 Note::Service(key, found) => {
                     steps.add("service", self.service(*key, found.as_ref()));
                     if let Some(hash) = found.and_then(|service| hash(snap, &service, notes)) {
-                        steps.add("hash", format!("{hash:#018x} of the client's address and port"));
+                        let of =
+                            match found.map_or(0, |service| service.flags & service_flags::WIDE) {
+                                0 => "the client's address and port",
+                                _ => "the client's address and port, and the destination's port",
+                            };
+                        steps.add("hash", format!("{hash:#018x} of {of}"));
                     }
                 }
                 Note::NoSlot => steps.add("slot", "the service has no ring: no backend".into()),
@@ -321,6 +333,7 @@ impl<'a> Narrator<'a> {
         };
         let mode = named.map_or(String::new(), |(_, service)| format!(", {}", service.mode));
         let (id, slots) = (service.id, service.slots);
+        let key = named.map_or(key, |(_, service)| service.key);
         format!("{name}: {key}{policy}{mode}, id {id}, a ring of {slots} slots")
     }
 

@@ -29,6 +29,7 @@ pub struct ServiceKey {
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct Extent {
+    // The order of the fields is that of the lookup: the fewest VIPs first, then the fewest ports.
     /// Bits at the end of the VIP that differ within the service: 4 for a prefix of 16 addresses. At most
     /// [`Self::MAX_HOST_BITS`].
     pub host_bits: u8,
