@@ -48,6 +48,7 @@ fn services() -> Vec<Setup> {
     let tcp = |v6, port, backend, flux, syn_budget| Setup {
         v6,
         port,
+        more_ports: 0,
         proto: proto::TCP,
         udp_policy: 0,
         backend,
@@ -57,6 +58,7 @@ fn services() -> Vec<Setup> {
     let udp = |port, udp_policy| Setup {
         v6: false,
         port,
+        more_ports: 0,
         proto: proto::UDP,
         udp_policy,
         backend: TUNNEL,

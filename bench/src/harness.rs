@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
-    maps::{Array, ArrayOfMaps, HashMap, MapData},
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, MapData, lpm_trie},
     programs::{
         ProgramFd, SchedClassifier, TcAttachType, TestRunAttrs, TestRunOptions, Xdp, XdpMode,
         tc::{self, SchedClassifierLink},
@@ -27,8 +27,9 @@ use lb_common::{
     nat, nat_connections, return_route, rewrite,
     service_index::{Entry, Place, WAYS, buckets},
     verdict::REASONS,
+    wide::{PortPrefix, WideKey},
 };
-use lb_datapath::objects;
+use lb_datapath::{objects, tries};
 use lb_inspect::capture::Spec;
 use zerocopy::{FromBytes as _, IntoBytes};
 
@@ -80,8 +81,10 @@ pub enum Flux {
 pub struct Setup {
     /// Whether its VIP is IPv6.
     pub v6: bool,
-    /// Its port.
+    /// Its port, or the first one.
     pub port: u16,
+    /// Ports after it: more than none are of the only such service.
+    pub more_ports: u16,
     /// Its protocol.
     pub proto: u8,
     /// For UDP, its policy.
@@ -147,7 +150,8 @@ impl Harness {
             slots: SLOTS,
             id,
             udp_policy: setup.udp_policy,
-            flags: service_flags::SECOND_CHOICE,
+            flags: service_flags::SECOND_CHOICE
+                | if setup.more_ports == 0 { 0 } else { service_flags::WIDE },
             idle_timeout: 900,
             syn_budget: setup.syn_budget,
         };
@@ -185,27 +189,52 @@ impl Harness {
             self.pin(setup, id, first, flows, now)?;
         }
         let (port, proto) = (setup.port.into(), setup.proto);
+        let address = if setup.v6 { VIP_V6 } else { mapped(VIP_V4) };
+        let map = self.balancer.map_mut("SERVICE_ENTRIES").context("no map SERVICE_ENTRIES")?;
+        let entry = Entry { service, address, port, proto, reserved: [0; 5] };
+        Array::<_, Entry>::try_from(map)?.set(u32::from(id), entry, 0)?;
+        if setup.more_ports > 0 {
+            let last = (setup.port + setup.more_ports).into();
+            let key = WideKey { address, first: port, last, bits: 128, proto, reserved: [0; 2] };
+            return self.publish_wide(key, id);
+        }
         let mask = buckets(SERVICES) - 1;
-        let (place, address) = if setup.v6 {
+        let place = if setup.v6 {
             let key = ServiceKeyV6 { address: VIP_V6, port, proto, reserved: 0 };
             let map = self.balancer.map_mut("SERVICES_V6").context("no map SERVICES_V6")?;
             HashMap::<_, ServiceKeyV6, Service>::try_from(map)?.insert(key, service, 0)?;
-            (Place::of_v6(&key, mask), VIP_V6)
+            Place::of_v6(&key, mask)
         } else {
             let key = ServiceKeyV4 { address: VIP_V4, port, proto, reserved: 0 };
             let map = self.balancer.map_mut("SERVICES_V4").context("no map SERVICES_V4")?;
             HashMap::<_, ServiceKeyV4, Service>::try_from(map)?.insert(key, service, 0)?;
-            (Place::of_v4(&key, mask), mapped(VIP_V4))
+            Place::of_v4(&key, mask)
         };
-        let map = self.balancer.map_mut("SERVICE_ENTRIES").context("no map SERVICE_ENTRIES")?;
-        let entry = Entry { service, address, port, proto, reserved: [0; 5] };
-        Array::<_, Entry>::try_from(map)?.set(u32::from(id), entry, 0)?;
         let map = self.balancer.map_mut("SERVICE_INDEX").context("no map SERVICE_INDEX")?;
         let mut index: Array<_, [u32; WAYS]> = map.try_into()?;
         let mut words = index.get(&place.bucket, 0)?;
         let free = words.iter_mut().find(|word| **word == 0).context("the bucket is full")?;
         *free = place.word(id);
         Ok(index.set(place.bucket, words, 0)?)
+    }
+
+    /// Makes a service with several ports be found; there is one.
+    fn publish_wide(&mut self, key: WideKey, id: u16) -> Result<()> {
+        let (vips, ports) = tries(&[(key, id)].into());
+        let map = self.balancer.map_mut("WIDE_VIPS").context("no map WIDE_VIPS")?;
+        let mut by_vip: LpmTrie<_, [u8; 16], u32> = map.try_into()?;
+        for (group, vip) in (0..).zip(&vips) {
+            by_vip.insert(&lpm_trie::Key::new(vip.bits, vip.address), group, 0)?;
+        }
+        let map = self.balancer.map_mut("WIDE_PORTS").context("no map WIDE_PORTS")?;
+        let mut by_port: LpmTrie<_, u64, u32> = map.try_into()?;
+        for (port, id) in &ports {
+            let last = u16::from_ne_bytes(port.port.to_bytes());
+            let word = PortPrefix::word(port.group, port.proto, last);
+            by_port.insert(&lpm_trie::Key::new(port.bits, word), u32::from(*id), 0)?;
+        }
+        let map = self.balancer.map_mut("WIDE_GROUPS").context("no map WIDE_GROUPS")?;
+        Ok(Array::<_, u32>::try_from(map)?.set(0, vips.len() as u32, 0)?)
     }
 
     /// Makes the backends of a service in mode `nat` known by the sources of their answers.

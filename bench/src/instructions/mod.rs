@@ -55,6 +55,8 @@ const IN_FLUX: [u16; 2] = [90, 91];
 const TC: [u16; 2] = [84, 85];
 /// In mode `nat`: with XDP, and at tc.
 const NAT: [u16; 2] = [86, 87];
+/// The first port of a service with a hundred of them.
+const RANGE: u16 = 8_000;
 
 /// Measures and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -82,13 +84,12 @@ fn measure_all() -> Result<Report> {
         [(Flux::Steady, STEADY, 0), (Flux::Pinned(MANY), IN_FLUX, u32::MAX)]
     {
         for (port, backend) in ports.into_iter().zip([0, backend_flags::TUNNEL]) {
-            let (v6, proto, udp_policy) = (false, proto::TCP, 0);
-            harness.add(&Setup { v6, port, proto, udp_policy, backend, flux, syn_budget })?;
+            harness.add(&Setup { flux, syn_budget, ..steady(port, backend) })?;
         }
     }
-    harness.add(&nat(NAT[0]))?;
+    harness.add(&steady(NAT[0], backend_flags::NAT))?;
     let plans = plans();
-    let mut progress = Progress::new(plans.len() + 3 + 2 + 6 * KINDS.len() + 3);
+    let mut progress = Progress::new(plans.len() + 3 + 2 + 4 + 6 * KINDS.len() + 3);
     let mut begun = false;
     let mut step = |name: &str| {
         if begun {
@@ -144,6 +145,23 @@ fn measure_all() -> Result<Report> {
         anyhow::ensure!(returned == plan.runs, "{name}: {returned} of {}", plan.runs);
         note(&name, Kind::Lb, &measured);
     }
+    // With such a service, other packets cost more that are for none.
+    harness.add(&Setup { more_ports: 99, ..steady(RANGE, 0) })?;
+    for (shape, flows, flow_words) in KINDS {
+        let name = format!("dsr, a range of ports, {flow_words}");
+        step(&name);
+        let mut plan = plan(shape, RANGE, flows);
+        let warm = warm(&plan);
+        let forwarded = harness.forwarded()?;
+        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
+        let forwarded = harness.forwarded()? - forwarded;
+        anyhow::ensure!(forwarded == plan.runs, "{name}: {forwarded} of {}", plan.runs);
+        note(&name, Kind::Lb, &measured);
+    }
+    let name = "nat beside a range of ports, answers, one flow";
+    step(name);
+    let mut from_backend = answers(address_v4(0), target_port(NAT[0]), 1);
+    note(name, Kind::Lb, &measure(&mut harness, name, &mut from_backend, WARM, Harness::sunk)?);
     drop(link);
     drop(sink);
 
@@ -153,10 +171,9 @@ fn measure_all() -> Result<Report> {
     let sent = |_: &mut Harness| ipvs::sent();
     harness.send_by(index(OUT)?)?;
     for (port, backend) in TC.into_iter().zip([0, backend_flags::TUNNEL]) {
-        let (v6, proto, flux) = (false, proto::TCP, Flux::Steady);
-        harness.add(&Setup { v6, port, proto, udp_policy: 0, backend, flux, syn_budget: 0 })?;
+        harness.add(&steady(port, backend))?;
     }
-    harness.add(&nat(NAT[1]))?;
+    harness.add(&steady(NAT[1], backend_flags::NAT))?;
     let tc = harness.attach_tc(NODE)?;
     for (port, mode) in TC.into_iter().chain([NAT[1]]).zip(["dsr", "ipip", "nat"]) {
         for (shape, flows, flow_words) in KINDS {
@@ -230,10 +247,10 @@ fn answers(source: [u8; 4], port: u16, flows: u32) -> Plan {
     Plan { base: CLIENTS, ..frames::answers(source, port, flows) }
 }
 
-/// A service in mode `nat`.
-fn nat(port: u16) -> Setup {
+/// A TCP service without changes, with these flags of its backends.
+const fn steady(port: u16, backend: u8) -> Setup {
     let (v6, proto, udp_policy, flux, syn_budget) = (false, proto::TCP, 0, Flux::Steady, 0);
-    Setup { v6, port, proto, udp_policy, backend: backend_flags::NAT, flux, syn_budget }
+    Setup { v6, port, more_ports: 0, proto, udp_policy, backend, flux, syn_budget }
 }
 
 /// So many that each flow was there once, where that makes a difference.
