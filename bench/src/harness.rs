@@ -233,8 +233,17 @@ impl Harness {
             let word = PortPrefix::word(port.group, port.proto, last);
             by_port.insert(&lpm_trie::Key::new(port.bits, word), u32::from(*id), 0)?;
         }
+        self.set_wide_groups(vips.len() as u32)
+    }
+
+    /// From here on, no service with several ports is found.
+    pub fn withdraw_wide(&mut self) -> Result<()> {
+        self.set_wide_groups(0)
+    }
+
+    fn set_wide_groups(&mut self, count: u32) -> Result<()> {
         let map = self.balancer.map_mut("WIDE_GROUPS").context("no map WIDE_GROUPS")?;
-        Ok(Array::<_, u32>::try_from(map)?.set(0, vips.len() as u32, 0)?)
+        Ok(Array::<_, u32>::try_from(map)?.set(0, count, 0)?)
     }
 
     /// Makes the backends of a service in mode `nat` known by the sources of their answers.

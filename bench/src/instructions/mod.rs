@@ -162,6 +162,7 @@ fn measure_all() -> Result<Report> {
     step(name);
     let mut from_backend = answers(address_v4(0), target_port(NAT[0]), 1);
     note(name, Kind::Lb, &measure(&mut harness, name, &mut from_backend, WARM, Harness::sunk)?);
+    harness.withdraw_wide()?;
     drop(link);
     drop(sink);
 
