@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use kit::{
-    balancer::binaries,
+    balancer::program,
     can_run, command,
     ha_pair::{HaPair, PRIORITIES, Plan},
     lab::{INTERFACE, Lab, Options},
@@ -83,7 +83,7 @@ const ROUTED: &str = "198.51.100.0/28";
 fn route(lab: &Lab) -> Result<()> {
     for web in &lab.webs {
         web.host.namespace.ip(&format!("route add local {ROUTED} dev lo"))?;
-        let mut attach = web.host.namespace.command(binaries()?.join("lbctl"));
+        let mut attach = program(&web.host.namespace, "lbctl")?;
         attach.args(["decap", "attach", "--dev", INTERFACE, "--from", "172.16.0.0/16"]);
         attach.args(["--vip", ROUTED, "--pin-dir"]).arg(lab.pins().join(&web.host.name));
         command::run(&mut attach).with_context(|| web.host.name.clone())?;
