@@ -413,17 +413,21 @@ impl Merge<'_> {
     }
 }
 
-/// A service whose address is not the configuration's, and is that of another in the configuration.
+/// A service whose VIPs and ports are not the configuration's, and clash with those of another in the configuration.
 fn taken(desired: &Desired, configured: &Desired) -> Option<(String, String)> {
     let own = |name: &str, service: &Service| {
         configured.services.get(name).is_some_and(|base| base.key == service.key)
     };
     desired.services.iter().find_map(|(name, service)| {
         let mut others = desired.services.iter();
-        let (other, _) = others.find(|(other, o)| {
-            *other != name && o.key == service.key && own(other, o) && !own(name, service)
+        let (other, its) = others.find(|(other, o)| {
+            *other != name && o.key.clashes(&service.key) && own(other, o) && !own(name, service)
         })?;
-        Some((name.clone(), format!("{} is its service {other}", service.key)))
+        let why = match its.key == service.key {
+            true => format!("{} is its service {other}", service.key),
+            false => format!("{} has ports of its service {other}, {}", service.key, its.key),
+        };
+        Some((name.clone(), why))
     })
 }
 

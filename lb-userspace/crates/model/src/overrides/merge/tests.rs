@@ -12,7 +12,10 @@ use super::{
     },
     *,
 };
-use crate::{check::Kind, desired::Mode};
+use crate::{
+    check::Kind,
+    desired::{Mode, Protocol, ServiceKey},
+};
 
 const A: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
 const B: BackendAddress = BackendAddress::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
@@ -245,6 +248,28 @@ fn what_does_not_go_with_the_configuration_leaves() {
             "mine: what lbctl changed of it does not go with the configuration: tcp 10.0.1.1:80 is its service theirs"
         ]
     );
+    // Ranges of ports of which none is a part of the other, whichever name is first.
+    let with_ports = |name: &str, ports: &str| {
+        let mut desired = given(&[(name, 1, &[(A, 1, ENABLED)])]);
+        let service = desired.services.get_mut(name).expect("it is there");
+        let (vips, ports) = (service.key.vips(), ports.parse().expect(ports));
+        service.key = ServiceKey::of(vips, ports, Protocol::Tcp);
+        desired
+    };
+    for name in ["before", "zone"] {
+        let theirs = with_ports("theirs", "8000-8100");
+        assert_eq!(
+            conflicts(&none, &theirs, &with_ports(name, "8050-8200"), &theirs),
+            [format!(
+                "{name}: what lbctl changed of it does not go with the configuration: tcp 10.0.1.1:8050-8200 has ports \
+                 of its service theirs, tcp 10.0.1.1:8000-8100"
+            )]
+        );
+        let part = with_ports(name, "8050");
+        let mut both = theirs.clone();
+        both.services.extend(part.services.clone());
+        assert_eq!(conflicts(&none, &theirs, &part, &both), [""; 0]);
+    }
     // A backend whose address has become a VIP.
     let vip = IpAddr::from([10, 0, 1, 2]);
     let before = given(&[("web", 1, &[])]);
