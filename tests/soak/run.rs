@@ -226,7 +226,8 @@ impl Run {
         let history = History::of(&self.testbed.log);
         for (from, to) in unsolicited {
             let of_backend = self.reader.translated(from);
-            if of_backend.is_some_and(|one| model::may_be_left(&history, one, self.clock.now())) {
+            let may = |one| model::may_be_left(&history, &self.observations, one, self.clock.now());
+            if of_backend.is_some_and(may) {
                 continue;
             }
             let what = format!("{from} has sent to {to}, where nothing was asked of it");

@@ -431,13 +431,21 @@ pub fn unfounded(history: &History, observations: &Observations, moved: &Moved) 
 /// which the nodes knew nothing any more, as their clients' packets had gone to another backend before, or could not
 /// reach it. It sends their data again and again, and no node has its service's VIP and port any more.
 #[must_use]
-pub fn may_be_left(history: &History, backend: Backend, at: Duration) -> bool {
+pub fn may_be_left(
+    history: &History,
+    observations: &Observations,
+    backend: Backend,
+    at: Duration,
+) -> bool {
     let Backend { service, host } = backend;
     let before = |spans: &[Span]| spans.iter().any(|span| span.from <= at);
+    // Whether it might have moved them is another question ([`unfounded`]).
+    let moved =
+        observations.moved.iter().any(|moved| moved.backend == backend && moved.span.from <= at);
     let left =
         [&history.forced[service][host], &history.deadlines[service][host], &history.cut[host]];
     history.removed[service][host].iter().any(|removed| removed.contains(at))
-        && left.into_iter().any(|spans| before(spans))
+        && (left.into_iter().any(|spans| before(spans)) || moved)
 }
 
 /// Whether a node had no reason to become Active.

@@ -66,7 +66,8 @@ fn a_dead_nginx_may_refuse_until_the_checks_know() {
 
 #[test]
 fn a_backend_sends_by_its_own_address_once_it_was_removed_and_only_what_had_moved() {
-    let left = |ops: &[(u32, Op)], at: u32| may_be_left(&history(ops), B, at * MS);
+    let none = Observations::default();
+    let left = |ops: &[(u32, Op)], at: u32| may_be_left(&history(ops), &none, B, at * MS);
     let cut = [(1_000, Op::Cut(1)), (2_000, Op::Mend(1)), (5_000, Op::Remove(B))];
     assert!(!left(&cut, 4_000), "it is still there");
     assert!(left(&cut, 6_000));
@@ -77,7 +78,10 @@ fn a_backend_sends_by_its_own_address_once_it_was_removed_and_only_what_had_move
     assert!(!left(&[(1_000, Op::ForceDown(B))], 2_000), "it is disabled, and there");
     assert!(left(&[(1_000, Op::ForceDown(B)), (2_000, Op::Remove(B))], 3_000));
     let other = Backend { host: 2, ..B };
-    assert!(!may_be_left(&history(&cut), other, 6_000 * MS));
+    assert!(!may_be_left(&history(&cut), &none, other, 6_000 * MS));
+    let moved = Moved { node: 0, backend: B, span: Span::since(3_000 * MS) };
+    let seen = Observations { moved: vec![moved], ..Observations::default() };
+    assert!(may_be_left(&history(&cut[2..]), &seen, B, 6_000 * MS));
 }
 
 #[test]
