@@ -20,6 +20,7 @@ mod tc;
 #[path = "tc/capture.rs"]
 mod tc_capture;
 mod watch;
+mod wide;
 
 use aya_ebpf::{
     bindings::xdp_md,

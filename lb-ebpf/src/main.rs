@@ -16,6 +16,7 @@ mod tc;
 #[path = "tc/walk.rs"]
 mod tc_walk;
 mod walk;
+mod wide;
 
 use aya_ebpf::{
     macros::{classifier, xdp},

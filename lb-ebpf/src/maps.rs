@@ -15,7 +15,7 @@ use core::ops::Deref;
 use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_NOEXIST},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap},
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
@@ -36,9 +36,10 @@ use lb_common::{
     shared::{SharedU32, SharedU64},
     tables::Tables,
     verdict::{Forward, REASONS, Return},
-    wide::{self, PortPrefix, WideKey},
 };
 use zerocopy::network_endian::U16;
+
+use crate::wide;
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
 const MMAPABLE: usize = 1 << 10;
@@ -83,26 +84,6 @@ static SERVICES_V4: HashMap<ServiceKeyV4, Service, { DEFAULT_SERVICES as usize }
 /// The services with an IPv6 VIP.
 #[btf_map]
 static SERVICES_V6: HashMap<ServiceKeyV6, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-
-/// The services with several ports, or a prefix of VIPs; see [`wide`]. The program reads them in `SERVICE_ENTRIES`.
-#[btf_map]
-static WIDE_SERVICES: HashMap<WideKey, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-
-/// The group of the longest prefix of VIPs around an address.
-#[btf_map]
-static WIDE_VIPS: LpmTrie<[u64; 2], u32, { DEFAULT_SERVICES as usize }> = LpmTrie::new();
-
-/// The service of a group, a protocol and a port, by its id.
-#[btf_map]
-static WIDE_PORTS: LpmTrie<
-    u64,
-    u32,
-    { wide::PORTS_PER_SERVICE as usize * DEFAULT_SERVICES as usize },
-> = LpmTrie::new();
-
-/// How many prefixes `WIDE_VIPS` has.
-#[btf_map]
-static WIDE_GROUPS: Array<u32, 1> = Array::new();
 
 /// The ring of each service, by the service's id. A ring is made when a service needs it.
 #[btf_map]
@@ -376,60 +357,11 @@ fn candidate(bucket: &Bucket, way: usize, place: Place) -> Option<&'static servi
     SERVICE_ENTRIES.get(word & 0xffff)
 }
 
-/// The id of the most specific service with several ports or VIPs that a packet fits, and one; 0 for none. The address
-/// goes as two words, and `to` has the port, as on the wire, and the protocol above it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn wide_service(upper: u64, lower: u64, to: u64) -> u64 {
-    let Some(group) = WIDE_VIPS.get(TrieKey::new(128, [upper, lower]).get()) else { return 0 };
-    let key = PortPrefix::word((*group) as u16, (to >> 16) as u8, to as u16);
-    match WIDE_PORTS.get(TrieKey::new(PortPrefix::BITS, key).get()) {
-        Some(id) => u64::from(*id) + 1,
-        None => 0,
-    }
-}
-
 /// The service of a packet for which there is none with exactly its VIP and port.
 #[inline(always)]
-fn find_wide([upper, lower]: [u64; 2], port: U16, proto: u8) -> Option<&'static Service> {
-    if !Maps.has_wide() {
-        return None;
-    }
-    let to = u64::from(u16::from_ne_bytes(port.to_bytes())) | u64::from(proto) << 16;
-    let id = wide_service(upper, lower, to);
-    if id == 0 {
-        return None;
-    }
-    SERVICE_ENTRIES.get((id - 1) as u32).map(|entry| &entry.service)
-}
-
-/// A key of a trie, whose data is of whole words. The kernel wants them behind the 32 bits of the key's length, and the
-/// verifier wants what is stored at once to be aligned: so the length is the second half of a word.
-#[repr(C)]
-struct TrieKey<T> {
-    length: u64,
-    data: T,
-}
-
-impl<T> TrieKey<T> {
-    #[inline(always)]
-    const fn new(bits: u32, data: T) -> Self {
-        Self { length: (bits as u64) << 32, data }
-    }
-
-    #[inline(always)]
-    const fn get(&self) -> &Key<T> {
-        let key = (&raw const *self).wrapping_byte_add(size_of::<u32>()).cast();
-        // SAFETY: in memory the length's upper half is followed by the data, as in a key, which is packed.
-        unsafe { &*key }
-    }
-}
-
-/// An address as two words.
-#[inline(always)]
-fn halves(address: &[u8; 16]) -> [u64; 2] {
-    let (upper, lower) = (address.first_chunk(), address.last_chunk());
-    [upper, lower].map(|half| half.map_or(0, |half| u64::from_ne_bytes(*half)))
+fn find_wide(address: [u64; 2], port: U16, proto: u8) -> Option<&'static Service> {
+    let id = wide::find(address, port, proto)?;
+    SERVICE_ENTRIES.get(id).map(|entry| &entry.service)
 }
 
 impl Maps {
@@ -480,7 +412,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn has_wide(&self) -> bool {
-        WIDE_GROUPS.get(0).is_some_and(|count| *count != 0)
+        wide::has_groups()
     }
 
     #[inline(always)]
@@ -499,7 +431,7 @@ impl Tables for Maps {
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
         match self.exact_v6(key) {
             Some(service) => Some(service),
-            None => find_wide(halves(&key.address), key.port, key.proto),
+            None => find_wide(wide::halves(&key.address), key.port, key.proto),
         }
     }
 
@@ -588,7 +520,7 @@ impl Tables for Maps {
         if get!(VIPS, key).is_some() {
             return true;
         }
-        self.has_wide() && WIDE_VIPS.get(TrieKey::new(128, halves(&key.address)).get()).is_some()
+        wide::has_vip(wide::halves(&key.address))
     }
 
     #[inline(always)]

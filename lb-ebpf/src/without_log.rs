@@ -11,6 +11,7 @@ mod log;
 mod maps;
 mod send;
 mod walk;
+mod wide;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 

@@ -127,23 +127,13 @@ fn measure_all() -> Result<Report> {
     let link = harness.attach("balance", node)?;
     for (name, mut plan) in plans {
         step(&name);
-        let warm = warm(&plan);
-        let forwarded = harness.forwarded()?;
-        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
-        let forwarded = harness.forwarded()? - forwarded;
-        anyhow::ensure!(forwarded == plan.runs, "{name}: {forwarded} of {}", plan.runs);
-        note(&name, Kind::Lb, &measured);
+        note(&name, Kind::Lb, &all_counted(&mut harness, &name, &mut plan, Harness::forwarded)?);
     }
     for (_, flows, flow_words) in &KINDS[..2] {
         let name = format!("nat, answers, {flow_words}");
         step(&name);
         let mut plan = answers(address_v4(0), target_port(NAT[0]), *flows);
-        let warm = warm(&plan);
-        let returned = harness.returned()?;
-        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
-        let returned = harness.returned()? - returned;
-        anyhow::ensure!(returned == plan.runs, "{name}: {returned} of {}", plan.runs);
-        note(&name, Kind::Lb, &measured);
+        note(&name, Kind::Lb, &all_counted(&mut harness, &name, &mut plan, Harness::returned)?);
     }
     // With such a service, other packets cost more that are for none.
     harness.add(&Setup { more_ports: 99, ..steady(RANGE, 0) })?;
@@ -151,17 +141,12 @@ fn measure_all() -> Result<Report> {
         let name = format!("dsr, a range of ports, {flow_words}");
         step(&name);
         let mut plan = plan(shape, RANGE, flows);
-        let warm = warm(&plan);
-        let forwarded = harness.forwarded()?;
-        let measured = measure(&mut harness, &name, &mut plan, warm, Harness::sunk)?;
-        let forwarded = harness.forwarded()? - forwarded;
-        anyhow::ensure!(forwarded == plan.runs, "{name}: {forwarded} of {}", plan.runs);
-        note(&name, Kind::Lb, &measured);
+        note(&name, Kind::Lb, &all_counted(&mut harness, &name, &mut plan, Harness::forwarded)?);
     }
     let name = "nat beside a range of ports, answers, one flow";
     step(name);
     let mut from_backend = answers(address_v4(0), target_port(NAT[0]), 1);
-    note(name, Kind::Lb, &measure(&mut harness, name, &mut from_backend, WARM, Harness::sunk)?);
+    note(name, Kind::Lb, &all_counted(&mut harness, name, &mut from_backend, Harness::returned)?);
     harness.withdraw_wide()?;
     drop(link);
     drop(sink);
@@ -216,6 +201,20 @@ fn measure_all() -> Result<Report> {
         taken_off_instructions_per_packet: round(taken_off.instructions),
         cases,
     })
+}
+
+/// Measures a plan each of whose packets the program counts.
+fn all_counted(
+    harness: &mut Harness,
+    name: &str,
+    plan: &mut Plan,
+    count: fn(&mut Harness) -> Result<u64>,
+) -> Result<Measured> {
+    let before = count(harness)?;
+    let measured = measure(harness, name, plan, warm(plan), Harness::sunk)?;
+    let counted = count(harness)? - before;
+    anyhow::ensure!(counted == plan.runs, "{name}: {counted} of {}", plan.runs);
+    Ok(measured)
 }
 
 /// Which packets every balancer gets.

@@ -282,15 +282,14 @@ impl<D: DataPlane> Daemon<D> {
             (name.clone(), u32::from(serving))
         });
         let is_served = |key| standings.get(key).is_some_and(|standing| standing.serving > 0);
-        let served = || {
-            let all = self.store.desired().services.iter();
-            all.filter(|(_, service)| is_served(&service.key))
-        };
-        let served_at = |vip: IpAddr| {
-            let of = served().filter(move |(_, service)| service.key.vips().contains(vip));
-            of.map(move |(name, _)| (vip, name.clone()))
-        };
         let addresses = self.routers().iter().flat_map(|router| &router.addresses);
+        let addresses: BTreeSet<IpAddr> = addresses.map(|vip| vip.address).collect();
+        let served =
+            self.store.desired().services.iter().filter(|(_, service)| is_served(&service.key));
+        let served = served.flat_map(|(name, service)| {
+            let vips = service.key.vips();
+            addresses.range(vips.first()..=vips.last()).map(|vip| (*vip, name.clone()))
+        });
         // Before the peers' state is read: a later transition is not part of it.
         let status = self.vrrp.driver.status();
         let transitions = status.iter().map(|s| (s.name.clone(), s.counters.transitions));
@@ -300,7 +299,7 @@ impl<D: DataPlane> Daemon<D> {
             transitions,
             forwarding: self.vrrp.forwarding.clone(),
             healthy: healthy.collect(),
-            served: addresses.flat_map(|vip| served_at(vip.address)).collect(),
+            served: served.collect(),
             // A peer that is requested to take over would do so by itself, and not when it has all flows.
             draining: self.store.node().draining_since.is_some() && !self.handovers.is_under_way(),
             unsynced: self.unsynced(&status),

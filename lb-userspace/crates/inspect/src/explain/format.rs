@@ -141,12 +141,12 @@ impl<'a> Narrator<'a> {
     }
 
     fn met(&self, key: &ServiceKey, service: Service) -> Met<'a> {
-        let is_met = |known: &ServiceKey| match service.flags & service_flags::WIDE {
-            0 => known == key,
-            _ => {
-                let has = known.vips().contains(key.vip) && known.ports().contains(key.port);
-                has && known.protocol == key.protocol && !known.extent.is_one()
+        let is_met = |known: &ServiceKey| {
+            if !is_wide(&service) {
+                return known == key;
             }
+            let has = known.vips().contains(key.vip) && known.ports().contains(key.port);
+            has && known.protocol == key.protocol && !known.extent.is_one()
         };
         let services = self.status.services.iter().filter(|(_, known)| is_met(&known.key));
         let named = services.min_by_key(|(_, known)| known.key.extent);
@@ -204,12 +204,12 @@ impl<'a> Narrator<'a> {
                 Note::Service(key, found) => {
                     steps.add("service", self.service(*key, found.as_ref()));
                     if let Some(hash) = found.and_then(|service| hash(snap, &service, notes)) {
-                        let of =
-                            match found.map_or(0, |service| service.flags & service_flags::WIDE) {
-                                0 => "the client's address and port",
-                                _ => "the client's address and port, and the destination's port",
-                            };
-                        steps.add("hash", format!("{hash:#018x} of {of}"));
+                        let more = match found.as_ref().is_some_and(is_wide) {
+                            true => ", and the destination's port",
+                            false => "",
+                        };
+                        let of = format!("{hash:#018x} of the client's address and port{more}");
+                        steps.add("hash", of);
                     }
                 }
                 Note::NoSlot => steps.add("slot", "the service has no ring: no backend".into()),
@@ -558,6 +558,11 @@ impl<'a> Narrator<'a> {
         let differs = goes_to(first) != goes_to(second) || table.is_some() || unpinned;
         Some(Next { packet: what.into(), goes_to: goes_to(second), differs, why })
     }
+}
+
+/// Whether it has several VIPs or ports.
+const fn is_wide(service: &Service) -> bool {
+    service.flags & service_flags::WIDE != 0
 }
 
 /// The hash of the flow that a frame belongs to by its own header, if the slot that was looked up

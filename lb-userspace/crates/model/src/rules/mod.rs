@@ -1,6 +1,7 @@
 //! The rules for the desired state as a whole, for every source of an edit.
 
 pub mod check;
+mod extent;
 
 use std::{
     collections::BTreeMap,
@@ -11,11 +12,12 @@ use std::{
 
 use crate::{
     backend_address::{BackendAddress, BackendRef},
-    check::Check,
     desired::{Admin, Desired, Mode, Ports, Protocol, Service, ServiceKey, UdpPolicy},
     settings::Limits,
     units::format_duration,
 };
+
+pub(crate) use self::extent::Owners;
 
 /// The largest ring: the largest prime below 2^20.
 pub const MAX_RING_SLOTS: u32 = 1_048_573;
@@ -61,33 +63,18 @@ impl fmt::Display for Violation {
 pub fn violations(desired: &Desired, limits: &Limits) -> Vec<Violation> {
     let mut found = Found(Vec::new());
     let mut keys: BTreeMap<ServiceKey, &str> = BTreeMap::new();
-    let mut wide: Vec<(ServiceKey, &str)> = Vec::new();
     for (name, service) in &desired.services {
         found.in_service(name, service);
         if let Some(first) = keys.insert(service.key, name) {
             let message = format!("{} is service {first} already", service.key);
             found.push(name, None, "vip", message);
-        } else if !service.key.extent.is_one() {
-            if let Some((key, other)) = wide.iter().find(|(key, _)| key.clashes(&service.key)) {
-                let message = format!(
-                    "{} has ports of service {other}, {key}, and each has some that the other has not: which of \
-                     them is meant? Make one a part of the other, or set them apart",
-                    service.key
-                );
-                found.push(name, None, "port", message);
-            }
-            wide.push((service.key, name));
         }
     }
-    let vips: BTreeMap<IpAddr, &str> =
-        desired.services.iter().map(|(name, service)| (service.key.vip, name.as_str())).collect();
-    let owner_of = |address: IpAddr| {
-        let of_prefix = || wide.iter().find(|(key, _)| key.vips().contains(address));
-        vips.get(&address).copied().or_else(|| of_prefix().map(|(_, name)| *name))
-    };
+    found.in_ranges(desired);
+    let owners = Owners::of(desired);
     for (name, service) in &desired.services {
         for address in service.backends.keys() {
-            if let Some(owner) = owner_of(address.ip) {
+            if let Some(owner) = owners.of_vip(address.ip) {
                 let message = format!(
                     "{} is a VIP of service {owner}; give the backend's own address",
                     address.ip
@@ -232,39 +219,6 @@ impl Found {
         }
         self.0.extend(check::violations_of_policy(name, service));
         self.in_backends(name, service);
-    }
-
-    /// What a service with several VIPs or ports can't be.
-    fn in_extent(&mut self, name: &str, service: &Service) {
-        let (vips, ports) = (service.key.vips(), service.key.ports());
-        if service.mode == Mode::Nat && vips.first() != vips.last() {
-            let message = format!(
-                "{vips}, and mode nat: nothing in a backend's answer says which of these VIPs the client has asked; \
-                 use mode dsr or ipip, or make each VIP a service with a port of the backends of its own"
-            );
-            self.push(name, None, "vip", message);
-        }
-        if ports.is_one() {
-            return;
-        }
-        if service.mode == Mode::Nat {
-            let message = format!(
-                "{ports}, and mode nat, which translates one port of a service; use mode dsr or ipip, or \
-                 make each port a service"
-            );
-            self.push(name, None, "port", message);
-        }
-        let asks_nobody = |check: &Check| check.port.is_none() && check.kind.is_of_a_port();
-        if service.backends.values().any(|backend| asks_nobody(service.check_of(backend)))
-            || asks_nobody(&service.policy.check)
-        {
-            let message = format!(
-                "clients connect to ports {ports}; say which one shows that a backend serves, as port = {} under \
-                 [service.check] (lbctl: --check-port)",
-                service.key.port
-            );
-            self.push(name, None, "port", message);
-        }
     }
 
     /// Two services in mode `nat` can't share a backend's port: by the source of an answer its VIP would not be known.
@@ -434,9 +388,9 @@ fn is_prime(number: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{check::Kind, desired::Backend};
+    use crate::desired::Backend;
 
-    fn service(vip: &str, mode: Mode, backends: &[&str]) -> Service {
+    pub(super) fn service(vip: &str, mode: Mode, backends: &[&str]) -> Service {
         let mut service = Service::new(vip.parse().expect(vip), 80, mode);
         for address in backends {
             let backend = Backend::default();
@@ -445,69 +399,10 @@ mod tests {
         service
     }
 
-    fn messages(services: &[(&str, Service)]) -> Vec<String> {
+    pub(super) fn messages(services: &[(&str, Service)]) -> Vec<String> {
         let services = services.iter().map(|(name, service)| ((*name).into(), service.clone()));
         let desired = Desired { services: services.collect() };
         violations(&desired, &Limits::default()).iter().map(ToString::to_string).collect()
-    }
-
-    /// One whose check asks at port 80.
-    fn wide(vips: &str, ports: &str, mode: Mode, backends: &[&str]) -> Service {
-        let mut service = service("10.0.0.100", mode, backends);
-        let (vips, ports) = (vips.parse().expect(vips), ports.parse().expect(ports));
-        service.key = ServiceKey::of(vips, ports, Protocol::Tcp);
-        (service.policy.check.kind, service.policy.check.port) = (Kind::Tcp, Some(80));
-        service
-    }
-
-    #[test]
-    fn a_service_has_several_vips_and_ports_and_the_most_specific_one_is_beside_it() {
-        let on = |vips, ports| wide(vips, ports, Mode::Dsr, &["10.0.0.1"]);
-        let services = [
-            ("any", on("10.0.0.96/28", "any")),
-            ("range", on("10.0.0.96/28", "8000-8100")),
-            ("one", on("10.0.0.96/28", "8050")),
-            ("web", on("10.0.0.100", "80")),
-            ("others", on("10.0.0.100", "79-90")),
-            ("far", wide("fd00::/120", "any", Mode::Ipip, &["fd01::1"])),
-        ];
-        assert_eq!(messages(&services), [""; 0]);
-        let clash = [("a", on("10.0.0.100", "80-90")), ("b", on("10.0.0.100", "85-95"))];
-        let found = messages(&clash);
-        assert!(
-            found.len() == 1 && found[0].contains("has ports of service a, tcp 10.0.0.100:80-90"),
-            "{found:?}"
-        );
-        let twice = [("a", on("10.0.0.96/28", "80")), ("b", on("10.0.0.96/28", "80"))];
-        assert!(messages(&twice)[0].contains("is service a already"));
-        let inside = [("a", wide("10.0.0.96/28", "80", Mode::Dsr, &["10.0.0.97"]))];
-        assert!(messages(&inside)[0].contains("10.0.0.97 is a VIP of service a"));
-    }
-
-    #[test]
-    fn what_several_vips_or_ports_do_not_go_with_is_refused_with_the_reason() {
-        for (vips, ports, mode, backend, reason) in [
-            ("10.0.0.96/28", "80", Mode::Nat, "10.0.0.1", "says which of these VIPs"),
-            ("10.0.0.100", "80-81", Mode::Nat, "10.0.0.1", "translates one port of a service"),
-            (
-                "10.0.0.100",
-                "80-81",
-                Mode::Dsr,
-                "10.0.0.1:80",
-                "clients connect to 80-81: dsr sends",
-            ),
-            ("0.0.0.0/16", "80", Mode::Dsr, "10.0.0.1", "the unspecified address"),
-            ("255.255.255.0/24", "80", Mode::Dsr, "10.0.0.1", "the broadcast address"),
-        ] {
-            let found = messages(&[("web", wide(vips, ports, mode, &[backend]))]);
-            assert!(found.len() == 1 && found[0].contains(reason), "{reason}: {found:?}");
-        }
-        let mut service = wide("10.0.0.100", "8000-8100", Mode::Dsr, &["10.0.0.1"]);
-        service.policy.check.port = None;
-        let found = messages(&[("web", service.clone())]);
-        assert!(found.len() == 1 && found[0].contains("as port = 8000 under"), "{found:?}");
-        service.policy.check.kind = Kind::None;
-        assert_eq!(messages(&[("web", service)]), [""; 0]);
     }
 
     #[test]

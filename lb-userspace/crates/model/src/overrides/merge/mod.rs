@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -15,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend_address::BackendAddress,
     check::Check,
-    desired::{Admin, Backend, Desired, Service, Vips},
+    desired::{Admin, Backend, Desired, Service},
     keys,
     policy::Policy,
-    rules::{self, DRAIN_DEADLINE, Violation},
+    rules::{self, DRAIN_DEADLINE, Owners, Violation},
     units::exact_duration,
 };
 
@@ -380,12 +381,14 @@ impl Merge<'_> {
                 None => drop(desired.services.remove(&name)),
             }
         }
-        let all_vips: Vec<Vips> = desired.services.values().map(|s| s.key.vips()).collect();
+        let owners = Owners::of(desired);
+        let backends = desired.services.values().flat_map(|service| service.backends.keys());
+        let vips = backends.map(|at| at.ip).filter(|ip| owners.of_vip(*ip).is_some());
+        let vips: BTreeSet<IpAddr> = vips.collect();
         for (name, service) in &mut desired.services {
             let base = configured.services.get(name).map(|service| &service.backends);
             let configured = |at: &BackendAddress| base.is_some_and(|base| base.contains_key(at));
-            let is_vip = |at: &&BackendAddress| all_vips.iter().any(|vips| vips.contains(at.ip));
-            let vips = service.backends.keys().filter(is_vip);
+            let vips = service.backends.keys().filter(|at| vips.contains(&at.ip));
             let mut bad: BTreeMap<BackendAddress, String> =
                 vips.map(|at| (*at, format!("{} is a VIP", at.ip))).collect();
             let sockets = service.backends.keys().filter(|at| configured(at));
