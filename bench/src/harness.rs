@@ -29,8 +29,9 @@ use lb_common::{
     verdict::REASONS,
     wide::{PortPrefix, WideKey},
 };
-use lb_datapath::{objects, tries};
+use lb_datapath::{objects, reverse_prefixes, service_tries};
 use lb_inspect::capture::Spec;
+use lb_model::entry::ReverseRange;
 use zerocopy::{FromBytes as _, IntoBytes};
 
 use crate::{
@@ -160,9 +161,14 @@ impl Harness {
         for n in 0..BACKENDS {
             let mut backend = backend(setup.backend, n as u8, self.ifindex);
             if nat::is_nat(&backend) {
-                backend.port = target_port(setup.port).into();
-                (backend.vip, backend.vip_port) = (mapped(VIP_V4), setup.port.into());
-                backend.proto = setup.proto;
+                (backend.vip, backend.proto) = (mapped(VIP_V4), setup.proto);
+                if setup.more_ports == 0 {
+                    backend.port = target_port(setup.port).into();
+                    backend.vip_port = setup.port.into();
+                } else {
+                    backend.first_port = setup.port.into();
+                    backend.last_port = (setup.port + setup.more_ports).into();
+                }
             }
             backends.set(u32::from(first + n), backend, 0)?;
         }
@@ -220,7 +226,7 @@ impl Harness {
 
     /// Makes a service with several ports be found; there is one.
     fn publish_wide(&mut self, key: WideKey, id: u16) -> Result<()> {
-        let (vips, ports) = tries(&[(key, id)].into());
+        let (vips, ports) = service_tries(&[(key, id)].into());
         let map = self.balancer.map_mut("WIDE_VIPS").context("no map WIDE_VIPS")?;
         let mut by_vip: LpmTrie<_, [u8; 16], u32> = map.try_into()?;
         for (group, vip) in (0..).zip(&vips) {
@@ -248,13 +254,25 @@ impl Harness {
 
     /// Makes the backends of a service in mode `nat` known by the sources of their answers.
     fn reverse(&mut self, setup: &Setup, first: u16) -> Result<()> {
-        let map = self.balancer.map_mut("REVERSE_NAT").context("no map REVERSE_NAT")?;
-        let mut reverse: HashMap<_, ReverseKey, u32> = map.try_into()?;
-        let (port, proto) = (target_port(setup.port).into(), setup.proto);
-        for n in 0..BACKENDS {
-            let address = mapped(address_v4(n as u8));
-            let key = ReverseKey { address, port, proto, reserved: 0 };
-            reverse.insert(key, u32::from(first + n), 0)?;
+        let addresses = (first..).zip((0..BACKENDS).map(|n| mapped(address_v4(n as u8))));
+        let proto = setup.proto;
+        if setup.more_ports == 0 {
+            let map = self.balancer.map_mut("REVERSE_NAT").context("no map REVERSE_NAT")?;
+            let mut reverse: HashMap<_, ReverseKey, u32> = map.try_into()?;
+            let port = target_port(setup.port).into();
+            for (id, address) in addresses {
+                let key = ReverseKey { address, port, proto, reserved: 0 };
+                reverse.insert(key, u32::from(id), 0)?;
+            }
+        } else {
+            let (first, last) = (setup.port, setup.port + setup.more_ports);
+            let ranges =
+                addresses.map(|(id, address)| (ReverseRange { address, proto, first, last }, id));
+            let map = self.balancer.map_mut("REVERSE_RANGES").context("no map REVERSE_RANGES")?;
+            let mut reverse: LpmTrie<_, [u8; 24], u32> = map.try_into()?;
+            for (key, id) in &reverse_prefixes(&ranges.collect::<Vec<_>>()) {
+                reverse.insert(&lpm_trie::Key::new(key.bits, key.data()), u32::from(*id), 0)?;
+            }
         }
         let map = self.balancer.map_mut("NAT_BACKENDS").context("no map NAT_BACKENDS")?;
         let mut count: Array<_, u32> = map.try_into()?;
@@ -522,7 +540,10 @@ pub fn backend(flags: u8, n: u8, ifindex: u32) -> Backend {
         vip: [0; 16],
         vip_port: 0.into(),
         proto: 0,
-        reserved1: [0; 13],
+        reserved1: 0,
+        first_port: 0.into(),
+        last_port: 0.into(),
+        reserved2: [0; 8],
     }
 }
 

@@ -17,8 +17,8 @@ use crate::{
     abi::{
         self, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, FlowValue, Fragment,
         FragmentKey, Handshake, NatConnection, NatConnectionKey, NatConnectionValue, OwnMac,
-        Owners, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
-        Unanswered, VipKey, mapped,
+        Owners, PeerKey, ReverseKey, ReversePrefix, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        TokenBucket, Unanswered, VipKey, mapped,
     },
     nat_connections::Connections,
     second_choice::search,
@@ -67,6 +67,8 @@ pub struct ModelTables {
     pub peer_macs: HashMap<PeerKey, u16>,
     /// The backends in mode `nat`, by the source of their answers.
     pub reverse_nat: HashMap<ReverseKey, u16>,
+    /// Those that keep the clients' port: the entries of the trie.
+    pub reverse_ranges: HashMap<ReversePrefix, u16>,
     /// TCP connections to them.
     pub nat_connections: RefCell<HashMap<NatConnectionKey, Rc<NatConnection>>>,
     /// Which of them were noted lately.
@@ -196,11 +198,16 @@ impl Tables for ModelTables {
     }
 
     fn has_nat(&self) -> bool {
-        !self.reverse_nat.is_empty()
+        !self.reverse_nat.is_empty() || !self.reverse_ranges.is_empty()
     }
 
     fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
-        self.reverse_nat.get(key).copied()
+        let in_range = || {
+            let bits = ReversePrefix::BEFORE_PORT..=ReversePrefix::BEFORE_PORT + 16;
+            let mut prefixes = bits.rev().map(|bits| ReversePrefix::of(key).shortened(bits));
+            prefixes.find_map(|prefix| self.reverse_ranges.get(&prefix))
+        };
+        self.reverse_nat.get(key).or_else(in_range).copied()
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {

@@ -3,7 +3,8 @@
 //! A client's packet is for VIP and port, and gets the address and port of its backend as its destination. The backend's
 //! route to clients leads through the node, where its answers get VIP and port as their source. That a packet is an
 //! answer, and of what, follows from its protocol, source address and source port alone (`REVERSE_NAT`). So any node
-//! translates any answer, and nothing is lost when one takes over.
+//! translates any answer, and nothing is lost when one takes over. Where clients have several ports to connect to, the
+//! ports stay as they are, and a trie has their ranges (`REVERSE_RANGES`).
 //!
 //! Checksums are updated by what has changed (RFC 1624). An ICMP error is translated with the addresses and the port in
 //! its quote (RFC 5508, 4.2); the checksum of the quoted transport header stays, as most quotes end before it.
@@ -188,7 +189,7 @@ pub fn to_client<P: Writable + ?Sized>(
     translate_v4(pkt, l3, part, End::Source, of.address_v4, (vip, of.vip_port))
 }
 
-/// The port of a backend.
+/// The port of a backend; 0 if it is the one that a client connects to.
 #[must_use]
 #[inline(always)]
 pub const fn port_of(backend: &Backend) -> U16 {
@@ -319,10 +320,13 @@ fn replace_v6(ip: &mut Ipv6, end: End, new: &[u8; 16]) -> u32 {
     difference
 }
 
-/// Replaces a port of the transport header at `l4`. Returns the difference.
+/// Replaces a port of the transport header at `l4`, unless the new one is 0. Returns the difference.
 #[inline(always)]
 fn replace_port<P: Writable + ?Sized>(pkt: &mut P, l4: usize, end: End, new: U16) -> Option<u32> {
     let place = pkt.edit::<U16>(l4 + if matches!(end, End::Source) { 0 } else { 2 })?;
+    if new.get() == 0 {
+        return Some(0);
+    }
     let difference = difference(&place.to_bytes(), &new.to_bytes());
     *place = new;
     Some(difference)

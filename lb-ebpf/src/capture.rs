@@ -14,11 +14,13 @@ mod exit;
 mod hop;
 mod log;
 mod maps;
+mod reverse_nat;
 mod save;
 mod send;
 mod tc;
 #[path = "tc/capture.rs"]
 mod tc_capture;
+mod trie_key;
 mod watch;
 mod wide;
 

@@ -11,10 +11,12 @@ mod exit;
 mod hop;
 mod log;
 mod maps;
+mod reverse_nat;
 mod send;
 mod tc;
 #[path = "tc/walk.rs"]
 mod tc_walk;
+mod trie_key;
 mod walk;
 mod wide;
 

@@ -39,7 +39,7 @@ use lb_common::{
 };
 use zerocopy::network_endian::U16;
 
-use crate::wide;
+use crate::{reverse_nat, trie_key, wide};
 
 /// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
 const MMAPABLE: usize = 1 << 10;
@@ -127,14 +127,6 @@ static OWN_MACS: Array<OwnMac, { abi::OWN_MACS as usize }, MMAPABLE> = Array::ne
 /// The MAC addresses of other balancers, by service, and which backend is this node.
 #[btf_map]
 static PEER_MACS: HashMap<PeerKey, u32, { abi::PEER_MACS as usize }> = HashMap::new();
-
-/// The backends in mode `nat`, by the source of their answers. The daemon sizes it.
-#[btf_map]
-static REVERSE_NAT: HashMap<ReverseKey, u32, { DEFAULT_BACKENDS as usize }> = HashMap::new();
-
-/// How many backends `REVERSE_NAT` has.
-#[btf_map]
-static NAT_BACKENDS: Array<u32, 1> = Array::new();
 
 /// The interfaces that answers may be redirected to, by their indexes, and flags; 0 ends the list.
 #[btf_map]
@@ -431,7 +423,7 @@ impl Tables for Maps {
     fn service_v6(&self, key: &ServiceKeyV6) -> Option<impl Deref<Target = Service>> {
         match self.exact_v6(key) {
             Some(service) => Some(service),
-            None => find_wide(wide::halves(&key.address), key.port, key.proto),
+            None => find_wide(trie_key::halves(&key.address), key.port, key.proto),
         }
     }
 
@@ -520,7 +512,7 @@ impl Tables for Maps {
         if get!(VIPS, key).is_some() {
             return true;
         }
-        wide::has_vip(wide::halves(&key.address))
+        wide::has_vip(trie_key::halves(&key.address))
     }
 
     #[inline(always)]
@@ -535,12 +527,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn has_nat(&self) -> bool {
-        NAT_BACKENDS.get(0).is_some_and(|count| *count != 0)
+        reverse_nat::has_backends()
     }
 
     #[inline(always)]
     fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
-        get!(REVERSE_NAT, key).map(|id| *id as u16)
+        reverse_nat::find(key)
     }
 
     #[inline(always)]

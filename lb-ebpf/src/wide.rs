@@ -2,7 +2,7 @@
 //! ([`lb_common::wide`]).
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie},
     macros::btf_map,
 };
 use lb_common::{
@@ -10,6 +10,8 @@ use lb_common::{
     wide::{PORTS_PER_SERVICE, PortPrefix, WideKey},
 };
 use zerocopy::network_endian::U16;
+
+use crate::trie_key::TrieKey;
 
 /// The services with several ports, or a prefix of VIPs; the program reads them in `SERVICE_ENTRIES`.
 #[btf_map]
@@ -64,33 +66,4 @@ extern "C" fn wide_service(upper: u64, lower: u64, to: u64) -> u64 {
         Some(id) => u64::from(*id) + 1,
         None => 0,
     }
-}
-
-/// A key of a trie, whose data is of whole words. The kernel wants them behind the 32 bits of the key's length, and the
-/// verifier wants what is stored at once to be aligned: so the length is the second half of a word.
-#[repr(C)]
-struct TrieKey<T> {
-    length: u64,
-    data: T,
-}
-
-impl<T> TrieKey<T> {
-    #[inline(always)]
-    const fn new(bits: u32, data: T) -> Self {
-        Self { length: (bits as u64) << 32, data }
-    }
-
-    #[inline(always)]
-    const fn get(&self) -> &Key<T> {
-        let key = (&raw const *self).wrapping_byte_add(size_of::<u32>()).cast();
-        // SAFETY: in memory the length's upper half is followed by the data, as in a key, which is packed.
-        unsafe { &*key }
-    }
-}
-
-/// An address as two words.
-#[inline(always)]
-pub fn halves(address: &[u8; 16]) -> [u64; 2] {
-    let (upper, lower) = (address.first_chunk(), address.last_chunk());
-    [upper, lower].map(|half| half.map_or(0, |half| u64::from_ne_bytes(*half)))
 }

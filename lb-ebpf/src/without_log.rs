@@ -9,7 +9,9 @@ mod hop;
 #[path = "log_stub.rs"]
 mod log;
 mod maps;
+mod reverse_nat;
 mod send;
+mod trie_key;
 mod walk;
 mod wide;
 

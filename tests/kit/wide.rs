@@ -23,14 +23,30 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The table of a service over so many web hosts, by this way; VIPs and ports are as configurations have them.
 #[must_use]
-pub fn table(lab: &Lab, name: &str, (vips, ports): (&str, &str), way: Way, hosts: usize) -> String {
+pub fn table(lab: &Lab, name: &str, extent: (&str, &str), way: Way, hosts: usize) -> String {
+    table_by(way.mode(), lab, name, extent, way, hosts)
+}
+
+/// The same in mode `nat`.
+#[must_use]
+pub fn table_of_nat(lab: &Lab, name: &str, extent: (&str, &str), way: Way, hosts: usize) -> String {
+    table_by("nat", lab, name, extent, way, hosts)
+}
+
+fn table_by(
+    mode: &str,
+    lab: &Lab,
+    name: &str,
+    (vips, ports): (&str, &str),
+    way: Way,
+    hosts: usize,
+) -> String {
     let backend = |web| format!("[[service.backend]]\naddress = \"{}\"\n", way.backend(web));
     let backends: String = lab.webs.iter().take(hosts).map(backend).collect();
     format!(
         "\n[[service]]\nname = \"{name}\"\nvip = \"{vips}\"\nport = {ports}\nprotocol = \"tcp\"\n\
-         mode = \"{}\"\nidle_timeout = \"20s\"\n[service.check]\ntype = \"http\"\npath = \"/health\"\n\
-         port = 80\ninterval = \"200ms\"\n{backends}",
-        way.mode()
+         mode = \"{mode}\"\nidle_timeout = \"20s\"\n[service.check]\ntype = \"http\"\npath = \"/health\"\n\
+         port = 80\ninterval = \"200ms\"\n{backends}"
     )
 }
 

@@ -285,7 +285,7 @@ fn detach_removes_link_and_maps_and_says_so() {
     assert!(program_on("va").is_some());
     let removed = detach(&testbed.settings.pin_dir).unwrap();
     assert_eq!(removed.len(), 2, "{removed:?}");
-    assert!(removed[0].contains("link-va") && removed[1].contains("30 maps"), "{removed:?}");
+    assert!(removed[0].contains("link-va") && removed[1].contains("31 maps"), "{removed:?}");
     assert_eq!(program_on("va"), None);
     assert!(!testbed.settings.pin_dir.exists());
     assert!(detach(&testbed.settings.pin_dir).unwrap().is_empty());

@@ -23,6 +23,7 @@ mod names;
 mod nat;
 mod nat_connections;
 mod nat_postgres;
+mod nat_ranges;
 mod netlink;
 mod netns;
 mod probe;

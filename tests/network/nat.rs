@@ -257,6 +257,19 @@ pub fn translated_by_a_pair(
     settings: &str,
     gateways: impl Fn(&Lab) -> Result<[String; 2]>,
 ) -> Result<HaPair> {
+    pair_of_gateways(
+        gateways,
+        |lab| FAMILIES.map(|way| service(lab, way).with(settings)),
+        |_| String::new(),
+    )
+}
+
+/// A pair with these services, and the tables of further ones.
+pub fn pair_of_gateways<const N: usize>(
+    gateways: impl Fn(&Lab) -> Result<[String; 2]>,
+    services: impl Fn(&Lab) -> [Service; N],
+    tables: impl Fn(&Lab) -> String,
+) -> Result<HaPair> {
     let lab = Lab::new(&Options { router: true, pair: true, ..Options::default() })?;
     let plan = Plan::new(&FAMILIES, Duration::from_millis(100));
     for node in lab.pair()? {
@@ -264,12 +277,18 @@ pub fn translated_by_a_pair(
     }
     let [v4, v6] = gateways(&lab)?;
     backends_behind(&lab, &v4, &v6)?;
-    let services = FAMILIES.map(|way| service(&lab, way).with(settings));
-    let node = |n: usize| Balancer::on(&lab, lab.pair()?[n], &services, &plan.tables(&lab, n)?);
+    let services = services(&lab);
+    let tables = |n| Ok::<_, anyhow::Error>(tables(&lab) + &plan.tables(&lab, n)?);
+    let node = |n: usize| Balancer::on(&lab, lab.pair()?[n], &services, &tables(n)?);
     let nodes = [node(0)?, node(1)?];
     let mut ha_pair = HaPair { nodes, lab, plan };
     ha_pair.launch()?;
     Ok(ha_pair)
+}
+
+/// The virtual routers have the VIPs, which are the backends' gateways, too.
+pub fn vips_for_gateways(_: &Lab) -> Result<[String; 2]> {
+    Ok([VIPS_V4[0].to_string(), VIPS_V6[0].to_string()])
 }
 
 #[test]
@@ -277,9 +296,7 @@ fn translated_connections_outlive_the_loss_of_the_active_node_and_its_return() -
     if !can_run() {
         return Ok(());
     }
-    // The virtual routers have the VIPs, which are the backends' gateways, too.
-    let vips = |_: &Lab| Ok([VIPS_V4[0].to_string(), VIPS_V6[0].to_string()]);
-    let ha_pair = translated_by_a_pair("", vips)?;
+    let ha_pair = translated_by_a_pair("", vips_for_gateways)?;
     let lab = &ha_pair.lab;
     let mut all = Vec::new();
     for way in FAMILIES {

@@ -47,14 +47,14 @@ fn answer(lab: &Lab, target: SocketAddr) -> Result<(String, u16)> {
 }
 
 /// The hosts that answer at a destination, each at the port that the client connects to.
-fn hosts(lab: &Lab, target: SocketAddr) -> Result<BTreeSet<String>> {
+pub fn hosts(lab: &Lab, target: SocketAddr) -> Result<BTreeSet<String>> {
     let answers = (0..40).map(|_| answer(lab, target)).collect::<Result<Vec<_>>>();
     let answers = answers.with_context(|| format!("{target}"))?;
     assert!(answers.iter().all(|(_, port)| *port == target.port()), "{target}: {answers:?}");
     Ok(answers.into_iter().map(|(host, _)| host).collect())
 }
 
-fn names(all: &[&str]) -> BTreeSet<String> {
+pub fn names(all: &[&str]) -> BTreeSet<String> {
     all.iter().map(|name| (*name).to_owned()).collect()
 }
 

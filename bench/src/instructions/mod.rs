@@ -55,8 +55,9 @@ const IN_FLUX: [u16; 2] = [90, 91];
 const TC: [u16; 2] = [84, 85];
 /// In mode `nat`: with XDP, and at tc.
 const NAT: [u16; 2] = [86, 87];
-/// The first port of a service with a hundred of them.
+/// The first port of a service with a hundred of them, and of one in mode `nat`.
 const RANGE: u16 = 8_000;
+const NAT_RANGE: u16 = 9_000;
 
 /// Measures and reports.
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -146,6 +147,15 @@ fn measure_all() -> Result<Report> {
     let name = "nat beside a range of ports, answers, one flow";
     step(name);
     let mut from_backend = answers(address_v4(0), target_port(NAT[0]), 1);
+    note(name, Kind::Lb, &all_counted(&mut harness, name, &mut from_backend, Harness::returned)?);
+    harness.add(&Setup { more_ports: 99, ..steady(NAT_RANGE, backend_flags::NAT) })?;
+    let name = "nat, a range of ports, one flow";
+    step(name);
+    let mut to_vip = plan(Shape::Tcp, NAT_RANGE, 1);
+    note(name, Kind::Lb, &all_counted(&mut harness, name, &mut to_vip, Harness::forwarded)?);
+    let name = "nat, a range of ports, answers, one flow";
+    step(name);
+    let mut from_backend = answers(address_v4(0), NAT_RANGE, 1);
     note(name, Kind::Lb, &all_counted(&mut harness, name, &mut from_backend, Harness::returned)?);
     harness.withdraw_wide()?;
     drop(link);

@@ -34,6 +34,7 @@
 //! | `PIN_LOG`, `PIN_LOG_HEADS` | notes of pins that are new or changed | 4,096 for each CPU |
 //! | `PIN_LEASE` | the time until which pins may be made | 1 |
 //! | `REVERSE_NAT` | address, port, protocol of a backend in mode `nat`: its id | 4,096 |
+//! | `REVERSE_RANGES` | the same of backends that keep the clients' port, with a prefix of ports | 262,144 |
 //! | `NAT_BACKENDS` | how many of them there are | 1 |
 //! | `RETURN_EGRESS` | interfaces that answers may be redirected to, and whether by tc alone | 16 |
 //! | `RETURN_COUNTERS` | counters of the answers of a backend | for each CPU |
@@ -268,12 +269,18 @@ pub struct Backend {
     /// Mode `nat`: the VIP, the source that answers get; IPv4 as an IPv4-mapped IPv6 address. Zero in other modes, as
     /// the next two.
     pub vip: [u8; 16],
-    /// Mode `nat`: the port that clients connect to.
+    /// Mode `nat`: the port that clients connect to; 0 if they have several, which then stay as they are.
     pub vip_port: U16,
     /// Mode `nat`: [`proto::TCP`] or [`proto::UDP`].
     pub proto: u8,
     /// Zero.
-    pub reserved1: [u8; 13],
+    pub reserved1: u8,
+    /// Mode `nat`: the first port that clients connect to, if they have several; else zero.
+    pub first_port: U16,
+    /// The last one of those.
+    pub last_port: U16,
+    /// Zero.
+    pub reserved2: [u8; 8],
 }
 
 impl Backend {
@@ -352,6 +359,73 @@ pub struct ReverseKey {
     pub proto: u8,
     /// Zero.
     pub reserved: u8,
+}
+
+/// Key of the trie `REVERSE_RANGES`, whose value is the id of a backend that keeps the clients' port: the source of its
+/// answers. A range of ports takes several entries.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C, align(4))]
+pub struct ReversePrefix {
+    /// How many bits of what follows count.
+    pub bits: u32,
+    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub address: [u8; 16],
+    /// [`proto::TCP`] or [`proto::UDP`].
+    pub proto: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// The port.
+    pub port: U16,
+    /// Zero.
+    pub padding: u32,
+}
+
+impl ReversePrefix {
+    /// Bits before the port.
+    pub const BEFORE_PORT: u32 = 144;
+
+    /// For the lookup of a source.
+    #[must_use]
+    pub const fn of(source: &ReverseKey) -> Self {
+        let ReverseKey { address, port, proto, .. } = *source;
+        Self { bits: Self::BEFORE_PORT + 16, address, proto, reserved: 0, port, padding: 0 }
+    }
+
+    /// The prefix of these bits, [`Self::BEFORE_PORT`] of them or more.
+    #[must_use]
+    pub const fn shortened(self, bits: u32) -> Self {
+        let mask = !(0xffff_u32 >> (bits - Self::BEFORE_PORT)) as u16;
+        Self { bits, port: U16::new(self.port.get() & mask), ..self }
+    }
+
+    /// What follows the number of bits.
+    #[must_use]
+    pub fn data(&self) -> [u8; 24] {
+        let mut data = [0; 24];
+        data.copy_from_slice(&self.as_bytes()[size_of::<u32>()..]);
+        data
+    }
+
+    /// The last word of that; the port's bytes are as on the wire.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(proto: u8, port: u16) -> u64 {
+        let [a, b] = port.to_ne_bytes();
+        u64::from_ne_bytes([proto, 0, a, b, 0, 0, 0, 0])
+    }
 }
 
 /// Key of `VIPS`: an address of any service; IPv4 as an IPv4-mapped IPv6 address. The value is one
@@ -553,6 +627,7 @@ const _: () = {
     assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
     assert!(size_of::<TokenBucket>() == 16 && size_of::<OwnMac>() == 8);
     assert!(size_of::<PeerKey>() == 8 && size_of::<ReverseKey>() == 20);
+    assert!(size_of::<ReversePrefix>() == 28);
     assert!(size_of::<ReturnCounter>() == 64);
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);

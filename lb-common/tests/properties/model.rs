@@ -225,6 +225,9 @@ fn backend(id: u16) -> Backend {
         vip: [0; 16],
         vip_port: 0.into(),
         proto: 0,
-        reserved1: [0; 13],
+        reserved1: 0,
+        first_port: 0.into(),
+        last_port: 0.into(),
+        reserved2: [0; 8],
     }
 }

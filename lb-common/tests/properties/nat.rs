@@ -1,7 +1,7 @@
 //! Mode `nat`: what is translated, where, and that all checksums stay true.
 
 use lb_common::{
-    abi::{Backend, ReverseKey, backend_flags, mapped},
+    abi::{Backend, ReverseKey, ReversePrefix, backend_flags, mapped},
     nat,
     verdict::{Drop, Forward, Pass, Return, Verdict},
 };
@@ -18,6 +18,8 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 /// The port that backends listen at.
 pub const PORT: u16 = 8080;
+/// The last port of a range with all that clients connect to: the last of a block.
+const LAST: u16 = 127;
 /// The backends' address in either family.
 const BACKEND: ([u8; 4], [u8; 16]) =
     ([10, 0, 1, 10], [0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10]);
@@ -52,6 +54,32 @@ pub fn world(family: Family) -> Model {
         model.reverse_nat.insert(key, id);
     }
     model
+}
+
+/// The same where the backends serve ports up to [`LAST`], and keep the one that a client connects to.
+fn world_of_ranges(family: Family) -> Model {
+    let mut model = world(family);
+    for (source, id) in std::mem::take(&mut model.reverse_nat) {
+        let backend = &mut model.backends.get_mut()[usize::from(id)];
+        (backend.port, backend.vip_port) = (0.into(), 0.into());
+        (backend.first_port, backend.last_port) = (1.into(), LAST.into());
+        let prefix = ReversePrefix::of(&ReverseKey { port: LAST.into(), ..source });
+        let bits = ReversePrefix::BEFORE_PORT + LAST.leading_zeros();
+        model.reverse_ranges.insert(prefix.shortened(bits), id);
+    }
+    model
+}
+
+/// The backends' port for one of the clients'.
+type PortAt = fn(u16) -> u16;
+
+/// Both of each family.
+fn worlds() -> impl Iterator<Item = (Family, (Model, PortAt))> {
+    FAMILIES.into_iter().flat_map(|family| {
+        let one: (Model, PortAt) = (world(family), |_| PORT);
+        let range: (Model, PortAt) = (world_of_ranges(family), |port| port);
+        [(family, one), (family, range)]
+    })
 }
 
 /// A frame after its verdict.
@@ -140,23 +168,23 @@ proptest! {
         flags in prop::sample::select(vec![SYN, ACK, ACK | FIN, RST]),
         payload in prop::collection::vec(any::<u8>(), 0..60),
     ) {
-        for family in FAMILIES {
-            let model = world(family);
+        for (family, (model, port_at)) in worlds() {
             let client = Client { port: 1024 + n as u16, ..Client::new(n) };
             let whom = (text(family, (client.v4, client.v6)), client.port);
-            let backend = (text(family, BACKEND), PORT);
             for (proto, vip_port) in [(TCP, WEB), (UDP, GAME)] {
+                let port = port_at(vip_port);
+                let backend = (text(family, BACKEND), port);
                 let frame = match proto {
                     TCP => client.tcp_with(family, vip_port, flags, 64, &payload),
                     _ => client.udp(family, vip_port, &payload),
                 };
                 let sent = translated(&frame, &model.decide(&frame));
-                prop_assert_eq!(ends(family, &sent), [whom.clone(), backend.clone()]);
+                prop_assert_eq!(ends(family, &sent), [whom.clone(), backend]);
                 prop_assert!(checksums_are_true(family, &sent, proto), "{:?} {}", family, proto);
 
                 let mut transport = match proto {
-                    TCP => segment(PORT, client.port, SYN | ACK),
-                    _ => [PORT, client.port, 8 + payload.len() as u16, 0].map(u16::to_be_bytes).concat(),
+                    TCP => segment(port, client.port, SYN | ACK),
+                    _ => [port, client.port, 8 + payload.len() as u16, 0].map(u16::to_be_bytes).concat(),
                 };
                 transport.extend(&payload);
                 let frame = from_backend(family, &client, proto, &transport);
@@ -183,7 +211,7 @@ fn a_datagram_without_a_checksum_gets_none() {
 }
 
 #[test]
-fn a_backend_without_a_port_of_its_own_keeps_the_clients() {
+fn a_backend_without_a_port_of_its_own_has_that_of_the_service() {
     for family in FAMILIES {
         let model = world(family);
         model.backends.borrow_mut()[1].port = 0.into();
@@ -283,8 +311,7 @@ fn quoted_ends(family: Family, frame: &[u8]) -> [(Vec<u8>, u16); 2] {
 
 #[test]
 fn an_error_about_an_answer_reaches_the_backend_as_about_what_it_has_sent() {
-    for family in FAMILIES {
-        let model = world(family);
+    for (family, (model, port_at)) in worlds() {
         let client = Client::new(1);
         let whom = (client.v4, client.v6);
         // What the client got: from VIP and port.
@@ -300,7 +327,8 @@ fn an_error_about_an_answer_reaches_the_backend_as_about_what_it_has_sent() {
                 assert!(checksums_are_true(family, &sent, proto), "{family:?} {kind}");
                 assert_eq!(ends(family, &sent)[0].0, text(family, from));
                 assert_eq!(ends(family, &sent)[1].0, text(family, BACKEND));
-                let expected = [(text(family, BACKEND), PORT), (text(family, whom), client.port)];
+                let expected =
+                    [(text(family, BACKEND), port_at(WEB)), (text(family, whom), client.port)];
                 assert_eq!(quoted_ends(family, &sent), expected);
             }
         }
@@ -309,11 +337,11 @@ fn an_error_about_an_answer_reaches_the_backend_as_about_what_it_has_sent() {
 
 #[test]
 fn an_error_about_a_packet_reaches_the_client_as_about_what_it_has_sent() {
-    for family in FAMILIES {
-        let model = world(family);
+    for (family, (model, port_at)) in worlds() {
         let client = Client::new(1);
         let whom = (client.v4, client.v6);
-        let quoted = packet(ip(family, 50, whom, BACKEND), TCP, &segment(client.port, PORT, ACK));
+        let quoted =
+            packet(ip(family, 50, whom, BACKEND), TCP, &segment(client.port, port_at(WEB), ACK));
         for &kind in errors(family).0 {
             let router = (Client::new(0xfefe).v4, Client::new(0xfefe).v6);
             // The backend itself is the VIP to the client; a router behind it is what it is.
@@ -331,7 +359,8 @@ fn an_error_about_a_packet_reaches_the_client_as_about_what_it_has_sent() {
             }
         }
         // One about another's packet passes.
-        let other = packet(ip(family, 50, whom, BACKEND), TCP, &segment(client.port, 22, ACK));
+        let other =
+            packet(ip(family, 50, whom, BACKEND), TCP, &segment(client.port, LAST + 1, ACK));
         let frame = error(family, errors(family).0[0], BACKEND, whom, &other);
         assert_eq!(model.decide(&frame), Verdict::Pass(Pass::NotAService), "{family:?}");
     }

@@ -4,8 +4,8 @@
 use lb_common::{
     abi::{
         Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, OwnMac, Owners, PeerKey,
-        ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey, backend_flags,
-        flow_flags, mapped, service_flags, stamp, udp_policy,
+        ReverseKey, ReversePrefix, Service, ServiceKeyV4, ServiceKeyV6, Unanswered, VipKey,
+        backend_flags, flow_flags, mapped, service_flags, stamp, udp_policy,
     },
     hash::FlowKeys,
     packet::{
@@ -112,6 +112,8 @@ pub struct State {
     pub peer_macs: Vec<(PeerKey, u16)>,
     /// The backends in mode `nat`, by the source of their answers.
     pub reverse_nat: Vec<(ReverseKey, u16)>,
+    /// The same of those that keep the clients' port.
+    pub reverse_ranges: Vec<(ReversePrefix, u16)>,
     /// The unanswered SYNs of backends.
     pub unanswered: Vec<(u16, Unanswered)>,
 }
@@ -229,6 +231,11 @@ fn backend(random: &mut Random, id: u16) -> Backend {
         true => (U16::ZERO, own_port),
         false => (own_port, U16::new(random.of(&PORTS).0)),
     };
+    // And others at all ports of a range, which mostly has the one that packets come from.
+    let range = wide::range_about(random, own_port.get());
+    let keeps_port = is_nat && random.one_in(3);
+    let (port, vip_port) = if keeps_port { (U16::ZERO, U16::ZERO) } else { (port, vip_port) };
+    let (first_port, last_port) = if keeps_port { range } else { (0, 0) };
     let vip = if is_v6 { VIP_V6 } else { mapped(VIP_V4) };
     let is_local = !is_nat && random.one_in(6);
     let l2_len = if is_local { 0 } else { random.of(&[14, 14, 14, 18, 22]) };
@@ -251,7 +258,10 @@ fn backend(random: &mut Random, id: u16) -> Backend {
         vip: if is_nat { vip } else { [0; 16] },
         vip_port: if is_nat { vip_port } else { U16::ZERO },
         proto: if is_nat { backend_proto(id) } else { 0 },
-        reserved1: [0; 13],
+        reserved1: 0,
+        first_port: first_port.into(),
+        last_port: last_port.into(),
+        reserved2: [0; 8],
     }
 }
 
@@ -272,12 +282,17 @@ pub fn state(random: &mut Random, now: u32) -> State {
         own_macs: [OWN, OWN_TOO].map(|mac| OwnMac { mac, reserved: [0; 2] }).to_vec(),
         peer_macs: Vec::new(),
         reverse_nat: Vec::new(),
+        reverse_ranges: Vec::new(),
         unanswered: Vec::new(),
     };
     for (id, one) in (0..BACKENDS).zip(&state.backends) {
         let key = entry::reverse_key(one).filter(|_| !random.one_in(8));
         state.reverse_nat.extend(key.map(|key| (key, id)));
     }
+    let ranges = (0..BACKENDS).zip(&state.backends);
+    let ranges: Vec<_> =
+        ranges.filter_map(|(id, one)| Some((entry::reverse_range(one)?, id))).collect();
+    state.reverse_ranges.extend(lb_datapath::reverse_prefixes(&ranges));
     if random.one_in(12) {
         state.own_macs.clear();
     }

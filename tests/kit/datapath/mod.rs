@@ -152,6 +152,8 @@ impl Twins {
             kernel.put_reverse_nat(key, id)?;
             tables.reverse_nat.insert(key, id);
         }
+        kernel.put_reverse_ranges(&state.reverse_ranges).context("put ranges of sources")?;
+        tables.reverse_ranges.extend(state.reverse_ranges.iter().copied());
         for &(id, unanswered) in &state.unanswered {
             kernel.put_unanswered(id, unanswered.0)?;
         }

@@ -12,7 +12,7 @@ use aya::{
     },
 };
 use lb_common::{
-    abi::{Destination, FlowKey, Service, mapped, service_flags, udp_policy},
+    abi::{Destination, FlowKey, ReversePrefix, Service, mapped, service_flags, udp_policy},
     packet::number,
     service_index::Entry,
     wide::{PortPrefix, VipPrefix, WideKey},
@@ -57,6 +57,15 @@ pub fn target(random: &mut Random) -> (u8, u16, u8) {
     (random.of(&HOSTS), random.of(&PORTS), random.of(&[number::TCP, number::TCP, number::UDP]))
 }
 
+/// The first and last port of a range that a port is in, or next to.
+pub fn range_about(random: &mut Random, port: u16) -> (u16, u16) {
+    random.of(&[
+        (1, u16::MAX),
+        (port.saturating_sub(3).max(1), port.saturating_add(40)),
+        (port.saturating_sub(100).max(1), port.saturating_sub(1).max(1)),
+    ])
+}
+
 /// Keys of services of a family, most of those that there can be, with the policy of each.
 pub fn keys(random: &mut Random, v6: bool) -> Vec<(WideKey, u8)> {
     let all = WIDE.into_iter().filter(|_| !random.one_in(4));
@@ -91,7 +100,7 @@ impl Kernel {
     /// The kernel refuses it.
     pub fn put_wide(&mut self, services: &[(WideKey, Service)]) -> Result<()> {
         let ids: BTreeMap<_, _> = services.iter().map(|(key, value)| (*key, value.id)).collect();
-        let (vips, ports) = lb_datapath::tries(&ids);
+        let (vips, ports) = lb_datapath::service_tries(&ids);
         for (key, service) in services {
             let (port, proto, address) = (key.first, key.proto, key.address);
             let entry = Entry { service: *service, address, port, proto, reserved: [0; 5] };
@@ -101,6 +110,20 @@ impl Kernel {
         let group = |(group, key): (u16, &VipPrefix)| (key.bits, key.address, group);
         self.fill("WIDE_VIPS", (0..).zip(&vips).map(group))?;
         Ok(self.array("WIDE_GROUPS")?.set(0, u32::try_from(vips.len())?, 0)?)
+    }
+
+    /// Makes these backends in mode `nat` known by the ranges of the sources of their answers, and no others.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn put_reverse_ranges(&mut self, prefixes: &[(ReversePrefix, u16)]) -> Result<()> {
+        let entries = prefixes.iter().map(|(key, id)| (key.bits, key.data(), *id));
+        self.fill("REVERSE_RANGES", entries)?;
+        if !prefixes.is_empty() {
+            self.array("NAT_BACKENDS")?.set(0, 1_u32, 0)?;
+        }
+        Ok(())
     }
 
     /// Gives a trie these entries alone: bits of a key, the key, the value.

@@ -178,6 +178,7 @@ pub fn dump(balancer: &Balancer) -> Result<BTreeMap<String, Vec<u8>>> {
                 (9, 40, 12) => hash::<40, 12>(Map::LruHashMap(map()?))?,
                 (11, 20, 4) => trie::<16>(map()?)?,
                 (11, 12, 4) => trie::<8>(map()?)?,
+                (11, 28, 4) => trie::<24>(map()?)?,
                 shape => anyhow::bail!("{name}: unknown shape {shape:?}"),
             };
             dump.insert(name, bytes);

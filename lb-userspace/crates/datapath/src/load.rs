@@ -218,7 +218,7 @@ impl Start {
         let index = ServiceIndex::open(&buckets, entries, &maps::services(&maps)?)
             .context("make the services' index")?;
         let wide = WideIndex::open(&maps).context("make the tries of ports")?;
-        let reverse_nat = ReverseNat::open(&maps).context("make REVERSE_NAT")?;
+        let reverse_nat = ReverseNat::open(&maps).context("make REVERSE_NAT and REVERSE_RANGES")?;
         let pin_log = PinLog::open(&path)?;
         done(Step::Loaded)?;
         let links = attach::attach(&mut programs, settings, &mut || done(Step::Swapped))?;

@@ -7,8 +7,8 @@ use aya::maps::MapData;
 use lb_common::{
     abi::{
         self, Backend, ConnectionKey, FlowKey, FlowValue, Fragment, FragmentKey, NatConnectionKey,
-        NatConnectionValue, OwnMac, PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
-        VipKey,
+        NatConnectionValue, OwnMac, PeerKey, ReverseKey, ReversePrefix, Service, ServiceKeyV4,
+        ServiceKeyV6, Slot, VipKey,
     },
     service_index::Entry,
     wide::{PortPrefix, VipPrefix, WideKey},
@@ -83,8 +83,10 @@ pub(crate) struct OpenMaps<F = Table<FlowKey, FlowValue>> {
     pub own_macs: Table<u32, OwnMac>,
     /// `PEER_MACS`, which sets that were made before it have not.
     pub peer_macs: Option<Table<PeerKey, u32>>,
-    /// `REVERSE_NAT`, which sets that were made before it have not, as the next four.
+    /// `REVERSE_NAT`, which sets that were made before it have not, as the others of mode `nat`.
     pub reverse_nat: Option<Table<ReverseKey, u32>>,
+    /// `REVERSE_RANGES`, which sets that were made before it have not.
+    pub reverse_ranges: Option<Table<ReversePrefix, u32>>,
     /// `NAT_BACKENDS`.
     pub nat_backends: Option<Table<u32, u32>>,
     /// `RETURN_EGRESS`.
@@ -139,6 +141,7 @@ impl<F> OpenMaps<F> {
             own_macs: Table::new(map("OWN_MACS")?)?,
             peer_macs: spare("PEER_MACS")?.map(Table::new).transpose()?,
             reverse_nat: spare("REVERSE_NAT")?.map(Table::new).transpose()?,
+            reverse_ranges: spare("REVERSE_RANGES")?.map(Table::new).transpose()?,
             nat_backends: spare("NAT_BACKENDS")?.map(Table::new).transpose()?,
             return_egress: spare("RETURN_EGRESS")?.map(Table::new).transpose()?,
             nat_connections: spare("NAT_CONNECTIONS")?.map(Table::new).transpose()?,

@@ -5,8 +5,8 @@ use std::io;
 use lb_common::{
     abi::{
         Backend, BackendCounter, FlowValue, Fragment, FragmentKey, Handshake, OwnMac, Owners,
-        PeerKey, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket, VipKey,
-        mapped,
+        PeerKey, ReverseKey, ReversePrefix, Service, ServiceKeyV4, ServiceKeyV6, Slot, TokenBucket,
+        VipKey, mapped,
     },
     wide::{PortPrefix, VipPrefix},
 };
@@ -114,7 +114,11 @@ impl View for Xdp {
 
     fn reverse_nat(&self, key: &ReverseKey) -> io::Result<Option<u16>> {
         let Some(reverse) = &self.maps.reverse_nat else { return Ok(None) };
-        Ok(reverse.get(key)?.map(|id| id as u16))
+        let mut found = reverse.get(key)?;
+        if let (None, Some(ranges)) = (found, &self.maps.reverse_ranges) {
+            found = ranges.get(&ReversePrefix::of(key))?;
+        }
+        Ok(found.map(|id| id as u16))
     }
 
     fn syn_budget(&self, cpu: u32, service: u16) -> io::Result<Option<(u64, u64)>> {

@@ -8,6 +8,7 @@ use lb_common::wide::{PortPrefix, VipPrefix, WideKey};
 
 use super::{
     maps::OpenMaps,
+    port_blocks,
     sys::{self, Table},
 };
 
@@ -156,65 +157,19 @@ fn ports(
                 |key: &WideKey| key.proto == *proto && key.bits <= bits && key.has_address(address);
             let mut around: Vec<_> = services.iter().filter(|(key, _)| around(key)).collect();
             around.sort_by_key(|(key, _)| key.order());
-            for (first, last, id) in segments(&around) {
-                for (bits, port) in blocks(first, last) {
-                    let key = PortPrefix::of(group(prefix), *proto, port.into());
-                    ports.insert(PortPrefix { bits: PortPrefix::BEFORE_PORT + bits, ..key }, id);
-                }
+            let around = around.iter().map(|(key, id)| (key.first.get()..=key.last.get(), **id));
+            for (bits, port, id) in port_blocks::of(&around.collect::<Vec<_>>()) {
+                let key = PortPrefix::of(group(prefix), *proto, port.into());
+                ports.insert(PortPrefix { bits: PortPrefix::BEFORE_PORT + bits, ..key }, id);
             }
         }
     }
     ports
 }
 
-/// The ranges of ports, first and last, of each of these services, the most specific one first, where no service before
-/// it has them.
-fn segments(services: &[(&WideKey, &u16)]) -> Vec<(u16, u16, u16)> {
-    let ends = services
-        .iter()
-        .flat_map(|(key, _)| [u32::from(key.first.get()), u32::from(key.last.get()) + 1]);
-    let ends: Vec<u32> = ends.collect::<BTreeSet<_>>().into_iter().collect();
-    let mut segments: Vec<(u16, u16, u16)> = Vec::new();
-    for pair in ends.windows(2) {
-        let (first, last) = (pair[0] as u16, (pair[1] - 1) as u16);
-        let has = |key: &WideKey| (key.first.get()..=key.last.get()).contains(&first);
-        let Some((_, id)) = services.iter().find(|(key, _)| has(key)) else { continue };
-        match segments.last_mut() {
-            Some((_, end, of)) if of == *id && u32::from(*end) + 1 == pair[0] => *end = last,
-            _ => segments.push((first, last, **id)),
-        }
-    }
-    segments
-}
-
-/// The fewest blocks of 2^n ports, each at a multiple of its size, that make a range: bits of the port that count, and
-/// the first port.
-fn blocks(first: u16, last: u16) -> Vec<(u32, u16)> {
-    let (mut at, end) = (u32::from(first), u32::from(last) + 1);
-    let mut blocks = Vec::new();
-    while at < end {
-        let mut size = if at == 0 { 1 << 16 } else { at & at.wrapping_neg() };
-        while size > end - at {
-            size /= 2;
-        }
-        blocks.push((16 - size.trailing_zeros(), at as u16));
-        at += size;
-    }
-    blocks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_range_is_the_fewest_blocks() {
-        assert_eq!(blocks(0, 65_535), [(0, 0)]);
-        assert_eq!(blocks(80, 80), [(16, 80)]);
-        assert_eq!(blocks(8_000, 8_100), [(10, 8_000), (11, 8_064), (14, 8_096), (16, 8_100)]);
-        assert_eq!(blocks(1, 65_535).len(), 16);
-        assert_eq!(blocks(1, 65_534).len(), 30);
-    }
 
     const TCP: u8 = 6;
 

@@ -88,11 +88,15 @@ pub fn blank(mode: Mode, to: BackendAddress, tunnel: &Tunnel) -> Backend {
 pub fn of_service(service: &Service, to: BackendAddress, tunnel: &Tunnel) -> Backend {
     let mut entry = blank(service.mode, to, tunnel);
     if service.mode == Mode::Nat {
-        let ServiceKey { vip, port, protocol, .. } = service.key;
+        let (key, ports) = (service.key, service.key.ports());
         entry.flags |= backend_flags::NAT;
-        entry.vip = address(vip);
-        entry.vip_port = port.into();
-        entry.proto = protocol.number();
+        entry.vip = address(key.vip);
+        entry.proto = key.protocol.number();
+        if ports.is_one() {
+            entry.vip_port = key.port.into();
+        } else {
+            (entry.first_port, entry.last_port) = (key.port.into(), ports.last().into());
+        }
     }
     entry
 }
@@ -127,11 +131,43 @@ pub fn of_wide_key(key: &WideKey) -> ServiceKey {
     ServiceKey { vip: ip_of(key.address), port: key.first.get(), protocol, extent }
 }
 
-/// The source of the answers of a backend in mode `nat`; none in other modes.
+/// The source of the answers of a backend in mode `nat` that listens at one port; none of others.
 #[must_use]
 pub fn reverse_key(entry: &Backend) -> Option<ReverseKey> {
     let (address, port, proto) = (entry.address, nat::port_of(entry), entry.proto);
-    nat::is_nat(entry).then_some(ReverseKey { address, port, proto, reserved: 0 })
+    let is_one = nat::is_nat(entry) && entry.last_port.get() == 0;
+    is_one.then_some(ReverseKey { address, port, proto, reserved: 0 })
+}
+
+/// The sources of the answers of a backend that keeps the clients' port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReverseRange {
+    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address.
+    pub address: [u8; 16],
+    /// The protocol's number.
+    pub proto: u8,
+    /// The first port.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
+}
+
+impl ReverseRange {
+    /// Whether a source is one of them.
+    #[must_use]
+    pub fn has(&self, source: &ReverseKey) -> bool {
+        (self.address, self.proto) == (source.address, source.proto)
+            && (self.first..=self.last).contains(&source.port.get())
+    }
+}
+
+/// The sources of the answers of a backend in mode `nat` that keeps the clients' port; none of others.
+#[must_use]
+pub fn reverse_range(entry: &Backend) -> Option<ReverseRange> {
+    let (address, proto) = (entry.address, entry.proto);
+    let (first, last) = (entry.first_port.get(), entry.last_port.get());
+    let is_range = nat::is_nat(entry) && last != 0;
+    is_range.then_some(ReverseRange { address, proto, first, last })
 }
 
 /// The bits behind a prefix, among the low 32.

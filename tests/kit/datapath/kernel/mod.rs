@@ -23,7 +23,7 @@ use lb_common::{
     nat_connections, return_route,
     service_index::{self, Entry},
     verdict::REASONS,
-    wide::{PortPrefix, VipPrefix, WideKey},
+    wide::{PORTS_PER_SERVICE, PortPrefix, VipPrefix, WideKey},
 };
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -167,6 +167,7 @@ impl Kernel {
             .map_max_entries("BACKEND_COUNTERS", backends * cpus)
             .map_max_entries("RETURN_COUNTERS", backends * cpus)
             .map_max_entries("REVERSE_NAT", backends)
+            .map_max_entries("REVERSE_RANGES", backends * PORTS_PER_SERVICE)
             .map_max_entries("SYN_BUDGETS", SERVICES * cpus)
             .map_max_entries("ICMP_BUDGETS", cpus)
             .map_max_entries("TOO_BIG_BUDGETS", cpus * abi::TOO_BIG_BUDGETS)
@@ -282,6 +283,7 @@ impl Kernel {
             ("VERDICTS", 4, size_of::<abi::VerdictCounter>()),
             ("BACKEND_COUNTERS", 4, size_of::<abi::BackendCounter>()),
             ("REVERSE_NAT", size_of::<abi::ReverseKey>(), 4),
+            ("REVERSE_RANGES", size_of::<abi::ReversePrefix>(), 4),
             ("WIDE_SERVICES", size_of::<WideKey>(), size_of::<Service>()),
             ("WIDE_VIPS", size_of::<VipPrefix>(), 4),
             ("WIDE_PORTS", size_of::<PortPrefix>(), 4),

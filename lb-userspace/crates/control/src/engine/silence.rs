@@ -124,6 +124,8 @@ struct Memory {
     samples: VecDeque<(Duration, Counts)>,
     /// The sample before the first SYN that nothing but SYNs has followed.
     unanswered: Option<(Duration, u64)>,
+    /// Refusals until it was seen to accept a connection.
+    refused_before: u64,
 }
 
 impl Memory {
@@ -139,6 +141,9 @@ impl Memory {
             self.unanswered = None;
         } else if since.syns > 0 && self.unanswered.is_none() {
             self.unanswered = Some((now, counts.syns - since.syns));
+        }
+        if since.accepted > 0 || self.samples.is_empty() {
+            self.refused_before = counts.refused;
         }
         while self.samples.front().is_some_and(|(at, _)| now.saturating_sub(*at) > WINDOW) {
             self.samples.pop_front();
@@ -157,14 +162,14 @@ impl Memory {
             format!("{} in {} ms and no other packet", counted(syns, "SYN"), lasts.as_millis())
         })
     }
-}
 
-/// Why a backend seems to refuse connections, by the counts within a window.
-fn refusal(one: Counts) -> Option<String> {
-    let stands_out = one.refused >= REFUSALS && one.refused > one.accepted;
-    stands_out.then(|| {
-        format!("{} refused, {} accepted", counted(one.refused, "connection"), one.accepted)
-    })
+    /// Why the backend seems to refuse connections, by its counts now and those within the window: of a busy one that
+    /// dies, accepted connections fill most of the window.
+    fn refusal(&self, counts: Counts, window: Counts) -> Option<String> {
+        let refused = window.refused.min(counts.refused.saturating_sub(self.refused_before));
+        (refused >= REFUSALS)
+            .then(|| format!("{} refused and none accepted since", counted(refused, "connection")))
+    }
 }
 
 /// Why a backend stands out against the others of its service, by the packets to each of them
@@ -228,7 +233,11 @@ impl Silence {
         let suspicions = samples.iter().zip(&windows).filter_map(|(sample, window)| {
             let alone = memories.get(&sample.backend)?.silence(now, sample.counts);
             let compared = || outlier(*window, all.since(*window)).filter(|_| sample.serves);
-            let reason = alone.or_else(|| refusal(*window)).or_else(compared)?;
+            // Where clients have several ports to connect to, nobody may listen at some.
+            let is_one = service.ports().is_one();
+            let memory = memories.get(&sample.backend).filter(|_| is_one);
+            let refused = || memory?.refusal(sample.counts, *window);
+            let reason = alone.or_else(refused).or_else(compared)?;
             Some(Suspicion { target: BackendKey { service, backend: sample.backend }, reason })
         });
         suspicions.collect()
@@ -300,6 +309,39 @@ mod tests {
 
     const KEY: ServiceKey =
         ServiceKey::new(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100)), 80, Protocol::Tcp);
+
+    /// Whether a backend in mode `nat` of this service is suspected after each tenth of a second, by how many connections
+    /// it has accepted and refused in it.
+    fn suspected(service: ServiceKey, answers: &[(u64, u64)]) -> Vec<bool> {
+        let (mut silence, mut counts, mut now) =
+            (Silence::default(), Counts::default(), Duration::ZERO);
+        let backend = BackendAddress::from([10, 0, 0, 1]);
+        let suspected = answers.iter().map(|&(accepted, refused)| {
+            let (syns, others) = (accepted + refused, 3 * accepted + refused);
+            counts = counts.plus(Counts { syns, others, refused, accepted, ..Counts::default() });
+            now += Duration::from_millis(100);
+            let sample = Sample { backend, serves: true, counts };
+            !silence.add_samples(service, now, &[sample]).is_empty()
+        });
+        suspected.collect()
+    }
+
+    #[test]
+    fn a_busy_backend_that_refuses_is_suspected_at_once() {
+        let busy = [(100, 0), (100, 1), (40, 60), (0, 100), (0, 100)];
+        assert_eq!(suspected(KEY, &busy), [false, false, false, true, true]);
+        // An RST may answer a stray packet.
+        assert_eq!(suspected(KEY, &[(9, 2), (9, 5), (0, 0), (9, 5)]), [false; 4]);
+        assert_eq!(suspected(KEY, &[(0, 0), (0, 1), (0, 1), (0, 1)]), [false, false, false, true]);
+        let rare: Vec<_> = (0..40).map(|n| (0, u64::from(n % 6 == 1))).collect();
+        assert_eq!(suspected(KEY, &rare), [false; 40], "fewer in a second");
+    }
+
+    #[test]
+    fn a_port_of_a_range_that_nobody_listens_at_is_no_suspicion() {
+        let range = ServiceKey::of(KEY.vips(), "80-99".parse().unwrap(), Protocol::Tcp);
+        assert_eq!(suspected(range, &[(1, 9), (0, 90), (0, 90)]), [false; 3]);
+    }
 
     /// Three backends, and their packets in each tenth of a second.
     #[derive(Default)]

@@ -14,8 +14,8 @@ use lb_common::{
     abi::{
         self, ABI_VERSION, Backend, BackendCounter, ConnectionKey, Flow, FlowKey, Fragment,
         FragmentKey, NatConnection, NatConnectionKey, OwnMac, PeerKey, PinLease, PinLogHead,
-        PinNote, ReturnCounter, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, TokenBucket,
-        VerdictCounter, VipKey,
+        PinNote, ReturnCounter, ReverseKey, ReversePrefix, Service, ServiceKeyV4, ServiceKeyV6,
+        TokenBucket, VerdictCounter, VipKey,
     },
     service_index::{self, Bucket, Entry},
     verdict::REASONS,
@@ -83,7 +83,7 @@ pub(crate) fn is_shared(version: u32, there: &Shape, here: &Shape) -> bool {
 const NEW_PIN_NOTES: u32 = 3;
 
 /// The maps of this version.
-pub(crate) const SHAPES: [Shape; 30] = [
+pub(crate) const SHAPES: [Shape; 31] = [
     shape::<u32, Bucket>("SERVICE_INDEX", ARRAY, |limits, _| buckets(limits)),
     shape::<u32, Entry>("SERVICE_ENTRIES", ARRAY, |limits, _| limits.services),
     shape::<ServiceKeyV4, Service>("SERVICES_V4", HASH, |limits, _| limits.services),
@@ -113,6 +113,10 @@ pub(crate) const SHAPES: [Shape; 30] = [
     shape::<u32, PinLease>("PIN_LEASE", ARRAY, |_, _| 1).spare(),
     shape::<PeerKey, u32>("PEER_MACS", HASH, |_, _| abi::PEER_MACS).spare(),
     shape::<ReverseKey, u32>("REVERSE_NAT", HASH, |limits, _| limits.backends).spare(),
+    shape::<ReversePrefix, u32>("REVERSE_RANGES", LPM_TRIE, |limits, _| {
+        limits.backends * PORTS_PER_SERVICE
+    })
+    .spare(),
     shape::<u32, u32>("NAT_BACKENDS", ARRAY, |_, _| 1).spare(),
     shape::<u32, u32>("RETURN_EGRESS", ARRAY, |_, _| abi::RETURN_EGRESS).spare(),
     shape::<u32, ReturnCounter>("RETURN_COUNTERS", ARRAY, |limits, cpus| {

@@ -94,8 +94,11 @@ impl<'a> Narrator<'a> {
             Verdict::Return(to) => {
                 explained.backend = Some(entry::backend_of(&to.backend));
                 explained.backend_id = to.id;
-                let (vip, port) = (entry::ip_of(to.backend.vip), to.backend.vip_port.get());
-                let vip = SocketAddr::new(vip, port);
+                let vip = entry::ip_of(to.backend.vip);
+                let vip = match to.backend.vip_port.get() {
+                    0 => format!("{vip}, and its port stays"),
+                    port => SocketAddr::new(vip, port).to_string(),
+                };
                 let backend = self.backend(to.id);
                 steps.add("return", format!("an answer of {backend}: its source becomes {vip}"));
                 steps.add("egress", "by the kernel's route to the client".into());
@@ -453,9 +456,12 @@ impl<'a> Narrator<'a> {
             (true, _) => (Mode::Ipip, "a header is put before it".to_owned()),
             (false, false) => (Mode::Dsr, "the MAC addresses change".to_owned()),
             (false, true) => {
-                let at =
-                    SocketAddr::new(entry::ip_of(backend.address), nat::port_of(backend).get());
-                (Mode::Nat, format!("its destination becomes {at}"))
+                let ip = entry::ip_of(backend.address);
+                let to = match nat::port_of(backend).get() {
+                    0 => format!("{ip}, and its port stays"),
+                    port => SocketAddr::new(ip, port).to_string(),
+                };
+                (Mode::Nat, format!("its destination becomes {to}"))
             }
         };
         steps.add("mode", format!("{mode}: {how}, the TTL is lowered by one"));

@@ -101,11 +101,10 @@ impl ServiceKey {
     #[must_use]
     pub fn clashes(&self, other: &Self) -> bool {
         let (own, its) = (self.ports(), other.ports());
-        let meet = own.first <= its.last() && its.first <= own.last();
         let is_part = |one: Ports, of: Ports| of.first <= one.first && one.last() <= of.last();
         let is_same = own == its;
         (self.vips(), self.protocol) == (other.vips(), other.protocol)
-            && meet
+            && own.overlaps(&its)
             && (is_same || !(is_part(own, its) || is_part(its, own)))
     }
 }
@@ -252,6 +251,12 @@ impl Ports {
     #[must_use]
     pub fn contains(&self, port: u16) -> bool {
         (self.first..=self.last()).contains(&port)
+    }
+
+    /// Whether some port is in both.
+    #[must_use]
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.first <= other.last() && other.first <= self.last()
     }
 }
 

@@ -67,13 +67,6 @@ impl Found {
         if ports.is_one() {
             return;
         }
-        if service.mode == Mode::Nat {
-            let message = format!(
-                "{ports}, and mode nat, which translates one port of a service; use mode dsr or ipip, or \
-                 make each port a service"
-            );
-            self.push(name, None, "port", message);
-        }
         let asks_nobody = |check: &Check| check.port.is_none() && check.kind.is_of_a_port();
         if service.backends.values().any(|backend| asks_nobody(service.check_of(backend)))
             || asks_nobody(&service.policy.check)
@@ -133,7 +126,6 @@ mod tests {
     fn what_several_vips_or_ports_do_not_go_with_is_refused_with_the_reason() {
         for (vips, ports, mode, backend, reason) in [
             ("10.0.0.96/28", "80", Mode::Nat, "10.0.0.1", "says which of these VIPs"),
-            ("10.0.0.100", "80-81", Mode::Nat, "10.0.0.1", "translates one port of a service"),
             (
                 "10.0.0.100",
                 "80-81",

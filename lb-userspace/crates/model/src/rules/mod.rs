@@ -2,6 +2,7 @@
 
 pub mod check;
 mod extent;
+mod nat;
 
 use std::{
     collections::BTreeMap,
@@ -221,26 +222,6 @@ impl Found {
         self.in_backends(name, service);
     }
 
-    /// Two services in mode `nat` can't share a backend's port: by the source of an answer its VIP would not be known.
-    fn in_nat(&mut self, desired: &Desired) {
-        let mut sources: BTreeMap<(Protocol, SocketAddr), &str> = BTreeMap::new();
-        for (name, service) in desired.services.iter().filter(|(_, s)| s.mode == Mode::Nat) {
-            let ServiceKey { port, protocol, .. } = service.key;
-            for address in service.backends.keys() {
-                let socket = address.socket(port);
-                if let Some(first) = sources.insert((protocol, socket), name)
-                    && first != name
-                {
-                    let message = format!(
-                        "{protocol} {socket} is a backend of service {first}, too: by nat its answers could be of \
-                         either; let it listen at another port for one of them"
-                    );
-                    self.push(name, Some(*address), "address", message);
-                }
-            }
-        }
-    }
-
     fn in_backends(&mut self, name: &str, service: &Service) {
         let mut sockets: BTreeMap<SocketAddr, BackendAddress> = BTreeMap::new();
         let mut names: BTreeMap<&str, BackendAddress> = BTreeMap::new();
@@ -353,7 +334,7 @@ fn check_family(mode: Mode, vip: IpAddr, backend: IpAddr) -> Result<(), String> 
 /// Whether packets reach a port of backends, which the key `key` gives: only a translation of addresses changes it.
 fn check_port(service: &Service, target: u16, key: &str, remedy: &str) -> Result<(), String> {
     let (mode, port) = (service.mode, service.key.ports());
-    if mode == Mode::Nat || port == Ports::one(target) {
+    if port == Ports::one(target) || (mode == Mode::Nat && port.is_one()) {
         return Ok(());
     }
     Err(format!(

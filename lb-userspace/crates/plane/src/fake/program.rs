@@ -212,8 +212,14 @@ impl Tables for Fake {
     }
 
     fn reverse_nat(&self, key: &ReverseKey) -> Option<u16> {
+        let range = |(id, backend): (&u16, &abi::Backend)| {
+            let range = entry::reverse_range(backend).filter(|range| range.has(key))?;
+            Some((range.last - range.first, *id))
+        };
         let mut all = self.backends.iter();
-        all.find(|(_, backend)| entry::reverse_key(backend) == Some(*key)).map(|(id, _)| *id)
+        let one = all.find(|(_, backend)| entry::reverse_key(backend) == Some(*key));
+        one.map(|(id, _)| *id)
+            .or_else(|| self.backends.iter().filter_map(range).min().map(|(_, id)| id))
     }
 
     fn syn_budget(&self, service: u16) -> Option<impl Deref<Target = TokenBucket>> {
