@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use lb_api::{client::Client, paths, requests::ConfigDiff};
 use lb_model::{
     defaults,
-    desired::{Mode, Protocol},
+    desired::{Mode, Ports, Protocol},
     rules,
     units::counted,
 };
@@ -47,24 +47,24 @@ enum Host {
         /// A VIP that it serves; those on its loopback unless given.
         #[arg(long = "vip", value_name = "ADDRESS", value_parser = rules::address)]
         vips: Vec<IpAddr>,
-        /// How packets come: dsr or ipip; by what is found unless given.
+        /// How packets come: dsr, ipip or nat; dsr or ipip by what is found unless given.
         #[arg(long, value_parser = word::<Mode>)]
         mode: Option<Mode>,
-        /// A port that clients connect to, as 80 or 53/udp.
+        /// A port that packets come to, as 80, 53/udp, 8000-8100 or any.
         #[arg(long = "port", value_name = "PORT", value_parser = port)]
-        ports: Vec<(Protocol, u16)>,
+        ports: Vec<(Protocol, Ports)>,
         /// Where the decapsulator is pinned.
         #[arg(long, default_value = defaults::PIN_DIR)]
         pin_dir: PathBuf,
     },
 }
 
-/// A port, and its protocol after a slash.
-fn port(text: &str) -> Result<(Protocol, u16), String> {
-    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let wrong = || format!("`{text}` is no port; write 80, or 53/udp");
-    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
-    Ok((word(protocol).map_err(|_| wrong())?, port))
+/// A port or a range, and its protocol after a slash.
+fn port(text: &str) -> Result<(Protocol, Ports), String> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let wrong = |_| format!("`{text}` is no port; write 80, 53/udp, 8000-8100 or any");
+    let ports = ports.parse().map_err(wrong)?;
+    Ok((word(protocol).map_err(|error: String| wrong(error))?, ports))
 }
 
 /// How long `lbd` may take to name its file: one that hangs is no reason to examine nothing.
@@ -166,9 +166,11 @@ mod tests {
 
     #[test]
     fn ports_are_of_tcp_unless_they_say_otherwise() {
-        assert_eq!(port("80"), Ok((Protocol::Tcp, 80)));
-        assert_eq!(port("53/udp"), Ok((Protocol::Udp, 53)));
-        for wrong in ["0", "http", "53/sctp", "65536", ""] {
+        assert_eq!(port("80"), Ok((Protocol::Tcp, Ports::one(80))));
+        assert_eq!(port("53/udp"), Ok((Protocol::Udp, Ports::one(53))));
+        assert_eq!(port("8000-8100"), Ok((Protocol::Tcp, "8000-8100".parse().unwrap())));
+        assert_eq!(port("any/udp"), Ok((Protocol::Udp, "any".parse().unwrap())));
+        for wrong in ["0", "http", "53/sctp", "65536", "90-80", "80-", ""] {
             assert!(port(wrong).is_err(), "{wrong}");
         }
     }

@@ -54,6 +54,45 @@ pub(super) fn forwarding(snapshot: &NodeSnapshot) -> Vec<Finding> {
         .fixed_by(sysctl(&[(conf(interface, "accept_local"), 1)]))
     }));
     findings
+        .extend(config.interfaces.iter().filter_map(|interface| redirects(snapshot, interface)));
+    if !config.routers.routers.is_empty() {
+        findings.extend(
+            config.interfaces.iter().filter_map(|interface| announces(snapshot, interface)),
+        );
+    }
+    findings
+}
+
+/// Whether a backend on a client's link is sent away from this node.
+fn redirects(snapshot: &NodeSnapshot, interface: &str) -> Option<Finding> {
+    const SETTING: &str = "send_redirects";
+    let of = ["all", interface];
+    let on = of
+        .map(|of| conf(of, SETTING))
+        .into_iter()
+        .filter(|name| snapshot.sysctls.get(name) == Some(1));
+    let off: Vec<_> = on.map(|name| (name, 0)).collect();
+    (!off.is_empty()).then(|| {
+        Finding::warning(
+            "nat",
+            format!("{interface} sends ICMP redirects"),
+            "a backend on the same link as a client gets one, and answers that client past this node from then on",
+        )
+        .fixed_by(sysctl(&off))
+    })
+}
+
+/// Whether the node asks for a client's MAC address by the VIP, which another node may hold by then.
+fn announces(snapshot: &NodeSnapshot, interface: &str) -> Option<Finding> {
+    const SETTING: &str = "arp_announce";
+    (snapshot.sysctls.of_interface(interface, SETTING) < 2).then(|| {
+        Finding::warning(
+            "nat",
+            format!("{interface} may send ARP requests with the VIP as sender"),
+            "a node whose lbd hangs draws clients back to itself so, from the node that took over",
+        )
+        .fixed_by(sysctl(&[(conf("all", SETTING), 2)]))
+    })
 }
 
 /// Packets to a backend without one of its answers: it sends them by another way.
@@ -62,11 +101,25 @@ pub(super) fn answers(snapshot: &NodeSnapshot) -> Vec<Finding> {
     /// So many packets do not all go to a backend that is silent for another reason: it would be down by then.
     const ENOUGH: u64 = 100;
     let check = |one: &TranslatedBackend| {
-        let TranslatedBackend { service, backend, sent, returned } = one;
+        let TranslatedBackend { service, backend, interface, sent, returned } = one;
         if *returned > 0 || *sent < ENOUGH {
             let found =
                 format!("{service}: {returned} packets of {backend} came back, {sent} went to it");
             return Finding::ok(CHECK, found);
+        }
+        // The program sees what comes by a bridge only if it is attached to that, or to all its ports.
+        let is_unseen = |name: &&String| {
+            let bridge = snapshot.interfaces.get(*name);
+            bridge.is_some_and(|one| one.kind.as_deref() == Some("bridge") && one.program.is_none())
+        };
+        if let Some(bridge) = interface.as_ref().filter(is_unseen) {
+            return Finding::error(
+                CHECK,
+                format!(
+                    "{service}: {sent} packets went to {backend} by {bridge}, where the program sees no answer"
+                ),
+                "clients get no connection; `interfaces` needs the bridge, or each of its ports",
+            );
         }
         Finding::error(
             CHECK,

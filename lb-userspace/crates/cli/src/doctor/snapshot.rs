@@ -62,6 +62,8 @@ pub(crate) struct TranslatedBackend {
     pub service: String,
     /// The backend.
     pub backend: BackendAddress,
+    /// The interface by which it is reached.
+    pub interface: Option<String>,
     /// What this node has sent to it.
     pub sent: u64,
     /// Its answers that came back through this node.

@@ -1,5 +1,7 @@
 //! Checks of a host that a balancer sends packets to: `lbctl doctor backend`.
 
+mod nat;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -8,9 +10,11 @@ use std::{
 
 use lb_datapath::decap::{self, Followed, UnlistedSource};
 use lb_model::{
-    desired::{Mode, Protocol},
+    desired::{Mode, Ports, Protocol},
     prefix::Prefix,
 };
+
+pub use self::nat::OwnPorts;
 
 use super::{
     Finding, Report, first_buffer,
@@ -32,6 +36,12 @@ pub struct BackendSnapshot {
     pub firewall: Firewall,
     /// Where something listens.
     pub listeners: BTreeSet<(Protocol, SocketAddr)>,
+    /// The ports of connections that this host opens.
+    pub own_ports: OwnPorts,
+    /// What is this host's by a route, beside its addresses: `ip route add local`.
+    pub local_prefixes: Vec<Prefix>,
+    /// The gateways of default routes.
+    pub gateways: BTreeSet<IpAddr>,
     /// The interfaces with a decapsulator.
     pub decaps: BTreeMap<String, Decap>,
     /// The segment size that default routes have TCP announce, where one is set.
@@ -89,7 +99,7 @@ pub struct BackendRequest {
     /// How packets come; none: by tunnel if there is an end of one.
     pub mode: Option<Mode>,
     /// The ports that clients connect to.
-    pub ports: Vec<(Protocol, u16)>,
+    pub ports: Vec<(Protocol, Ports)>,
     /// Where the decapsulator is pinned, if that is not the usual folder.
     pub pin_dir: Option<PathBuf>,
 }
@@ -118,8 +128,16 @@ impl BackendSnapshot {
         tunnels.map(|(name, one)| (name.as_str(), one))
     }
 
-    /// The VIPs that are meant.
+    /// Whether packets come with this host's own address as their destination.
+    fn is_translated(&self) -> bool {
+        self.request.mode == Some(Mode::Nat)
+    }
+
+    /// The VIPs that are meant; none in mode `nat`, where this host has none.
     fn vips(&self) -> Vec<IpAddr> {
+        if self.is_translated() {
+            return Vec::new();
+        }
         if !self.request.vips.is_empty() {
             return self.request.vips.clone();
         }
@@ -128,7 +146,13 @@ impl BackendSnapshot {
         let lone = own.filter(|(address, length)| {
             !address.is_loopback() && *length == if address.is_ipv4() { 32 } else { 128 }
         });
-        lone.map(|(address, _)| *address).collect()
+        let lone = lone.map(|(address, _)| *address);
+        lone.chain(self.local_prefixes.iter().map(Prefix::address)).collect()
+    }
+
+    /// The destinations of packets.
+    fn destinations(&self) -> Vec<IpAddr> {
+        if self.is_translated() { self.own_addresses().collect() } else { self.vips() }
     }
 
     /// The interfaces that get ARP requests.
@@ -158,6 +182,9 @@ impl BackendSnapshot {
 pub(crate) fn examine(snapshot: &BackendSnapshot) -> Report {
     let checks: [fn(&BackendSnapshot) -> Vec<Finding>; _] = [
         vips,
+        nat::gateway,
+        nat::redirects,
+        nat::own_ports,
         arp,
         tunnel,
         sources,
@@ -172,12 +199,15 @@ pub(crate) fn examine(snapshot: &BackendSnapshot) -> Report {
 
 fn vips(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "vip";
+    if snapshot.is_translated() {
+        return Vec::new();
+    }
     let vips = snapshot.vips();
     if vips.is_empty() {
         return vec![
             Finding::error(
                 CHECK,
-                "no VIP is on the loopback; name it with --vip",
+                "no VIP is on the loopback; name it with --vip, or the mode with --mode nat",
                 "packets come with the VIP as their destination, and are dropped",
             )
             .fixed_by("lbctl doctor backend --vip ADDRESS"),
@@ -213,6 +243,11 @@ fn vips(snapshot: &BackendSnapshot) -> Vec<Finding> {
                 "the host takes all addresses of the prefix for its own",
             )
             .fixed_by(format!("ip address del {vip}/{has} dev {name} && {add}")),
+            None if let Some(prefix) =
+                snapshot.local_prefixes.iter().find(|one| one.contains(vip)) =>
+            {
+                Finding::ok(CHECK, format!("{vip} is this host's by the route `local {prefix}`"))
+            }
             None => Finding::error(
                 CHECK,
                 format!("{vip} is not on the loopback"),
@@ -437,29 +472,48 @@ fn segment_size(snapshot: &BackendSnapshot) -> Vec<Finding> {
 fn listeners(snapshot: &BackendSnapshot) -> Vec<Finding> {
     const CHECK: &str = "listener";
     let word = |protocol| if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-    let accepts = |listener: &SocketAddr, vip: IpAddr| {
+    let accepts = |listener: &SocketAddr, at: IpAddr| {
         // A socket of IPv6 for any address takes IPv4 as well, without IPV6_V6ONLY.
-        listener.ip() == vip
-            || listener.ip().is_unspecified() && (vip.is_ipv4() || listener.is_ipv6())
+        listener.ip() == at
+            || listener.ip().is_unspecified() && (at.is_ipv4() || listener.is_ipv6())
     };
     let mut findings = Vec::new();
-    for vip in snapshot.vips() {
-        for (protocol, port) in &snapshot.request.ports {
-            let place = format!("{} port {port} of {vip}", word(*protocol));
-            let listening = snapshot.listeners.iter().any(|(of, listener)| {
-                of == protocol && listener.port() == *port && accepts(listener, vip)
-            });
-            let own = snapshot.listeners.iter().find(|(of, listener)| {
-                of == protocol && listener.port() == *port && !listener.ip().is_loopback()
-            });
+    let destinations = snapshot.destinations();
+    for at in destinations.iter().copied() {
+        for (protocol, ports) in &snapshot.request.ports {
+            let word = word(*protocol);
+            let place = match ports.to_string().as_str() {
+                "any" => format!("any {word} port of {at}"),
+                ports => format!("{word} port {ports} of {at}"),
+            };
+            let is_of = |(of, listener): &&(Protocol, SocketAddr)| {
+                of == protocol && ports.contains(listener.port())
+            };
+            let all = snapshot.listeners.iter().filter(is_of);
+            let listening = all.clone().find(|(_, listener)| accepts(listener, at));
+            let own = all.clone().find(|(_, listener)| !listener.ip().is_loopback());
+            let mut others =
+                all.map(|(_, listener)| destinations.iter().any(|at| accepts(listener, *at)));
+            if snapshot.is_translated() && listening.is_none() && others.any(|listens| listens) {
+                // The balancer sends to the address that it was given, which is another one.
+                continue;
+            }
             findings.push(match (listening, own) {
-                (true, _) => Finding::ok(CHECK, format!("a server listens on {place}")),
-                (false, Some((_, elsewhere))) => Finding::error(
+                (Some((_, listener)), _) if !ports.is_one() => Finding::ok(
+                    CHECK,
+                    format!("a server listens on {place}: at {}", listener.port()),
+                ),
+                (Some(_), _) => Finding::ok(CHECK, format!("a server listens on {place}")),
+                (None, Some((_, elsewhere))) => Finding::error(
                     CHECK,
                     format!("nothing listens on {place}, but on {elsewhere}"),
-                    "clients are refused: their packets are for the VIP",
+                    if snapshot.is_translated() {
+                        "clients are refused: their packets come to that address"
+                    } else {
+                        "clients are refused: their packets are for the VIP"
+                    },
                 ),
-                (false, None) => Finding::error(
+                (None, None) => Finding::error(
                     CHECK,
                     format!("nothing listens on {place}"),
                     "clients are refused",
@@ -470,18 +524,18 @@ fn listeners(snapshot: &BackendSnapshot) -> Vec<Finding> {
             let ports: BTreeSet<_> = snapshot
                 .listeners
                 .iter()
-                .filter(|(_, listener)| accepts(listener, vip))
+                .filter(|(_, listener)| accepts(listener, at))
                 .map(|(protocol, listener)| (word(*protocol), listener.port()))
                 .collect();
             let ports: Vec<_> =
                 ports.iter().map(|(protocol, port)| format!("{protocol} {port}")).collect();
             findings.push(match ports.is_empty() {
                 false => {
-                    Finding::ok(CHECK, format!("servers listen on {vip}: {}", ports.join(", ")))
+                    Finding::ok(CHECK, format!("servers listen on {at}: {}", ports.join(", ")))
                 }
                 true => Finding::warning(
                     CHECK,
-                    format!("nothing listens on {vip}"),
+                    format!("nothing listens on {at}"),
                     "clients are refused; name the port with --port to be sure",
                 ),
             });

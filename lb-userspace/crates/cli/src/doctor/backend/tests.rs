@@ -40,11 +40,17 @@ pub(in crate::doctor) fn healthy(mode: Mode) -> BackendSnapshot {
     };
     let decaps = (mode == Mode::Ipip).then(|| ("eth0".to_owned(), decap));
     BackendSnapshot {
-        request: BackendRequest { ports: vec![(Protocol::Tcp, 80)], ..BackendRequest::default() },
+        request: BackendRequest {
+            ports: vec![(Protocol::Tcp, Ports::one(80))],
+            ..BackendRequest::default()
+        },
         interfaces: [("eth0".to_owned(), link), ("lo".to_owned(), loopback)].into(),
         sysctls: Sysctls(silent.into()),
         firewall: Firewall::Known(Rules::default()),
         listeners: [(Protocol::Tcp, "0.0.0.0:80".parse().expect("an address"))].into(),
+        own_ports: OwnPorts::of("32768\t60999\n", "\n"),
+        local_prefixes: Vec::new(),
+        gateways: BTreeSet::new(),
         decaps: decaps.into_iter().collect(),
         announced_segment: None,
         uplink: Some("eth0".into()),
@@ -284,7 +290,8 @@ fn a_server_must_listen_on_the_vip() {
         changed(Mode::Dsr, listeners, |snapshot| {
             let parsed = at.iter().map(|at| (Protocol::Tcp, at.parse().expect("an address")));
             snapshot.listeners = parsed.collect();
-            snapshot.request.ports = ports.to_vec();
+            let ports = ports.iter().map(|(protocol, port)| (*protocol, Ports::one(*port)));
+            snapshot.request.ports = ports.collect();
         })
     };
     let http = [(Protocol::Tcp, 80)];
@@ -308,4 +315,94 @@ fn offloads_that_merge_are_told_where_a_tunnel_ends() {
     let merging = changed(Mode::Ipip, offloads, merge);
     assert_finding(&merging, Grade::Error, &["ethtool -K eth0 lro off"]);
     assert_eq!(changed(Mode::Dsr, offloads, merge), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn a_vip_may_be_the_hosts_by_a_route() {
+    let found = |route: &str, requested: &[&str]| {
+        changed(Mode::Dsr, vips, |snapshot| {
+            interface(snapshot, "lo").addresses.pop();
+            snapshot.local_prefixes.push(prefix(route));
+            snapshot.request.vips = requested.iter().map(|text| address(text)).collect();
+        })
+    };
+    let by_route = "198.51.100.3 is this host's by the route `local 198.51.100.0/28`";
+    assert_finding(&found("198.51.100.0/28", &["198.51.100.3"]), Grade::Ok, &[by_route]);
+    assert_finding(&found("198.51.100.0/28", &[]), Grade::Ok, &["198.51.100.0 is this host's"]);
+    let other = found("198.51.100.0/28", &["198.51.100.16"]);
+    assert_finding(&other, Grade::Error, &["198.51.100.16 is not on the loopback"]);
+}
+
+/// A backend in mode `nat` that serves these ports, after a change, and what a check then finds.
+fn translated(
+    ports: &str,
+    check: fn(&BackendSnapshot) -> Vec<Finding>,
+    change: impl FnOnce(&mut BackendSnapshot),
+) -> (Grade, String) {
+    changed(Mode::Dsr, check, |snapshot| {
+        snapshot.request.mode = Some(Mode::Nat);
+        snapshot.request.ports = vec![(Protocol::Tcp, ports.parse().expect("ports"))];
+        change(snapshot);
+    })
+}
+
+#[test]
+fn a_translated_backend_has_no_vip_and_its_answers_leave_by_the_balancer() {
+    let alone = |snapshot: &mut BackendSnapshot| {
+        interface(snapshot, "lo").addresses.pop();
+    };
+    for check in [vips, arp, tunnel] {
+        assert_eq!(translated("80", check, alone), (Grade::Ok, String::new()), "nothing is asked");
+    }
+    let here = "a server listens on TCP port 80 of 10.0.0.11";
+    assert_finding(&translated("80", listeners, alone), Grade::Ok, &[here]);
+    let gateways = |all: &[&str]| {
+        translated("80", nat::gateway, |snapshot| {
+            snapshot.gateways = all.iter().map(|text| address(text)).collect();
+        })
+    };
+    assert_finding(&gateways(&["10.0.0.1"]), Grade::Ok, &["answers leave by 10.0.0.1"]);
+    assert_finding(&gateways(&[]), Grade::Warning, &["ip route add default via"]);
+    let redirected = |value| {
+        translated("80", nat::redirects, |snapshot| {
+            interface(snapshot, "eth0").addresses.push((address("fd00::11"), 64));
+            let setting = |name: &str| format!("net/ipv6/conf/eth0/{name}");
+            let settings = [(setting("accept_redirects"), value), (setting("forwarding"), 0)];
+            snapshot.sysctls.0.extend(settings);
+        })
+    };
+    let fix = "sysctl -w net.ipv6.conf.eth0.accept_redirects=0";
+    assert_finding(&redirected(1), Grade::Warning, &[fix]);
+    assert_eq!(redirected(0), (Grade::Ok, String::new()));
+}
+
+#[test]
+fn ports_of_the_hosts_own_connections_are_not_those_of_a_translated_service() {
+    let own_ports = |ports: &str, reserved: &str| {
+        translated(ports, nat::own_ports, |snapshot| {
+            snapshot.own_ports = OwnPorts::of("32768\t60999\n", reserved);
+        })
+    };
+    assert_finding(&own_ports("8000-8100", ""), Grade::Ok, &["comes from 8000-8100"]);
+    let fix = "sysctl -w net.ipv4.ip_local_reserved_ports=40000-40099";
+    assert_finding(&own_ports("40000-40099", "\n"), Grade::Warning, &["100 ports of", fix]);
+    let fix = "ip_local_reserved_ports=5353,40000-40049,40000-40099";
+    let half = own_ports("40000-40099", "5353,40000-40049\n");
+    assert_finding(&half, Grade::Warning, &["50 ports of", fix]);
+    assert_finding(&own_ports("40000-40099", "40000-40099"), Grade::Ok, &[]);
+    let any = own_ports("any", "");
+    assert_finding(&any, Grade::Warning, &["28232 ports of any"]);
+    assert!(!any.1.contains("sysctl"), "some have to be left: {any:?}");
+}
+
+#[test]
+fn a_range_of_ports_has_a_listener() {
+    let found = |ports: &str| translated(ports, listeners, |_| ());
+    assert_finding(&found("79-90"), Grade::Ok, &["TCP port 79-90 of 10.0.0.11: at 80"]);
+    assert_finding(&found("any"), Grade::Ok, &["any TCP port of 10.0.0.11: at 80"]);
+    let dual = translated("80", listeners, |snapshot| {
+        interface(snapshot, "eth0").addresses.push((address("fd00::11"), 64));
+    });
+    assert_eq!(dual.0, Grade::Ok, "a service of IPv4 needs no listener of IPv6: {dual:?}");
+    assert_finding(&found("81-90"), Grade::Error, &["nothing listens on TCP port 81-90"]);
 }

@@ -1,15 +1,16 @@
 //! Interfaces, addresses and default routes, by netlink.
 
 use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, Ipv6Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::Result;
+use lb_model::prefix::Prefix;
 use lb_netlink::{client::Client, interfaces::Interfaces, link::Link};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{RouteAttribute, RouteMessage, RouteMetric},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteType},
 };
 use rtnetlink::RouteMessageBuilder;
 
@@ -18,8 +19,12 @@ use crate::doctor::snapshot::InterfaceSnapshot;
 /// The parts of the snapshot that netlink reports.
 pub(super) struct Links {
     pub(super) interfaces: BTreeMap<String, InterfaceSnapshot>,
+    /// What is this host's by a route, beside its addresses.
+    pub(super) local_prefixes: Vec<Prefix>,
     /// The segment size that default routes have TCP announce.
     pub(super) announced_segment: Option<u32>,
+    /// The gateways of default routes.
+    pub(super) gateways: BTreeSet<IpAddr>,
     /// The interface of the default route.
     pub(super) uplink: Option<String>,
 }
@@ -38,11 +43,15 @@ pub(super) fn read() -> Result<Links> {
         RouteNetlinkMessage::NewRoute(route) => Some(route),
         _ => None,
     });
-    let defaults: Vec<_> =
-        routes.filter(|route| route.header.destination_prefix_length == 0).collect();
+    let is_default = |route: &&RouteMessage| {
+        route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+    };
+    let defaults: Vec<_> = routes.clone().filter(is_default).collect();
     let uplink = defaults.iter().find_map(|route| oif(route));
     Ok(Links {
         interfaces: interfaces(&read),
+        local_prefixes: routes.filter_map(local).collect(),
+        gateways: defaults.iter().flat_map(|route| &route.attributes).filter_map(gateway).collect(),
         announced_segment: defaults.iter().find_map(|route| segment(route)),
         uplink: uplink.and_then(|index| Some(read.links.get(&index)?.name.clone())),
     })
@@ -65,6 +74,27 @@ fn interfaces(read: &Interfaces) -> BTreeMap<String, InterfaceSnapshot> {
         (link.name.clone(), interface)
     };
     read.links.iter().map(interface).collect()
+}
+
+/// What an operator has made this host's own (`ip route add local`); the kernel has such a route for each address, too.
+fn local(route: &RouteMessage) -> Option<Prefix> {
+    let is_own =
+        route.header.kind == RouteType::Local && route.header.protocol != RouteProtocol::Kernel;
+    let to = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    });
+    let to = to.filter(|to| is_own && !to.is_loopback())?;
+    format!("{to}/{}", route.header.destination_prefix_length).parse().ok()
+}
+
+const fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {

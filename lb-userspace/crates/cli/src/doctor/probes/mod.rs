@@ -127,6 +127,7 @@ fn translated(status: &Status) -> impl Iterator<Item = TranslatedBackend> {
             Some(TranslatedBackend {
                 service: name.clone(),
                 backend: *address,
+                interface: backend.interface.clone(),
                 sent: backend.sent.packets,
                 returned: backend.returned?.packets,
             })
@@ -223,6 +224,9 @@ pub async fn backend(
         interfaces,
         firewall: firewall::read(),
         listeners: system::listeners(),
+        own_ports: system::own_ports(),
+        local_prefixes: links.local_prefixes,
+        gateways: links.gateways,
         decaps,
         announced_segment: links.announced_segment,
         uplink: links.uplink,

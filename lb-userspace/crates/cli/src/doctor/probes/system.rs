@@ -12,7 +12,10 @@ use std::{
 use lb_model::desired::Protocol;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use crate::doctor::snapshot::{Process, Sysctls, conf};
+use crate::doctor::{
+    backend::OwnPorts,
+    snapshot::{Process, Sysctls, conf},
+};
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -24,14 +27,25 @@ pub(super) fn number(path: &str) -> Option<i64> {
 
 /// The settings that checks look at, in the network namespace of the calling thread.
 pub(super) fn sysctls<'a>(interfaces: impl Iterator<Item = &'a String>) -> Sysctls {
-    let names = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(str::to_owned);
+    let names = ["net/ipv4/ip_forward"].map(str::to_owned);
     let interfaces = interfaces.map(String::as_str).chain(["all"]);
     let of_interface = interfaces.flat_map(|interface| {
-        ["rp_filter", "accept_local", "arp_ignore", "arp_announce"]
+        ["rp_filter", "accept_local", "send_redirects", "arp_ignore", "arp_announce"]
             .map(|setting| conf(interface, setting))
+            .into_iter()
+            .chain(
+                ["accept_redirects", "forwarding"]
+                    .map(|name| format!("net/ipv6/conf/{interface}/{name}")),
+            )
     });
     let value = |name: String| Some((name.clone(), number(&format!("/proc/sys/{name}"))?));
     Sysctls(names.into_iter().chain(of_interface).filter_map(value).collect())
+}
+
+/// The ports that the kernel chooses from for connections of this host, as ranges: without those that are reserved.
+pub(super) fn own_ports() -> OwnPorts {
+    let ports = |name: &str| read(&format!("/proc/sys/net/ipv4/{name}"));
+    OwnPorts::of(&ports("ip_local_port_range"), &ports("ip_local_reserved_ports"))
 }
 
 /// How many CPUs are online, or else how many this process may run on.

@@ -314,17 +314,33 @@ fn a_node_with_mode_nat_forwards_and_takes_packets_from_its_vip() {
     let all = [("net/ipv4/ip_forward", 1), ("net/ipv4/conf/all/accept_local", 1)];
     let found = forwarding("nat", &all);
     assert!(found.len() == 1 && found[0].grade == Grade::Ok, "{found:?}");
+    let telling =
+        [("net/ipv4/conf/all/send_redirects", 0), ("net/ipv4/conf/eth0/send_redirects", 1)];
+    let found = forwarding("nat", &[&all[..], &telling].concat());
+    assert_finding(
+        &describe(&found),
+        Grade::Warning,
+        &["sysctl -w net.ipv4.conf.eth0.send_redirects=0"],
+    );
 }
 
 #[test]
 fn a_backend_whose_answers_do_not_come_back_is_named() {
-    let answers = |sent, returned| {
+    let answers_by = |kind: Option<&str>, sent, returned| {
         changed(nat::answers, |snapshot| {
             let backend = "10.0.0.11:8080".parse().expect("an address");
-            let service = "web".to_owned();
-            snapshot.translated = vec![TranslatedBackend { service, backend, sent, returned }];
+            let (service, interface) = ("web".to_owned(), Some("br0".to_owned()));
+            let kind = kind.map(str::to_owned);
+            let way = InterfaceSnapshot { kind, ..InterfaceSnapshot::default() };
+            snapshot.interfaces.insert("br0".to_owned(), way);
+            snapshot.translated =
+                vec![TranslatedBackend { service, backend, interface, sent, returned }];
         })
     };
+    let answers = |sent, returned| answers_by(None, sent, returned);
+    let unseen = answers_by(Some("bridge"), 5_000, 0);
+    assert_finding(&unseen, Grade::Error, &["by br0, where the program sees no answer"]);
+    assert_finding(&answers_by(Some("bridge"), 5_000, 1), Grade::Ok, &[]);
     let lost = answers(5_000, 0);
     assert_finding(&lost, Grade::Error, &["10.0.0.11:8080", "through this node", "ssh 10.0.0.11"]);
     assert_finding(&answers(5_000, 4_000), Grade::Ok, &[]);
