@@ -133,6 +133,15 @@ impl Connection {
         self.stream.get_ref().local_addr().context("address of the socket")
     }
 
+    /// The other end, as the socket has it.
+    ///
+    /// # Errors
+    ///
+    /// If the socket has none.
+    pub fn peer_addr(&self) -> Result<SocketAddr> {
+        self.stream.get_ref().peer_addr().context("address of the peer")
+    }
+
     /// Sends a GET and reads the answer.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ mod lab;
 mod lab_failover;
 mod lifecycle;
 mod local;
+mod local_clients;
 mod mtu;
 mod names;
 mod nat;

@@ -48,6 +48,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, byteorder::network_
 
 mod flow;
 mod handshake;
+pub mod local;
 pub mod nat_connection;
 mod pin_log;
 mod slot;
@@ -536,8 +537,10 @@ pub struct ReturnCounter {
     pub accepted: SharedU64,
     /// RSTs of no connection that the program knows: refusals of a SYN, most of them.
     pub refused: SharedU64,
+    /// Sockets of this node that were given the backend for its VIP ([`local`]).
+    pub local: SharedU64,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 /// A token bucket of one CPU: how many pins it may still make for one service, as the element of

@@ -8,7 +8,8 @@ use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
-const OBJECTS: [&str; 6] = ["balancer", "bench", "capture", "decap", "silent", "tx_errors"];
+const OBJECTS: [&str; 7] =
+    ["balancer", "bench", "capture", "decap", "local", "silent", "tx_errors"];
 
 fn main() -> Result<()> {
     let root =

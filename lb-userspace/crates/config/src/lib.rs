@@ -46,7 +46,7 @@ use lb_model::{
     overrides::Unsaid,
     router::{Router, Routers},
     rules,
-    settings::{Hooks, Limits, Settings, Tunnel, XdpModes},
+    settings::{Hooks, Limits, LocalClients, Settings, Tunnel, XdpModes},
     units::{self, counted},
 };
 use toml::de::DeTable;
@@ -78,6 +78,8 @@ pub struct Config {
     pub reattach: bool,
     /// Whether services may be tunnelled though an interface with VLANs takes tags off.
     pub allow_rxvlan: bool,
+    /// Which processes of this node reach services in mode `nat`.
+    pub local_clients: LocalClients,
     /// Where links and maps are pinned.
     pub pin_dir: PathBuf,
     /// Capacities of the maps.
@@ -295,6 +297,7 @@ impl Config {
             tunnel: self.tunnel,
             seed: self.seed.obtain().context("obtain the seed")?,
             reattach: self.reattach,
+            local_clients: self.local_clients.clone(),
         })
     }
 
@@ -306,6 +309,7 @@ impl Config {
             ("xdp", self.xdp != other.xdp),
             ("allow_generic_gro", self.allow_generic_gro != other.allow_generic_gro),
             ("reattach", self.reattach != other.reattach),
+            ("local_clients", self.local_clients != other.local_clients),
             ("pin_dir", self.pin_dir != other.pin_dir),
             ("limits", self.limits != other.limits),
             ("tunnel", self.tunnel != other.tunnel),
@@ -392,6 +396,8 @@ fn read<'a>(
     });
     let allow_generic_gro = root.optional("allow_generic_gro").and_then(|field| field.flag());
     let reattach = root.optional("reattach").and_then(|field| field.flag());
+    let local_clients = root.optional("local_clients").and_then(|field| field.flag());
+    let cgroup = read_path(&root, "local_cgroup");
     let allow_rxvlan = root.optional("allow_rxvlan").and_then(|field| field.flag());
     let path = |key, default: &str| read_path(&root, key).unwrap_or_else(|| default.into());
     let pin_dir = path("pin_dir", defaults::PIN_DIR);
@@ -434,6 +440,11 @@ fn read<'a>(
         xdp: xdp.unwrap_or_default(),
         allow_generic_gro: allow_generic_gro.unwrap_or(false),
         reattach: reattach.unwrap_or(true),
+        local_clients: match (local_clients.unwrap_or(true), cgroup) {
+            (false, _) => LocalClients::None,
+            (true, None) => LocalClients::All,
+            (true, Some(cgroup)) => LocalClients::Below(cgroup),
+        },
         allow_rxvlan: allow_rxvlan.unwrap_or(false),
         pin_dir,
         limits,

@@ -9,12 +9,14 @@ use super::{
 };
 
 /// Keys that stay as at the start of `lbd` until it starts again, by all their names.
-const OF_THE_START: [&str; 14] = [
+const OF_THE_START: [&str; 16] = [
     "interface",
     "interfaces",
     "xdp",
     "allow_generic_gro",
     "reattach",
+    "local_clients",
+    "local_cgroup",
     "pin_dir",
     "limits",
     "tunnel",

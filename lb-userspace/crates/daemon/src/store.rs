@@ -185,6 +185,7 @@ impl Store {
             xdp: kept.xdp,
             allow_generic_gro: kept.allow_generic_gro,
             reattach: kept.reattach,
+            local_clients: kept.local_clients,
             pin_dir: kept.pin_dir,
             limits: kept.limits,
             tunnel: kept.tunnel,

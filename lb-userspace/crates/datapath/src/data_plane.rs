@@ -70,6 +70,7 @@ fn add_returned(total: &mut BackendTotals, counter: &ReturnCounter) {
     total.returned.bytes += counter.bytes.load();
     total.accepted += counter.accepted.load();
     total.refused += counter.refused.load();
+    total.local += counter.local.load();
 }
 
 impl Maps for Xdp {
@@ -139,7 +140,9 @@ impl Maps for Xdp {
         ensure!(id != 0, "id 0 is never a backend");
         self.reverse_nat.leave(&self.maps, id, value)?;
         self.maps.backends.put(&id.into(), value)?;
-        self.reverse_nat.enter(&self.maps, id, value)
+        self.reverse_nat.enter(&self.maps, id, value)?;
+        self.follow_local_clients();
+        Ok(())
     }
 
     fn rings(&self) -> Result<BTreeSet<u16>> {
@@ -415,9 +418,9 @@ impl Counters for Xdp {
         if let Some(map) = &self.maps.return_counters {
             let counters = Mapped::<ReturnCounter>::new(map)?;
             for stretch in self.stretches(self.limits.backends + 1) {
-                let ReturnCounter { packets, bytes, accepted, refused, reserved: _ } =
+                let ReturnCounter { packets, bytes, accepted, refused, local, reserved: _ } =
                     &counters[stretch][usize::from(id)];
-                for count in [packets, bytes, accepted, refused] {
+                for count in [packets, bytes, accepted, refused, local] {
                     count.store(0);
                 }
             }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::Result;
 
-use super::{bpffs, folders, pinned};
+use super::{bpffs, folders, local_clients, pinned};
 
 /// Removes links first, so that the program is gone before its maps, then the maps of every
 /// version. What was removed, for people; empty if there was nothing.
@@ -23,6 +23,9 @@ pub(super) fn remove(pin_dir: &Path) -> Result<Vec<String>> {
     for link in pinned::all(pin_dir)? {
         pinned::remove(&link)?;
         removed.push(format!("program detached: {}", link.display()));
+    }
+    if local_clients::remove(pin_dir)? {
+        removed.push("hooks for clients on this node removed".into());
     }
     for folder in folders::all(pin_dir)? {
         let folder = folder.path(pin_dir);

@@ -236,7 +236,7 @@ impl Start {
         layouts::unpin_retired(&CURRENT.path(pin_dir))?;
         info!(folder = %CURRENT.path(pin_dir).display(), "data plane is there");
         let settings = settings.clone();
-        let plane = Xdp {
+        let mut plane = Xdp {
             maps,
             index,
             wide,
@@ -249,9 +249,11 @@ impl Start {
             settings,
             links,
             capture: None,
+            local_clients: None,
             _lock: lock.try_clone().context("keep the lock")?,
         };
         plane.set_return_egress()?;
+        plane.follow_local_clients();
         Ok(plane)
     }
 }

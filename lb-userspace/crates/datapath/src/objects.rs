@@ -9,6 +9,9 @@ pub static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 /// The decapsulator of backends: programs `decapsulate` and `decap_generic`.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
 
+/// What gives sockets of this node a backend: programs for hooks of a control group.
+pub(crate) static LOCAL: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/local"));
+
 /// What counts the frames that are lost after the balancer has sent them: programs for tracepoints.
 pub(crate) static TX_ERRORS: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tx_errors"));
@@ -91,7 +94,9 @@ mod tests {
     #[test]
     fn no_chain_of_calls_has_more_stack_than_linux_6_1_allows() {
         let mut longest = 0;
-        for object in [super::BALANCER, super::CAPTURE, super::DECAP, super::TX_ERRORS] {
+        for object in
+            [super::BALANCER, super::CAPTURE, super::DECAP, super::LOCAL, super::TX_ERRORS]
+        {
             let mut object = Object::parse(object).expect("an object");
             let text = object.functions.keys().map(|(section, _)| *section).collect();
             object.relocate_calls(&text).expect("calls that lead somewhere");

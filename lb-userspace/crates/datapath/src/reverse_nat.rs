@@ -148,6 +148,11 @@ impl ReverseNat {
         Ok(())
     }
 
+    /// Whether there is a backend in mode `nat`.
+    pub(super) fn has_backends(&self) -> bool {
+        !(self.keys.is_empty() && self.ranges.is_empty())
+    }
+
     /// The program looks for answers only while there is a backend.
     fn write_count(&self, maps: &OpenMaps) -> Result<()> {
         let counter = maps.nat_backends.as_ref().context("no map NAT_BACKENDS")?;

@@ -40,6 +40,8 @@ pub struct Xdp {
     pub(super) links: Vec<ProgramLink>,
     /// Ids of the variants that a running capture has put in the place of the program.
     pub(super) capture: Option<Vec<u32>>,
+    /// Whether clients on this node are to be served; none before that was tried.
+    pub(super) local_clients: Option<bool>,
     /// Of the folder of the pins: there is one writer.
     pub(super) _lock: File,
 }

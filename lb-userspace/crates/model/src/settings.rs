@@ -30,12 +30,26 @@ pub struct Settings {
     /// Whether the program is attached again to an interface that has lost it, by another program or
     /// because the interface was made anew.
     pub reattach: bool,
+    /// Which processes of this node reach services in mode `nat`.
+    pub local_clients: LocalClients,
     /// How much the maps have room for, and how much the program may do.
     pub limits: Limits,
     /// The outer sources of tunnels.
     pub tunnel: Tunnel,
     /// The secret behind rings and flow hashes; equal on every node of a group.
     pub seed: [u8; 16],
+}
+
+/// Which processes of this node reach services in mode `nat` by their VIPs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LocalClients {
+    /// All in the daemon's network namespace.
+    #[default]
+    All,
+    /// Those in this control group, or below it.
+    Below(PathBuf),
+    /// None.
+    None,
 }
 
 /// Which hook an interface gets.
@@ -179,6 +193,7 @@ impl Default for Settings {
             allow_generic_gro: false,
             force: false,
             reattach: true,
+            local_clients: LocalClients::default(),
             limits: Limits::default(),
             tunnel: Tunnel::default(),
             seed: [0; 16],

@@ -198,4 +198,6 @@ pub struct BackendTotals {
     pub accepted: u64,
     /// Its refusals among them.
     pub refused: u64,
+    /// Mode `nat`: sockets of this node that were given it for its VIP.
+    pub local: u64,
 }

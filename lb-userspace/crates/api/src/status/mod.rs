@@ -396,6 +396,10 @@ pub struct Backend {
     /// Mode `nat`: packets and bytes of its answers, which this node has translated; none in other modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub returned: Option<Count>,
+    /// Mode `nat`: sockets of this node itself that were given it for its VIP; none in other modes. They are in no other
+    /// count, as their packets are not translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_sockets: Option<u64>,
     /// TCP in mode `nat`: its connections, by the packets of both directions that this node has translated; none in other
     /// modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -121,6 +121,7 @@ pub(crate) fn examine(snapshot: &NodeSnapshot) -> Report {
         node::exits,
         nat::forwarding,
         nat::answers,
+        nat::local_clients,
         node::tunnel_mtu,
         node::firewall,
         bypass::bypassed,

@@ -1,7 +1,7 @@
 //! Checks of mode `nat`: answers of backends come back to this node, and it sends them on.
 
 use lb_datapath::probe::Hook;
-use lb_model::desired::Mode;
+use lb_model::{desired::Mode, settings::LocalClients};
 
 use super::{
     Finding,
@@ -129,4 +129,32 @@ pub(super) fn answers(snapshot: &NodeSnapshot) -> Vec<Finding> {
         .fixed_by(format!("ssh {} ip route show", backend.ip))
     };
     snapshot.translated.iter().map(check).collect()
+}
+
+/// Whether processes of this node reach services by their VIPs.
+pub(super) fn local_clients(snapshot: &NodeSnapshot) -> Vec<Finding> {
+    const CHECK: &str = "local_clients";
+    let Ok(config) = &snapshot.config else { return Vec::new() };
+    let services = config.desired.services.values();
+    let (nat, others): (Vec<_>, Vec<_>) = services.partition(|service| service.mode == Mode::Nat);
+    let mut findings = Vec::new();
+    if !nat.is_empty() && config.local_clients != LocalClients::None {
+        findings.push(match snapshot.serves_local_clients {
+            true => Finding::ok(CHECK, "processes of this node reach services in mode nat by their VIPs"),
+            false => Finding::warning(
+                CHECK,
+                "processes of this node do not reach services in mode nat by their VIPs",
+                "the kernel takes what they send to a VIP for the node's own; the log of lbd says why there are no hooks",
+            )
+            .fixed_by("journalctl -u lbd | grep 'processes of this node'"),
+        });
+    }
+    if !others.is_empty() {
+        findings.push(Finding::ok(
+            CHECK,
+            "processes of this node do not reach services in the modes dsr and ipip by a VIP that it has: backends \
+             answer from that address, too; they reach a backend's own address, or the VIP in mode nat",
+        ));
+    }
+    findings
 }

@@ -45,6 +45,8 @@ pub(crate) struct NodeSnapshot {
     pub egress: Vec<EgressStatus>,
     /// The backends in mode `nat` of the running `lbd`.
     pub translated: Vec<TranslatedBackend>,
+    /// Whether sockets of this node are given backends in mode `nat`.
+    pub serves_local_clients: bool,
     /// Other hosts that answer for a VIP on the balancer's links; none if no request could be sent.
     pub claims: Option<BTreeMap<IpAddr, BTreeSet<Mac>>>,
     /// Whether something keeps the clock right; none if the kernel does not report it.

@@ -187,6 +187,7 @@ impl<D: DataPlane> Engine<D> {
                 syn_retransmissions: totals.syn_retransmissions,
                 second_choices: totals.second_choices,
                 returned: (service.mode == Mode::Nat).then_some(totals.returned),
+                local_sockets: (service.mode == Mode::Nat).then_some(totals.local),
                 connections: self.connections(id, &totals),
             };
             (address, status)

@@ -221,6 +221,13 @@ fn traffic(page: &mut Page<'_>, rows: &[Row<'_>]) -> fmt::Result {
         connections(rows, |count| count.refused),
     )?;
     page.counters(
+        Family::new(
+            "lb_backend_local_sockets",
+            "Sockets of this node itself that were given a backend in mode nat for its VIP",
+        ),
+        rows.iter().filter_map(|row| Some((row.labels(), row.backend.local_sockets?))),
+    )?;
+    page.counters(
         Family::new("lb_backend_new_flows", "Packets that opened a flow to a backend"),
         all(|backend| backend.new_flows),
     )?;

@@ -9,7 +9,7 @@ use lb_model::{
     backend_address::BackendAddress,
     desired::Admin,
     seen::Condition,
-    units::{format_bytes, format_count, format_duration},
+    units::{counted, format_bytes, format_count, format_duration},
 };
 
 use super::{drain_wait, health, table::Table};
@@ -254,6 +254,9 @@ pub(super) fn backend(service: &str, shown: &OneBackend) -> String {
     }
     if let Some(Connections { open, accepted, refused }) = backend.connections {
         row("connections", format!("{open} open; {accepted} accepted, {refused} refused so far"));
+    }
+    if let Some(sockets) = backend.local_sockets.filter(|sockets| *sockets > 0) {
+        row("of this node", format!("{} so far, in no other count", counted(sockets, "socket")));
     }
     row("new flows", backend.new_flows.to_string());
     row("unpinned packets", backend.unpinned_packets.to_string());

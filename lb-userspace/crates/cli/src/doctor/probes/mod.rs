@@ -16,7 +16,7 @@ use std::{
 
 use lb_api::{client::Client, paths, status::Status};
 use lb_config::{About, Config, Error as ConfigError, Problem, host, unit::Unit};
-use lb_datapath::{decap, kernel, probe, pulls_data};
+use lb_datapath::{decap, kernel, probe, pulls_data, serves_local_clients};
 use lb_model::hop::{Resolution, Want};
 use lb_netlink::{Resolver, generic::xdp_features, gro, striding::empty_first_buffers};
 
@@ -102,6 +102,9 @@ pub(crate) async fn balancer(file: &Path, socket: Option<&Path>) -> anyhow::Resu
         sysctls: system::sysctls(interfaces.keys()),
         cpus: system::cpus(),
         interfaces,
+        serves_local_clients: config
+            .as_ref()
+            .is_ok_and(|config| serves_local_clients(&config.pin_dir)),
         config,
         firewall: firewall::read(),
         hops,

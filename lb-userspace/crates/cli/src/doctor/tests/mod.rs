@@ -112,6 +112,7 @@ pub(super) fn healthy() -> NodeSnapshot {
         hops: [(want(11, Mode::Dsr), hop(BACKEND_MAC, 1500))].into(),
         egress: vec![exit("forwards")],
         translated: Vec::new(),
+        serves_local_clients: false,
         claims: Some(BTreeMap::new()),
         clock_synchronised: Some(true),
         daemon: Some(Process {

@@ -325,6 +325,22 @@ fn a_node_with_mode_nat_forwards_and_takes_packets_from_its_vip() {
 }
 
 #[test]
+fn whether_processes_of_the_node_reach_its_services_is_told() {
+    let found = |mode: &str, settings: &str, there| {
+        changed(nat::local_clients, |snapshot| {
+            let text = format!("{settings}{}", CONFIG.replace("dsr", mode));
+            snapshot.config = Ok(config(&text));
+            snapshot.serves_local_clients = there;
+        })
+    };
+    assert_finding(&found("dsr", "", false), Grade::Ok, &["do not reach", "in mode nat"]);
+    assert_finding(&found("nat", "", true), Grade::Ok, &["reach services in mode nat"]);
+    assert_finding(&found("nat", "", false), Grade::Warning, &["journalctl -u lbd"]);
+    let off = found("nat", "local_clients = false\n", false);
+    assert_eq!(off, (Grade::Ok, String::new()));
+}
+
+#[test]
 fn a_backend_whose_answers_do_not_come_back_is_named() {
     let answers_by = |kind: Option<&str>, sent, returned| {
         changed(nat::answers, |snapshot| {

@@ -113,6 +113,7 @@ fn service(port: u16, udp_policy: Option<UdpPolicy>) -> Service {
         for backend in service.backends.values_mut() {
             backend.returned = Some(Count { packets: 700, bytes: 90_000 });
             backend.connections = Some(Connections { open: 7, accepted: 90, refused: 2 });
+            backend.local_sockets = Some(3);
         }
     }
     service
