@@ -14,6 +14,8 @@ mod trie_key;
 #[expect(dead_code, reason = "no packet is looked at")]
 mod wide;
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{BPF_ANY, bpf_sock_addr},
@@ -57,62 +59,66 @@ impl Socket {
         unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
+    /// A word of the context, by its offset.
     #[inline(always)]
-    fn fields(&self) -> *mut bpf_sock_addr {
-        self.0.sock_addr
+    fn load(&self, at: usize) -> u32 {
+        let word = self.0.sock_addr.wrapping_byte_add(at).cast::<u32>();
+        // SAFETY: the kernel allows the load of such a field.
+        unsafe { word.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, at: usize, value: u32) {
+        let word = self.0.sock_addr.wrapping_byte_add(at).cast::<u32>();
+        // SAFETY: the kernel allows the store to such a field.
+        unsafe { word.write_volatile(value) }
     }
 
     /// The protocol, if services have it.
     #[inline(always)]
     fn proto(&self) -> Option<u8> {
-        // SAFETY: the kernel allows the load of this field.
-        let number = unsafe { (&raw const (*self.fields()).protocol).read_volatile() } as u8;
+        let number = self.load(offset_of!(bpf_sock_addr, protocol)) as u8;
         matches!(number, proto::TCP | proto::UDP).then_some(number)
     }
 
     /// The address, IPv4 as an IPv4-mapped IPv6 address, and the port.
     #[inline(always)]
     fn address(&self, v6: bool) -> ([u8; 16], U16) {
-        let fields = self.fields();
-        // SAFETY: the kernel allows loads of these fields, word by word.
-        unsafe {
-            let port = (&raw const (*fields).user_port).read_volatile() as u16;
-            let port = U16::from_bytes(port.to_ne_bytes());
-            if !v6 {
-                let address = (&raw const (*fields).user_ip4).read_volatile();
-                return (mapped(address.to_ne_bytes()), port);
-            }
-            let mut address = [0; 16];
-            let word = |n: usize| (&raw const (*fields).user_ip6[n]).read_volatile().to_ne_bytes();
-            address[..4].copy_from_slice(&word(0));
-            address[4..8].copy_from_slice(&word(1));
-            address[8..12].copy_from_slice(&word(2));
-            address[12..].copy_from_slice(&word(3));
-            (address, port)
+        let port = self.load(offset_of!(bpf_sock_addr, user_port)) as u16;
+        let port = U16::from_bytes(port.to_ne_bytes());
+        if !v6 {
+            let address = self.load(offset_of!(bpf_sock_addr, user_ip4));
+            return (mapped(address.to_ne_bytes()), port);
         }
+        let mut address = [0; 16];
+        let word = |n: usize| self.load(USER_IP6 + n).to_ne_bytes();
+        address[..4].copy_from_slice(&word(0));
+        address[4..8].copy_from_slice(&word(4));
+        address[8..12].copy_from_slice(&word(8));
+        address[12..].copy_from_slice(&word(12));
+        (address, port)
     }
 
     /// Replaces both.
     #[inline(always)]
     fn set_address(&self, v6: bool, address: &[u8; 16], port: U16) {
-        let fields = self.fields();
         let word = |n: usize| {
             u32::from_ne_bytes([address[n], address[n + 1], address[n + 2], address[n + 3]])
         };
         let port = u32::from(u16::from_ne_bytes(port.to_bytes()));
-        // SAFETY: the kernel allows stores to these fields, word by word.
-        unsafe {
-            (&raw mut (*fields).user_port).write_volatile(port);
-            if !v6 {
-                return (&raw mut (*fields).user_ip4).write_volatile(word(12));
-            }
-            (&raw mut (*fields).user_ip6[0]).write_volatile(word(0));
-            (&raw mut (*fields).user_ip6[1]).write_volatile(word(4));
-            (&raw mut (*fields).user_ip6[2]).write_volatile(word(8));
-            (&raw mut (*fields).user_ip6[3]).write_volatile(word(12));
+        self.store(offset_of!(bpf_sock_addr, user_port), port);
+        if !v6 {
+            return self.store(offset_of!(bpf_sock_addr, user_ip4), word(12));
         }
+        self.store(USER_IP6, word(0));
+        self.store(USER_IP6 + 4, word(4));
+        self.store(USER_IP6 + 8, word(8));
+        self.store(USER_IP6 + 12, word(12));
     }
 }
+
+/// Where the four words of an IPv6 address are.
+const USER_IP6: usize = offset_of!(bpf_sock_addr, user_ip6);
 
 /// Gives a socket that is to send to a VIP a backend. One that sends without a connection keeps its backend as long as
 /// that can be sent to.
@@ -126,7 +132,7 @@ fn to_backend(ctx: SockAddrContext, v6: bool, is_connection: bool) -> Option<()>
     let to = LocalPeerKey { cookie, address: vip, port, direction: direction::TO, reserved: 0 };
     if !is_connection
         // SAFETY: the entry's memory stays mapped while the program runs, and any bytes will do.
-        && let Some(known) = unsafe { LOCAL_PEERS.get(&to) }
+        && let Some(known) = unsafe { LOCAL_PEERS.get(to) }
         && choice::is_still(known)
     {
         socket.set_address(v6, &known.address, known.port);
@@ -140,10 +146,10 @@ fn to_backend(ctx: SockAddrContext, v6: bool, is_connection: bool) -> Option<()>
     let address = value.address;
     let from = LocalPeerKey { cookie, address, port: at, direction: direction::FROM, reserved: 0 };
     let vip = LocalPeer { address: vip, port, backend };
-    let _ = LOCAL_PEERS.insert(&from, vip, BPF_ANY.into());
+    let _ = LOCAL_PEERS.insert(from, vip, BPF_ANY.into());
     if !is_connection {
         let peer = LocalPeer { address, port: at, backend };
-        let _ = LOCAL_PEERS.insert(&to, peer, BPF_ANY.into());
+        let _ = LOCAL_PEERS.insert(to, peer, BPF_ANY.into());
     }
     choice::count(backend);
     socket.set_address(v6, &address, at);
@@ -158,7 +164,7 @@ fn to_vip(ctx: SockAddrContext, v6: bool) -> Option<()> {
     let cookie = socket.cookie();
     let key = LocalPeerKey { cookie, address, port, direction: direction::FROM, reserved: 0 };
     // SAFETY: as above.
-    let vip = unsafe { LOCAL_PEERS.get(&key) }?;
+    let vip = unsafe { LOCAL_PEERS.get(key) }?;
     socket.set_address(v6, &vip.address, vip.port);
     Some(())
 }

@@ -52,13 +52,14 @@ const TRIES: u32 = 4;
 pub fn service(address: &[u8; 16], port: U16, proto: u8) -> Option<&'static Service> {
     let [.., a, b, c, d] = *address;
     let v4 = [a, b, c, d];
-    // SAFETY: the entry's memory stays mapped while the program runs, and any bytes will do.
-    let exact = unsafe {
-        if *address == mapped(v4) {
-            SERVICES_V4.get(&ServiceKeyV4 { address: v4, port, proto, reserved: 0 })
-        } else {
-            SERVICES_V6.get(&ServiceKeyV6 { address: *address, port, proto, reserved: 0 })
-        }
+    let exact = if *address == mapped(v4) {
+        let key = ServiceKeyV4 { address: v4, port, proto, reserved: 0 };
+        // SAFETY: the entry's memory stays mapped while the program runs, and any bytes will do.
+        unsafe { SERVICES_V4.get(key) }
+    } else {
+        let key = ServiceKeyV6 { address: *address, port, proto, reserved: 0 };
+        // SAFETY: as above.
+        unsafe { SERVICES_V6.get(key) }
     };
     if exact.is_some() {
         return exact;

@@ -3,7 +3,10 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::Path,
 };
 
@@ -32,6 +35,13 @@ pub(super) fn ensure_mounted(pin_dir: &Path) -> Result<()> {
         })?;
     }
     if is_bpffs(pin_dir)? { Ok(()) } else { bail!("{ROOT} is mounted, but is no BPF file system") }
+}
+
+/// Makes a folder of pins, for its owner alone.
+pub(super) fn make_folder(path: &Path) -> Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(path);
+    made.with_context(|| format!("make {}", path.display()))
 }
 
 /// Makes the caller the only one that writes what is pinned in `pin_dir`, until the file is dropped

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -59,7 +58,7 @@ impl Xdp {
         check_limits(&settings.limits)?;
         let pin_dir = &settings.pin_dir;
         bpffs::ensure_mounted(pin_dir)?;
-        make_folder(pin_dir)?;
+        bpffs::make_folder(pin_dir)?;
         let lock = bpffs::lock(pin_dir)?;
         loop {
             let start = Start::plan(settings)?;
@@ -94,13 +93,6 @@ fn tidy(pin_dir: &Path, made: bool) {
     if let Ok(running) = pinned::running(pin_dir) {
         let _ = program_pins::retain(&CURRENT.path(pin_dir), &running);
     }
-}
-
-/// Makes a folder of pins, for its owner alone.
-pub(super) fn make_folder(path: &Path) -> Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("make {}", path.display()))
 }
 
 /// How the data plane starts.
@@ -199,7 +191,7 @@ impl Start {
         let path = folder.path(pin_dir);
         match &from {
             Some(from) if !finishes => from.share(pin_dir, folder, &limits, cpus)?,
-            _ => make_folder(&path)?,
+            _ => bpffs::make_folder(&path)?,
         }
         let mut object = load_maps(&path, &limits, cpus)?;
         let mut maps = OpenMaps::open(&path)?;

@@ -18,7 +18,7 @@ use aya::{
 use lb_model::settings::{Limits, LocalClients};
 use tracing::{info, warn};
 
-use super::{folders, layouts, load::make_folder, sys, xdp::Xdp};
+use super::{bpffs::make_folder, folders, layouts, sys, xdp::Xdp};
 use crate::objects;
 
 /// The folder of the pins.

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
-    bpffs, folders, layouts, load, maps, pinned, program_pins,
+    bpffs, folders, layouts, maps, pinned, program_pins,
     sys::program::{ProgramInfo, open_program, pin_program},
 };
 
@@ -17,7 +17,7 @@ use super::{
 /// If this process is not root, there is no BPF file system, or an `lbd` is running with the pins.
 pub fn prepare(pin_dir: &Path) -> Result<Vec<String>> {
     bpffs::ensure_mounted(pin_dir)?;
-    load::make_folder(pin_dir)?;
+    bpffs::make_folder(pin_dir)?;
     let _lock = bpffs::lock(pin_dir)?;
     let mut done = Vec::new();
     let mut sets = Vec::new();
