@@ -111,7 +111,7 @@ fn every_default_in_the_example_is_the_default() {
                 ]
                 .into_iter()
                 .chain(["peers", "source", "min_ttl", "password", "notify", "second_path"])
-                .chain(["hmac_key_file", "hmac_key_id"])
+                .chain(["hmac_key_file", "hmac_key_id", "local_cgroup"])
                 .any(|name| key.split_once(' ').is_some_and(|(first, _)| first == name)) =>
             {
                 "\n".into()
@@ -522,4 +522,15 @@ fn only_what_the_data_plane_holds_needs_a_restart() {
     let new = parse(&format!("interface = \"b\"\nlimits = {{ pins = 5 }}{SERVICE}"));
     assert_eq!(old.needs_restart(&new), ["interfaces", "limits"]);
     assert_eq!(old.needs_restart(&parse(&format!("interface = \"a\"{SERVICE}"))), [""; 0]);
+}
+
+#[test]
+fn processes_of_the_node_are_served_unless_that_is_switched_off() {
+    let clients = |text: &str| parse(&format!("interface = \"a\"\n{text}")).local_clients;
+    assert_eq!(clients(""), LocalClients::All);
+    let below = LocalClients::Below("/sys/fs/cgroup/a.slice".into());
+    assert_eq!(clients("local_cgroup = \"/sys/fs/cgroup/a.slice\""), below);
+    assert_eq!(clients("local_clients = false"), LocalClients::None);
+    let off = "local_clients = false\nlocal_cgroup = \"/sys/fs/cgroup/a.slice\"";
+    assert_eq!(clients(off), LocalClients::None);
 }
