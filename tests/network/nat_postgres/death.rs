@@ -65,8 +65,14 @@ fn only_transactions_of_the_dead_fail(bed: &mut Bed, way: Way) -> Result<()> {
     let [lasting, passing] = [lasting.finish()?, passing.finish()?];
     let failed = lasting.aborted.len() as u64;
     ensure!(failed == on_it, "{failed} of the {on_it} clients on the dead one failed: {lasting:?}");
-    // pgbench says so once for each client; of how the connection ended it does not always have a line.
-    let died = |line: &str| line.contains("perhaps the backend died while processing");
+    // One line for each client: of one that was within a transaction pgbench does not always say how its connection ended.
+    let ended = |line: &str| {
+        line.contains("server closed the connection") || line.contains("reset by peer")
+    };
+    let died = |line: &str| {
+        line.contains("perhaps the backend died while processing")
+            || line.contains("connection to server at") && ended(line)
+    };
     let refused = passing.messages.matches("Connection refused").count();
     let cut = passing.messages.lines().filter(|line| died(line)).count();
     ensure!(passing.aborted.len() == refused + cut, "others failed: {passing:?}");
