@@ -114,7 +114,7 @@ fn backends_get_each_port_of_a_range_and_clients_see_only_the_vip() -> Result<()
         each_port_is_served(&lab, &balancer).with_context(|| attach)?;
         // What is translated follows from the maps, which outlive the daemon, and from the configuration.
         let to = [at(FAMILIES[0], PORTS[0]), at(FAMILIES[1], PORTS[1])];
-        let mut connections = Connections::open(&lab, 41_000..41_010, &to)?;
+        let mut connections = Connections::open(&lab, 21_000..21_010, &to)?;
         balancer.stop()?;
         connections.go_on().context("without lbd")?;
         balancer.launch()?;
@@ -192,12 +192,12 @@ fn connections_to_a_range_outlive_a_drain_and_the_loss_of_the_active_node() -> R
     let ha_pair = pair_of_gateways(vips_for_gateways, |_| [], tables)?;
     let (lab, any) = (&ha_pair.lab, FAMILIES[1]);
     let to = PORTS.map(|port| at(any, port));
-    let mut older = Connections::open(lab, 41_000..41_020, &to)?;
+    let mut older = Connections::open(lab, 21_000..21_020, &to)?;
     let drained = any.backend(&lab.webs[0]).to_string();
     for node in &ha_pair.nodes {
         node.lbctl(&["backend", "drain", "any", &drained])?;
     }
-    let mut newer = Connections::open(lab, 42_000..42_020, &to)?;
+    let mut newer = Connections::open(lab, 22_000..22_020, &to)?;
     let mut go_on = |when: &str| -> Result<()> {
         older
             .go_on()

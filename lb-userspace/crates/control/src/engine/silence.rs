@@ -46,6 +46,8 @@ const SAMPLE: u64 = 8;
 const FACTOR: u64 = 4;
 /// Fewer refusals than this in a window are no evidence: an RST may answer a stray packet.
 const REFUSALS: u64 = 3;
+/// For how long no connection is accepted then.
+const REFUSED_FOR: Duration = Duration::from_millis(200);
 /// Fewer retransmitted SYNs than this are no evidence.
 const RETRANSMISSIONS: u64 = 3;
 
@@ -124,8 +126,8 @@ struct Memory {
     samples: VecDeque<(Duration, Counts)>,
     /// The sample before the first SYN that nothing but SYNs has followed.
     unanswered: Option<(Duration, u64)>,
-    /// Refusals until it was seen to accept a connection.
-    refused_before: u64,
+    /// When it was seen to accept a connection last, or before, and the counts then.
+    accepted: (Duration, Counts),
 }
 
 impl Memory {
@@ -143,7 +145,7 @@ impl Memory {
             self.unanswered = Some((now, counts.syns - since.syns));
         }
         if since.accepted > 0 || self.samples.is_empty() {
-            self.refused_before = counts.refused;
+            self.accepted = (now, counts);
         }
         while self.samples.front().is_some_and(|(at, _)| now.saturating_sub(*at) > WINDOW) {
             self.samples.pop_front();
@@ -164,10 +166,13 @@ impl Memory {
     }
 
     /// Why the backend seems to refuse connections, by its counts now and those within the window: of a busy one that
-    /// dies, accepted connections fill most of the window.
-    fn refusal(&self, counts: Counts, window: Counts) -> Option<String> {
-        let refused = window.refused.min(counts.refused.saturating_sub(self.refused_before));
-        (refused >= REFUSALS)
+    /// dies, accepted connections fill most of the window. Each refusal is of a SYN; an RST that ends a connection of which
+    /// this node does not know, as after a failover, looks alike.
+    fn refusal(&self, now: Duration, counts: Counts, window: Counts) -> Option<String> {
+        let (accepted, before) = self.accepted;
+        let since = counts.since(before);
+        let refused = since.refused.min(window.refused).min(since.syns);
+        (refused >= REFUSALS && now.saturating_sub(accepted) >= REFUSED_FOR)
             .then(|| format!("{} refused and none accepted since", counted(refused, "connection")))
     }
 }
@@ -236,7 +241,7 @@ impl Silence {
             // Where clients have several ports to connect to, nobody may listen at some.
             let is_one = service.ports().is_one();
             let memory = memories.get(&sample.backend).filter(|_| is_one);
-            let refused = || memory?.refusal(sample.counts, *window);
+            let refused = || memory?.refusal(now, sample.counts, *window);
             let reason = alone.or_else(refused).or_else(compared)?;
             Some(Suspicion { target: BackendKey { service, backend: sample.backend }, reason })
         });
@@ -329,12 +334,24 @@ mod tests {
     #[test]
     fn a_busy_backend_that_refuses_is_suspected_at_once() {
         let busy = [(100, 0), (100, 1), (40, 60), (0, 100), (0, 100)];
-        assert_eq!(suspected(KEY, &busy), [false, false, false, true, true]);
+        assert_eq!(suspected(KEY, &busy), [false, false, false, false, true]);
         // An RST may answer a stray packet.
         assert_eq!(suspected(KEY, &[(9, 2), (9, 5), (0, 0), (9, 5)]), [false; 4]);
         assert_eq!(suspected(KEY, &[(0, 0), (0, 1), (0, 1), (0, 1)]), [false, false, false, true]);
         let rare: Vec<_> = (0..40).map(|n| (0, u64::from(n % 6 == 1))).collect();
         assert_eq!(suspected(KEY, &rare), [false; 40], "fewer in a second");
+    }
+
+    #[test]
+    fn an_rst_that_no_syn_can_have_caused_is_no_refusal() {
+        let mut silence = Silence::default();
+        let backend = BackendAddress::from([10, 0, 0, 1]);
+        for n in 1..=9 {
+            let counts = Counts { refused: 5 * n, others: 5 * n, ..Counts::default() };
+            let sample = Sample { backend, serves: true, counts };
+            let found = silence.add_samples(KEY, Duration::from_millis(100 * n), &[sample]);
+            assert_eq!(found, [], "after a failover, connections end that the node does not know");
+        }
     }
 
     #[test]
