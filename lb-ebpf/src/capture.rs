@@ -17,6 +17,7 @@ mod maps;
 mod reverse_nat;
 mod save;
 mod send;
+mod service_maps;
 mod tc;
 #[path = "tc/capture.rs"]
 mod tc_capture;

@@ -10,6 +10,7 @@
 
 #[path = "local/choice.rs"]
 mod choice;
+mod service_maps;
 mod trie_key;
 #[expect(dead_code, reason = "no packet is looked at")]
 mod wide;
@@ -133,7 +134,7 @@ fn to_backend(ctx: SockAddrContext, v6: bool, is_connection: bool) -> Option<()>
     if !is_connection
         // SAFETY: the entry's memory stays mapped while the program runs, and any bytes will do.
         && let Some(known) = unsafe { LOCAL_PEERS.get(to) }
-        && choice::is_still(known)
+        && choice::is_still(known, &vip)
     {
         socket.set_address(v6, &known.address, known.port);
         return Some(());

@@ -13,6 +13,7 @@ mod log;
 mod maps;
 mod reverse_nat;
 mod send;
+mod service_maps;
 mod tc;
 #[path = "tc/walk.rs"]
 mod tc_walk;

@@ -1,4 +1,4 @@
-//! Every map of the balancer.
+//! Every map of the balancer, but for those of [`crate::service_maps`], [`crate::wide`] and [`crate::reverse_nat`].
 //!
 //! Capacities here are the defaults; the daemon sets the ones of the configuration when
 //! it loads the object. Counters and budgets are plain arrays with a stretch for each CPU, not
@@ -15,7 +15,7 @@ use core::ops::Deref;
 use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_NOEXIST},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap},
+    btf_maps::{Array, HashMap, LruHashMap},
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
@@ -25,8 +25,8 @@ use lb_common::{
         DEFAULT_FRAGMENTS, DEFAULT_ICMP_ERRORS, DEFAULT_NAT_CONNECTIONS, DEFAULT_PINS,
         DEFAULT_SERVICES, DEFAULT_TRACKED, Flow, FlowKey, FlowValue, Fragment, FragmentKey,
         Handshake, NatConnection, NatConnectionKey, NatConnectionValue, OwnMac, PIN_NOTES, PeerKey,
-        PinLease, PinLogHead, PinNote, ReturnCounter, ReverseKey, Service, ServiceKeyV4,
-        ServiceKeyV6, Slot, TokenBucket, Unanswered, VerdictCounter, VipKey,
+        PinLease, PinLogHead, PinNote, ReverseKey, Service, ServiceKeyV4, ServiceKeyV6, Slot,
+        TokenBucket, Unanswered, VerdictCounter, VipKey,
     },
     hash::GOLDEN,
     icmp_error, nat_connections,
@@ -39,16 +39,15 @@ use lb_common::{
 };
 use zerocopy::network_endian::U16;
 
-use crate::{reverse_nat, trie_key, wide};
+use crate::{
+    reverse_nat,
+    service_maps::{
+        BACKENDS, BACKENDS_PER_CPU, MMAPABLE, RETURN_COUNTERS, RINGS, SERVICE_ENTRIES, SERVICES_V4,
+        SERVICES_V6,
+    },
+    trie_key, wide,
+};
 
-/// `BPF_F_MMAPABLE` (Linux 5.5): the daemon reads and writes the array through memory.
-const MMAPABLE: usize = 1 << 10;
-/// `BPF_F_INNER_MAP` (Linux 5.10): the rings in `RINGS` may differ in size.
-const INNER_MAP: usize = 1 << 12;
-
-/// Entries for each CPU in `BACKEND_COUNTERS`: the size of `BACKENDS`.
-#[unsafe(no_mangle)]
-static BACKENDS_PER_CPU: Global<u32> = Global::new(DEFAULT_BACKENDS + 1);
 /// Entries for each CPU in `SYN_BUDGETS`.
 #[unsafe(no_mangle)]
 static SERVICES_PER_CPU: Global<u32> = Global::new(DEFAULT_SERVICES);
@@ -72,27 +71,6 @@ static SERVICE_INDEX: Array<
     { service_index::buckets(DEFAULT_SERVICES) as usize },
     MMAPABLE,
 > = Array::new();
-
-/// The services by id, with their keys.
-#[btf_map]
-static SERVICE_ENTRIES: Array<service_index::Entry, { DEFAULT_SERVICES as usize }> = Array::new();
-
-/// The services with an IPv4 VIP.
-#[btf_map]
-static SERVICES_V4: HashMap<ServiceKeyV4, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-
-/// The services with an IPv6 VIP.
-#[btf_map]
-static SERVICES_V6: HashMap<ServiceKeyV6, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-
-/// The ring of each service, by the service's id. A ring is made when a service needs it.
-#[btf_map]
-static RINGS: ArrayOfMaps<Array<Slot, 1, { MMAPABLE | INNER_MAP }>, { DEFAULT_SERVICES as usize }> =
-    ArrayOfMaps::new();
-
-/// The backends by id; entry 0 stays empty.
-#[btf_map]
-static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> = Array::new();
 
 /// Flows that a change of the ring would otherwise move.
 #[btf_map]
@@ -131,11 +109,6 @@ static PEER_MACS: HashMap<PeerKey, u32, { abi::PEER_MACS as usize }> = HashMap::
 /// The interfaces that answers may be redirected to, by their indexes, and flags; 0 ends the list.
 #[btf_map]
 static RETURN_EGRESS: Array<u32, { abi::RETURN_EGRESS as usize }> = Array::new();
-
-/// Answers of each backend in mode `nat`, for each CPU. The daemon sizes it.
-#[btf_map]
-static RETURN_COUNTERS: Array<ReturnCounter, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> =
-    Array::new();
 
 /// TCP connections to backends in mode `nat`.
 #[btf_map]

@@ -11,6 +11,7 @@ mod log;
 mod maps;
 mod reverse_nat;
 mod send;
+mod service_maps;
 mod trie_key;
 mod walk;
 mod wide;

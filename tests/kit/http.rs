@@ -60,6 +60,19 @@ impl Connection {
         from.enter(|| Self::open_here(to, timeout))?
     }
 
+    /// A connection from a namespace is refused.
+    ///
+    /// # Errors
+    ///
+    /// If it is not.
+    pub fn refused(from: &Namespace, to: SocketAddr, timeout: Duration) -> Result<()> {
+        let error = Self::open(from, to, timeout).map(drop).err();
+        let error = error.with_context(|| format!("{to} is connected"))?;
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        ensure!(kind == Some(io::ErrorKind::ConnectionRefused), "{error:#}");
+        Ok(())
+    }
+
     /// Connects from the namespace of this thread.
     ///
     /// # Errors

@@ -120,10 +120,14 @@ fn open(lab: &Lab, to: SocketAddr) -> Result<Connection> {
 }
 
 fn is_refused(lab: &Lab, to: SocketAddr) -> Result<()> {
-    let error = open(lab, to).map(drop).err().context("connected")?;
-    let error = error.downcast::<io::Error>()?;
-    ensure!(error.kind() == io::ErrorKind::ConnectionRefused, "{error}");
-    Ok(())
+    Connection::refused(&lab.balancer.namespace, to, PATIENCE)
+}
+
+/// Sockets of the node that the backends of a service were given to.
+fn local_sockets(balancer: &Balancer, service: &str) -> Result<u64> {
+    let status = balancer.status()?;
+    let backends = status.service(service)?.backends.values();
+    Ok(backends.filter_map(|backend| backend.local_sockets).sum())
 }
 
 /// The hosts that answer new connections of the balancer's own.
@@ -178,11 +182,7 @@ fn all_protocols_are_served(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let mapped = vip.to_ipv6_mapped();
     ensure!(serving(lab, SocketAddr::new(mapped.into(), 80))? == names(lab));
     datagrams(lab, SocketAddr::new(mapped.into(), UDP[0]), Ipv6Addr::UNSPECIFIED.into())?;
-    let status = balancer.status()?;
-    let local = |name: &str| -> Result<u64> {
-        let backends = status.service(name)?.backends.values();
-        Ok(backends.filter_map(|backend| backend.local_sockets).sum())
-    };
+    let local = |name: &str| local_sockets(balancer, name);
     ensure!(local(FAMILIES[0].name())? == 80, "two rounds of 40 connections");
     ensure!(local(FAMILIES[1].name())? == 40);
     // One without a peer is given a host once; ten have one each.
@@ -190,7 +190,7 @@ fn all_protocols_are_served(lab: &Lab, balancer: &Balancer) -> Result<()> {
     let metrics = balancer.metrics()?;
     ensure!(metrics.contains("lb_backend_local_sockets_total{"), "{metrics}");
     // Nothing of that came to the interfaces, where the program would have refused it or counted it.
-    ensure!(status.dropped("no_backend") == 0);
+    ensure!(balancer.status()?.dropped("no_backend") == 0);
     Ok(())
 }
 
@@ -266,17 +266,15 @@ fn only_processes_of_the_nodes_namespace_and_control_group_are_given_backends() 
     let group = ControlGroup::enter()?;
     let (lab, mut balancer) = balanced("xdp", &group.setting())?;
     let way = FAMILIES[0];
-    let local = || -> Result<u64> {
-        let status = balancer.status()?;
-        let backends = status.service(way.name())?.backends.values();
-        Ok(backends.filter_map(|backend| backend.local_sockets).sum())
-    };
     ensure!(serving(&lab, way.target())? == names(&lab));
-    ensure!(local()? == 40);
+    ensure!(local_sockets(&balancer, way.name())? == 40);
     // Of another namespace, though the control group is the same: by packets, as any client.
     let mut client = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
     client.get("/")?.backend()?;
-    ensure!(local()? == 40, "a client's connection is none of the node's");
+    ensure!(
+        local_sockets(&balancer, way.name())? == 40,
+        "a client's connection is none of the node's"
+    );
     // Of another control group: the VIP is the node's own, where nothing listens.
     group.go(&group.before)?;
     is_refused(&lab, way.target())?;

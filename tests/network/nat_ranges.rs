@@ -1,7 +1,6 @@
 //! Mode `nat` with several ports: backends without the VIP that get the port that a client connects to.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
@@ -73,9 +72,7 @@ fn each_port_is_served(lab: &Lab, balancer: &Balancer) -> Result<()> {
     echoes(lab)?;
     // A client takes a refusal only from where it has connected to.
     for way in FAMILIES {
-        let open = Connection::open(&lab.client.namespace, at(way, 81), PATIENCE);
-        let refused = open.map(drop).unwrap_err().downcast::<io::Error>()?;
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{}", way.name());
+        Connection::refused(&lab.client.namespace, at(way, 81), PATIENCE).context(way.name())?;
     }
     let status = balancer.status()?;
     for (name, backends) in [("range", 3), ("any", 3), ("one", 1), ("echo", 3)] {
@@ -165,9 +162,7 @@ fn a_range_that_another_service_would_translate_differently_is_refused() -> Resu
     balancer.wait_usable()?;
     assert_eq!(hosts(&lab, at(FAMILIES[0], 80))?, names(&["web1", "web2", "web3"]));
     // Nobody listens at the ports of the new one; its backend's refusals are those of the new one's.
-    let open = Connection::open(&lab.client.namespace, at(FAMILIES[0], 8_030), PATIENCE);
-    let refused = open.map(drop).unwrap_err().downcast::<io::Error>()?;
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    Connection::refused(&lab.client.namespace, at(FAMILIES[0], 8_030), PATIENCE)?;
     let answers = |name: &str| -> Result<u64> {
         let status = balancer.status()?;
         let backends = status.service(name)?.backends.values();
@@ -176,9 +171,8 @@ fn a_range_that_another_service_would_translate_differently_is_refused() -> Resu
     assert_eq!(answers("part")?, 1);
     balancer.lbctl(&["service", "remove", "part", "--yes"])?;
     let before = answers("range")?;
-    let open = Connection::open(&lab.client.namespace, at(FAMILIES[0], 8_030), PATIENCE);
-    let refused = open.map(drop).unwrap_err().downcast::<io::Error>()?;
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "the wider service has the port");
+    Connection::refused(&lab.client.namespace, at(FAMILIES[0], 8_030), PATIENCE)
+        .context("the wider service has the port")?;
     ensure!(answers("range")? > before);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Services with several VIPs or ports: clients of each reach the backends, and the most specific service is first.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use kit::{
@@ -83,9 +83,7 @@ fn all_destinations_are_served(attach: &'static str, ways: [Way; 2]) -> Result<(
     };
     let before = syns()?;
     let closed = SocketAddr::new(VIPS_V4[0].into(), 81);
-    let refused = Connection::open(&lab.client.namespace, closed, PATIENCE).map(drop).unwrap_err();
-    let refused = refused.downcast::<io::Error>()?;
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    Connection::refused(&lab.client.namespace, closed, PATIENCE)?;
     wait::until(PATIENCE, "its SYN is counted", || {
         let now = syns()?;
         ensure!(now > before, "{before} {now}");

@@ -10,7 +10,8 @@
 //!
 //! # Maps
 //!
-//! `lb-ebpf/src/maps.rs` declares the maps. The third column has the entries at the default limits.
+//! `lb-ebpf/src/maps.rs`, and the files that it names, declare the maps. The third column has the entries at the default
+//! limits.
 //!
 //! | map | key and value | entries |
 //! |---|---|---|
@@ -36,6 +37,7 @@
 //! | `REVERSE_NAT` | address, port, protocol of a backend in mode `nat`: its id | 4,096 |
 //! | `REVERSE_RANGES` | the same of backends that keep the clients' port, with a prefix of ports | 262,144 |
 //! | `NAT_BACKENDS` | how many of them there are | 1 |
+//! | `LOCAL_PEERS` | sockets of the node that were given a backend ([`local`]) | 16,384 |
 //! | `RETURN_EGRESS` | interfaces that answers may be redirected to, and whether by tc alone | 16 |
 //! | `RETURN_COUNTERS` | counters of the answers of a backend | for each CPU |
 //! | `NAT_CONNECTIONS` | client, backend in mode `nat`: a TCP connection | 65,536, LRU |
@@ -51,6 +53,7 @@ mod handshake;
 pub mod local;
 pub mod nat_connection;
 mod pin_log;
+mod reverse;
 mod slot;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -62,6 +65,7 @@ pub use self::{
         DEFAULT_NAT_CONNECTIONS, NatConnection, NatConnectionKey, NatConnectionValue,
     },
     pin_log::{PIN_NOTES, PinLease, PinLogHead, PinNote},
+    reverse::{ReverseKey, ReversePrefix},
     slot::{Owners, Slot, stamp, stamp_age},
 };
 use crate::shared::{SharedU32, SharedU64};
@@ -335,100 +339,6 @@ pub struct ConnectionKey {
     pub reserved: u16,
 }
 
-/// Key of `REVERSE_NAT`, whose value is the id of the backend: the source of its answers.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(C, align(4))]
-pub struct ReverseKey {
-    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address.
-    pub address: [u8; 16],
-    /// The port that it listens at.
-    pub port: U16,
-    /// [`proto::TCP`] or [`proto::UDP`].
-    pub proto: u8,
-    /// Zero.
-    pub reserved: u8,
-}
-
-/// Key of the trie `REVERSE_RANGES`, whose value is the id of a backend that keeps the clients' port: the source of its
-/// answers. A range of ports takes several entries.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    FromBytes,
-    IntoBytes,
-    Immutable,
-    KnownLayout,
-)]
-#[repr(C, align(4))]
-pub struct ReversePrefix {
-    /// How many bits of what follows count.
-    pub bits: u32,
-    /// The backend's address; IPv4 as an IPv4-mapped IPv6 address.
-    pub address: [u8; 16],
-    /// [`proto::TCP`] or [`proto::UDP`].
-    pub proto: u8,
-    /// Zero.
-    pub reserved: u8,
-    /// The port.
-    pub port: U16,
-    /// Zero.
-    pub padding: u32,
-}
-
-impl ReversePrefix {
-    /// Bits before the port.
-    pub const BEFORE_PORT: u32 = 144;
-
-    /// For the lookup of a source.
-    #[must_use]
-    pub const fn of(source: &ReverseKey) -> Self {
-        let ReverseKey { address, port, proto, .. } = *source;
-        Self { bits: Self::BEFORE_PORT + 16, address, proto, reserved: 0, port, padding: 0 }
-    }
-
-    /// The prefix of these bits, [`Self::BEFORE_PORT`] of them or more.
-    #[must_use]
-    pub const fn shortened(self, bits: u32) -> Self {
-        let mask = !(0xffff_u32 >> (bits - Self::BEFORE_PORT)) as u16;
-        Self { bits, port: U16::new(self.port.get() & mask), ..self }
-    }
-
-    /// What follows the number of bits.
-    #[must_use]
-    pub fn data(&self) -> [u8; 24] {
-        let mut data = [0; 24];
-        data.copy_from_slice(&self.as_bytes()[size_of::<u32>()..]);
-        data
-    }
-
-    /// The last word of that; the port's bytes are as on the wire.
-    #[must_use]
-    #[inline(always)]
-    pub const fn word(proto: u8, port: u16) -> u64 {
-        let [a, b] = port.to_ne_bytes();
-        u64::from_ne_bytes([proto, 0, a, b, 0, 0, 0, 0])
-    }
-}
-
 /// Key of `VIPS`: an address of any service; IPv4 as an IPv4-mapped IPv6 address. The value is one
 /// word, 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -629,8 +539,7 @@ const _: () = {
     assert!(size_of::<ConnectionKey>() == 12);
     assert!(size_of::<VerdictCounter>() == 16 && size_of::<BackendCounter>() == 64);
     assert!(size_of::<TokenBucket>() == 16 && size_of::<OwnMac>() == 8);
-    assert!(size_of::<PeerKey>() == 8 && size_of::<ReverseKey>() == 20);
-    assert!(size_of::<ReversePrefix>() == 28);
+    assert!(size_of::<PeerKey>() == 8);
     assert!(size_of::<ReturnCounter>() == 64);
     assert!(size_of::<PinNote>() == 32 && size_of::<PinLogHead>() == 64);
     assert!(size_of::<PinLease>() == 8);

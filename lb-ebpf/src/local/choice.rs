@@ -1,48 +1,21 @@
 //! Which backend a socket of the node gets: the owner of a slot of the service's ring, as a new flow of any client.
 
-use aya_ebpf::{
-    Global,
-    btf_maps::{Array, ArrayOfMaps, HashMap},
-    helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id},
-    macros::btf_map,
-};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use lb_common::{
-    abi::{
-        Backend, DEFAULT_BACKENDS, DEFAULT_SERVICES, ReturnCounter, Service, ServiceKeyV4,
-        ServiceKeyV6, Slot, backend_flags, local::LocalPeer, mapped,
-    },
+    abi::{Backend, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, local::LocalPeer, mapped},
     hash::GOLDEN,
     nat,
-    service_index::Entry,
 };
 use zerocopy::network_endian::U16;
 
-use crate::{trie_key::halves, wide};
-
-/// `BPF_F_MMAPABLE` (Linux 5.5), as the balancer's maps have it.
-const MMAPABLE: usize = 1 << 10;
-/// `BPF_F_INNER_MAP` (Linux 5.10), likewise.
-const INNER_MAP: usize = 1 << 12;
-
-/// Entries for each CPU in `RETURN_COUNTERS`: the size of `BACKENDS`.
-#[unsafe(no_mangle)]
-static BACKENDS_PER_CPU: Global<u32> = Global::new(DEFAULT_BACKENDS + 1);
-
-// The balancer's maps, which the daemon sizes and pins.
-#[btf_map]
-static SERVICES_V4: HashMap<ServiceKeyV4, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-#[btf_map]
-static SERVICES_V6: HashMap<ServiceKeyV6, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
-#[btf_map]
-static SERVICE_ENTRIES: Array<Entry, { DEFAULT_SERVICES as usize }> = Array::new();
-#[btf_map]
-static RINGS: ArrayOfMaps<Array<Slot, 1, { MMAPABLE | INNER_MAP }>, { DEFAULT_SERVICES as usize }> =
-    ArrayOfMaps::new();
-#[btf_map]
-static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> = Array::new();
-#[btf_map]
-static RETURN_COUNTERS: Array<ReturnCounter, { DEFAULT_BACKENDS as usize + 1 }, MMAPABLE> =
-    Array::new();
+use crate::{
+    service_maps::{
+        BACKENDS, BACKENDS_PER_CPU, RETURN_COUNTERS, RINGS, SERVICE_ENTRIES, SERVICES_V4,
+        SERVICES_V6,
+    },
+    trie_key::halves,
+    wide,
+};
 
 /// Slots that are tried.
 const TRIES: u32 = 4;
@@ -90,10 +63,15 @@ pub fn backend(service: &Service) -> Option<(u16, &'static Backend)> {
     None
 }
 
-/// Whether what a socket was given is a backend still, and the same.
+/// Whether what a socket was given for a VIP is a backend of it still: its id may be another one's by now.
 #[inline(always)]
-pub fn is_still(peer: &LocalPeer) -> bool {
-    usable(peer.backend).is_some_and(|backend| backend.address == peer.address)
+pub fn is_still(peer: &LocalPeer, vip: &[u8; 16]) -> bool {
+    usable(peer.backend).is_some_and(|backend| {
+        let port = nat::port_of(backend);
+        backend.address == peer.address
+            && backend.vip == *vip
+            && (port == peer.port || port.get() == 0)
+    })
 }
 
 /// Counts a socket that was given a backend.

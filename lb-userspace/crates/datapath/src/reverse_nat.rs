@@ -4,7 +4,10 @@
 //! A backend's entry is written before its source leads to it, and cleared after its source does not. A start makes
 //! what a crash in between has left undone.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::{self, Backend, ReverseKey, ReversePrefix};
@@ -65,7 +68,7 @@ impl ReverseNat {
             })?;
         }
         let hosts = wanted.ranges.values().map(|(_, range)| host(range));
-        let hosts: Vec<_> = hosts.chain(wanted.prefixes.keys().copied()).collect();
+        let hosts: BTreeSet<_> = hosts.chain(wanted.prefixes.keys().copied()).collect();
         for host in hosts {
             wanted.write_ranges(maps, host)?;
         }
@@ -129,21 +132,25 @@ impl ReverseNat {
     fn write_ranges(&mut self, maps: &OpenMaps, of: Host) -> Result<()> {
         let trie = maps.reverse_ranges.as_ref().context("no map REVERSE_RANGES")?;
         let ranges = self.ranges.iter().filter(|(_, (_, range))| host(range) == of);
-        let mut ranges: Vec<_> =
-            ranges.map(|(id, (before, range))| (*before, *range, *id)).collect();
+        let mut ranges: Vec<_> = ranges.collect();
         // Of equal ones the latest: it has taken over from one that leaves.
-        ranges.sort_by_key(|(before, ..)| Reverse(*before));
-        let ranges: Vec<_> = ranges.into_iter().map(|(_, range, id)| (range, id)).collect();
+        ranges.sort_by_key(|(_, (before, _))| Reverse(*before));
+        let ranges: Vec<_> = ranges.into_iter().map(|(id, (_, range))| (*range, *id)).collect();
         let wanted = prefixes(&ranges);
-        let there = self.prefixes.remove(&of).unwrap_or_default();
-        for (key, id) in wanted.iter().filter(|(key, id)| there.get(key) != Some(id)) {
-            trie.put(key, &u32::from(*id)).map_err(sys::explain)?;
+        let there = self.prefixes.entry(of).or_default();
+        for (key, id) in &wanted {
+            if there.get(key) != Some(id) {
+                trie.put(key, &u32::from(*id)).map_err(sys::explain)?;
+                there.insert(*key, *id);
+            }
         }
         for key in there.keys().filter(|key| !wanted.contains_key(key)) {
             trie.delete(key)?;
         }
-        if !wanted.is_empty() {
-            self.prefixes.insert(of, wanted);
+        if wanted.is_empty() {
+            self.prefixes.remove(&of);
+        } else {
+            *there = wanted;
         }
         Ok(())
     }

@@ -236,12 +236,12 @@ impl Silence {
         let serving = samples.iter().zip(&windows).filter(|(sample, _)| sample.serves);
         let all = serving.fold(Counts::default(), |sum, (_, counts)| sum.plus(*counts));
         let suspicions = samples.iter().zip(&windows).filter_map(|(sample, window)| {
-            let alone = memories.get(&sample.backend)?.silence(now, sample.counts);
+            let memory = memories.get(&sample.backend)?;
+            let alone = memory.silence(now, sample.counts);
             let compared = || outlier(*window, all.since(*window)).filter(|_| sample.serves);
             // Where clients have several ports to connect to, nobody may listen at some.
             let is_one = service.ports().is_one();
-            let memory = memories.get(&sample.backend).filter(|_| is_one);
-            let refused = || memory?.refusal(now, sample.counts, *window);
+            let refused = || memory.refusal(now, sample.counts, *window).filter(|_| is_one);
             let reason = alone.or_else(refused).or_else(compared)?;
             Some(Suspicion { target: BackendKey { service, backend: sample.backend }, reason })
         });

@@ -94,11 +94,7 @@ impl<'a> Narrator<'a> {
             Verdict::Return(to) => {
                 explained.backend = Some(entry::backend_of(&to.backend));
                 explained.backend_id = to.id;
-                let vip = entry::ip_of(to.backend.vip);
-                let vip = match to.backend.vip_port.get() {
-                    0 => format!("{vip}, and its port stays"),
-                    port => SocketAddr::new(vip, port).to_string(),
-                };
+                let vip = translation(to.backend.vip, to.backend.vip_port.get());
                 let backend = self.backend(to.id);
                 steps.add("return", format!("an answer of {backend}: its source becomes {vip}"));
                 steps.add("egress", "by the kernel's route to the client".into());
@@ -456,11 +452,7 @@ impl<'a> Narrator<'a> {
             (true, _) => (Mode::Ipip, "a header is put before it".to_owned()),
             (false, false) => (Mode::Dsr, "the MAC addresses change".to_owned()),
             (false, true) => {
-                let ip = entry::ip_of(backend.address);
-                let to = match nat::port_of(backend).get() {
-                    0 => format!("{ip}, and its port stays"),
-                    port => SocketAddr::new(ip, port).to_string(),
-                };
+                let to = translation(backend.address, nat::port_of(backend).get());
                 (Mode::Nat, format!("its destination becomes {to}"))
             }
         };
@@ -563,6 +555,14 @@ impl<'a> Narrator<'a> {
         };
         let differs = goes_to(first) != goes_to(second) || table.is_some() || unpinned;
         Some(Next { packet: what.into(), goes_to: goes_to(second), differs, why })
+    }
+}
+
+/// The end of a packet once it is translated.
+fn translation(address: [u8; 16], port: u16) -> String {
+    match (entry::ip_of(address), port) {
+        (ip, 0) => format!("{ip}, and its port stays"),
+        (ip, port) => SocketAddr::new(ip, port).to_string(),
     }
 }
 

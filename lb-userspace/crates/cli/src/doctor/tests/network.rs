@@ -325,7 +325,7 @@ fn a_node_with_mode_nat_forwards_and_takes_packets_from_its_vip() {
 }
 
 #[test]
-fn whether_processes_of_the_node_reach_its_services_is_told() {
+fn doctor_says_whether_processes_of_the_node_reach_its_services() {
     let found = |mode: &str, settings: &str, there| {
         changed(nat::local_clients, |snapshot| {
             let text = format!("{settings}{}", CONFIG.replace("dsr", mode));
