@@ -1,6 +1,6 @@
 //! Does the BPF object decide and rewrite as the core does on the host, byte for byte?
 
-use std::{collections::HashMap, rc::Rc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -10,12 +10,12 @@ use aya::{
     util::nr_cpus,
 };
 use kit::datapath::{
-    Twins,
-    generate::{self, BACKENDS, INGRESS, Random},
+    Twins, frames,
+    generate::{self, BACKENDS, INGRESS, Random, VIP_V4, VIP_V6},
     hex,
     hook::Hook,
     kernel::{self, Kernel},
-    model::{Action, BackendCount, Routes},
+    model::{Action, BackendCount, Neighbours, Routes},
     steady_nanos,
 };
 use kit::tun::{Layer, Tun};
@@ -78,7 +78,7 @@ fn run_epoch(
         let frame = if random.one_in(4) && !sent.is_empty() {
             sent[random.below(sent.len())].clone()
         } else {
-            let mut frame = generate::frame(&mut random);
+            let mut frame = frames::frame(&mut random);
             hook.fit_frame(&mut frame);
             frame
         };
@@ -209,7 +209,7 @@ fn classifier_and_core_agree_on_frames_that_leave_in_segments() -> Result<()> {
         }
         twins.install(&state)?;
         for number in 0..1_500 {
-            let frame = generate::frame(&mut random);
+            let frame = frames::frame(&mut random);
             if !Hook::Tc.takes(&frame) {
                 continue;
             }
@@ -239,12 +239,23 @@ fn routes() -> Result<(Tun, Routes)> {
     ensure!(moved == 0, "make a network namespace: {}", std::io::Error::last_os_error());
     let tap = Tun::new("tap0", Layer::Ethernet, Some(TAP))?;
     let mac = [2, 0, 0, 0, 0, 0x77];
-    let mut lines = String::from(
-        "link set lo up\nlink set tap0 address 02:00:00:00:00:77 mtu 1400\n\
-         route add 198.51.100.0/24 dev tap0\nroute add 2001:db8:c100::/48 dev tap0\n",
+    let routes = Routes { mac, mtu: 1_400, neighbours: Neighbours::Even };
+    set_routes(routes, "main")?;
+    Ok((tap, routes))
+}
+
+/// Sets them in this table, in the network namespace of the calling thread.
+fn set_routes(routes: Routes, table: &str) -> Result<()> {
+    let Routes { mtu, .. } = routes;
+    let mut lines = format!(
+        "link set lo up\nlink set tap0 address 02:00:00:00:00:77 mtu {mtu}\n\
+         route add 198.51.100.0/24 dev tap0 table {table}\n\
+         route add 2001:db8:c100::/48 dev tap0 table {table}\n",
     );
     for last in 0..=u8::MAX {
-        if let Some([.., a, b]) = Routes::neighbour(last) {
+        if routes.neighbours == Neighbours::Even
+            && let Some([.., a, b]) = routes.neighbour(last)
+        {
             for address in [format!("198.51.100.{last}"), format!("2001:db8:c100::{last:x}")] {
                 let mac = format!("02:00:00:00:{a:02x}:{b:02x}");
                 lines += &format!("neigh replace {address} lladdr {mac} dev tap0 nud permanent\n");
@@ -255,7 +266,37 @@ fn routes() -> Result<(Tun, Routes)> {
     for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/net/{path}"), "1")?;
     }
-    Ok((tap, Routes { mac, neighbours: true }))
+    Ok(())
+}
+
+/// The same where packets come by a tun, and leave by its tap: the routes are for packets from a VIP alone, as the kernel would
+/// forward every other packet that passes.
+fn routes_from_vip() -> Result<Routes> {
+    for interface in ["tun0", "tap0"] {
+        let set = |key: &str, value: &str| {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{key}"), value)
+        };
+        set("addr_gen_mode", "1")?;
+        set("disable_ipv6", "0")?;
+    }
+    let mac = [2, 0, 0, 0, 0, 0x77];
+    let routes = Routes { mac, mtu: 9_000, neighbours: Neighbours::NotAsked };
+    kit::command::run(kit::command::command("ip").args(["link", "set", "tap0", "arp", "off"]))?;
+    set_routes(routes, "100")?;
+    let vips = [IpAddr::from(VIP_V4), IpAddr::from(VIP_V6)];
+    for (family, vip) in ["-4", "-6"].into_iter().zip(vips) {
+        let vip = vip.to_string();
+        // Without it the kernel sends ICMP errors for what has no route.
+        let rest = [family, "route", "add", "blackhole", "default"];
+        kit::command::run(kit::command::command("ip").args(rest))?;
+        // An ICMP error of a router has the route of one of the VIP. The kernel then looks up its next hop as that of a packet
+        // of its own.
+        for which in [["from", &vip], ["iif", "lo"]] {
+            let rule = [&[family, "rule", "add"][..], &which, &["table", "100"]].concat();
+            kit::command::run(kit::command::command("ip").args(rule))?;
+        }
+    }
+    Ok(routes)
 }
 
 /// Takes all clients' MAC addresses from the kernel, and waits until the program keeps none of them.
@@ -277,26 +318,38 @@ fn classifier_and_core_agree_on_answers_that_have_a_route() -> Result<()> {
     agree_on_answers(Hook::Tc)
 }
 
+/// By an interface that asks for no MAC address, and no answer is longer than its MTU.
+#[test]
+fn classifier_without_link_layer_and_core_agree_on_answers_that_have_a_route() -> Result<()> {
+    agree_on_answers(Hook::RawIp)
+}
+
 fn agree_on_answers(hook: Hook) -> Result<()> {
     kernel::stay_on_one_cpu()?;
-    let (_tap, mut routes) = routes()?;
+    let tap = if hook == Hook::RawIp { None } else { Some(routes()?) };
     let mut by_action: HashMap<u32, u64> = HashMap::new();
     let mut resolved = [0; 2];
     for seed in 0..7 {
         let mut random = Random(0x77_0000 + seed);
         let mut twins = Twins::load_at(hook, objects::BALANCER, PINS, u32::MAX)?;
-        let state = generate::state(&mut random, (steady_nanos(MARGIN) / 1_000_000_000) as u32);
+        let mut state = generate::state(&mut random, (steady_nanos(MARGIN) / 1_000_000_000) as u32);
+        hook.fit_state(&mut state);
         twins.install(&state)?;
+        let mut routes = match &tap {
+            Some((_, routes)) => *routes,
+            None => routes_from_vip()?,
+        };
         let flags = if hook == Hook::Tc { RETURN_EGRESS_TC } else { 0 };
         twins.kernel.put_return_egress(TAP | flags)?;
         twins.model.routes = Some(routes);
         for number in 0..2_000 {
-            if (seed, number) == (6, 1_000) {
+            if tap.is_some() && (seed, number) == (6, 1_000) {
                 forget_neighbours()?;
-                routes.neighbours = false;
+                routes.neighbours = Neighbours::None;
                 twins.model.routes = Some(routes);
             }
-            let frame = generate::frame_of_backend(&mut random);
+            let mut frame = frames::frame_of_backend(&mut random);
+            hook.fit_frame(&mut frame);
             if !hook.takes(&frame) {
                 continue;
             }
@@ -318,7 +371,11 @@ fn agree_on_answers(hook: Hook) -> Result<()> {
     ensure!(resolved.map(|count| count > 20) == [at_tc; 2], "{resolved:?}");
     let count = |action: Action| by_action.get(&(action as u32)).copied().unwrap_or_default();
     ensure!(count(Action::Redirect) > 100, "{by_action:?}");
-    let passed = if hook == Hook::Tc { 5 } else { 50 };
+    let passed = match hook {
+        Hook::Xdp => 50,
+        Hook::Tc => 5,
+        Hook::RawIp => return Ok(()),
+    };
     ensure!(count(Action::Pass) > passed, "{by_action:?}");
     Ok(())
 }
@@ -344,13 +401,13 @@ fn icmp_errors_of(kind: ReplyKind, rate: u32) -> Result<()> {
     let mut search = Twins::load_limited(objects::BALANCER, PINS, RATE)?;
     search.install(&state)?;
     search.model.tables.nanos.set(nanos);
-    let mut frame = generate::frame(&mut random);
+    let mut frame = frames::frame(&mut random);
     for _ in 0..10_000 {
         if matches!(decide(&*frame, &search.model.tables), Verdict::Reply(reply) if reply.kind == kind)
         {
             break;
         }
-        frame = generate::frame(&mut random);
+        frame = frames::frame(&mut random);
         search.model.tables.icmp_budget = Rc::default();
         search.model.tables.too_big_budgets.borrow_mut().clear();
     }
@@ -385,7 +442,7 @@ fn frame_of_several_buffers_is_forwarded_whole() -> Result<()> {
     let Twins { kernel, model, .. } = &mut twins;
     let mut sent = 0;
     for _ in 0..2_000 {
-        let frame = generate::frame(&mut random);
+        let frame = frames::frame(&mut random);
         model.tables.nanos.set(steady_nanos(MARGIN));
         kernel.run(&frame)?;
         if model.run(&frame, INGRESS).0 != Action::Tx || frame[12..14] != [8, 0] {
@@ -445,7 +502,7 @@ fn frame_is_treated_alike_however_short_its_first_buffer_is() -> Result<()> {
         let now = (steady_nanos(MARGIN) / 1_000_000_000) as u32;
         twins.install(&generate::state(&mut random, now))?;
         for number in 0..1_500 {
-            let frame = generate::frame(&mut random);
+            let frame = frames::frame(&mut random);
             // Headers that go on beyond the first buffer pass as truncated.
             if frame.len() <= ethernet::LEN || headers_end(&frame) > 200 {
                 continue;

@@ -8,7 +8,7 @@ use std::{mem, time::Duration};
 
 use anyhow::{Context as _, Result};
 use kit::datapath::{
-    Twins, coarse_nanos,
+    Twins, coarse_nanos, frames,
     generate::{self, BACKENDS, OWN, Random, State, VIP_V4, VIP_V6},
     hook::Hook,
     is_same_moment,
@@ -130,7 +130,7 @@ impl Place {
                 Ok(())
             }
             b'R' => {
-                let mut frame = generate::frame(&mut Random(input.long()));
+                let mut frame = frames::frame(&mut Random(input.long()));
                 while !input.is_empty() {
                     let (at, change) = (input.below(frame.len().min(128)), input.byte());
                     frame[at] ^= change;

@@ -9,13 +9,16 @@
 use zerocopy::network_endian::U16;
 
 use crate::{
-    abi::{Destination, OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags, udp_policy},
+    abi::{
+        Backend, Destination, OWN_MACS, Service, ServiceKeyV4, ServiceKeyV6, backend_flags,
+        udp_policy,
+    },
     choice::{Choice, Found, Kind, Query},
     deliver,
     fragment::{decision_word, later_fragment_v4, later_fragment_v6, remember_v4, remember_v6},
     gso::Wire,
     hash::{entropy_of, flow_hash_v4, flow_hash_v6},
-    icmp_error,
+    icmp_error, nat,
     packet::{
         Packet, ethernet,
         ipv4::{self, Ipv4},
@@ -347,13 +350,19 @@ where
     let Some(backend) = tables.backend(choice.id) else {
         return Verdict::Drop(Drop::NoBackend);
     };
-    if backend.flags & backend_flags::USABLE == 0 {
-        if choice.events & events::UNPINNABLE != 0 {
-            return Verdict::Drop(Drop::Unpinnable);
+    // One comparison for most packets.
+    if backend.flags & (backend_flags::USABLE | backend_flags::NAT) != backend_flags::USABLE {
+        if backend.flags & backend_flags::USABLE == 0 {
+            if choice.events & events::UNPINNABLE != 0 {
+                return Verdict::Drop(Drop::Unpinnable);
+            }
+            // The balancer that has forwarded it knows the backend to be usable, or will soon know that it is not.
+            if choice.events & events::DELIVERED == 0 || !backend.is_local() {
+                return Verdict::Drop(Drop::NoBackend);
+            }
         }
-        // The balancer that has forwarded it knows the backend to be usable, or will soon know that it is not.
-        if choice.events & events::DELIVERED == 0 || !backend.is_local() {
-            return Verdict::Drop(Drop::NoBackend);
+        if nat::is_nat(&backend) && is_from(pkt, envelope, &backend) {
+            return Verdict::Drop(Drop::Hairpin);
         }
     }
     let Envelope { l3, v6, len, .. } = *envelope;
@@ -384,6 +393,16 @@ where
         entropy,
         events: choice.events,
     })
+}
+
+/// Whether a packet comes from the backend itself.
+#[inline(always)]
+fn is_from<P: Packet + ?Sized>(pkt: &P, envelope: &Envelope, backend: &Backend) -> bool {
+    if envelope.v6 {
+        pkt.load::<Ipv6>(envelope.l3).is_some_and(|ip| ip.source == backend.address)
+    } else {
+        pkt.load::<Ipv4>(envelope.l3).is_some_and(|ip| ip.source == backend.address_v4)
+    }
 }
 
 /// Replies to the sender, if an ICMP error may be sent to it at this moment. The address is read once more

@@ -80,6 +80,13 @@ pub const fn place(word: u64) -> (usize, bool, u16) {
     ((word >> L3_SHIFT) as usize & 0x1f, word & V6 != 0, (word >> LEN_SHIFT) as u16)
 }
 
+/// The word of a frame without a link layer, of which [`find`] has returned `word`, once an Ethernet header stands before it.
+#[inline(always)]
+#[must_use]
+pub const fn behind_link(word: u64) -> u64 {
+    word | (ethernet::LEN as u64) << L3_SHIFT
+}
+
 /// Bytes of the headers that each segment of a packet repeats; 0 of one that is never cut.
 #[inline(always)]
 fn headers<P: Packet + ?Sized>(pkt: &P, l3: usize, v6: bool) -> u16 {

@@ -328,6 +328,8 @@ reasons! {
         /// service's SYN budget is spent, `PINS` is full, or pinning is paused for a handover. Or an older connection of its client's address and
         /// port is pinned to a backend that is soft down, and may live. The client sends it again.
         Unpinnable = "unpinnable",
+        /// Mode `nat`: its client is the backend that it would go to, which would take it for a packet of its own.
+        Hairpin = "hairpin",
     }
 }
 

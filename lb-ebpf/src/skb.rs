@@ -2,7 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{
         bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
@@ -191,5 +192,12 @@ impl Skb {
     pub fn redirect(self, ifindex: u32) -> u32 {
         // SAFETY: the helper checks the index itself.
         unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+
+    /// Has the frame come in by an interface, as if it had arrived there; what the program has to return.
+    #[inline(always)]
+    pub fn redirect_to_ingress(self, ifindex: u32) -> u32 {
+        // SAFETY: the helper checks the index itself.
+        unsafe { bpf_redirect(ifindex, u64::from(BPF_F_INGRESS)) as u32 }
     }
 }

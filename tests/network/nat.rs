@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The port that backends listen at; clients connect to 80.
 const PORT: u16 = nginx::PORTS[1];
 /// The port of the UDP service, and that of its backends.
-const UDP: [u16; 2] = [5300, 5353];
+pub const UDP: [u16; 2] = [5300, 5353];
 
 /// The ways whose VIPs and addresses are of either family.
 pub const FAMILIES: [Way; 2] = [Way::DsrV4, Way::DsrV6];
@@ -51,6 +51,17 @@ pub fn service(lab: &Lab, way: Way) -> Service {
     service.with(&format!("target_port = {PORT}"))
 }
 
+/// The UDP service beside an HTTP service.
+pub fn echo_of(service: &Service) -> Service {
+    Service {
+        name: format!("echo-{}", service.name),
+        protocol: "udp",
+        port: UDP[0],
+        settings: format!("target_port = {}\ncheck = {{ type = \"none\" }}\n", UDP[1]),
+        ..service.clone()
+    }
+}
+
 /// A lab whose client is behind a router, and the balancer the backends' gateway.
 pub fn lab_of_gateways(attach: &'static str) -> Result<Lab> {
     let lab = Lab::new(&Options { router: true, attach, ..Options::default() })?;
@@ -63,14 +74,8 @@ pub fn lab_of_gateways(attach: &'static str) -> Result<Lab> {
 fn translated(attach: &'static str) -> Result<(Lab, Balancer)> {
     let lab = lab_of_gateways(attach)?;
     let mut services: Vec<_> = FAMILIES.map(|way| service(&lab, way)).into();
-    for way in FAMILIES {
-        let mut echo = service(&lab, way);
-        echo.name = format!("echo-{}", way.name());
-        echo.protocol = "udp";
-        echo.port = UDP[0];
-        echo.settings = format!("target_port = {}\ncheck = {{ type = \"none\" }}\n", UDP[1]);
-        services.push(echo);
-    }
+    let echoes: Vec<_> = services.iter().map(echo_of).collect();
+    services.extend(echoes);
     let balancer = Balancer::start(&lab, &services)?;
     Ok((lab, balancer))
 }
@@ -89,7 +94,7 @@ fn names(lab: &Lab) -> BTreeSet<String> {
 }
 
 /// New connections reach all hosts, large answers arrive whole, and both directions are counted.
-fn all_serve(lab: &Lab, balancer: &Balancer, way: Way) -> Result<()> {
+pub fn all_serve(lab: &Lab, balancer: &Balancer, way: Way) -> Result<()> {
     ensure!(serving(lab, way, 60)? == names(lab), "every host serves");
     let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)?;
     ensure!(open.get("/big")?.ok()?.body == nginx::big(), "what was sent arrives");
@@ -164,6 +169,11 @@ route replace fd00:1::/64 via fd00::1 dev mv0
 /// Every packet of some UDP flows is answered, each flow's by one host.
 fn echoes(lab: &Lab, way: Way, bytes: usize) -> Result<()> {
     let _echo = Echo::start_at(lab, |web| SocketAddr::new(way.backend(web), UDP[1]))?;
+    all_echoed(lab, way, bytes)
+}
+
+/// The same of echoes that run.
+pub fn all_echoed(lab: &Lab, way: Way, bytes: usize) -> Result<()> {
     let target = SocketAddr::new(way.vip(), UDP[0]);
     let pause = Duration::from_millis(2);
     let probe = Probe::start_of_size(&lab.client.namespace, target, 20, pause, bytes)?;
@@ -185,6 +195,38 @@ fn udp_packets_and_their_fragments_are_translated_both_ways() -> Result<()> {
                 let at = || format!("{attach}, {}, {bytes} bytes", way.name());
                 echoes(&lab, way, bytes).with_context(at)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// The ring gives a host to itself, which would take the packets for its own.
+#[test]
+fn a_backend_that_is_its_own_client_is_refused_with_the_reason() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for attach in ["xdp", "tc"] {
+        let lab = lab_of_gateways(attach)?;
+        let services = FAMILIES.map(|way| {
+            let mut service = service(&lab, way);
+            service.backends.truncate(1);
+            service
+        });
+        let balancer = Balancer::start(&lab, &services)?;
+        for way in FAMILIES {
+            let at = || format!("{attach}, {}", way.name());
+            ensure!(serving(&lab, way, 1)?.len() == 1, "{}: others are served", at());
+            let before = balancer.status()?.dropped("hairpin");
+            let web = &lab.webs[0].host;
+            let opened = Connection::open(&web.namespace, way.target(), Duration::from_millis(300));
+            ensure!(opened.is_err(), "{}: it is its own client", at());
+            let count = balancer.status()?.dropped("hairpin");
+            ensure!(count > before, "{}: {count} packets", at());
+            let from = SocketAddr::new(way.backend(&lab.webs[0]), 40_000).to_string();
+            let to = way.target().to_string();
+            let told = balancer.lbctl(&["explain", "tcp", &from, &to, "--syn"])?;
+            ensure!(told.contains("its client is this backend itself"), "{}: {told}", at());
         }
     }
     Ok(())

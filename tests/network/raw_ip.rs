@@ -14,13 +14,17 @@ use kit::{
     http::Connection,
     lab::{Lab, Options},
     namespace::Namespace,
+    nginx,
     status::{BackendExt as _, ServiceExt as _, StatusExt as _},
     tun::{Cable, Change, Layer, Tun},
+    udp::Echo,
     uploads::{self, PORT},
     wait,
-    ways::{self, Way},
+    ways::{self, FORWARDING, Way},
 };
 use lb_inspect::explain::{Snap, saved};
+
+use crate::nat::{self, FAMILIES};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an upload.
@@ -161,6 +165,101 @@ fn web_host_that_is_reached_by_a_tun_serves_by_tunnel_and_its_checks_go_there() 
     is_up(false)
 }
 
+/// The services in mode `nat` of the first web host behind its tun: HTTP, and a UDP echo.
+fn nat_by_tun(lab: &Lab) -> Vec<Service> {
+    let http = FAMILIES.into_iter().zip(FAR).map(|(way, far)| Service {
+        backends: vec![far.parse().expect("an address")],
+        ..nat::service(lab, way)
+    });
+    let http: Vec<_> = http.collect();
+    let echoes: Vec<_> = http.iter().map(nat::echo_of).collect();
+    [http, echoes].concat()
+}
+
+#[test]
+fn web_host_in_mode_nat_that_is_reached_by_a_tun_answers_through_it() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = Lab::new(&Options { router: true, ..at_tc() })?;
+    lab.balancer.namespace.sysctl(FORWARDING)?;
+    let _cable = far_web(&lab)?;
+    let web = &lab.webs[0].host;
+    web.namespace
+        .ip("route replace 10.1.0.0/24 via 10.77.0.1\nroute replace fd00:1::/64 via fd77::1")?;
+    let balancer = start(&lab, &["tun1"], &nat_by_tun(&lab))?;
+    balancer.wait_usable()?;
+    for way in FAMILIES {
+        let mut open = Connection::open(&lab.client.namespace, way.target(), PATIENCE)
+            .with_context(|| way.name())?;
+        ensure!(open.get("/big")?.ok()?.body == nginx::big(), "{}: a large answer", way.name());
+    }
+    let echo_at = |far: &str| {
+        let far: IpAddr = far.parse()?;
+        Echo::start_at(&lab, |web| {
+            let is_far = web.host.name == lab.webs[0].host.name;
+            SocketAddr::new(if is_far { far } else { web.host.v4.into() }, nat::UDP[1])
+        })
+    };
+    for (way, far) in FAMILIES.into_iter().zip(FAR) {
+        let _echo = echo_at(far)?;
+        for bytes in [0, 1_900] {
+            nat::all_echoed(&lab, way, bytes).with_context(|| format!("{bytes} bytes"))?;
+        }
+    }
+    // Answers that the node's own stack has to fragment.
+    web.namespace.sysctl(&[("ipv4/ip_no_pmtu_disc", "1")])?;
+    lab.balancer.namespace.ip("route replace 10.1.0.0/24 via 10.0.0.1 mtu lock 1000")?;
+    let created = || fragments_created(&lab);
+    let before = created()?;
+    let _echo = echo_at(FAR[0])?;
+    nat::all_echoed(&lab, FAMILIES[0], 1_200)?;
+    ensure!(created()? > before + 200, "no answer was fragmented");
+    Ok(())
+}
+
+/// Where answers come by XDP, the node's own stack sends them by the tun.
+#[test]
+fn clients_that_come_by_a_tun_are_answered_by_it_in_mode_nat() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    for attach in ["tc", "auto"] {
+        let lab = Lab::new(&Options { attach, ..Options::default() })?;
+        lab.balancer.namespace.sysctl(FORWARDING)?;
+        nat::backends_behind(&lab, "10.0.0.5", "fd00::5")?;
+        let _cable = by_tun(&lab, &FAMILIES)?;
+        for way in FAMILIES {
+            let client = lab.client.address(way.vip());
+            let to_client = |by: &str| format!("route add {client} {by}");
+            lab.balancer.namespace.ip(&to_client("dev tun0"))?;
+            let gateway = if client.is_ipv4() { "10.0.0.5" } else { "fd00::5" };
+            for web in &lab.webs {
+                web.host.namespace.ip(&to_client(&format!("via {gateway}")))?;
+            }
+        }
+        let services = FAMILIES.map(|way| nat::service(&lab, way));
+        let balancer = start(&lab, &["tun0"], &services)?;
+        balancer.wait_usable()?;
+        for way in FAMILIES {
+            let at = || format!("{attach}, {}", way.name());
+            nat::all_serve(&lab, &balancer, way).with_context(at)?;
+        }
+    }
+    Ok(())
+}
+
+/// IPv4 fragments that the balancer's stack has made so far.
+fn fragments_created(lab: &Lab) -> Result<u64> {
+    let text =
+        lab.balancer.namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut ip = text.lines().filter(|line| line.starts_with("Ip: "));
+    let (names, values) = (ip.next().context("no names")?, ip.next().context("no values")?);
+    let mut named = names.split(' ').zip(values.split(' '));
+    let (_, count) = named.find(|(name, _)| *name == "FragCreates").context("no FragCreates")?;
+    Ok(count.parse()?)
+}
+
 #[test]
 fn backend_in_mode_dsr_that_is_reached_by_a_tun_is_refused_with_its_line() -> Result<()> {
     if !can_run() {
@@ -168,7 +267,7 @@ fn backend_in_mode_dsr_that_is_reached_by_a_tun_is_refused_with_its_line() -> Re
     }
     let lab = Lab::new(&at_tc())?;
     let _cable = far_web(&lab)?;
-    const WHY: &str = "leaves by tun1, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip";
+    const WHY: &str = "leaves by tun1, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip or nat";
     let mut service = Way::DsrV4.service(&lab);
     service.backends.push(FAR[0].parse()?);
     let balancer = start(&lab, &[], &[service])?;

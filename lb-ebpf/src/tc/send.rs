@@ -144,8 +144,7 @@ pub fn to_client(ctx: &TcContext, word: u64) -> u64 {
     if route == UNTOUCHED {
         return UNTOUCHED;
     }
-    let noted = note_answer_skb(skb.context().skb.skb, word);
-    if translate_to_client(skb, word, u64::from(route != BY_STACK) | noted << 8) == 0 {
+    if !translate_and_count(skb, word, route) {
         return SPOILT;
     }
     let action = if route == BY_STACK {
@@ -156,6 +155,13 @@ pub fn to_client(ctx: &TcContext, word: u64) -> u64 {
         skb.redirect(route as u32)
     };
     action.into()
+}
+
+/// Translates and counts an answer that leaves by `route`; false if the first buffer does not hold what changes.
+#[inline(always)]
+pub fn translate_and_count(skb: Skb, word: u64, route: u64) -> bool {
+    let noted = note_answer_skb(skb.context().skb.skb, word);
+    translate_to_client(skb, word, u64::from(route != BY_STACK) | noted << 8) != 0
 }
 
 /// What [`address_to_client`] returns above the index of an interface, where the kernel writes the MAC addresses.

@@ -1,6 +1,7 @@
 //! The loaded object beside the core: the same tables in both, the same frames through both, and
 //! whatever differs is an error.
 
+pub mod frames;
 pub mod generate;
 pub mod hook;
 pub mod kernel;

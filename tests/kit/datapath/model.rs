@@ -65,18 +65,32 @@ pub struct Model {
 pub struct Routes {
     /// The interface's MAC address.
     pub mac: [u8; 6],
-    /// Whether the kernel knows any client's MAC address.
-    pub neighbours: bool,
+    /// Its MTU.
+    pub mtu: u16,
+    /// Whose MAC addresses the kernel knows.
+    pub neighbours: Neighbours,
+}
+
+/// Clients whose MAC addresses the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Neighbours {
+    /// None.
+    None,
+    /// Those whose address ends in an even byte.
+    Even,
+    /// The interface asks for none (`IFF_NOARP`), and frames go to its own.
+    NotAsked,
 }
 
 impl Routes {
-    /// MTU of the interface.
-    pub const MTU: u16 = 1_400;
-
-    /// The MAC address of a client whose address ends in this byte, if the kernel knows it while there are any.
+    /// The MAC address of a client whose address ends in this byte, if the kernel knows it.
     #[must_use]
-    pub fn neighbour(last: u8) -> Option<[u8; 6]> {
-        last.is_multiple_of(2).then_some([2, 0, 0, 0, 1, last])
+    pub fn neighbour(self, last: u8) -> Option<[u8; 6]> {
+        match self.neighbours {
+            Neighbours::None => None,
+            Neighbours::Even => last.is_multiple_of(2).then_some([2, 0, 0, 0, 1, last]),
+            Neighbours::NotAsked => Some(self.mac),
+        }
     }
 }
 
@@ -223,13 +237,13 @@ impl Model {
 
     /// What becomes of an answer in mode `nat`; `None` if the kernel gets it as it came.
     fn answer(&mut self, frame: &[u8], to: &Return<Backend>) -> Option<(Action, Vec<u8>)> {
-        let routes = self.routes.filter(|_| self.hook != Hook::RawIp)?;
+        let routes = self.routes?;
         let client = match to.v6 {
             true => frame[to.l3 + 24..][..16].to_vec(),
             false => frame[to.l3 + 16..][..4].to_vec(),
         };
         let is_gso = self.hook == Hook::Tc && self.segment > 0;
-        let is_long = to.len > Routes::MTU && !is_gso;
+        let is_long = to.len > routes.mtu && !is_gso;
         let dont_fragment = to.v6 || frame[to.l3 + 6] & 0x40 != 0;
         if !has_route(&client) || (is_long && dont_fragment) {
             return None;
@@ -247,8 +261,7 @@ impl Model {
         if is_long {
             return Some((Action::Pass, by_stack));
         }
-        let neighbour = Routes::neighbour(client[client.len() - 1]);
-        let neighbour = neighbour.filter(|_| routes.neighbours);
+        let neighbour = routes.neighbour(client[client.len() - 1]);
         let mac = match (self.hook, neighbour) {
             (Hook::Tc, mac) => mac,
             (_, Some(mac)) if to.l3 == ethernet::LEN => Some(mac),

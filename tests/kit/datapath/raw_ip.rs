@@ -56,14 +56,23 @@ impl Interfaces {
     /// none.
     pub(super) fn run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         self.tun.send(&frame[ethernet::LEN..]).context("send by the tun")?;
-        if let Some(packet) = self.tun.receive()? {
-            return Ok((LEAVES_BY_INGRESS, [&[0; ethernet::LEN], &*packet].concat()));
+        while let Some(packet) = self.tun.receive()? {
+            if !is_for_group(&packet) {
+                return Ok((LEAVES_BY_INGRESS, [&[0; ethernet::LEN], &*packet].concat()));
+            }
         }
-        if let Some(frame) = self.tap.receive()? {
-            return Ok((LEAVES_BY_OTHER, frame));
+        while let Some(frame) = self.tap.receive()? {
+            if !frame.get(ethernet::LEN..).is_some_and(is_for_group) {
+                return Ok((LEAVES_BY_OTHER, frame));
+            }
         }
         Ok((STAYS, frame.to_vec()))
     }
+}
+
+/// Whether a packet is for a group of IPv6, as the reports are that the kernel sends of its own.
+fn is_for_group(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|byte| byte >> 4 == 6) && packet.get(24) == Some(&0xff)
 }
 
 /// Whether a frame's packet can come by a tun, which looks at the version. A tun also sets the offset of the transport

@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_model::desired::Mode;
 use netlink_packet_route::address::AddressScope;
 
 use super::{
@@ -80,7 +79,7 @@ pub fn not_for_dsr(addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Stri
             && let Some(link) = links.get(&oif)
             && link.layer == LinkLayer::RawIp
         {
-            refused.insert(address, without_ethernet(Mode::Dsr, &link.name));
+            refused.insert(address, without_ethernet(&link.name));
         }
     }
     Ok(refused)

@@ -62,6 +62,9 @@ pub(super) fn drop_text(reason: Drop) -> String {
         Drop::Unpinnable => {
             "it would begin at a backend that takes no new flow, and no pin to another one can be made yet"
         }
+        Drop::Hairpin => {
+            "its client is this backend itself, which would take it for a packet of its own; it can connect to its own address"
+        }
     };
     text.into()
 }

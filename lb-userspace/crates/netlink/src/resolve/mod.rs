@@ -151,10 +151,8 @@ fn route_to<'a>(want: &Want, tables: &'a Tables) -> Result<ResolvedRoute<'a>, Ob
     let name = &link.name;
     match (link.layer, mode) {
         (LinkLayer::Ethernet, _) if name != LOOPBACK => {}
-        (LinkLayer::RawIp, Mode::Ipip) => {}
-        (LinkLayer::RawIp, Mode::Dsr | Mode::Nat) => {
-            return fatal(without_ethernet(mode, name));
-        }
+        (LinkLayer::RawIp, Mode::Ipip | Mode::Nat) => {}
+        (LinkLayer::RawIp, Mode::Dsr) => return fatal(without_ethernet(name)),
         (LinkLayer::Ethernet | LinkLayer::Other, _) => {
             return fatal(format!("leaves by {name}, which is no Ethernet interface"));
         }
@@ -189,10 +187,10 @@ fn mac_of(route: &ResolvedRoute<'_>, tables: &Tables) -> Result<[u8; 6], Obstacl
     }
 }
 
-/// Why no backend of a service in mode `dsr` or `nat` is reached by an interface without Ethernet header.
-pub(crate) fn without_ethernet(mode: Mode, interface: &str) -> String {
+/// Why no backend of a service in mode `dsr` is reached by an interface without Ethernet header.
+pub(crate) fn without_ethernet(interface: &str) -> String {
     format!(
-        "leaves by {interface}, which has no Ethernet header: {mode} needs the backend's MAC address; use mode ipip"
+        "leaves by {interface}, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip or nat"
     )
 }
 

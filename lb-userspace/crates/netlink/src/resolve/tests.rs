@@ -111,12 +111,14 @@ fn an_interface_without_ethernet_header_needs_no_neighbour_and_no_xdp() {
     tables.interfaces = vec!["eth0".into()];
     for (address, ethertype) in [("10.9.0.2", [8, 0]), ("fd09::2", [0x86, 0xdd])] {
         tables.routes.insert(ip(address), Route::Via { oif: 2, gateway: None, mtu: None });
-        let want = want(address, Mode::Ipip);
-        let hop = hop(resolve(&want, &tables));
-        assert_eq!(hop.l2, [&[0; 12][..], &ethertype].concat());
-        assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (2, "wg0", 1420));
-        assert!(hop.is_raw_ip() && !hop.is_local());
-        assert_eq!(next_hop_of(&want, &tables), None);
+        for mode in [Mode::Ipip, Mode::Nat] {
+            let want = want(address, mode);
+            let hop = hop(resolve(&want, &tables));
+            assert_eq!(hop.l2, [&[0; 12][..], &ethertype].concat());
+            assert_eq!((hop.ifindex, hop.interface.as_str(), hop.mtu), (2, "wg0", 1420));
+            assert!(hop.is_raw_ip() && !hop.is_local());
+            assert_eq!(next_hop_of(&want, &tables), None);
+        }
     }
     // From a driver's XDP no way leads there.
     tables.links.get_mut(&1).expect("inserted").xdp_prog_id = Some(7);
@@ -187,7 +189,7 @@ fn every_obstacle_has_its_reason() {
         (|t| eth0(t).layer = LinkLayer::Other, "leaves by eth0, which is no Ethernet interface"),
         (
             |t| eth0(t).layer = LinkLayer::RawIp,
-            "leaves by eth0, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip",
+            "leaves by eth0, which has no Ethernet header: dsr needs the backend's MAC address; use mode ipip or nat",
         ),
         (|t| eth0(t).up = false, "interface eth0 is down: ip link set eth0 up"),
         (|t| eth0(t).carrier = false, "interface eth0 has no carrier"),

@@ -21,6 +21,7 @@ const REASONS = {
   malformed: 'A header contradicts itself',
   extension_headers: 'More IPv6 extension headers than are followed',
   fragment: 'A fragment of a packet for the node itself',
+  return_untranslated: 'The answer of a backend in mode nat, to the node itself, without a route, or with a TTL of 1',
   no_backend: 'The service has no backend that can take it',
   fragment_without_first: 'A fragment whose first fragment was not seen',
   too_big: 'Too big for the way to the backend, and no error may be sent',
@@ -33,6 +34,7 @@ const REASONS = {
   tx_failed: 'The interface that the packet came by did not transmit it',
   redirect_failed: 'Another interface did not take the packet from XDP',
   unpinnable: 'A new flow that can be neither pinned nor sent to its slot\'s base owner, which is down',
+  hairpin: 'Mode nat: its client is the backend that it would go to',
 };
 
 /** Shows all of it. */
