@@ -177,6 +177,7 @@ async fn start(folder: &Path) -> (Router, mpsc::Sender<api::Request>) {
         }),
         at_tc: Box::new(|_| {}),
         doubt: Box::new(|_| {}),
+        answered: Box::new(|_| {}),
         detach: Box::new(|| Ok(vec!["link-eth0".into()])),
         clocks: Box::new(|| Clocks {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),

@@ -111,6 +111,26 @@ impl ReturnRoute {
     }
 }
 
+#[cfg(not(target_arch = "bpf"))]
+impl ReturnRoute {
+    /// The interface and the MAC address that frames went to by it, if it was kept after `since`, in nanoseconds of CLOCK_MONOTONIC.
+    #[must_use]
+    pub fn used_since(&self, since: u64) -> Option<(u32, [u8; 6])> {
+        let [a, b, c, d, e, f, ..] = self.begin.load().to_le_bytes();
+        let is_used = self.until.load() > since.saturating_add(LIFETIME);
+        is_used.then(|| (self.low.load() as u32, [a, b, c, d, e, f]))
+    }
+}
+
+/// A copy of a slot, as the kernel returns it.
+#[cfg(not(target_arch = "bpf"))]
+impl From<[u64; 8]> for ReturnRoute {
+    fn from(words: [u64; 8]) -> Self {
+        let [a, b, c, d, until, low, begin, end] = words.map(SharedU64::new);
+        Self { destination: [a, b], source: [c, d], until, low, begin, end }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +171,19 @@ mod tests {
         ] {
             assert_eq!(route.find(&other, 1_000), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_copy_says_where_frames_have_gone_since() {
+        assert_eq!(ReturnRoute::default().used_since(0), None, "nothing is kept yet");
+        let route = ReturnRoute::default();
+        route.keep(&WANTED, &LINK, 5_000);
+        let ReturnRoute { destination: [a, b], source: [c, d], until, low, begin, end } = &route;
+        let words = [a, b, c, d, until, low, begin, end].map(SharedU64::load);
+        let copy = ReturnRoute::from(words);
+        assert_eq!(copy.find(&WANTED, 5_000), Some(LINK));
+        assert_eq!(copy.used_since(4_999), Some((7, [1, 2, 3, 4, 5, 6])));
+        assert_eq!(copy.used_since(5_000), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use kit::{
     nginx,
     status::{ServiceExt as _, StatusExt as _},
     udp::{Echo, Probe},
+    wait,
     ways::{FORWARDING, Way},
 };
 use lb_model::backend_address::BackendAddress;
@@ -228,6 +229,45 @@ fn a_backend_that_is_its_own_client_is_refused_with_the_reason() -> Result<()> {
             let told = balancer.lbctl(&["explain", "tcp", &from, &to, "--syn"])?;
             ensure!(told.contains("its client is this backend itself"), "{}: {told}", at());
         }
+    }
+    Ok(())
+}
+
+/// The router's new MAC address is in no packet that the kernel sees: XDP takes the clients' and sends the answers.
+#[test]
+fn a_router_whose_mac_address_changes_unannounced_gets_answers_again() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let lab = lab_of_gateways("xdp")?;
+    for version in ["ipv4", "ipv6"] {
+        lab.balancer.namespace.sysctl(&[
+            (&format!("{version}/neigh/eth0/base_reachable_time_ms"), "1000"),
+            (&format!("{version}/neigh/eth0/delay_first_probe_time"), "1"),
+            (&format!("{version}/neigh/eth0/retrans_time_ms"), "200"),
+        ])?;
+    }
+    let balancer = Balancer::start(&lab, &FAMILIES.map(|way| service(&lab, way)))?;
+    balancer.wait_usable()?;
+    let answered = |way: Way| {
+        let mut open =
+            Connection::open(&lab.client.namespace, way.target(), Duration::from_millis(500))?;
+        open.get("/")?.ok().map(drop)
+    };
+    FAMILIES.into_iter().try_for_each(answered)?;
+    let router = &lab.router.as_ref().context("no router")?.namespace;
+    // It asks for no MAC address with its new one.
+    let mac = lab.balancer.namespace.mac("eth0")?;
+    let known = FAMILIES
+        .map(|way| format!("neigh replace {} lladdr {mac} dev eth0 nud permanent\n", way.vip()));
+    let known = known.concat();
+    router.ip(&format!("link set eth0 address 02:00:00:00:99:01\n{known}"))?;
+    for way in FAMILIES {
+        ensure!(answered(way).is_err(), "{}: answers go to the old MAC address", way.name());
+    }
+    for way in FAMILIES {
+        wait::until(Duration::from_secs(30), "answers come again", || answered(way))
+            .with_context(|| way.name())?;
     }
     Ok(())
 }

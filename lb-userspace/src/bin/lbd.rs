@@ -191,6 +191,7 @@ async fn serve(
     let doubter = Arc::clone(&resolver);
     let narrower = Arc::clone(&resolver);
     let hooked = Arc::clone(&resolver);
+    let prober_of_answered = Arc::clone(&resolver);
     let paths = path_mtu::Listener::start(config.tunnel, move |backend, mtu| {
         narrower.narrow(backend, mtu);
     });
@@ -201,6 +202,7 @@ async fn serve(
         }),
         at_tc: Box::new(move |interfaces| hooked.set_at_tc(interfaces)),
         doubt: Box::new(move |backend| doubter.doubt(backend)),
+        answered: Box::new(move |stations| prober_of_answered.probe(stations)),
         detach: Box::new(move || lb_datapath::detach(&pin_dir)),
         clocks: Box::new(Clocks::read),
         vrrp: Box::new(routers),

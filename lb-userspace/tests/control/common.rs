@@ -144,6 +144,7 @@ impl Place {
             }),
             at_tc: Box::new(|_| {}),
             doubt: Box::new(|_| {}),
+            answered: Box::new(|_| {}),
             detach: Box::new(move || {
                 detached.lock().expect("nobody panics").push("detach");
                 detached_too.push(Recorded::Detach);

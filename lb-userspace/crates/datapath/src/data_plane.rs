@@ -4,15 +4,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Range,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::maps::{Map, MapData};
 use lb_api::status::{self, Count};
 use lb_common::{
     abi::{
         self, BackendCounter, FlowKey, FlowValue, NatConnectionKey, NatConnectionValue, OwnMac,
         Owners, PeerKey, ReturnCounter, Slot, TokenBucket, VerdictCounter, VipKey,
     },
+    return_route::ReturnRoute,
     verdict::REASONS,
 };
 use lb_inspect::{
@@ -23,7 +26,9 @@ use lb_model::{
     desired::ServiceKey,
     entry,
     flow::{FlowRef, FlowTable},
+    hop::Station,
     settings::{Hooks, Limits, Settings},
+    time::coarse_nanos,
 };
 use lb_plane::{
     Added, BackendTotals, CaptureLoader, Counters, Flows, Interfaces, LoadedCapture, Maps,
@@ -494,6 +499,21 @@ impl Interfaces for Xdp {
         });
         self.unload_unused();
         attached.and_then(|()| self.set_return_egress())
+    }
+
+    fn answered_stations(&self, within: Duration) -> Result<BTreeSet<Station>> {
+        let mut stations = BTreeSet::new();
+        if !self.reverse_nat.has_backends() {
+            return Ok(stations);
+        }
+        let Some(Map::Array(map)) = self.object.map("RETURN_ROUTES") else {
+            bail!("the object has no map RETURN_ROUTES");
+        };
+        let map = MapData::from_id(map.info()?.id()).context("open RETURN_ROUTES")?;
+        let routes: sys::Table<u32, [u64; 8]> = sys::Table::new(map)?;
+        let since = coarse_nanos().saturating_sub(within.as_nanos() as u64);
+        routes.walk(|_, words| stations.extend(ReturnRoute::from(words).used_since(since)))?;
+        Ok(stations)
     }
 }
 

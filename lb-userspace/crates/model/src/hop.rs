@@ -15,6 +15,9 @@ pub struct Want {
     pub mode: Mode,
 }
 
+/// A host on a link: the index of the interface, and its MAC address.
+pub type Station = (u32, [u8; 6]);
+
 /// Name of the loopback, in every network namespace.
 pub const LOOPBACK: &str = "lo";
 

@@ -17,7 +17,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::Result;
-use lb_model::hop::{Neighbourhood, Want};
+use lb_model::hop::{Neighbourhood, Station, Want};
 use tokio::sync::{mpsc, watch};
 
 pub mod changes;
@@ -40,7 +40,7 @@ pub mod trunks;
 
 pub use link::LinkLayer;
 pub use requests::link_of;
-use task::Task;
+use task::{Inputs, Task};
 
 /// Follows the kernel's links, routes and neighbours for the wanted backends; dropping it ends it.
 pub struct Resolver {
@@ -48,6 +48,7 @@ pub struct Resolver {
     at_tc: watch::Sender<BTreeSet<String>>,
     doubts: mpsc::UnboundedSender<Want>,
     narrow: mpsc::UnboundedSender<(IpAddr, u16)>,
+    probes: mpsc::UnboundedSender<BTreeSet<Station>>,
 }
 
 impl Resolver {
@@ -62,10 +63,12 @@ impl Resolver {
         let (at_tc, those_at_tc) = watch::channel(BTreeSet::new());
         let (doubts, doubted) = mpsc::unbounded_channel();
         let (narrow, narrowed) = mpsc::unbounded_channel();
-        let (task, neighbourhood) =
-            Task::start(interfaces, wanted, those_at_tc, doubted, narrowed).await?;
+        let (probes, probed) = mpsc::unbounded_channel();
+        let inputs =
+            Inputs { wants: wanted, at_tc: those_at_tc, doubts: doubted, narrowed, probed };
+        let (task, neighbourhood) = Task::start(interfaces, inputs).await?;
         tokio::spawn(task.run());
-        Ok((Self { wants, at_tc, doubts, narrow }, neighbourhood))
+        Ok((Self { wants, at_tc, doubts, narrow, probes }, neighbourhood))
     }
 
     /// Replaces the set of the balancer's interfaces whose program is at tc: from there frames leave by any interface,
@@ -88,6 +91,12 @@ impl Resolver {
     pub fn doubt(&self, backend: Want) {
         // The task ends only with this, or the process with it.
         let _ = self.doubts.send(backend);
+    }
+
+    /// The program sends to these hosts by routes of the kernel's: it is to ask whether their MAC addresses still hold.
+    pub fn probe(&self, stations: BTreeSet<Station>) {
+        // As above.
+        let _ = self.probes.send(stations);
     }
 
     /// A router has reported that the path to a tunnelled backend takes so many bytes; it counts for ten minutes.

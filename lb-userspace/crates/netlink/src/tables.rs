@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_model::hop;
+use lb_model::hop::{self, Station};
 
 use super::{generic::xdp_act, link::Link, path_mtu::PathMtus};
 
@@ -274,6 +274,16 @@ impl Tables {
         self.silent.retain(|key| next_hops.contains(key));
         self.doubted.retain(|key, _| next_hops.contains(key));
         self.homeless.retain(|key| next_hops.contains(key));
+    }
+
+    /// The neighbours at these MAC addresses which the kernel has asked for by itself.
+    #[must_use]
+    pub(crate) fn at_stations(&self, stations: &BTreeSet<Station>) -> Vec<NeighbourKey> {
+        let is_at = |(key, known): &(&NeighbourKey, &Neighbour)| {
+            known.state == NeighbourState::Valid
+                && known.mac.is_some_and(|mac| stations.contains(&(key.0, mac)))
+        };
+        self.neighbours.iter().filter(is_at).map(|(key, _)| *key).collect()
     }
 
     /// Notes whether the kernel has room for a neighbour; true if it is the first for which it has

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_model::{
     desired::Mode,
-    hop::{Neighbourhood, Resolution, Want},
+    hop::{Neighbourhood, Resolution, Station, Want},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -50,14 +50,20 @@ enum Stale {
     Everything,
 }
 
+/// What the resolver is to do.
+pub(super) struct Inputs {
+    pub wants: watch::Receiver<BTreeSet<Want>>,
+    pub at_tc: watch::Receiver<BTreeSet<String>>,
+    pub doubts: mpsc::UnboundedReceiver<Want>,
+    pub narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
+    pub probed: mpsc::UnboundedReceiver<BTreeSet<Station>>,
+}
+
 pub(super) struct Task {
     client: Client,
     events: AsyncEvents,
-    wants: watch::Receiver<BTreeSet<Want>>,
+    inputs: Inputs,
     wanted: BTreeSet<Want>,
-    at_tc: watch::Receiver<BTreeSet<String>>,
-    doubts: mpsc::UnboundedReceiver<Want>,
-    narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
     tables: Tables,
     /// The neighbours that the wanted backends depend on, as of the last request.
     next_hops: BTreeSet<NeighbourKey>,
@@ -70,10 +76,7 @@ impl Task {
     /// Reads everything once; from then on [`Self::run`] follows it.
     pub(super) async fn start(
         interfaces: Vec<String>,
-        wants: watch::Receiver<BTreeSet<Want>>,
-        at_tc: watch::Receiver<BTreeSet<String>>,
-        doubts: mpsc::UnboundedReceiver<Want>,
-        narrowed: mpsc::UnboundedReceiver<(IpAddr, u16)>,
+        inputs: Inputs,
     ) -> Result<(Self, watch::Receiver<Neighbourhood>)> {
         // Events first, so that nothing is missed between the two.
         let events = AsyncEvents::open(&GROUPS)?;
@@ -82,11 +85,8 @@ impl Task {
         let mut task = Self {
             client,
             events,
-            wants,
+            inputs,
             wanted: BTreeSet::new(),
-            at_tc,
-            doubts,
-            narrowed,
             tables: Tables::new(interfaces),
             next_hops: BTreeSet::new(),
             changed: false,
@@ -126,14 +126,14 @@ impl Task {
         let mut stale = Stale::Nothing;
         let mut request = NeighbourRequest::Missing;
         tokio::select! {
-            changed = self.wants.changed() => {
+            changed = self.inputs.wants.changed() => {
                 if changed.is_err() {
                     return Ok(false);
                 }
                 self.take_wants().await?;
             }
             // Its sender sends the wants as well, and ends with them.
-            Ok(()) = self.at_tc.changed() => self.take_at_tc(),
+            Ok(()) = self.inputs.at_tc.changed() => self.take_at_tc(),
             ready = self.events.ready() => {
                 ready?;
                 stale = self.take_waiting()?;
@@ -142,12 +142,16 @@ impl Task {
                     return Ok(true);
                 }
             }
-            Some(backend) = self.doubts.recv() => {
+            Some(backend) = self.inputs.doubts.recv() => {
                 if !self.doubt(backend)? {
                     return Ok(true);
                 }
             }
-            Some((backend, mtu)) = self.narrowed.recv() => self.narrow(backend, mtu),
+            Some((backend, mtu)) = self.inputs.narrowed.recv() => self.narrow(backend, mtu),
+            Some(stations) = self.inputs.probed.recv() => {
+                self.probe(&stations).await?;
+                return Ok(true);
+            }
             _ = restored.tick(), if !self.tables.restored.is_empty() => {
                 request = NeighbourRequest::Restored;
             }
@@ -175,7 +179,7 @@ impl Task {
     async fn reopen(&mut self) -> bool {
         loop {
             sleep(REOPEN).await;
-            if self.wants.has_changed().is_err() {
+            if self.inputs.wants.has_changed().is_err() {
                 return false;
             }
             match self.open_again().await {
@@ -195,12 +199,12 @@ impl Task {
     }
 
     fn take_at_tc(&mut self) {
-        self.tables.at_tc.clone_from(&self.at_tc.borrow_and_update());
+        self.tables.at_tc.clone_from(&self.inputs.at_tc.borrow_and_update());
     }
 
     async fn take_wants(&mut self) -> Result<()> {
         self.take_at_tc();
-        self.wanted = self.wants.borrow_and_update().clone();
+        self.wanted = self.inputs.wants.borrow_and_update().clone();
         let mut addresses = self.wanted_addresses();
         addresses.retain(|address| !self.tables.routes.contains_key(address));
         self.read_routes(addresses).await
@@ -227,6 +231,19 @@ impl Task {
         };
         self.forget_in_kernel(key)?;
         Ok(true)
+    }
+
+    /// Has the kernel ask whether the neighbours at these MAC addresses still have them, as a packet to them would.
+    async fn probe(&mut self, stations: &BTreeSet<Station>) -> Result<()> {
+        for key in self.tables.at_stations(stations) {
+            consume_budget().await;
+            match self.client.use_neighbour(key) {
+                // It may be gone by now, and its interface, too.
+                Ok(()) | Err(Failure::Refused(_)) => {}
+                Err(Failure::Socket(error)) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn forget_in_kernel(&mut self, key: NeighbourKey) -> Result<()> {

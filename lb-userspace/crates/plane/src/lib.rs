@@ -8,10 +8,12 @@ pub mod fake;
 mod maps;
 mod programs;
 
+use std::{collections::BTreeSet, time::Duration};
+
 use anyhow::Result;
 use lb_api::status;
 use lb_inspect::explain::View;
-use lb_model::settings::Hooks;
+use lb_model::{hop::Station, settings::Hooks};
 
 pub use maps::{Added, BackendTotals, Counters, Flows, Maps, OwnerChange, replace_owners};
 pub use programs::{CaptureLoader, LoadedCapture, Programs, Tap};
@@ -41,4 +43,8 @@ pub trait Interfaces {
     /// Gives each interface the hook that it is to have: the new one first, then the old one is removed, so that no packet
     /// meets an interface without the program. After an error all have the hooks that they had.
     fn set_hooks(&mut self, hooks: &Hooks) -> Result<()>;
+
+    /// Where XDP has sent answers in mode `nat` within this time, by routes of the kernel: it does not notice that their
+    /// neighbours are in use.
+    fn answered_stations(&self, within: Duration) -> Result<BTreeSet<Station>>;
 }

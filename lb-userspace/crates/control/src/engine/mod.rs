@@ -35,6 +35,7 @@ mod wanted;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -43,7 +44,7 @@ use lb_common::abi::backend_flags;
 use lb_model::{
     backend_address::BackendAddress,
     desired::{Admin, Desired, ServiceKey},
-    hop::{Neighbourhood, Want},
+    hop::{Neighbourhood, Station, Want},
     seen::{self, Condition, Seen, View},
     settings::Settings,
     time::Now,
@@ -314,6 +315,15 @@ impl<D: DataPlane> Engine<D> {
     pub fn at_tc(&self) -> BTreeSet<String> {
         let interfaces = self.maps.plane.interfaces().into_iter();
         interfaces.filter(Interface::is_at_tc).map(|one| one.name).collect()
+    }
+
+    /// As [`Interfaces::answered_stations`](lb_plane::Interfaces::answered_stations).
+    ///
+    /// # Errors
+    ///
+    /// The routes of answers can't be read.
+    pub fn answered_stations(&self, within: Duration) -> Result<BTreeSet<Station>> {
+        self.maps.plane.answered_stations(within)
     }
 
     /// The sums of the counters of removed backends, by service.

@@ -46,7 +46,7 @@ use lb_control::engine::Engine;
 use lb_health::prober::Report;
 use lb_model::{
     desired::{Admin, Desired},
-    hop::{Neighbourhood, Want},
+    hop::{Neighbourhood, Station, Want},
     refusal::{Refusal, RefusalKind},
     time::Now,
 };
@@ -124,6 +124,8 @@ pub struct Effects {
     pub at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     /// Reports to the resolver that a backend is silent.
     pub doubt: Box<dyn Fn(Want) + Send>,
+    /// Tells the resolver which hosts the program sends answers to.
+    pub answered: Box<dyn Fn(BTreeSet<Station>) + Send>,
     /// Removes the pins, when the engine is gone.
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     /// Reads the clocks.
@@ -147,6 +149,7 @@ struct Outputs {
     want: Box<dyn Fn(BTreeSet<Want>) + Send>,
     at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     doubt: Box<dyn Fn(Want) + Send>,
+    answered: Box<dyn Fn(BTreeSet<Station>) + Send>,
     detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
     clocks: Box<dyn Fn() -> Clocks + Send>,
     set_http: SetHttp,
@@ -184,6 +187,8 @@ pub struct Daemon<D> {
     /// Checks whether frames arrive that the program sends.
     egress: Option<Box<dyn egress::Check>>,
     trunks: Option<trunks::Trunks>,
+    /// When the hosts were looked for that get answers.
+    answered: Instant,
     clocks: clock::Watch,
     started: Instant,
     /// Is notified when the start is over.
@@ -212,6 +217,7 @@ impl<D: DataPlane> Daemon<D> {
             want,
             at_tc,
             doubt,
+            answered,
             detach,
             clocks,
             vrrp,
@@ -221,8 +227,18 @@ impl<D: DataPlane> Daemon<D> {
             events,
             notifier,
         } = effects;
-        let effects =
-            Outputs { want, at_tc, doubt, detach, clocks, set_http, listeners, events, notifier };
+        let effects = Outputs {
+            want,
+            at_tc,
+            doubt,
+            answered,
+            detach,
+            clocks,
+            set_http,
+            listeners,
+            events,
+            notifier,
+        };
         let clocks = (effects.clocks)();
         let limits = engine.data_plane().limits();
         let mut store =
@@ -247,6 +263,7 @@ impl<D: DataPlane> Daemon<D> {
             wanted: None,
             egress: None,
             trunks: None,
+            answered: Instant::now(),
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,

@@ -1,7 +1,7 @@
 //! Periodic work. Each second: entries that have run out, interfaces, the time of day. Each tenth of a second: backends
 //! that are silent, and nodes that are Active.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_api::event::{EventBody, Kind};
 use lb_control::engine::{InterfaceEvent, InterfaceEventKind, Suspicion};
@@ -10,6 +10,9 @@ use lb_plane::DataPlane;
 
 use super::Daemon;
 use crate::clock::Jump;
+
+/// How often the neighbours are probed that get answers.
+const ANSWERED: Duration = Duration::from_secs(10);
 
 impl<D: DataPlane> Daemon<D> {
     /// The work of each second.
@@ -43,7 +46,21 @@ impl<D: DataPlane> Daemon<D> {
             self.keep();
         }
         self.look_for_listener_files();
+        self.look_at_answers();
         self.get_ready();
+    }
+
+    /// Has the kernel look now and then whether the hosts that get answers are still at their MAC addresses.
+    fn look_at_answers(&mut self) {
+        if self.answered.elapsed() < ANSWERED {
+            return;
+        }
+        self.answered = Instant::now();
+        match self.engine.answered_stations(ANSWERED) {
+            Ok(stations) if stations.is_empty() => {}
+            Ok(stations) => (self.effects.answered)(stations),
+            Err(error) => tracing::debug!("no look for the hosts that get answers: {error:#}"),
+        }
     }
 
     /// The work of each tenth of a second: looks for backends that are silent, lets shares grow, and looks for two nodes that are Active.

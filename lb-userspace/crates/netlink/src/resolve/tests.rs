@@ -413,6 +413,24 @@ fn an_interface_that_gets_its_carrier_back_is_known_and_none_is_at_the_start() {
 }
 
 #[test]
+fn neighbours_are_found_by_their_mac_address_unless_the_kernel_does_not_ask_for_it() {
+    let mut tables = tables();
+    tables.neighbours.clear();
+    let mut add = |ifindex, address, state, mac| {
+        let mac = Some(mac);
+        tables.neighbours.insert((ifindex, ip(address)), Neighbour { state, mac });
+    };
+    add(1, "10.0.0.2", NeighbourState::Valid, PEER);
+    add(1, "fe80::2", NeighbourState::Valid, PEER);
+    add(1, "10.0.0.3", NeighbourState::Permanent, PEER);
+    add(1, "10.0.0.4", NeighbourState::Probed, PEER);
+    add(1, "10.0.0.5", NeighbourState::Valid, NODE);
+    add(2, "10.0.0.6", NeighbourState::Valid, PEER);
+    let found = tables.at_stations(&BTreeSet::from([(1, PEER), (3, NODE)]));
+    assert_eq!(found, [(1, ip("10.0.0.2")), (1, ip("fe80::2"))]);
+}
+
+#[test]
 fn own_macs_are_those_of_the_interfaces_and_of_what_stands_on_them() {
     let mut tables = tables();
     let mac = |last| [2, 0, 0, 0, 1, last];

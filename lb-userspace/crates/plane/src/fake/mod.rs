@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -32,6 +33,7 @@ use lb_inspect::{
 use lb_model::{
     desired::ServiceKey,
     flow::{FlowRef, FlowTable},
+    hop::Station,
     settings::{Attach, Hooks, Limits},
 };
 use zerocopy::IntoBytes as _;
@@ -55,6 +57,8 @@ pub struct Fake {
     peer_macs: BTreeMap<PeerKey, u16>,
     flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
     nat_connections: HashMap<NatConnectionKey, NatConnectionValue>,
+    /// Where answers were sent.
+    pub answered: BTreeSet<Station>,
     program: Program,
     totals: BTreeMap<u16, BackendTotals>,
     /// By the verdict's index.
@@ -539,6 +543,10 @@ impl Interfaces for Fake {
         }
         self.hooks = hooks.clone();
         Ok(())
+    }
+
+    fn answered_stations(&self, _within: Duration) -> Result<BTreeSet<Station>> {
+        Ok(self.answered.clone())
     }
 }
 
