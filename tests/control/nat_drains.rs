@@ -90,6 +90,38 @@ fn a_connection_that_is_silent_for_the_idle_timeout_holds_up_no_drain() {
     assert_eq!(known(&engine), 0);
 }
 
+/// Whether the backend that drains has no flow left, or is removed, within five seconds.
+fn leaves(engine: &mut Engine<Fake>, from: u32) -> bool {
+    (from..from + 5).any(|secs| {
+        let removed = engine.sweep(at(secs)).unwrap().removed;
+        let status = engine.status().unwrap();
+        let backend = status.services["web"].backends.get(&address(OLD));
+        !removed.is_empty() || backend.is_some_and(|backend| !backend.has_flows())
+    })
+}
+
+#[test]
+fn a_drain_and_a_removal_wait_for_connections_of_the_node_until_the_deadline() {
+    for deadline in [None, Some(at(5_000).wall)] {
+        for admin in [Admin::Draining { deadline }, Admin::Removing { deadline }] {
+            let mut engine = counted();
+            let old = id(&engine, OLD);
+            engine.data_plane_mut().local_connections.insert(old, 2);
+            edit(&mut engine, OLD, admin);
+            engine.reconcile(at(2_000)).unwrap();
+            for secs in [2_001, 2_100, 2_000 + 2 * IDLE] {
+                let backend = swept(&mut engine, secs);
+                assert!(backend.has_flows() && !backend.is_estimated_over(), "{backend:?}");
+                assert_eq!(backend.drain.unwrap().local_connections, 2);
+            }
+            assert!(!leaves(&mut engine, 4_000), "{admin:?}");
+            assert_eq!(leaves(&mut engine, 6_000), deadline.is_some(), "{admin:?}: the deadline");
+            engine.data_plane_mut().local_connections.clear();
+            assert!(leaves(&mut engine, 7_000), "{admin:?}");
+        }
+    }
+}
+
 #[test]
 fn a_drain_does_not_end_by_counts_that_may_lack_connections() {
     // Nothing was counted for the idle timeout.

@@ -16,14 +16,14 @@ use kit::{
     can_run, command,
     http::Connection,
     lab::Lab,
-    status::StatusExt as _,
+    status::{ServiceExt as _, StatusExt as _},
     udp::{Echo, Probe},
     wait,
     wide::table_of_nat,
 };
-use lb_model::seen::Condition;
+use lb_model::{backend_address::BackendAddress, seen::Condition};
 
-use crate::nat::{FAMILIES, PATIENCE, lab_of_gateways, service};
+use crate::nat::{FAMILIES, PATIENCE, PORT, lab_of_gateways, service};
 
 /// The port of the UDP service, and that of its backends.
 const UDP: [u16; 2] = [5300, 5353];
@@ -256,6 +256,61 @@ fn connections_of_the_node_outlive_a_drain_and_a_restart_of_lbd() -> Result<()> 
         Ok(())
     })?;
     is_refused(&lab, way.target())
+}
+
+/// Also where each is told apart from connections to the backend that others of the node have opened to its own address.
+#[test]
+fn a_drain_waits_for_the_connections_of_the_nodes_processes() -> Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let group = ControlGroup::enter()?;
+    let lab = lab_of_gateways("xdp")?;
+    let quick = "idle_timeout = \"3s\"\ndrain_silence = \"1s\"\n";
+    let check = "check = { type = \"tcp\", interval = \"200ms\" }";
+    let services = FAMILIES.map(|way| service(&lab, way).with(check).with(quick).toml());
+    let tables = group.setting() + &services.concat();
+    let mut balancer = Balancer::on(&lab, &lab.balancer, &[] as &[Service], &tables)?;
+    balancer.launch()?;
+    balancer.wait_usable()?;
+    for way in FAMILIES {
+        let of_host = || -> Result<Connection> {
+            loop {
+                let mut open = open(&lab, way.target())?;
+                if open.get("/")?.backend()? == lab.webs[0].host.name {
+                    return Ok(open);
+                }
+            }
+        };
+        let mut kept = [of_host()?, of_host()?];
+        let at = BackendAddress::from(way.backend(&lab.webs[0])).or_port(PORT.try_into().ok());
+        let direct = open(&lab, SocketAddr::new(at.ip, PORT))?;
+        let change = |words: &[&str]| {
+            balancer.lbctl_output(&[&["backend"], words, &[way.name(), &at.to_string()]].concat())
+        };
+        change(&["drain"])?;
+        thread::sleep(Duration::from_secs(6));
+        let waited = change(&["drain", "--wait", "--timeout", "1s"])?;
+        let told = String::from_utf8(waited.stderr)?;
+        ensure!(waited.status.code() == Some(1), "{}: {told}", way.name());
+        ensure!(told.contains("still drains: 2 connections of this node"), "{told}");
+        for open in &mut kept {
+            ensure!(open.get("/")?.backend()? == lab.webs[0].host.name);
+        }
+        let [one, other] = kept;
+        drop(one);
+        wait::until(PATIENCE, "one is left", || {
+            let backend = balancer.status()?.service(way.name())?.backend(at)?.clone();
+            let drain = backend.drain.context("it drains")?;
+            ensure!(drain.local_connections == 1 && backend.has_flows(), "{backend:?}");
+            Ok(())
+        })?;
+        drop(other);
+        let waited = change(&["drain", "--wait", "--timeout", "5s"])?;
+        ensure!(waited.status.success(), "{}", String::from_utf8(waited.stderr)?);
+        drop(direct);
+    }
+    Ok(())
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::mtu::{NARROW, learned, narrow};
 
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The port that backends listen at; clients connect to 80.
-const PORT: u16 = nginx::PORTS[1];
+pub const PORT: u16 = nginx::PORTS[1];
 /// The port of the UDP service, and that of its backends.
 pub const UDP: [u16; 2] = [5300, 5353];
 

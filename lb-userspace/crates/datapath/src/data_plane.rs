@@ -38,7 +38,7 @@ use lb_plane::{
 use super::{
     attach,
     capture::{Capturer, Loader},
-    folders, maps,
+    folders, local_clients, maps,
     mmap::Mapped,
     own_macs,
     service_index::{key_v4, key_v6},
@@ -314,6 +314,10 @@ impl Flows for Xdp {
             table.walk(visit)?;
         }
         Ok(())
+    }
+
+    fn local_connections(&self, backends: &BTreeSet<u16>) -> Result<BTreeMap<u16, u64>> {
+        local_clients::connections(&self.settings.pin_dir, backends)
     }
 
     fn forget_nat_connection(

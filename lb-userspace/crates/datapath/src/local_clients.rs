@@ -2,6 +2,7 @@
 //! (`lb-ebpf/src/local.rs`). As the program on the interfaces, they outlive the daemon, by pins in a folder of their own.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -10,12 +11,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapData,
     programs::{
         CgroupSockAddr,
         links::{CgroupAttachMode, FdLink},
     },
 };
+use lb_common::abi::local::{LocalPeer, LocalPeerKey, direction};
 use lb_model::settings::{Limits, LocalClients};
+use lb_netlink::sockets;
 use tracing::{info, warn};
 
 use super::{bpffs::make_folder, folders, layouts, sys, xdp::Xdp};
@@ -143,6 +147,34 @@ fn load(pin_dir: &Path, folder: &Path, limits: &Limits, cpus: u32) -> Result<Ebp
         loader.map_pin_path(shape.name, maps.join(shape.name));
     }
     loader.load(objects::LOCAL).context("load the programs for clients on this node")
+}
+
+/// TCP connections of sockets that were given these backends, by the backend's id. A socket that has connected twice, without
+/// success the first time, counts for both.
+pub(super) fn connections(pin_dir: &Path, backends: &BTreeSet<u16>) -> Result<BTreeMap<u16, u64>> {
+    let path = pin_dir.join(FOLDER).join(PEERS);
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let map = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+    let peers: sys::Table<LocalPeerKey, LocalPeer> = sys::Table::new(map)?;
+    let mut given = Vec::new();
+    peers.walk(|key, peer| {
+        if key.direction == direction::FROM && backends.contains(&peer.backend) {
+            given.push((peer.backend, key.cookie));
+        }
+    })?;
+    let mut connections = BTreeMap::new();
+    if given.is_empty() {
+        return Ok(connections);
+    }
+    let connected = sockets::connected_cookies()?;
+    for (backend, cookie) in given {
+        if connected.contains(&cookie) {
+            *connections.entry(backend).or_default() += 1;
+        }
+    }
+    Ok(connections)
 }
 
 /// Removes the hooks, and what sockets were given. Whether there was anything.

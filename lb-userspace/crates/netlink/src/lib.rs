@@ -33,6 +33,7 @@ pub mod path_mtu;
 pub mod query;
 mod requests;
 mod resolve;
+pub mod sockets;
 pub mod striding;
 mod tables;
 mod task;

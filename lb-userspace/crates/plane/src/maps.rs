@@ -146,6 +146,9 @@ pub trait Flows {
         seen: NatConnectionValue,
     ) -> Result<()>;
 
+    /// TCP connections of this node's own processes to these backends in mode `nat`, by the backend's id.
+    fn local_connections(&self, backends: &BTreeSet<u16>) -> Result<BTreeMap<u16, u64>>;
+
     /// Removes the marks of fragmented packets that went to any of these backends.
     fn forget_fragments(&mut self, backends: &BTreeSet<u16>) -> Result<()>;
 }

@@ -438,6 +438,9 @@ pub struct Drain {
     /// for the idle timeout.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// Mode `nat`: connections of this node's own processes to the backend, for whose end it waits, too.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub local_connections: u64,
     /// Seconds without a packet after which it is over by estimate: the service's `drain_silence`, or
     /// more where its flows were silent for longer and went on. 0 if there is no estimate.
     #[serde(default)]
@@ -453,6 +456,12 @@ pub struct Drain {
     /// none can be left, or not all packets of the service come to this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_in_secs: Option<u64>,
+}
+
+/// Whether there are none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Why a node does not see all packets of a service.
@@ -482,10 +491,11 @@ impl Backend {
     }
 
     /// Whether a flow may still be on the backend: it owns slots, is a slot's base owner, has pins,
-    /// or may have some that were not counted yet.
+    /// or may have some that were not counted yet; or a process of this node has a connection to it.
     #[must_use]
     pub fn has_flows(&self) -> bool {
-        self.slots > 0 || self.base_slots > 0 || self.pins > 0 || self.pins_stale
+        let is_local = self.drain.is_some_and(|drain| drain.local_connections > 0);
+        self.slots > 0 || self.base_slots > 0 || self.pins > 0 || self.pins_stale || is_local
     }
 }
 

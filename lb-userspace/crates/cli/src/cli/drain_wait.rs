@@ -133,9 +133,15 @@ pub(super) async fn wait(
 /// The remaining flows of a backend.
 pub(super) fn left(backend: &Backend) -> String {
     let slots = backend.slots + backend.base_slots;
+    let local = backend.drain.map_or(0, |drain| drain.local_connections);
+    let local = match local {
+        0 => String::new(),
+        some => format!("{} of this node", counted(some, "connection")),
+    };
     if slots == 0 && backend.pins == 0 {
-        return "its pinned flows are counted".into();
+        return if local.is_empty() { "its pinned flows are counted".into() } else { local };
     }
+    let local = if local.is_empty() { local } else { local + ", " };
     let connections = match backend.connections {
         Some(Connections { open, .. }) => format!("{}, ", counted(open, "open connection")),
         None => String::new(),
@@ -146,7 +152,7 @@ pub(super) fn left(backend: &Backend) -> String {
         closing => format!(" and {} closing", format_count(closing)),
     };
     format!(
-        "{connections}{} pinned flow{}{closing}, older flows possible in {}",
+        "{connections}{local}{} pinned flow{}{closing}, older flows possible in {}",
         format_count(open),
         if open == 1 { "" } else { "s" },
         counted(slots, "slot"),
@@ -187,6 +193,8 @@ enum WaitsForProof {
     Unseen,
     /// Pinned flows are open that are silent for as long as it takes to give an estimate.
     Open,
+    /// Processes of this node have connections.
+    Local,
 }
 
 impl WaitsForProof {
@@ -201,6 +209,10 @@ impl WaitsForProof {
                  for the proven end; `lbctl flows {service} --backend {name}` shows them, \
                  `--deadline` moves them"
             ),
+            Self::Local => format!(
+                "processes of this node have connections to {name}, which its own `ss -tp` shows; it waits until they are \
+                 closed"
+            ),
         }
     }
 }
@@ -210,6 +222,7 @@ fn waits_for_proof(backend: &Backend) -> Option<WaitsForProof> {
     let drain = backend.drain.filter(|_| is_known)?;
     let is_silent = drain.heard_secs.is_some_and(|secs| secs >= drain.silence_secs);
     match drain.unseen {
+        _ if drain.local_connections > 0 => Some(WaitsForProof::Local),
         Some(_) => Some(WaitsForProof::Unseen),
         None if backend.pins > backend.pins_closing && is_silent => Some(WaitsForProof::Open),
         None => None,

@@ -13,6 +13,9 @@
 //! In mode `nat` the backend's own answers pass the node, too, and its connections are counted
 //! ([`super::nat_connections`]). When it has none any more, the drain is over by estimate without a while of silence.
 //!
+//! Connections of the node's own processes pass no program. They are counted by their sockets
+//! ([`super::local_connections`]), and while there is one a drain is over in no sense.
+//!
 //! A node estimates only what it sees: not where it shares the packets with others, nor where another
 //! node is Active.
 //!
@@ -42,6 +45,7 @@ use lb_plane::DataPlane;
 
 use super::{
     history::{History, Role},
+    local_connections::LocalConnections,
     maps::AppliedMaps,
     nat_connections::NatConnections,
     walk::Walk,
@@ -101,6 +105,15 @@ struct RingPackets {
     silences: Silences,
 }
 
+/// What the last sweep has seen of flows.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub walk: &'a Walk,
+    pub history: &'a History,
+    pub connections: &'a NatConnections,
+    pub local: &'a LocalConnections,
+}
+
 /// The state of the drains.
 #[derive(Debug, Default)]
 pub(super) struct Drains {
@@ -151,7 +164,7 @@ impl Drains {
         &mut self,
         maps: &AppliedMaps<D>,
         wanted: &Wanted,
-        seen: (&Walk, &History, &NatConnections),
+        seen: Seen<'_>,
         now: Now,
     ) {
         let ids = maps.ids();
@@ -169,6 +182,10 @@ impl Drains {
                     let left = deadline.duration_since(now.wall).unwrap_or_default();
                     *ends = (*ends).min(left.as_secs());
                 }
+                state.local_connections = seen.local.of(id);
+                if state.local_connections > 0 {
+                    (state.estimated, state.closed) = (false, false);
+                }
                 states.insert(id, state);
             }
         }
@@ -179,7 +196,7 @@ impl Drains {
         &self,
         service: &Service,
         (service_id, id): (u16, u16),
-        (walk, history, connections): (&Walk, &History, &NatConnections),
+        Seen { walk, history, connections, .. }: Seen<'_>,
         now: Now,
     ) -> Drain {
         let unseen = match history.role(&service.key) {
@@ -214,6 +231,7 @@ impl Drains {
         Drain {
             estimated: closed || (tally.flows == tally.closing && is_quiet),
             closed,
+            local_connections: 0,
             silence_secs: silence.into(),
             unseen,
             heard_secs: last_packet.map(|then| since(then).into()),

@@ -16,6 +16,7 @@ mod drain_progress;
 mod exchange;
 mod history;
 mod interfaces;
+mod local_connections;
 mod maps;
 mod nat_connections;
 mod outage;
@@ -52,9 +53,10 @@ use lb_model::{
 use lb_plane::DataPlane;
 
 use self::{
-    drain_progress::Drains, history::History, interfaces::Interfaces, maps::AppliedMaps,
-    nat_connections::NatConnections, outage::Outages, pin_shares::PinShares, ramp::Ramping,
-    silence::Silence, starved::Starved, virtual_macs::VirtualMacs, walk::Walk, wanted::Wanted,
+    drain_progress::Drains, history::History, interfaces::Interfaces,
+    local_connections::LocalConnections, maps::AppliedMaps, nat_connections::NatConnections,
+    outage::Outages, pin_shares::PinShares, ramp::Ramping, silence::Silence, starved::Starved,
+    virtual_macs::VirtualMacs, walk::Walk, wanted::Wanted,
 };
 pub use self::{
     history::{LATE, Members, Role, Sharers},
@@ -78,6 +80,7 @@ pub struct Engine<D> {
     ramping: Ramping,
     silence: Silence,
     nat_connections: NatConnections,
+    local_connections: LocalConnections,
     drains: Drains,
     pin_shares: PinShares,
     starved: Starved,
@@ -126,6 +129,7 @@ impl<D: DataPlane> Engine<D> {
             ramping: Ramping::default(),
             silence: Silence::default(),
             nat_connections: NatConnections::default(),
+            local_connections: LocalConnections::default(),
             drains: Drains::default(),
             pin_shares: PinShares::default(),
             starved: Starved::default(),

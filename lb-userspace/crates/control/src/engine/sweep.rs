@@ -13,7 +13,11 @@ use lb_plane::{DataPlane, OwnerChange};
 use tracing::info;
 
 use super::{
-    Engine, Swept, drain_progress::Silences, history::Role, maps::summary, starved::GivingWay,
+    Engine, Swept,
+    drain_progress::{Seen, Silences},
+    history::Role,
+    maps::summary,
+    starved::GivingWay,
     walk::FULL_LOOK_SECS,
 };
 use crate::reconcile::Ring;
@@ -36,6 +40,7 @@ impl<D: DataPlane> Engine<D> {
             self.reconcile(now)?;
         }
         self.nat_connections.count(&mut self.maps, &self.wanted, now)?;
+        self.local_connections.count(&self.maps, &self.wanted, now);
         for id in self.maps.applied.rings.keys().copied().collect::<Vec<_>>() {
             swept.settled += self.sweep_ring(id, now)?;
         }
@@ -52,8 +57,9 @@ impl<D: DataPlane> Engine<D> {
         let left = self.free_backends(leaving, now, &mut swept);
         self.maps.retire()?;
         left?;
-        let Self { walk, history, nat_connections, .. } = self;
-        self.drains.update(&self.maps, &self.wanted, (walk, history, nat_connections), now);
+        let Self { walk, history, nat_connections, local_connections, .. } = self;
+        let seen = Seen { walk, history, connections: nat_connections, local: local_connections };
+        self.drains.update(&self.maps, &self.wanted, seen, now);
         self.walk.end_rests(&mut self.maps, now)?;
         // Last, so that an error before it leaves them for the next call.
         swept.interfaces = self.interfaces.take_events();
@@ -175,7 +181,8 @@ impl<D: DataPlane> Engine<D> {
             let removing = removing
                 .filter(|(address, _)| !follows || !self.history.names(&service.key, **address));
             let removing = removing.filter_map(|(address, _)| ids.of(value.id, *address));
-            leaving.extend(removing.filter(|id| !ring.owned.contains_key(id)));
+            let is_left = |id: &u16| self.local_connections.of(*id) == 0;
+            leaving.extend(removing.filter(|id| !ring.owned.contains_key(id) && is_left(id)));
         }
         leaving
     }

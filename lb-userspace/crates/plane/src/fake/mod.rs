@@ -57,6 +57,8 @@ pub struct Fake {
     peer_macs: BTreeMap<PeerKey, u16>,
     flows: RefCell<HashMap<FlowRef, Arc<Flow>>>,
     nat_connections: HashMap<NatConnectionKey, NatConnectionValue>,
+    /// Connections of this node's own processes, by the backend's id.
+    pub local_connections: BTreeMap<u16, u64>,
     /// Where answers were sent.
     pub answered: BTreeSet<Station>,
     program: Program,
@@ -451,6 +453,11 @@ impl Flows for Fake {
     ) -> Result<()> {
         self.nat_connections.iter().for_each(|(key, value)| visit(*key, *value));
         Ok(())
+    }
+
+    fn local_connections(&self, backends: &BTreeSet<u16>) -> Result<BTreeMap<u16, u64>> {
+        let wanted = self.local_connections.iter().filter(|(id, _)| backends.contains(id));
+        Ok(wanted.map(|(id, count)| (*id, *count)).collect())
     }
 
     fn forget_nat_connection(

@@ -108,6 +108,7 @@ export function kept(backend, slots) {
   const some = [];
   if (backend.base_slots) some.push(`${percent(backend.base_slots, slots)} of slots`);
   if (backend.pins || backend.pins_stale) some.push(`${backend.pins_stale ? '≥ ' : ''}${short(backend.pins)} pins${backend.pins_closing ? `, ${short(backend.pins_closing)} closing` : ''}`);
+  if (backend.local) some.push(`${short(backend.local)} of this node`);
   // A number stays with its unit where the line breaks.
   return some.join(', ').replace(/(\d) /g, '$1\u00a0') || 'none';
 }
@@ -160,10 +161,22 @@ export async function requestHistory(part) {
   }
 }
 
+/** In mode nat both directions pass the node. */
+function answers({ returned, connections }) {
+  const all = [];
+  if (returned) all.push(['Answers', `${count(returned[0])} packets, ${bytes(returned[1])}`]);
+  if (connections) {
+    const [open, accepted, refused] = connections.map(count);
+    all.push(['Connections', `${open} open; ${accepted} accepted, ${refused} refused so far`]);
+  }
+  return all;
+}
+
 function facts(part, backend, now) {
   const { check } = backend;
   const all = [
     ['Sent', `${count(backend.total[0])} packets, ${bytes(backend.total[1])}`],
+    ...answers(backend),
     ['New flows', count(backend.total[2])],
     ['Slots', `${count(backend.slots)} for new flows, ${count(backend.base_slots)} for older ones`],
     ['Pins', `${backend.pins_stale ? 'at least ' : ''}${count(backend.pins)}${backend.pins_closing ? `, ${count(backend.pins_closing)} of them closing` : ''}`],

@@ -156,6 +156,15 @@ struct OfBackend<'a> {
     deadline: Option<u64>,
     rate: Three,
     total: Three,
+    /// Mode `nat`: packets and bytes of its answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    returned: Option<[u64; 2]>,
+    /// TCP in mode `nat`: connections that are open, were accepted, were refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<Three>,
+    /// Connections of this node's own processes while it drains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<u64>,
     unpinned: u64,
     resent: u64,
     second: u64,
@@ -330,6 +339,9 @@ fn backend(backend: &Backend, rates: Option<Rate>) -> OfBackend<'_> {
         deadline: deadline.map(millis),
         rate: rate(rates.unwrap_or_default()),
         total: totals(backend),
+        returned: backend.returned.map(|count| [count.packets, count.bytes]),
+        connections: backend.connections.map(|all| [all.open, all.accepted, all.refused]),
+        local: backend.drain.map(|drain| drain.local_connections).filter(|count| *count > 0),
         unpinned: backend.unpinned_packets,
         resent: backend.syn_retransmissions,
         second: backend.second_choices,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use lb_api::status::{Drain, Node, Status};
+use lb_api::status::{Connections, Drain, Node, Status};
 use lb_model::{backend_address::BackendAddress, desired::Admin, seen::Condition};
 use serde_json::json;
 
@@ -27,12 +27,15 @@ fn sample(number: u64) -> Sample {
         drain: Some(Drain {
             estimated: true,
             closed: false,
+            local_connections: 2,
             silence_secs: 90,
             unseen: None,
             heard_secs: Some(95),
             ends_in_secs: Some(870),
         }),
         sent: Count { packets: 10, bytes: 1_000 },
+        returned: Some(Count { packets: 20, bytes: 9_000 }),
+        connections: Some(Connections { open: 1, accepted: 5, refused: 2 }),
         ..Backend::default()
     };
     let service = Service { backends: [(BACKEND, backend)].into(), ..service };
@@ -59,6 +62,9 @@ fn a_backend_is_told_with_its_word_its_rates_and_what_is_left_on_it() {
         ("state", json!("draining")),
         ("rate", json!([2, 241, 1])),
         ("total", json!([10, 1_000, 0])),
+        ("returned", json!([20, 9_000])),
+        ("connections", json!([1, 5, 2])),
+        ("local", json!(2)),
         ("base_slots", json!(9)),
         ("pins", json!(3)),
         ("pins_closing", json!(3)),
