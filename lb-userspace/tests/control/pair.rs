@@ -11,7 +11,7 @@ use lb_api::{
 use lb_config::Config;
 use lb_control::engine::{Engine, Role};
 use lb_model::{
-    desired::ServiceKey,
+    desired::{Extent, Mode, Service, ServiceKey},
     hop::Neighbourhood,
     router::{Router, State},
 };
@@ -96,6 +96,31 @@ pub fn role(lbd: &Running, place: &Place) -> Option<Role> {
 pub async fn messages(lbd: &Running, kind: Kind) -> Vec<String> {
     let events = events(&lbd.client).await.into_iter();
     events.filter(|event| event.body.kind == kind).map(|event| event.body.message).collect()
+}
+
+/// As the file refuses it: the VIPs of a service move together.
+#[tokio::test]
+async fn a_prefix_with_addresses_of_two_routers_is_refused_from_lbctl_too() {
+    let second = ROUTER.replace("main", "other").replace("51", "52").replace(".100", ".101");
+    let place = Place::new(&format!("{WEB}{ROUTER}{second}"));
+    let lbd = place.start().await;
+    for (host_bits, port, refused) in [(1, 81, true), (0, 82, false)] {
+        let mut service = Service::new(IpAddr::from([10, 0, 0, 100]), port, Mode::Dsr);
+        let extent = Extent { host_bits, more_ports: 0 };
+        service.key = service.key.with_extent(extent).expect("it is aligned");
+        let path = format!("/v1/services/all{port}");
+        let made = lbd.client.send_json::<Done>(Method::POST, &path, &service).await;
+        let text = made.err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(
+            text.contains(
+                "10.0.0.101 is a VIP of service all81, as are addresses of virtual router main"
+            ),
+            refused,
+            "{text}"
+        );
+        assert_eq!(text.is_empty(), !refused, "{text}");
+    }
+    lbd.stop().await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_model::{
-    router::{Router, RouterKey, Tracked},
+    router::{Router, RouterKey, Tracked, split},
     rules::Violation,
     units::nearest,
 };
@@ -72,22 +72,12 @@ pub(super) fn check(
 /// The VIPs of a service move together.
 fn check_prefixes(routers: &[Read<'_>], services: &Services) {
     for (name, service) in &services.desired.services {
-        let vips = service.key.vips();
-        if vips.first() == vips.last() {
-            continue;
-        }
-        let all = routers.iter().flat_map(|read| {
-            let name = read.router.name.as_str();
-            read.router.addresses.iter().zip(&read.addresses).map(move |at| (name, at))
-        });
-        let mut holders = all.filter(|(_, (at, _))| vips.contains(at.address));
-        let Some((first, _)) = holders.next() else { continue };
-        if let Some((_, (at, field))) = holders.find(|(router, _)| *router != first) {
-            field.refuse(format!(
-                "{} is a VIP of service {name}, as are addresses of virtual router {first}: all of {vips} move \
-                 together; give them to one router",
-                at.address
-            ));
+        let all = routers.iter().map(|read| &read.router);
+        let Some(split) = split(name, &service.key, all) else { continue };
+        let fields = routers.iter().filter(|read| read.router.name == split.second.name);
+        let fields = fields.flat_map(|read| read.router.addresses.iter().zip(&read.addresses));
+        for (_, field) in fields.filter(|(at, _)| at.address == split.vip) {
+            field.refuse(split.to_string());
         }
     }
 }

@@ -22,7 +22,7 @@ use lb_model::{
     log::Settings,
     overrides::{Conflict, Ending, Merged, Overrides, merge},
     refusal::{Refusal, RefusalKind},
-    rules,
+    router, rules,
     settings::Limits,
     units::{counted, format_duration},
 };
@@ -158,10 +158,15 @@ impl Store {
     /// All rules that they break.
     pub(crate) fn check(&self, config: &Config, wanted: &Desired) -> Result<(), Refusal> {
         let violations = rules::violations_beside(&config.desired, wanted, &self.limits);
-        if violations.is_empty() {
+        let mut all: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        let services = wanted.services.iter();
+        let splits = services.filter_map(|(name, service)| {
+            router::split(name, &service.key, &config.routers.routers)
+        });
+        all.extend(splits.map(|split| split.to_string()));
+        if all.is_empty() {
             return Ok(());
         }
-        let all: Vec<String> = violations.iter().map(ToString::to_string).collect();
         Err(Refusal::new(RefusalKind::Invalid, all.join("; ")))
     }
 

@@ -10,6 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::desired::ServiceKey;
+
 /// The address family of a virtual router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -331,4 +333,50 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// A service whose VIPs two virtual routers share, though they move together.
+#[derive(Clone, Copy, Debug)]
+pub struct Split<'a> {
+    /// The service's name.
+    pub service: &'a str,
+    /// The service's key.
+    pub key: &'a ServiceKey,
+    /// The router that has one of them.
+    pub first: &'a Router,
+    /// Another one.
+    pub second: &'a Router,
+    /// The VIP that it has.
+    pub vip: IpAddr,
+}
+
+impl fmt::Display for Split<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, key, first, vip, .. } = self;
+        write!(
+            f,
+            "{vip} is a VIP of service {service}, as are addresses of virtual router {}: all of {} move together; give \
+             them to one router",
+            first.name,
+            key.vips()
+        )
+    }
+}
+
+/// Whether more than one of these routers has VIPs of a service.
+pub fn split<'a>(
+    service: &'a str,
+    key: &'a ServiceKey,
+    routers: impl IntoIterator<Item = &'a Router>,
+) -> Option<Split<'a>> {
+    let vips = key.vips();
+    let mut with_vip = routers.into_iter().filter_map(|router| {
+        let mut addresses = router.addresses.iter().map(|at| at.address);
+        Some((router, addresses.find(|address| vips.contains(*address))?))
+    });
+    // A link-local address is another one on each link.
+    let is_one = vips.first() == vips.last();
+    let (first, _) = with_vip.next().filter(|_| !is_one)?;
+    let (second, vip) = with_vip.next()?;
+    Some(Split { service, key, first, second, vip })
 }
