@@ -35,8 +35,10 @@ pub struct Service {
     pub name: String,
     /// The VIP.
     pub vip: IpAddr,
-    /// The port.
+    /// The port, or the first one.
     pub port: u16,
+    /// How many ports follow it.
+    pub more_ports: u16,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
     /// `dsr`, `ipip` or `nat`.
@@ -421,7 +423,7 @@ impl Service {
         backends: Vec<IpAddr>,
     ) -> Self {
         let (name, vip, settings) = (name.to_owned(), vip.into(), String::new());
-        Self { name, vip, port, protocol: "tcp", mode, backends, settings }
+        Self { name, vip, port, more_ports: 0, protocol: "tcp", mode, backends, settings }
     }
 
     /// With more lines of configuration.
@@ -436,6 +438,10 @@ impl Service {
     #[must_use]
     pub fn toml(&self) -> String {
         let Self { name, vip, port, protocol, mode, settings, .. } = self;
+        let port = match self.more_ports {
+            0 => port.to_string(),
+            more => format!("\"{port}-{}\"", port + more),
+        };
         let backends = self
             .backends
             .iter()

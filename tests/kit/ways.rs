@@ -13,7 +13,7 @@ use lb_model::backend_address::BackendAddress;
 use crate::{
     balancer::{Balancer, Service},
     http::Connection,
-    lab::{INTERFACE, Lab, NAT_VIPS, Options, VIPS_V4, VIPS_V6, Web},
+    lab::{INTERFACE, Lab, NAT_RANGE_VIP, NAT_VIPS, Options, VIPS_V4, VIPS_V6, Web},
     nginx,
     status::{ServiceExt as _, StatusExt as _},
 };
@@ -38,6 +38,8 @@ pub enum Way {
     NatV4,
     /// The same, IPv6.
     NatV6,
+    /// By another destination address, and ten ports that stay.
+    NatRangeV4,
 }
 
 impl Way {
@@ -56,6 +58,7 @@ impl Way {
             Self::IpipV4InV6 => "ipip-v4-in-v6",
             Self::NatV4 => "nat-v4",
             Self::NatV6 => "nat-v6",
+            Self::NatRangeV4 => "nat-range-v4",
         }
     }
 
@@ -70,6 +73,7 @@ impl Way {
             Self::IpipV4InV6 => IpAddr::V4(VIPS_V4[2]),
             Self::NatV4 => IpAddr::V4(NAT_VIPS.0),
             Self::NatV6 => IpAddr::V6(NAT_VIPS.1),
+            Self::NatRangeV4 => IpAddr::V4(NAT_RANGE_VIP),
         }
     }
 
@@ -83,7 +87,7 @@ impl Way {
     #[must_use]
     pub const fn overhead(self) -> usize {
         match self {
-            Self::DsrV4 | Self::DsrV6 | Self::NatV4 | Self::NatV6 => 0,
+            Self::DsrV4 | Self::DsrV6 | Self::NatV4 | Self::NatV6 | Self::NatRangeV4 => 0,
             Self::IpipV4 => 20,
             Self::IpipV6 | Self::IpipV4InV6 => 40,
         }
@@ -93,7 +97,7 @@ impl Way {
     #[must_use]
     pub fn backend(self, web: &Web) -> IpAddr {
         match self {
-            Self::DsrV4 | Self::IpipV4 | Self::NatV4 => web.host.v4.into(),
+            Self::DsrV4 | Self::IpipV4 | Self::NatV4 | Self::NatRangeV4 => web.host.v4.into(),
             Self::DsrV6 | Self::IpipV6 | Self::IpipV4InV6 | Self::NatV6 => web.host.v6.into(),
         }
     }
@@ -104,7 +108,7 @@ impl Way {
         match self {
             Self::DsrV4 | Self::DsrV6 => "dsr",
             Self::IpipV4 | Self::IpipV6 | Self::IpipV4InV6 => "ipip",
-            Self::NatV4 | Self::NatV6 => "nat",
+            Self::NatV4 | Self::NatV6 | Self::NatRangeV4 => "nat",
         }
     }
 
@@ -129,7 +133,10 @@ impl Way {
     pub fn service(self, lab: &Lab) -> Service {
         let backends = lab.webs.iter().map(|web| self.backend(web)).collect();
         let (vip, port) = (self.vip(), self.target().port());
-        let service = Service::tcp(self.name(), vip, port, self.mode(), backends);
+        let mut service = Service::tcp(self.name(), vip, port, self.mode(), backends);
+        if self == Self::NatRangeV4 {
+            service.more_ports = 9;
+        }
         match self.port() {
             same if same == port => service,
             other => service.with(&format!("target_port = {other}")),

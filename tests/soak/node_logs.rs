@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use kit::lab::Lab;
+use kit::{lab::Lab, ways::Way};
 use lb_model::backend_address::BackendAddress;
 use serde::Deserialize;
 
@@ -112,9 +112,15 @@ impl Reader {
     /// The backend in mode `nat` whose answers have this source before a node translates them.
     #[must_use]
     pub fn translated(&self, source: SocketAddr) -> Option<Backend> {
-        let port = NonZeroU16::new(source.port())?;
-        let address = BackendAddress::from(source.ip()).or_port(Some(port));
-        self.names.iter().find_map(|((_, one), backend)| (*one == address).then_some(*backend))
+        let address = BackendAddress::from(source.ip());
+        let with_port = address.or_port(NonZeroU16::new(source.port()));
+        let is_of = |at: BackendAddress, way: Way| {
+            at == with_port
+                || (way == Way::NatRangeV4 && at == address && source.port() == way.port())
+        };
+        self.names
+            .iter()
+            .find_map(|((_, at), backend)| is_of(*at, WAYS[backend.service]).then_some(*backend))
     }
 
     /// Takes a line in; returns the alarm in it.

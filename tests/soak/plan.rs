@@ -11,8 +11,8 @@ use kit::{pair::Wire, ways::Way};
 use crate::random::Random;
 
 /// The services: all modes, both families.
-pub const WAYS: [Way; 6] =
-    [Way::DsrV4, Way::DsrV6, Way::IpipV4, Way::IpipV6, Way::NatV4, Way::NatV6];
+pub const WAYS: [Way; 7] =
+    [Way::DsrV4, Way::DsrV6, Way::IpipV4, Way::IpipV6, Way::NatV4, Way::NatV6, Way::NatRangeV4];
 
 /// How many web hosts there are; each is a backend of every service.
 pub const HOSTS: usize = 4;

@@ -416,8 +416,11 @@ impl Files {
                 IDLE.as_secs(),
                 self.interval.as_millis()
             );
+            // Nothing fails to be written to a string.
+            if service.more_ports > 0 {
+                let _ = writeln!(lines, "port = {}", service.port);
+            }
             for (address, weight) in service.backends.drain(..).zip(weights) {
-                // Nothing fails to be written to a string.
                 let _ = writeln!(
                     lines,
                     "[[service.backend]]\naddress = \"{address}\"\nweight = {weight}"

@@ -60,6 +60,9 @@ pub const VIPS_V6: [Ipv6Addr; 2] = [
 pub const NAT_VIPS: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(10, 0, 0, 110), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x110));
 
+/// The VIP of a service in mode `nat` with several ports.
+pub const NAT_RANGE_VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 111);
+
 /// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
