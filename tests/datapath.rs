@@ -1,6 +1,6 @@
 //! Does the BPF object decide and rewrite as the core does on the host, byte for byte?
 
-use std::{collections::HashMap, net::IpAddr, rc::Rc, time::Duration};
+use std::{collections::HashMap, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -11,14 +11,13 @@ use aya::{
 };
 use kit::datapath::{
     Twins, frames,
-    generate::{self, BACKENDS, INGRESS, Random, VIP_V4, VIP_V6},
+    generate::{self, BACKENDS, INGRESS, Random},
     hex,
     hook::Hook,
     kernel::{self, Kernel},
-    model::{Action, BackendCount, Neighbours, Routes},
-    steady_nanos,
+    model::{Action, BackendCount, Neighbours},
+    routes, steady_nanos,
 };
-use kit::tun::{Layer, Tun};
 use lb_common::{
     abi::{RETURN_EGRESS_TC, VipKey, backend_flags, mapped},
     decap::{Source, Unlisted},
@@ -28,7 +27,6 @@ use lb_common::{
         ipv6::{self, Ipv6},
         number,
     },
-    return_route,
     returns::decide,
     rewrite, unfinished,
     verdict::{ReplyKind, Verdict},
@@ -229,85 +227,6 @@ fn classifier_and_core_agree_on_frames_that_leave_in_segments() -> Result<()> {
     Ok(())
 }
 
-/// Index of the tap by which clients are reached.
-const TAP: u32 = 7;
-
-/// Moves the calling thread to a network namespace with routes to the clients of [`generate`], by a tap.
-fn routes() -> Result<(Tun, Routes)> {
-    // SAFETY: no precondition; only this thread moves.
-    let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    ensure!(moved == 0, "make a network namespace: {}", std::io::Error::last_os_error());
-    let tap = Tun::new("tap0", Layer::Ethernet, Some(TAP))?;
-    let mac = [2, 0, 0, 0, 0, 0x77];
-    let routes = Routes { mac, mtu: 1_400, neighbours: Neighbours::Even };
-    set_routes(routes, "main")?;
-    Ok((tap, routes))
-}
-
-/// Sets them in this table, in the network namespace of the calling thread.
-fn set_routes(routes: Routes, table: &str) -> Result<()> {
-    let Routes { mtu, .. } = routes;
-    let mut lines = format!(
-        "link set lo up\nlink set tap0 address 02:00:00:00:00:77 mtu {mtu}\n\
-         route add 198.51.100.0/24 dev tap0 table {table}\n\
-         route add 2001:db8:c100::/48 dev tap0 table {table}\n",
-    );
-    for last in 0..=u8::MAX {
-        if routes.neighbours == Neighbours::Even
-            && let Some([.., a, b]) = routes.neighbour(last)
-        {
-            for address in [format!("198.51.100.{last}"), format!("2001:db8:c100::{last:x}")] {
-                let mac = format!("02:00:00:00:{a:02x}:{b:02x}");
-                lines += &format!("neigh replace {address} lladdr {mac} dev tap0 nud permanent\n");
-            }
-        }
-    }
-    kit::command::run_with_input(kit::command::command("ip").args(["-batch", "-"]), &lines)?;
-    for path in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        std::fs::write(format!("/proc/sys/net/{path}"), "1")?;
-    }
-    Ok(())
-}
-
-/// The same where packets come by a tun, and leave by its tap: the routes are for packets from a VIP alone, as the kernel would
-/// forward every other packet that passes.
-fn routes_from_vip() -> Result<Routes> {
-    for interface in ["tun0", "tap0"] {
-        let set = |key: &str, value: &str| {
-            std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{key}"), value)
-        };
-        set("addr_gen_mode", "1")?;
-        set("disable_ipv6", "0")?;
-    }
-    let mac = [2, 0, 0, 0, 0, 0x77];
-    let routes = Routes { mac, mtu: 9_000, neighbours: Neighbours::NotAsked };
-    kit::command::run(kit::command::command("ip").args(["link", "set", "tap0", "arp", "off"]))?;
-    set_routes(routes, "100")?;
-    let vips = [IpAddr::from(VIP_V4), IpAddr::from(VIP_V6)];
-    for (family, vip) in ["-4", "-6"].into_iter().zip(vips) {
-        let vip = vip.to_string();
-        // Without it the kernel sends ICMP errors for what has no route.
-        let rest = [family, "route", "add", "blackhole", "default"];
-        kit::command::run(kit::command::command("ip").args(rest))?;
-        // An ICMP error of a router has the route of one of the VIP. The kernel then looks up its next hop as that of a packet
-        // of its own.
-        for which in [["from", &vip], ["iif", "lo"]] {
-            let rule = [&[family, "rule", "add"][..], &which, &["table", "100"]].concat();
-            kit::command::run(kit::command::command("ip").args(rule))?;
-        }
-    }
-    Ok(routes)
-}
-
-/// Takes all clients' MAC addresses from the kernel, and waits until the program keeps none of them.
-fn forget_neighbours() -> Result<()> {
-    let all = ["neigh", "flush", "dev", "tap0", "nud", "permanent"];
-    kit::command::run(kit::command::command("ip").args(all))?;
-    // A tick of the clock that the program reads is 10 ms at most.
-    std::thread::sleep(Duration::from_nanos(return_route::LIFETIME) + Duration::from_millis(10));
-    Ok(())
-}
-
 #[test]
 fn program_and_core_agree_on_answers_that_have_a_route() -> Result<()> {
     agree_on_answers(Hook::Xdp)
@@ -326,7 +245,7 @@ fn classifier_without_link_layer_and_core_agree_on_answers_that_have_a_route() -
 
 fn agree_on_answers(hook: Hook) -> Result<()> {
     kernel::stay_on_one_cpu()?;
-    let tap = if hook == Hook::RawIp { None } else { Some(routes()?) };
+    let tap = if hook == Hook::RawIp { None } else { Some(routes::by_tap()?) };
     let mut by_action: HashMap<u32, u64> = HashMap::new();
     let mut resolved = [0; 2];
     for seed in 0..7 {
@@ -337,14 +256,14 @@ fn agree_on_answers(hook: Hook) -> Result<()> {
         twins.install(&state)?;
         let mut routes = match &tap {
             Some((_, routes)) => *routes,
-            None => routes_from_vip()?,
+            None => routes::from_vip()?,
         };
         let flags = if hook == Hook::Tc { RETURN_EGRESS_TC } else { 0 };
-        twins.kernel.put_return_egress(TAP | flags)?;
+        twins.kernel.put_return_egress(routes::TAP | flags)?;
         twins.model.routes = Some(routes);
         for number in 0..2_000 {
             if tap.is_some() && (seed, number) == (6, 1_000) {
-                forget_neighbours()?;
+                routes::forget_neighbours()?;
                 routes.neighbours = Neighbours::None;
                 twins.model.routes = Some(routes);
             }

@@ -7,6 +7,7 @@ pub mod hook;
 pub mod kernel;
 pub mod model;
 mod raw_ip;
+pub mod routes;
 mod wide;
 
 use std::{collections::HashMap, hash::Hash, rc::Rc, thread, time::Duration};

@@ -40,7 +40,7 @@ pub(super) struct EventsArgs {
     /// Only those of this service and its backends.
     #[arg(long, add = ArgValueCandidates::new(complete::services))]
     service: Option<String>,
-    /// Only those of this backend.
+    /// Only those of this backend; an address without port is that of all backends at it.
     #[arg(long, add = ArgValueCandidates::new(complete::backends))]
     backend: Option<BackendRef>,
     /// Only those of this kind, as backend_down.

@@ -23,10 +23,11 @@ use lb_model::{
 };
 
 use super::{
-    Around, Explained, Next, Outcome, Plain, Questions, Snap, Step, counters_of,
+    Around, Explained, Next, Outcome, Plain, Questions, Snap, counters_of,
     leave::Left,
     overlay::{Note, Write},
     packet, reason_of,
+    steps::Steps,
     text::{drop_text, flow_word, pass_text, state},
 };
 
@@ -590,17 +591,4 @@ fn hash(snap: &Snap, service: &Service, notes: &[Note]) -> Option<u64> {
         _ => None,
     })?;
     (slot == slot_of(hash, service.slots)).then_some(hash)
-}
-
-/// The steps so far, without duplicates.
-#[derive(Default)]
-struct Steps(Vec<Step>);
-
-impl Steps {
-    fn add(&mut self, about: &str, text: String) {
-        let step = Step { about: about.into(), text };
-        if !self.0.contains(&step) {
-            self.0.push(step);
-        }
-    }
 }

@@ -10,6 +10,7 @@ mod leave;
 mod overlay;
 mod packet;
 pub mod saved;
+mod steps;
 mod text;
 mod view;
 
