@@ -191,6 +191,7 @@ impl Place {
             backend.mtu = input.short();
         }
         backend.l2_len = input.of(&[14, 18, 22, 0]);
+        generate::set_tags(&mut backend.l2, backend.l2_len);
         backend.ifindex = input.of(&[generate::INGRESS, 7]);
         self.twins.model.hook.fit_backend(&mut backend);
         self.twins.kernel.put_backend(id, backend)?;

@@ -167,12 +167,17 @@ pub(super) fn connection_id(n: usize) -> [u8; 8] {
 /// A link-layer header with as many tags as it has room for.
 fn link_header(random: &mut Random, len: u8) -> [u8; 22] {
     let mut header: [u8; 22] = random.bytes();
+    set_tags(&mut header, len);
+    header
+}
+
+/// Makes VLAN tags of what is between the addresses and the EtherType of a link-layer header of `len` bytes.
+pub fn set_tags(header: &mut [u8; 22], len: u8) {
     for tpid in (ethernet::LEN..usize::from(len)).step_by(ethernet::TAG_LEN) {
         // The kernel takes no other for tc.
         let kind = if header[tpid].is_multiple_of(2) { ethernet::VLAN } else { ethernet::QINQ };
         header[tpid - 2..tpid].copy_from_slice(&kind.to_be_bytes());
     }
-    header
 }
 
 fn backend(random: &mut Random, id: u16) -> Backend {
