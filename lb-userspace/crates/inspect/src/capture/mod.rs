@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(bits(&[]), Ok(u64::MAX));
         assert_eq!(bits(&["forwarded"]), Ok(1 << 63));
         assert_eq!(bits(&["no_backend", "not_a_service"]), Ok(1 << 16 | 1));
-        assert_eq!(bits(&["dropped"]), Ok(0x3ff << 16));
+        assert_eq!(bits(&["dropped"]), Ok(0x7ff << 16));
         assert!(bits(&["no_backends"]).unwrap_err().contains("did you mean no_backend?"));
     }
 
