@@ -59,6 +59,8 @@ pub struct Balancer {
     pins: PathBuf,
     binaries: PathBuf,
     orphan: Orphan,
+    /// Whether `lbd` lacks what the unit does not give it.
+    is_confined: bool,
     attach: &'static str,
     interfaces: Vec<String>,
     more: String,
@@ -98,6 +100,7 @@ impl Balancer {
             pins: lab.pins().join(&node.name),
             binaries: binaries()?,
             orphan: lab.orphan(),
+            is_confined: false,
             attach: lab.attach,
             interfaces: vec![INTERFACE.to_owned()],
             more: more.to_owned(),
@@ -186,6 +189,12 @@ impl Balancer {
         self.wait_answers()
     }
 
+    /// Has `lbd` run without CAP_SYS_ADMIN from its next start on, which the kernel wants for much that is about BPF, and which
+    /// the unit does not give it.
+    pub const fn confine(&mut self) {
+        self.is_confined = true;
+    }
+
     /// Starts `lbd` and waits for nothing.
     ///
     /// # Errors
@@ -198,7 +207,13 @@ impl Balancer {
         let config = config.to_string_lossy();
         let log = self.folder.join("lbd.log");
         let args = ["--config", &config];
-        let process = Process::start(&self.namespace, &lbd, &args, &log, self.orphan)?;
+        let name = lbd.to_string_lossy();
+        let confined = ["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--", &name];
+        let (program, args) = match self.is_confined {
+            true => (Path::new("setpriv"), [&confined[..], &args].concat()),
+            false => (&*lbd, args.to_vec()),
+        };
+        let process = Process::start(&self.namespace, program, &args, &log, self.orphan)?;
         self.process = Some(process);
         Ok(())
     }

@@ -258,7 +258,7 @@ fn connections_of_the_node_outlive_a_drain_and_a_restart_of_lbd() -> Result<()> 
     is_refused(&lab, way.target())
 }
 
-/// Also where each is told apart from connections to the backend that others of the node have opened to its own address.
+/// Connections of the node to the backend's own address do not count.
 #[test]
 fn a_drain_waits_for_the_connections_of_the_nodes_processes() -> Result<()> {
     if !can_run() {
@@ -271,6 +271,7 @@ fn a_drain_waits_for_the_connections_of_the_nodes_processes() -> Result<()> {
     let services = FAMILIES.map(|way| service(&lab, way).with(check).with(quick).toml());
     let tables = group.setting() + &services.concat();
     let mut balancer = Balancer::on(&lab, &lab.balancer, &[] as &[Service], &tables)?;
+    balancer.confine();
     balancer.launch()?;
     balancer.wait_usable()?;
     for way in FAMILIES {
@@ -291,9 +292,9 @@ fn a_drain_waits_for_the_connections_of_the_nodes_processes() -> Result<()> {
         change(&["drain"])?;
         thread::sleep(Duration::from_secs(6));
         let waited = change(&["drain", "--wait", "--timeout", "1s"])?;
-        let told = String::from_utf8(waited.stderr)?;
-        ensure!(waited.status.code() == Some(1), "{}: {told}", way.name());
-        ensure!(told.contains("still drains: 2 connections of this node"), "{told}");
+        let said = String::from_utf8(waited.stderr)?;
+        ensure!(waited.status.code() == Some(1), "{}: {said}", way.name());
+        ensure!(said.contains("still drains: 2 connections of this node"), "{said}");
         for open in &mut kept {
             ensure!(open.get("/")?.backend()? == lab.webs[0].host.name);
         }

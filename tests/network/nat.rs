@@ -226,8 +226,12 @@ fn a_backend_that_is_its_own_client_is_refused_with_the_reason() -> Result<()> {
             ensure!(count > before, "{}: {count} packets", at());
             let from = SocketAddr::new(way.backend(&lab.webs[0]), 40_000).to_string();
             let to = way.target().to_string();
-            let told = balancer.lbctl(&["explain", "tcp", &from, &to, "--syn"])?;
-            ensure!(told.contains("its client is this backend itself"), "{}: {told}", at());
+            let explained = balancer.lbctl(&["explain", "tcp", &from, &to, "--syn"])?;
+            ensure!(
+                explained.contains("its client is this backend itself"),
+                "{}: {explained}",
+                at()
+            );
         }
     }
     Ok(())
@@ -247,7 +251,9 @@ fn a_router_whose_mac_address_changes_unannounced_gets_answers_again() -> Result
             (&format!("{version}/neigh/eth0/retrans_time_ms"), "200"),
         ])?;
     }
-    let balancer = Balancer::start(&lab, &FAMILIES.map(|way| service(&lab, way)))?;
+    let mut balancer = Balancer::new(&lab, &FAMILIES.map(|way| service(&lab, way)))?;
+    balancer.confine();
+    balancer.launch()?;
     balancer.wait_usable()?;
     let answered = |way: Way| {
         let mut open =

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     ops::Range,
+    os::fd::AsFd as _,
     time::Duration,
 };
 
@@ -513,7 +514,9 @@ impl Interfaces for Xdp {
         let Some(Map::Array(map)) = self.object.map("RETURN_ROUTES") else {
             bail!("the object has no map RETURN_ROUTES");
         };
-        let map = MapData::from_id(map.info()?.id()).context("open RETURN_ROUTES")?;
+        // By its number it would take CAP_SYS_ADMIN.
+        let fd = map.fd().as_fd().try_clone_to_owned().context("open RETURN_ROUTES again")?;
+        let map = MapData::from_fd(fd)?;
         let routes: sys::Table<u32, [u64; 8]> = sys::Table::new(map)?;
         let since = coarse_nanos().saturating_sub(within.as_nanos() as u64);
         routes.walk(|_, words| stations.extend(ReturnRoute::from(words).used_since(since)))?;

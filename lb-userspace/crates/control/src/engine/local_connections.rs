@@ -37,7 +37,10 @@ impl LocalConnections {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.has_failed, true) {
-                    warn!("drains do not wait for connections of this node's processes: {error:#}");
+                    warn!(
+                        "connections of this node's processes can't be counted, and drains go by the last count, which may \
+                         lack some: {error:#}"
+                    );
                 }
             }
         }

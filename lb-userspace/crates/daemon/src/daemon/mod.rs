@@ -124,7 +124,7 @@ pub struct Effects {
     pub at_tc: Box<dyn Fn(BTreeSet<String>) + Send>,
     /// Reports to the resolver that a backend is silent.
     pub doubt: Box<dyn Fn(Want) + Send>,
-    /// Tells the resolver which hosts the program sends answers to.
+    /// Gives the resolver the hosts that the program sends answers to.
     pub answered: Box<dyn Fn(BTreeSet<Station>) + Send>,
     /// Removes the pins, when the engine is gone.
     pub detach: Box<dyn FnOnce() -> Result<Vec<String>> + Send>,
@@ -189,6 +189,8 @@ pub struct Daemon<D> {
     trunks: Option<trunks::Trunks>,
     /// When the hosts were looked for that get answers.
     answered: Instant,
+    /// Why that failed the last time.
+    answered_error: Option<String>,
     clocks: clock::Watch,
     started: Instant,
     /// Is notified when the start is over.
@@ -264,6 +266,7 @@ impl<D: DataPlane> Daemon<D> {
             egress: None,
             trunks: None,
             answered: Instant::now(),
+            answered_error: None,
             clocks: clock::Watch::new(clocks),
             started: Instant::now(),
             ready: None,

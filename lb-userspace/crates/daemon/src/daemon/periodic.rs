@@ -56,10 +56,16 @@ impl<D: DataPlane> Daemon<D> {
             return;
         }
         self.answered = Instant::now();
-        match self.engine.answered_stations(ANSWERED) {
-            Ok(stations) if stations.is_empty() => {}
-            Ok(stations) => (self.effects.answered)(stations),
-            Err(error) => tracing::debug!("no look for the hosts that get answers: {error:#}"),
+        let stations = self.engine.answered_stations(ANSWERED);
+        let failed = stations.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(error) = failed.as_ref().filter(|_| self.answered_error != failed) {
+            tracing::warn!("the neighbours that get answers in mode nat are not probed: {error}");
+        }
+        self.answered_error = failed;
+        if let Ok(stations) = stations
+            && !stations.is_empty()
+        {
+            (self.effects.answered)(stations);
         }
     }
 
